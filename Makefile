@@ -1,0 +1,48 @@
+# Each target sets up .venv first, once, with the exact versions of requirements.lock.
+# ARGS goes to the command: make reproduce ARGS="01 --set seed=1", make test ARGS="-k attacks".
+
+VENV := .venv
+BIN := $(VENV)/bin
+# a uv that answers (a version manager's shim may not), else one of our own
+UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo $(VENV)/uv/bin/uv)
+NEEDED := crat sets itself up by uv, or by python3 with pip. Install one: uv, or python3-venv (apt install python3-venv)
+
+.PHONY: help reproduce test lab lint lock
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ' *## ' '/^[a-z]+:.* ## / { sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+reproduce: $(VENV)/.ready ## train on the shipped images, draw every figure and the claims table
+	@$(BIN)/crat reproduce $(ARGS)
+
+test: $(VENV)/.ready ## every test, the committed notebooks included
+	@$(BIN)/pytest -n logical --maxprocesses=4 --dist=loadscope $(ARGS)
+
+lab: $(VENV)/.ready ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab $(ARGS) notebooks
+
+lint: $(VENV)/.ready ## ruff on code and notebooks, mypy on the package
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+lock: $(UV) ## write requirements.lock anew after a change of pyproject.toml (newest versions: ARGS=--upgrade)
+	@$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --extra all --python-version 3.11 $(ARGS) \
+		pyproject.toml -o requirements.lock
+
+# uv is asked for here, not as a prerequisite: an environment that is ready needs none
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@test -x $(UV) || $(MAKE) --no-print-directory $(UV)
+	@test -x $(BIN)/python || echo "setting up $(VENV): up to 3 GB to download, 6 GB on disk, once"
+	@$(UV) venv --quiet --allow-existing --python '>=3.11,<3.13' $(VENV)
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Debian's python3 has no ensurepip without python3-venv, but its pip can install into an environment without one
+$(VENV)/uv/bin/uv:
+	@python3 -m venv --clear $(VENV)/uv >/dev/null 2>&1 || python3 -m venv --clear --without-pip $(VENV)/uv >/dev/null 2>&1 || \
+		{ echo "$(NEEDED)" >&2; exit 1; }
+	@if $(VENV)/uv/bin/python -m pip --version >/dev/null 2>&1; then $(VENV)/uv/bin/python -m pip install --quiet uv; \
+	elif python3 -m pip --version >/dev/null 2>&1; then python3 -m pip --python $(VENV)/uv/bin/python install --quiet uv; \
+	else echo "$(NEEDED)" >&2; exit 1; fi

@@ -1,0 +1,83 @@
+"""What an attack ascends: callables (logits (N, K), y (N,)) -> (N,), larger is more wrong.
+
+Each is a frozen dataclass, so that its repr names it in cards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+def full(logits: Tensor) -> Tensor:
+    """Logits for a loss: bfloat16 and float16 as float32; float32 and float64 as they are."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def true_logit(logits: Tensor, y: Tensor) -> Tensor:
+    """z_y, shape (N,)."""
+    return logits.gather(1, y[:, None]).squeeze(1)
+
+
+def other_logits(logits: Tensor, y: Tensor) -> Tensor:
+    """The logits with -inf in the place of the true class, shape (N, K)."""
+    return logits.scatter(1, y[:, None], float("-inf"))
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy of softmax(z / T) in a form that does not saturate; T = 1 is PGD's, else Temperature-PGD's.
+
+    Returned is m = logsumexp_{j != y}(z_j / T) - z_y / T, of which the cross-entropy is softplus(m): strictly
+    increasing, so each sample's gradient has the same direction. Cross-entropy itself has a zero gradient in float32
+    once p_y rounds to 1 (large logits, small T), and sign(0) = 0 stops the attack there.
+    Source: Tian et al. 2021 (temperature in the confidence distribution); the safe form is ours.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        z = logits / self.temperature
+        return other_logits(z, y).logsumexp(1) - true_logit(z, y)
+
+
+@dataclass(frozen=True)
+class Margin:
+    """max_{j != y} z_j - z_y (Carlini and Wagner 2017, as the L-inf "CW" columns of the papers use it).
+
+    Above 0 exactly where the sample is misclassified; the limit T -> 0 of Temperature-PGD.
+    """
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        return other_logits(logits, y).amax(1) - true_logit(logits, y)
+
+
+@dataclass(frozen=True, eq=False)
+class KLFrom:
+    """KL(softmax(c) || softmax(z)) from fixed clean logits c (N, K): the inner maximisation of TRADES."""
+
+    clean_logits: Tensor
+
+    def __repr__(self) -> str:
+        return "KLFrom(clean)"
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        return kl_divergence(self.clean_logits, logits)
+
+
+def kl_divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(clean_logits) || softmax(logits)) per sample, (N,).
+
+    From log-probabilities, which stay finite: a probability that underflows to 0 gives 0, and no NaN in its gradient.
+    """
+    log_p = clean_logits.log_softmax(1)
+    return (log_p.exp() * (log_p - logits.log_softmax(1))).sum(1)

@@ -1,0 +1,54 @@
+"""Random crops and flips of a whole batch at once: tensor functions, no loop over images or shifts.
+
+They work on uint8 and float, on any device. The random numbers are drawn where the generator lives and then moved, so
+a CPU generator gives the same augmentation on every device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crat.config import ConfigError
+
+MODES = ("reflect", "zero")
+
+
+def random_crop(x: Tensor, padding_pixels: int, mode: str, generator: torch.Generator) -> Tensor:
+    """Pad every image (N, C, H, W) by so many pixels on each side and cut a window of its own size at random.
+
+    mode: "reflect" (without the edge, as torch pads) or "zero". Raises ConfigError on another mode, or on reflection
+    by as much as the image is wide.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"unknown padding {mode!r}; known: {', '.join(MODES)}")
+    n, _, height, width = x.shape
+    if mode == "reflect" and padding_pixels >= min(height, width):
+        raise ConfigError(f"an image of {height} x {width} cannot be padded by reflection with {padding_pixels} pixels")
+    shift = torch.randint(
+        -padding_pixels, padding_pixels + 1, (2, n, 1), generator=generator, device=generator.device
+    ).to(x.device, non_blocking=True)
+    rows = torch.arange(height, device=x.device) + shift[0]  # (N, H)
+    columns = torch.arange(width, device=x.device) + shift[1]
+    if mode == "reflect":
+        return _gather(x, _reflect(rows, height), _reflect(columns, width))
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None, :]
+    return _gather(x, rows.clamp(0, height - 1), columns.clamp(0, width - 1)) * inside
+
+
+def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror each image (N, C, H, W) left to right with probability 1/2."""
+    flags = torch.randint(2, (len(x), 1, 1, 1), generator=generator, device=generator.device)
+    return torch.where(flags.to(x.device, non_blocking=True).bool(), x.flip(-1), x)
+
+
+def _reflect(position: Tensor, size: int) -> Tensor:
+    """Positions outside [0, size) mirrored at the first and last pixel."""
+    return (size - 1 - (size - 1 - position).abs()).abs()
+
+
+def _gather(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Each image's own rows (N, H) and columns (N, W), the same for all channels: one gather."""
+    index = rows[:, :, None] * x.shape[-1] + columns[:, None, :]
+    flat = x.flatten(2)
+    return flat.gather(2, index.flatten(1)[:, None].expand_as(flat)).view_as(x)

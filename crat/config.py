@@ -1,0 +1,239 @@
+"""What is run: frozen dataclasses, the protocol of each data set, and the profiles quick, laptop and paper.
+
+A perturbation budget is kept as it is written in the papers ("8/255", "0.031"): the two are different numbers, and a
+card that says 0.0313725 helps nobody. `number("8/255")` gives the float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from fractions import Fraction
+from typing import Any
+
+DATASETS = (
+    "fashion_mnist_mini", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "tiny_imagenet", "imagenet",
+)  # fmt: skip
+MODELS = ("small_cnn", "mnist_small_cnn", "lenet5", "preact_resnet18", "resnet18", "wrn_34_10", "resnet50")
+HEADS = ("linear", "cosine", "hypersphere", "augmented")
+SCHEDULES = ("piecewise", "one_cycle", "cosine", "constant")
+AVERAGES = ("none", "ema_epoch", "ema_update")
+DTYPES = ("auto", "float32", "bfloat16")
+PROFILES = ("quick", "laptop", "paper")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: one line that says what is wrong and what is allowed."""
+
+
+def number(text: str | float) -> float:
+    """The float that a budget stands for: "8/255" -> 8 / 255, "0.031" -> 0.031, 0.1 -> 0.1."""
+    if isinstance(text, (int, float)):
+        return float(text)
+    try:
+        above, _, below = text.partition("/")
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"{text!r} is not a number: write 0.1 or 8/255") from None
+
+
+def as_written(value: str | float) -> str:
+    """The way a budget is kept in cards: 8 / 255 -> "8/255", 0.031 -> "0.031"; strings stay as they are."""
+    if isinstance(value, str):
+        number(value)  # raises where it is none
+        return value.replace(" ", "")
+    pixels = Fraction(value * 255).limit_denominator(8)
+    if value and float(pixels) / 255 == value and value * 255 < 255:
+        return f"{float(pixels):g}/255"
+    return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The L-inf threat of one data set: budget, training attack (step x steps) and test attack.
+
+    `source` says whose it is; "crat" marks a protocol that no paper of ours fixes.
+    """
+
+    eps: str
+    step_size: str
+    steps: int
+    test_step_size: str
+    test_steps: int
+    source: str
+
+
+_CIFAR = Protocol("8/255", "2/255", 10, "2/255", 20, "CFA (Wei et al. 2023); PGD-20 with the same step")
+_FASHION = Protocol("0.1", "0.025", 10, "0.0125", 20, "crat: the papers have none for Fashion-MNIST")
+PROTOCOLS: dict[str, Protocol] = {
+    "fashion_mnist_mini": _FASHION,
+    "fashion_mnist": _FASHION,
+    "mnist": Protocol("0.3", "0.01", 40, "0.01", 100, "Madry et al. 2018 (eps, step, steps)"),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "tiny_imagenet": _CIFAR,
+    "svhn": Protocol("8/255", "1/255", 10, "2/255", 20, "crat: a smaller training step, AT on SVHN collapses else"),
+    "stl10": Protocol("8/255", "2/255", 10, "2/255", 20, "Tian et al. 2021 by a third party's code comment"),
+    "imagenet": Protocol("4/255", "1/255", 10, "1/255", 20, "crat: the usual budget of public robust ResNet-50s"),
+}
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"unknown {what} {value!r}; known: {', '.join(allowed)}")
+
+
+def _at_least(what: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ConfigError(f"{what} must be at least {least:g}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images. Validation images are taken out of the training set, per class, before anything else."""
+
+    name: str = "fashion_mnist_mini"
+    train_per_class: int | None = None  # None: all that validation leaves
+    valid_per_class: int = 100
+    split: str = "stratified"  # stratified (seeded) | first (CFA: the first valid_per_class of each class)
+    split_seed: int = 0
+    drop_classes: tuple[int, ...] = ()  # class removal; the labels that stay are renumbered in order
+    imbalance_ratio: float = 1.0  # n_max / n_min of an exponential long tail
+    augment: str = "auto"  # auto (none | crop | crop_flip by data set) or one of the three
+    padding: str = "reflect"  # reflect (CFA) | zero (TRADES)
+
+    def __post_init__(self) -> None:
+        _one_of("data set", self.name, DATASETS)
+        _one_of("split", self.split, ("stratified", "first"))
+        _one_of("augmentation", self.augment, ("auto", "none", "crop", "crop_flip"))
+        _one_of("padding", self.padding, ("reflect", "zero"))
+        _at_least("imbalance_ratio", self.imbalance_ratio, 1)
+        _at_least("valid_per_class", self.valid_per_class, 1)
+        object.__setattr__(self, "drop_classes", tuple(sorted(set(self.drop_classes))))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network; width and depth mean what the architecture says (None: its usual value)."""
+
+    name: str = "small_cnn"
+    width: int | None = None
+    depth: int | None = None
+    head: str = "linear"
+
+    def __post_init__(self) -> None:
+        _one_of("model", self.name, MODELS)
+        _one_of("head", self.head, HEADS)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How it is trained. None means: the protocol of the data set (eps, step_size, steps)."""
+
+    defense: str = "pgd_at"
+    eps: str | float | None = None
+    step_size: str | float | None = None
+    steps: int | None = None
+    beta: float = 6.0  # TRADES
+    epochs: int = 4
+    batch_size: int = 128
+    lr: float = 0.1
+    schedule: str = "one_cycle"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    eps_warmup: int = 0  # epochs over which eps and step_size grow linearly to their value
+    average: str = "none"  # ema_epoch: one step an epoch (CFA); ema_update: one step an optimizer update
+    average_decay: float | None = None  # None: 0.85 an epoch (CFA), 0.999 an update
+    batch_norm: str = "auto"  # its mode while training examples are crafted: eval | train | auto (the method's own)
+    seed: int = 0
+    dtype: str = "auto"  # auto: bfloat16 autocast where the device multiplies it in hardware
+    trace_per_class: int = 0  # test images a class whose logits, clean and under PGD, are kept every epoch
+
+    def __post_init__(self) -> None:
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("average", self.average, AVERAGES)
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("batch_norm", self.batch_norm, ("auto", "eval", "train"))
+        _at_least("epochs", self.epochs, 1)
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("lr", self.lr, 0)
+        _at_least("beta", self.beta, 0)
+        for name in ("eps", "step_size"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, as_written(value))
+                _at_least(name, number(value), 0)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One trained model. `resolved()` fills in what the data set's protocol decides; only that is hashed."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def resolved(self) -> RunConfig:
+        """The same run with no None left in eps, step_size and steps."""
+        protocol = PROTOCOLS[self.data.name]
+        missing = {n: getattr(protocol, n) for n in ("eps", "step_size", "steps") if getattr(self.train, n) is None}
+        return replace(self, train=replace(self.train, **missing))
+
+    def but(self, **changes: Any) -> RunConfig:
+        """A copy with some fields of data, model or train changed: `config.but(defense="trades", seed=1)`."""
+        parts: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "train": {}}
+        for key, value in changes.items():
+            part, name = self._locate(key)
+            parts[part][name] = value
+        return RunConfig(*(replace(getattr(self, part), **parts[part]) for part in parts))
+
+    def _locate(self, key: str) -> tuple[str, str]:
+        """Fields are named plainly where one part has them (seed, eps), else data.name and model.name."""
+        for part in ("data", "model", "train"):
+            names = {f.name for f in fields(getattr(self, part))} - {"name"}
+            if key in names:
+                return part, key
+            if key == part:  # data="cifar10", model="resnet18"
+                return part, "name"
+        known = [f.name for part in (self.data, self.model, self.train) for f in fields(part) if f.name != "name"]
+        raise ConfigError(f"unknown setting {key!r}; known: data, model, {', '.join(known)}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested dict for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """The inverse of `as_dict` after a trip through JSON."""
+        data = {**values["data"], "drop_classes": tuple(values["data"]["drop_classes"])}
+        return cls(DataConfig(**data), ModelConfig(**values["model"]), TrainConfig(**values["train"]))
+
+
+def profile(name: str) -> RunConfig:
+    """The base run of a profile: quick (seconds, shipped images), laptop (CPU minutes), paper (CFA's setting).
+
+    The published laptop runs fix the dtype, so that every machine finds them; "auto" would not.
+    """
+    _one_of("profile", name, PROFILES)
+    if name == "quick":
+        return RunConfig(train=TrainConfig(eps_warmup=1))
+    if name == "laptop":
+        return RunConfig(
+            DataConfig("fashion_mnist", train_per_class=2000, valid_per_class=200),
+            train=TrainConfig(epochs=12, eps_warmup=2, dtype="bfloat16", trace_per_class=50),
+        )
+    return RunConfig(
+        DataConfig("cifar10", split="first"),
+        ModelConfig("preact_resnet18"),
+        TrainConfig(epochs=200, schedule="piecewise"),
+    )
+
+
+def different_from_default(config: RunConfig) -> dict[str, Any]:
+    """The settings that are not a default's, for hashing: a setting added later leaves older runs' names as they are."""
+    parts = ((name, getattr(config, name)) for name in ("data", "model", "train"))
+    return {
+        f"{name}.{f.name}": getattr(part, f.name)
+        for name, part in parts
+        for f in fields(part)
+        if getattr(part, f.name) != f.default
+    }

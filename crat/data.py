@@ -1,0 +1,245 @@
+"""Images by name, split per class as the papers do, and batches of them on the device.
+
+    data = load(DataConfig("cifar10", split="first")).to(device)
+    for x, y in Batches(data.x_train, data.y_train, 128, generator, augment="crop_flip"): ...
+
+Where the files come from is in `sources`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crat.augment import random_crop, random_flip
+from crat.config import ConfigError, DataConfig
+from crat.originals import CLASSES, SUPERCLASSES, DataError, data_home, imagenet_loader
+from crat.sources import fetch, listing, read
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "Batches", "DataError", "Dataset", "data_home", "fetch", "imagenet_loader", "listing", "load", "resolve_augment",
+    "superclasses",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images uint8 (N, C, H, W) in 0..255 and labels int64 (N,), numbered 0..n_classes-1, of three disjoint splits."""
+
+    x_train: Tensor
+    y_train: Tensor
+    x_valid: Tensor
+    y_valid: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: tuple[str, ...]  # names in the order of the labels
+    name: str
+    original_labels: tuple[int, ...]  # what each class is called in the whole data set (class removal renumbers)
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.x_train.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same with every tensor on the device: one move, before the first epoch."""
+        tensors: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
+
+    def counts(self) -> pd.DataFrame:
+        """Images per split and class: columns split, label, class, n."""
+        import pandas as pd
+
+        parts = {"train": self.y_train, "valid": self.y_valid, "test": self.y_test}
+        table = {split: y.bincount(minlength=self.n_classes).tolist() for split, y in parts.items()}
+        rows = [(split, k, name, table[split][k]) for split in parts for k, name in enumerate(self.classes)]
+        return pd.DataFrame(rows, columns=["split", "label", "class", "n"])
+
+
+def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
+    """The images of a configuration, or of a data set by its name: split, subset, classes removed, long tail.
+
+    Each class is drawn on its own (first: in file order; stratified: in an order seeded by split_seed and the class),
+    validation before training, so a class keeps its validation images whatever else is asked, and a smaller subset is
+    part of a larger one. A long tail thins the training images only. Raises DataError where files or images
+    are missing, ConfigError on an unknown name or class.
+    """
+    if isinstance(config, str):
+        config = DataConfig(config)
+    if config.name == "imagenet":
+        raise DataError(
+            "imagenet does not fit in memory: iterate crat.data.imagenet_loader(split, batch_size, generator)"
+        )
+    arrays = read(config.name)
+    names = CLASSES.get(config.name) or tuple(arrays["classes"].tolist())
+    kept = _kept_classes(config, len(names))
+    train, valid = _split(arrays["y_train"], kept, names, config)
+    test = np.flatnonzero(np.isin(arrays["y_test"], kept))
+    renumber = np.full(len(names), -1, np.int64)
+    renumber[kept] = np.arange(len(kept))
+    tensors = {}
+    for split, source, index in (("train", "train", train), ("valid", "train", valid), ("test", "test", test)):
+        images = torch.from_numpy(arrays[f"x_{source}"]).index_select(0, torch.from_numpy(index))
+        tensors[f"x_{split}"] = images.permute(0, 3, 1, 2).contiguous()
+        tensors[f"y_{split}"] = torch.from_numpy(renumber[arrays[f"y_{source}"][index]])
+    return Dataset(**tensors, classes=tuple(names[k] for k in kept), name=config.name, original_labels=tuple(kept))
+
+
+def _kept_classes(config: DataConfig, n_classes: int) -> list[int]:
+    wrong = [k for k in config.drop_classes if not 0 <= k < n_classes]
+    kept = [k for k in range(n_classes) if k not in config.drop_classes]
+    if wrong or len(kept) < 2:
+        problem = f"{wrong} are no labels of it" if wrong else "fewer than two classes would be left"
+        raise ConfigError(f"drop_classes of {config.name} must be among 0 to {n_classes - 1}: {problem}")
+    return kept
+
+
+def _split(y: np.ndarray, kept: list[int], names: tuple[str, ...], config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and the validation images, each in file order."""
+    drawn = {k: _drawn(y, k, config) for k in kept}
+    spare = {k: len(index) - config.valid_per_class for k, index in drawn.items()}
+    _require(dict.fromkeys(kept, 1), spare, names, config)
+    sizes = spare
+    if config.train_per_class is not None or config.imbalance_ratio > 1:
+        n_max = min(spare.values()) if config.train_per_class is None else config.train_per_class
+        sizes = dict(zip(kept, long_tail(n_max, len(kept), config.imbalance_ratio), strict=True))
+        _require(sizes, spare, names, config)
+    valid = [index[: config.valid_per_class] for index in drawn.values()]
+    train = [index[config.valid_per_class :][: sizes[k]] for k, index in drawn.items()]
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(valid))
+
+
+def _require(sizes: dict[int, int], spare: dict[int, int], names: tuple[str, ...], config: DataConfig) -> None:
+    for k, size in sizes.items():
+        if spare[k] < size:
+            raise DataError(
+                f"class {k} ({names[k]}) of {config.name} has {spare[k] + config.valid_per_class} training images, not "
+                f"the {config.valid_per_class} for validation and {size} for training that are asked"
+            )
+
+
+def _drawn(y: np.ndarray, label: int, config: DataConfig) -> np.ndarray:
+    """The images of one class in the order in which they are given out: validation first, then training."""
+    index = np.flatnonzero(y == label)
+    if config.split == "stratified":
+        # Sorted by uniform numbers: unlike those of permutation(), numpy has no reason ever to change them.
+        index = index[np.random.default_rng([config.split_seed, label]).random(len(index)).argsort()]
+    return index
+
+
+def long_tail(n_max: int, n_classes: int, imbalance_ratio: float) -> list[int]:
+    """Images per class that fall off exponentially: n_k = n_max * IR^(-k / (K - 1)), IR = n_max / n_min, rounded down.
+
+    Raises ConfigError where the last class would have none. Source: Cui et al. 2019, section 5.1.
+    """
+    steps = max(n_classes - 1, 1)
+    sizes = [int(n_max * imbalance_ratio ** (-k / steps) + 1e-9) for k in range(n_classes)]
+    if sizes[-1] < 1:
+        raise ConfigError(
+            f"{n_max} images in the largest class and imbalance ratio {imbalance_ratio:g} leave the last empty"
+        )
+    return sizes
+
+
+def superclasses(name: str = "cifar100") -> tuple[tuple[str, ...], Tensor]:
+    """CIFAR-100's 20 superclasses: their names, and the superclass (100,) int64 of each class."""
+    if name != "cifar100":
+        raise ConfigError(f"only cifar100 has superclasses, {name} has none")
+    of = {fine: coarse for coarse, group in enumerate(SUPERCLASSES.values()) for fine in group.split()}
+    return tuple(SUPERCLASSES), torch.tensor([of[fine] for fine in CLASSES["cifar100"]])
+
+
+def resolve_augment(config: DataConfig) -> str:
+    """What `augment="auto"` means for a data set: none | crop | crop_flip. Raises ConfigError on flipped digits.
+
+    Grey 28-pixel images get none, as in the MNIST protocols; street numbers are cropped; pictures also mirrored.
+    """
+    if config.augment == "crop_flip" and config.name in ("mnist", "svhn"):
+        raise ConfigError(f"{config.name} has no flips, a mirrored digit is another sign: use augment none or crop")
+    if config.augment != "auto":
+        return config.augment
+    if config.name in ("mnist", "fashion_mnist", "fashion_mnist_mini"):
+        return "none"
+    return "crop" if config.name == "svhn" else "crop_flip"
+
+
+class Batches:
+    """One epoch of batches (x float32 (B, C, H, W) in [0, 1], y int64 (B,)), all on the device of x.
+
+    augment: none | crop | crop_flip; crops pad by an eighth of the image's height (4 pixels of 32). With class_probs
+    (K,) each image's class is drawn from these probabilities, then the image uniformly within it, with replacement.
+    Only the generator is random (its device may differ from that of x); between batches nothing waits for the device.
+    Raises ConfigError where a generator is needed and missing, or on sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        augment: str = "none",
+        padding: str = "reflect",
+        drop_last: bool = False,
+        shuffle: bool = True,
+        class_probs: Tensor | None = None,
+    ) -> None:
+        if augment not in ("none", "crop", "crop_flip"):
+            raise ConfigError(f"unknown augmentation {augment!r}; known: none, crop, crop_flip (see resolve_augment)")
+        if generator is None and (shuffle or augment != "none" or class_probs is not None):
+            raise ConfigError("random batches need a torch.Generator; a fixed order is shuffle=False, augment='none'")
+        if len(x) != len(y) or batch_size < 1 or x.dtype != torch.uint8:
+            raise ConfigError(f"cannot batch {len(x)} {x.dtype} images (uint8) and {len(y)} labels by {batch_size}")
+        self.x, self.y, self.batch_size = x, y, batch_size
+        self.generator = generator or torch.Generator()  # a fixed order draws nothing from it
+        self.augment, self.padding, self.drop_last = augment, padding, drop_last
+        self.shuffle, self.class_probs = shuffle, class_probs
+
+    def __len__(self) -> int:
+        return len(self.x) // self.batch_size if self.drop_last else math.ceil(len(self.x) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = self._order()
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            if order is None:
+                x, y = self.x[start : start + self.batch_size], self.y[start : start + self.batch_size]
+            else:
+                index = order[start : start + self.batch_size]
+                x, y = self.x[index], self.y[index]
+            yield self._augmented(x).to(torch.float32).div_(255), y
+
+    def _order(self) -> Tensor | None:
+        """Indices of one epoch (N,) on the device, drawn where the generator lives; None: as they stand."""
+        if self.class_probs is not None:
+            y, probs = self.y.to(self.generator.device), self.class_probs.to(self.generator.device, torch.float64)
+            weights = (probs / y.bincount(minlength=len(probs)))[y]
+            order = torch.multinomial(weights, len(y), replacement=True, generator=self.generator)
+        elif self.shuffle:
+            order = torch.randperm(len(self.x), generator=self.generator, device=self.generator.device)
+        else:
+            return None
+        return order.to(self.x.device, non_blocking=True)
+
+    def _augmented(self, x: Tensor) -> Tensor:
+        if self.augment != "none":
+            x = random_crop(x, x.shape[-2] // 8, self.padding, self.generator)
+        if self.augment == "crop_flip":
+            x = random_flip(x, self.generator)
+        return x

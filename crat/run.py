@@ -1,0 +1,109 @@
+"""A run: what was trained, by which config, and where its files are."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from crat import data, models, store
+from crat.config import ConfigError, RunConfig, different_from_default
+from crat.defenses import make_defense
+from crat.device import pick_device, pick_dtype
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model (or one in the making): its resolved config and the folder where it lives."""
+
+    config: RunConfig
+    folder: Path
+
+    @classmethod
+    def of(cls, config: RunConfig, device: torch.device | None = None) -> Run:
+        """The run of a config; its name ends in the hash of config, method revision and dtype."""
+        config = config.resolved()
+        dtype = pick_dtype(config.train.dtype, device or torch.device("cpu"))
+        config = replace(config, train=replace(config.train, dtype=dtype))
+        revision = make_defense(config.train, 2).revision
+        key = store.digest({**different_from_default(config), "revision": revision, "format": store.FORMAT})
+        t = config.train
+        return cls(config, store.home() / f"{config.data.name}-{config.model.name}-{t.defense}-s{t.seed}-{key}")
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @cached_property
+    def published(self) -> Path | None:
+        """The folder of the same run under results/, if it was published; None while everything is recomputed."""
+        if os.environ.get("CRAT_RECOMPUTE"):
+            return None
+        folder = Path(store.__file__).parents[1] / "results" / self.config.data.name / self.name
+        return folder if folder.is_dir() else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.card().get("finished", False)
+
+    def card(self) -> dict[str, Any]:
+        """What is known of the run: config, versions, device, epochs done, the chosen epoch; {} before the first.
+
+        Raises StoreError where the card tells of other settings (a default has changed since, or the folder was moved).
+        """
+        for folder in (self.folder, self.published):
+            if folder and (folder / "card.json").exists():
+                card = store.read_json(folder / "card.json")
+                if RunConfig.from_dict(card["config"]) != self.config:
+                    raise store.StoreError(f"{folder} holds a run of other settings than asked; remove it to train anew")
+                return card
+        return {}
+
+    def history(self) -> pd.DataFrame:
+        """One row an epoch, split and class: n, clean_acc, robust_acc, loss, with lr and eps of the epoch."""
+        return pd.read_csv(self._file("history.csv"), float_precision="round_trip")
+
+    def trace(self) -> dict[str, Any]:
+        """Per epoch logits of the fixed test subset: index, y (N,), clean and pgd (epochs, N, K) float16."""
+        return store.read_arrays(self._file("trace.npz"))
+
+    def _file(self, name: str) -> Path:
+        for folder in (self.folder, self.published):
+            if folder and (folder / name).exists():
+                return folder / name
+        raise store.StoreError(f"{self.name} has no {name}: train it first, `crat train` or train(config)")
+
+    def model(self, which: str = "best", device: str | torch.device | None = None) -> nn.Module:
+        """The trained network in eval mode: "best" by validation, or "last"; the average where one was kept."""
+        where = pick_device(device)
+        network = build_model(self.config, data.load(self.config.data)).to(where, memory_format=torch.channels_last)
+        if which == "best":
+            tensors, _ = store.read_tensors(self.folder / "best.safetensors")
+        elif which == "last":
+            saved, _ = store.read_tensors(self.folder / "checkpoint.safetensors")
+            tensors = part(saved, "average") or part(saved, "model")
+        else:
+            raise ConfigError(f"which is 'best' or 'last', not {which!r}")
+        network.load_state_dict(tensors)
+        return network.eval()
+
+
+def build_model(config: RunConfig, images: data.Dataset) -> nn.Module:
+    """The untrained network of a config, seeded by its seed."""
+    mean, std = models.normalisation(config.data.name)
+    return models.build(
+        config.model, images.n_classes, images.image_shape, mean=mean, std=std, seed=store.seed_for(config.train.seed, "init")
+    )
+
+
+def part(tensors: dict[str, Tensor], name_of_part: str) -> dict[str, Tensor]:
+    """The tensors of one part of a checkpoint, without the part's prefix."""
+    return {name.split("/", 1)[1]: value for name, value in tensors.items() if name.startswith(name_of_part + "/")}

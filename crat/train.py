@@ -1,0 +1,304 @@
+"""Training: the only file that knows epochs. `train(config) -> Run`, never twice, resumable at every epoch.
+
+All randomness of an epoch comes from (seed, epoch), so a run that was killed and resumed draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections import defaultdict
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import crat
+from crat import data, store
+from crat.attacks import PGD
+from crat.attacks.judge import attacked_logits
+from crat.averaging import EMA
+from crat.config import PROTOCOLS, RunConfig, TrainConfig, number
+from crat.defenses import ClassStats, make_defense
+from crat.device import autocast, describe, pick_device
+from crat.progress import Progress
+from crat.run import Run, build_model, part
+
+COLLAPSED = 0.9  # share of validation images that one class may draw before the epoch is called collapsed (K > 2)
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on: one line with the epoch, the batch and the last good checkpoint."""
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The rate of one update. piecewise: /10 at 50 % and 75 % of the epochs (CFA); one_cycle: linear up over the first
+    30 %, linear down to 0; cosine: half a cosine to 0; constant."""
+    progress = step / (config.epochs * steps_per_epoch)
+    if config.schedule == "piecewise":
+        epoch = step // steps_per_epoch
+        return config.lr * (1.0 if epoch < config.epochs * 0.5 else 0.1 if epoch < config.epochs * 0.75 else 0.01)
+    if config.schedule == "one_cycle":
+        return config.lr * min((step + 1) / (0.3 * config.epochs * steps_per_epoch), (1 - progress) / 0.7, 1.0)
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.lr
+
+
+def train(
+    config: RunConfig,
+    *,
+    device: str | torch.device | None = None,
+    progress: str | None = None,
+    max_minutes: float | None = None,
+    compile: bool = False,
+) -> Run:
+    """Trains what the config says and returns its Run; a finished one is returned at once, an unfinished one resumed.
+
+    progress: "bar" (terminal), "line" (one line an epoch, notebooks), "none"; None chooses.
+    max_minutes: stop at the end of the epoch in which they have passed (the Run is then unfinished).
+    compile: torch.compile the network (worth its start-up time on long runs).
+    Raises ConfigError, data.DataError, store.StoreError, and TrainingError where the loss is not finite.
+    """
+    where = pick_device(device)
+    run = Run.of(config, where)
+    if run.finished and (run.folder / "best.safetensors").exists():
+        return run
+    trainer = Trainer(run, where, compile=compile)
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        trainer.fit(Progress(progress, run.name), max_minutes)
+    return run
+
+
+class Trainer:
+    """One training in progress: what changes from epoch to epoch, and how it is saved."""
+
+    def __init__(self, run: Run, device: torch.device, *, compile: bool = False):
+        self.run, self.config, self.device = run, run.config.train, device
+        self.images = data.load(run.config.data).to(device)
+        self.augment = data.resolve_augment(run.config.data)
+        self.model = build_model(run.config, self.images).to(device, memory_format=torch.channels_last)
+        self.network = torch.compile(self.model) if compile else self.model
+        self.defense = make_defense(self.config, self.images.n_classes)
+        c = self.config
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay
+        )
+        decay = c.average_decay if c.average_decay is not None else 0.85 if c.average == "ema_epoch" else 0.999
+        self.average = EMA(decay) if c.average != "none" else None
+        self.judged = build_model(run.config, self.images).to(device, memory_format=torch.channels_last)
+        protocol = PROTOCOLS[run.config.data.name]
+        self.valid_attack = PGD(number(c.eps or 0), number(protocol.step_size), protocol.steps)
+        self.done, self.seconds = 0, 0.0
+        self.best: dict[str, float] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.trace: dict[str, list[Tensor]] = defaultdict(list)
+        if (run.folder / "checkpoint.safetensors").exists():
+            self.restore()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch, the short last one counted."""
+        return math.ceil(len(self.images.x_train) / self.config.batch_size)
+
+    def fit(self, progress: Progress, max_minutes: float | None) -> None:
+        """All epochs that are missing."""
+        began = time.monotonic()
+        progress.start(self.config.epochs, self.done, len(self.images.x_train))
+        for epoch in range(self.done, self.config.epochs):
+            epoch_began = time.monotonic()
+            stats = self.train_epoch(epoch, progress)
+            self.finish_epoch(epoch, stats, time.monotonic() - epoch_began, progress)
+            if max_minutes is not None and time.monotonic() - began > 60 * max_minutes:
+                break
+        progress.close()
+
+    def train_epoch(self, epoch: int, progress: Progress) -> ClassStats:
+        """One pass over the training images; returns the class-wise sums. No host synchronisation within a step."""
+        seed = store.seed_for(self.config.seed, epoch)
+        torch.manual_seed(seed)  # dropout; inside fork_rng
+        generator = torch.Generator(self.device).manual_seed(seed)
+        batches = data.Batches(
+            self.images.x_train, self.images.y_train, self.config.batch_size, generator=generator,
+            augment=self.augment, padding=self.run.config.data.padding, class_probs=self.defense.class_probs(),
+        )  # fmt: skip
+        scale = min(1.0, (epoch + 1) / (self.config.eps_warmup + 1))
+        first_bad = torch.full((), -1, device=self.device)
+        total: ClassStats | None = None
+        self.network.train()
+        for i, (x, y) in enumerate(batches):
+            x = x.contiguous(memory_format=torch.channels_last)
+            rate = learning_rate(self.config, epoch * len(batches) + i, len(batches))
+            loss, stats = self.step(x, y, rate, scale, generator)
+            total = stats if total is None else total + stats
+            first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), i, first_bad)
+            if progress.step(len(x)):  # about once a second, so the check costs nothing
+                self._refuse_non_finite(epoch, first_bad, len(batches))
+        self._refuse_non_finite(epoch, first_bad, len(batches))
+        assert total is not None
+        return total
+
+    def step(self, x: Tensor, y: Tensor, rate: float, scale: float, generator: torch.Generator) -> tuple[Tensor, ClassStats]:
+        """Craft, loss, update."""
+        with autocast(self.device, self.config.dtype):
+            x_adv = self.defense.craft(self.network, x, y, scale=scale, generator=generator)
+            loss, stats = self.defense.loss(self.network, x, x_adv, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+        if self.average and self.config.average == "ema_update":
+            self.average.update(self.model)
+        return loss.detach(), stats
+
+    def _refuse_non_finite(self, epoch: int, first_bad: Tensor, n_batches: int) -> None:
+        batch = int(first_bad)
+        if batch < 0:
+            return
+        kept = f"the checkpoint after epoch {self.done} is kept in {self.run.folder}" if self.done else "no checkpoint yet"
+        raise TrainingError(
+            f"the loss is not finite in epoch {epoch + 1}, batch {batch + 1} of {n_batches}; {kept}; "
+            "a smaller --lr, a longer --eps-warmup or --dtype float32 may help"
+        )
+
+    def finish_epoch(self, epoch: int, stats: ClassStats, seconds: float, progress: Progress) -> None:
+        """Averages, validates, notes, chooses the best, and writes all of it."""
+        if self.average and self.config.average == "ema_epoch":
+            self.average.update(self.model)
+        self.judged.load_state_dict(self.average.state if self.average else self.model.state_dict())
+        self.judged.eval()
+        images = self.images
+        clean = self._logits(images.x_valid, images.y_valid, None)
+        robust = self._logits(images.x_valid, images.y_valid, self.valid_attack)
+        valid = _valid_stats(images.y_valid, clean, robust)
+        self.defense.epoch_end(stats, valid)
+        self.done, self.seconds = epoch + 1, self.seconds + seconds
+        rate = self.optimizer.param_groups[0]["lr"]
+        for split, s in (("train", stats), ("valid", valid)):
+            self.rows += _history_rows(epoch + 1, split, s, images.classes, rate)
+        top_share = clean.argmax(1).bincount(minlength=images.n_classes).max().item() / len(clean)
+        self._choose(valid, top_share)
+        self._trace_epoch()
+        self.save()
+        progress.epoch(self.done, self._line(stats, valid, seconds, top_share))
+
+    def _logits(self, x: Tensor, y: Tensor, attack: PGD | None) -> Tensor:
+        return attacked_logits(self.judged, x, y, attack, seed=self.config.seed, dtype=self.config.dtype)
+
+    def _choose(self, valid: ClassStats, top_share: float) -> None:
+        """The best epoch by average + worst class on validation (CFA's index, on validation instead of test)."""
+        counted = valid.clean if self.defense.selects_on == "clean" else valid.robust
+        accuracy = (counted / valid.n).cpu()
+        score = float(accuracy.nanmean() + accuracy[~accuracy.isnan()].min())
+        self.collapsed = self.images.n_classes > 2 and top_share > COLLAPSED
+        if not self.best or score > self.best["score"]:
+            self.best = {"epoch": self.done, "score": score, "average": float(accuracy.nanmean())}
+            store.write_tensors(self.run.folder / "best.safetensors", self.judged.state_dict(), {"epoch": self.done})
+
+    def _trace_epoch(self) -> None:
+        per_class = self.config.trace_per_class
+        if not per_class:
+            return
+        index = _first_per_class(self.images.y_test, per_class)
+        x, y = self.images.x_test[index], self.images.y_test[index]
+        self.trace["clean"].append(self._logits(x, y, None).half().cpu())
+        self.trace["pgd"].append(self._logits(x, y, self.valid_attack).half().cpu())
+        arrays = {name: torch.stack(kept).numpy() for name, kept in self.trace.items()}
+        store.write_arrays(
+            self.run.folder / "trace.npz", {"index": index.cpu().numpy(), "y": y.cpu().numpy(), **arrays}, compressed=True
+        )
+
+    def save(self) -> None:
+        """History and trace first, the checkpoint last: whoever resumes drops what lies beyond the checkpoint."""
+        folder = self.run.folder
+        store.write_text(folder / "history.csv", pd.DataFrame(self.rows).to_csv(index=False))
+        names = [name for name, _ in self.model.named_parameters()]
+        momentum = {
+            name: self.optimizer.state[p]["momentum_buffer"]
+            for name, p in zip(names, self.model.parameters(), strict=True)
+            if self.optimizer.state.get(p, {}).get("momentum_buffer") is not None
+        }
+        parts = {
+            "model": self.model.state_dict(),
+            "momentum": momentum,
+            "average": self.average.state if self.average else {},
+            "defense": self.defense.state_dict(),
+        }
+        tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        meta = {"epoch": self.done, "seconds": self.seconds, "best": self.best}
+        store.write_tensors(folder / "checkpoint.safetensors", tensors, meta)
+        store.write_json(folder / "card.json", self.card())
+
+    def card(self) -> dict[str, Any]:
+        """What a reader must know of the run."""
+        return {
+            "name": self.run.name,
+            "config": self.run.config.as_dict(),
+            "classes": list(self.images.classes),
+            "original_labels": list(self.images.original_labels),
+            "epochs_done": self.done,
+            "finished": self.done >= self.config.epochs,
+            "best": self.best,
+            "train_seconds": round(self.seconds, 1),
+            "device": describe(self.device),
+            "versions": {"crat": crat.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        }
+
+    def restore(self) -> None:
+        """Goes back to the end of the last saved epoch."""
+        folder = self.run.folder
+        tensors, meta = store.read_tensors(folder / "checkpoint.safetensors")
+        self.done, self.seconds, self.best = meta["epoch"], meta["seconds"], meta["best"]
+        self.model.load_state_dict(part(tensors, "model"))
+        for name, buffer in part(tensors, "momentum").items():
+            parameter = self.model.get_parameter(name)
+            self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter)
+        if self.average:
+            self.average.state = {k: v.to(self.device) for k, v in part(tensors, "average").items()}
+        self.defense.load_state_dict({k: v.to(self.device) for k, v in part(tensors, "defense").items()})
+        history = self.run.history()
+        self.rows = history[history.epoch <= self.done].to_dict("records")
+        if self.config.trace_per_class:
+            trace = self.run.trace()
+            for name in ("clean", "pgd"):
+                self.trace[name] = [torch.from_numpy(kept) for kept in trace[name][: self.done]]
+
+    def _line(self, train: ClassStats, valid: ClassStats, seconds: float, top_share: float) -> str:
+        robust, clean = (valid.robust / valid.n).cpu(), (valid.clean / valid.n).cpu()
+        worst = int(robust.nan_to_num(2).argmin())
+        speed = float(train.n.sum()) / seconds
+        line = (
+            f"loss {float(train.loss.sum() / train.n.sum()):.3f}  valid clean {100 * clean.nanmean():.1f} %  "
+            f"robust {100 * robust.nanmean():.1f} %, worst {100 * robust[worst]:.1f} % "
+            f"({self.images.classes[worst]})  {speed:.0f} images/s"
+        )
+        if self.collapsed:
+            line += f"\n  collapsed: one class draws {100 * top_share:.0f} % of validation; try a longer eps_warmup"
+        return line
+
+
+def _first_per_class(y: Tensor, n: int) -> Tensor:
+    """Places of the first n images of each class, in file order."""
+    return torch.cat([(y == k).nonzero()[:n, 0] for k in y.unique()]).sort().values
+
+
+def _valid_stats(y: Tensor, clean: Tensor, robust: Tensor) -> ClassStats:
+    """Validation's sums; robust is R_k's count here: clean-correct and correct under attack."""
+    stats = ClassStats.of(y, nn.functional.cross_entropy(robust, y, reduction="none"), robust, clean)
+    both = (clean.argmax(1) == y) & (robust.argmax(1) == y)
+    stats.robust = y[both].bincount(minlength=clean.shape[1]).float()
+    return stats
+
+
+def _history_rows(epoch: int, split: str, stats: ClassStats, classes: tuple[str, ...], rate: float) -> list[dict]:
+    """Tidy rows; an absent class has NaN accuracies."""
+    n, clean, robust, loss = (getattr(stats, k).double().cpu() for k in ("n", "clean", "robust", "loss"))
+    return [
+        {
+            "epoch": epoch, "split": split, "class": name, "n": int(n[k]), "clean_acc": float(clean[k] / n[k]),
+            "robust_acc": float(robust[k] / n[k]), "loss": float(loss[k] / n[k]), "lr": rate,
+        }
+        for k, name in enumerate(classes)
+    ]  # fmt: skip

@@ -1,0 +1,286 @@
+"""Training: the schedule, determinism, kill and resume bit for bit, averages, collapse, bad numbers, the store's refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from crat import store
+from crat.averaging import EMA
+from crat.config import ConfigError, RunConfig, TrainConfig
+from crat.progress import Progress
+from crat.run import Run, build_model
+from crat.train import Trainer, TrainingError, learning_rate, train
+
+TINY = RunConfig().but(train_per_class=26, valid_per_class=5, epochs=3, steps=2, batch_size=64, dtype="float32", width=4)
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "runs"))
+
+
+def weights(run, which="last"):
+    return run.model(which).state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("defense", ["standard", "pgd_at", "trades"])
+def test_trains_notes_and_keeps(defense):
+    config = TINY.but(defense=defense, trace_per_class=2)
+    run = train(config, progress="none")
+    history = run.history()
+    assert len(history) == 3 * 2 * 10
+    assert history.groupby("split").n.sum().to_dict() == {"train": 3 * 260, "valid": 3 * 50}
+    assert history[history.split == "valid"].robust_acc.between(0, 1).all()
+    assert (history[history.split == "valid"].robust_acc <= history[history.split == "valid"].clean_acc).all()
+    trace = run.trace()
+    assert trace["pgd"].shape == (3, 20, 10)
+    card = run.card()
+    assert card["finished"]
+    assert card["config"]["train"]["eps"] == "0.1"
+    first = history[(history.split == "train") & (history.epoch == 1)].loss.mean()
+    assert history[(history.split == "train") & (history.epoch == 3)].loss.mean() < first
+
+
+def test_a_finished_run_is_never_trained_twice(monkeypatch):
+    first = train(TINY, progress="none")
+    monkeypatch.setattr("crat.train.Trainer", None)
+    assert train(TINY, progress="none") == first
+
+
+def test_every_setting_changes_the_name():
+    names = {Run.of(TINY).name}
+    for change in (
+        {"seed": 1}, {"eps": 0.2}, {"epochs": 4}, {"drop_classes": (3,)}, {"width": 8}, {"defense": "trades"},
+        {"dtype": "bfloat16"}, {"data": "mnist"}, {"average": "ema_epoch"}, {"split": "first"},
+    ):  # fmt: skip
+        names.add(Run.of(TINY.but(**change)).name)
+    assert len(names) == 11
+    assert Run.of(TINY.but(eps="0.1")).name == Run.of(TINY).name  # the protocol's own value, asked for by hand
+
+
+def test_method_revision_changes_the_name(monkeypatch):
+    before = Run.of(TINY).name
+    monkeypatch.setattr("crat.defenses.pgd_at.PGDAT.revision", 99)
+    assert Run.of(TINY).name != before
+
+
+def test_a_card_of_other_settings_is_never_served():
+    run = train(TINY.but(epochs=1), progress="none")
+    card = run.card()
+    card["config"]["train"]["lr"] = 0.5
+    store.write_json(run.folder / "card.json", card)
+    with pytest.raises(store.StoreError, match="other settings than asked"):
+        _ = Run.of(TINY.but(epochs=1)).finished
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tmp_path, monkeypatch):
+    first = weights(train(TINY, progress="none"))
+    monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "again"))
+    assert same(first, weights(train(TINY, progress="none")))
+    assert not same(first, weights(train(TINY.but(seed=1), progress="none")))
+
+
+def test_the_global_random_state_is_left_alone():
+    before = torch.get_rng_state()
+    train(TINY.but(epochs=1), progress="none")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+DRIVER = """
+import json, sys
+from crat.config import RunConfig
+from crat.train import train
+train(RunConfig().but(**json.loads(sys.argv[1])), progress="line")
+"""
+
+
+@pytest.mark.parametrize("extra", [{}, {"average": "ema_update", "defense": "trades", "model": "mnist_small_cnn"}])
+def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch, extra):
+    """SIGKILL in the middle of an epoch after the first; dropout and a moving average in the second case."""
+    settings = dict(train_per_class=60, valid_per_class=5, epochs=4, steps=2, batch_size=32, dtype="float32", **extra)
+    settings |= {} if extra else {"width": 4}
+    config = RunConfig().but(**settings, trace_per_class=1)
+    undisturbed = train(config, progress="none")
+    expected = weights(undisturbed), undisturbed.history(), undisturbed.trace()["pgd"].tobytes()
+
+    monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "killed"))
+    argument = json.dumps({**settings, "trace_per_class": 1})
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    child = subprocess.Popen([sys.executable, "-c", DRIVER, argument], stdout=subprocess.PIPE, text=True, env=environment)
+    assert child.stdout is not None
+    while not child.stdout.readline().startswith("epoch 2/4"):
+        assert child.poll() is None
+    time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    run = Run.of(config)
+    assert not run.finished
+    assert 2 <= run.card()["epochs_done"] < 4
+    resumed = train(config, progress="none")
+    assert resumed.finished
+    assert same(expected[0], weights(resumed))
+    assert resumed.history().equals(expected[1])
+    assert resumed.trace()["pgd"].tobytes() == expected[2]
+    assert not list(run.folder.glob(".*"))  # the kill's half-written file, if any, does not stay for ever
+
+
+def test_max_minutes_stops_at_an_epochs_end_and_goes_on():
+    run = train(TINY, progress="none", max_minutes=0)
+    assert run.card()["epochs_done"] == 1
+    assert not run.finished
+    while not run.finished:
+        train(TINY, progress="none", max_minutes=0)
+    assert run.card()["epochs_done"] == 3
+
+
+def test_damaged_checkpoint_gets_one_line():
+    run = train(TINY, progress="none", max_minutes=0)
+    path = run.folder / "checkpoint.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(store.StoreError, match="is damaged .* remove it"):
+        train(TINY, progress="none")
+    altered = bytearray(whole)
+    altered[-5] ^= 1
+    path.write_bytes(bytes(altered))
+    with pytest.raises(store.StoreError, match="was altered"):
+        train(TINY, progress="none")
+    path.write_bytes(whole)
+    assert train(TINY, progress="none").finished
+
+
+def test_loss_that_is_not_finite_names_epoch_batch_and_checkpoint():
+    run = train(TINY, progress="none", max_minutes=0)
+    trainer = Trainer(run, torch.device("cpu"))
+    step = trainer.step
+
+    def spoiled(x, y, *rest):
+        loss, stats = step(x, y, *rest)
+        return (loss * torch.nan if spoiled.left == 0 else loss), setattr(spoiled, "left", spoiled.left - 1) or stats
+
+    spoiled.left = 2
+    trainer.step = spoiled
+    with pytest.raises(TrainingError, match=r"epoch 2, batch 3 of 5; the checkpoint after epoch 1 is kept in .*; a smaller"):
+        trainer.fit(Progress("none"), None)
+    assert Run.of(TINY).card()["epochs_done"] == 1
+
+
+def test_collapse_is_told(capsys):
+    train(TINY.but(epochs=1, lr=0.0), progress="line")  # an untrained net calls everything one class
+    assert "collapsed: one class draws" in capsys.readouterr().out
+
+
+def test_standard_training_is_chosen_by_clean_accuracy():
+    run = train(TINY.but(defense="standard"), progress="none")
+    valid = run.history().query("split == 'valid'").groupby("epoch").clean_acc.agg(["mean", "min"]).sum(axis=1)
+    assert run.card()["best"]["epoch"] == valid.idxmax()
+
+
+def test_best_is_chosen_by_average_and_worst_class_on_validation():
+    run = train(TINY, progress="none")
+    valid = run.history().query("split == 'valid'").groupby("epoch").robust_acc.agg(["mean", "min"]).sum(axis=1)
+    assert run.card()["best"]["score"] == pytest.approx(valid.max())
+    assert run.card()["best"]["epoch"] == valid.idxmax()
+
+
+def test_class_removal_trains_a_smaller_head():
+    run = train(TINY.but(drop_classes=(0, 4), epochs=1), progress="none")
+    assert run.card()["original_labels"] == [1, 2, 3, 5, 6, 7, 8, 9]
+    assert run.model()(torch.rand(2, 1, 28, 28)).shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("piecewise", [1, 1, 0.1, 0.01]),
+        ("cosine", [1, 0.8536, 0.5, 0.1464]),
+        ("one_cycle", [1 / 12, 11 / 12, 0.7143, 0.3571]),
+    ],
+)
+def test_schedules(schedule, expected):
+    config = TrainConfig(epochs=4, lr=1.0, schedule=schedule)
+    rates = [learning_rate(config, 10 * epoch, 10) for epoch in range(4)]
+    assert rates == pytest.approx(expected, abs=1e-3)
+    assert schedule not in ("cosine", "one_cycle") or learning_rate(config, 39, 10) < 0.05
+
+
+def test_moving_average_is_the_recursion_and_has_both_habits():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema, expected = EMA(0.85), None
+    for _ in range(3):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
+        model(torch.randn(8, 2))
+        ema.update(model)
+        new = {k: v.clone() for k, v in model.state_dict().items() if v.is_floating_point()}
+        expected = new if expected is None else {k: 0.85 * expected[k] + 0.15 * v for k, v in new.items()}
+    for name, value in expected.items():
+        torch.testing.assert_close(ema.state[name], value)
+    assert ema.state["1.num_batches_tracked"] == 3
+
+    per_epoch = train(TINY.but(average="ema_epoch", epochs=1), progress="none")
+    plain = train(TINY.but(epochs=1), progress="none")
+    per_update = train(TINY.but(average="ema_update", average_decay=0.5, epochs=1), progress="none")
+    assert same(weights(per_epoch), weights(plain))  # one epoch: the first step copies
+    assert not same(weights(per_update), weights(plain))
+    with pytest.raises(ValueError, match=r"lies in \[0, 1\)"):
+        EMA(1.0)
+
+
+def test_eps_warmup_grows_linearly():
+    trainer = Trainer(Run.of(TINY.but(eps_warmup=2)), torch.device("cpu"))
+    scales = []
+
+    def step(x, y, rate, scale, generator):
+        scales.append(scale)
+        return torch.zeros(()), trainer.defense.loss(trainer.model, x, x, y)[1]
+
+    trainer.step = step
+    for epoch in range(3):
+        trainer.train_epoch(epoch, Progress("none"))
+    assert sorted(set(scales)) == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+def test_bfloat16_trains_as_well():
+    run = train(TINY.but(dtype="bfloat16"), progress="none")
+    assert run.history().loss.notna().all()
+    assert all(v.dtype != torch.bfloat16 for v in weights(run).values())
+
+
+def test_initial_weights_depend_on_the_seed_only():
+    from crat import data
+
+    images = data.load(TINY.data)
+    first, again, other = (build_model(TINY.but(seed=s), images).state_dict() for s in (0, 0, 1))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_bad_settings_get_one_line():
+    for change, message in (
+        ({"defence": "trades"}, "unknown setting 'defence'; known: data, model, train_per_class"),
+        ({"schedule": "step"}, "unknown schedule 'step'; known: piecewise, one_cycle"),
+        ({"eps": "8/0"}, "'8/0' is not a number"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"data": "cifar"}, "unknown data set 'cifar'; known: fashion_mnist_mini"),
+        ({"model": "resnet"}, "unknown model 'resnet'; known: small_cnn"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            TINY.but(**change)
+    with pytest.raises(ConfigError, match="device 'tpu' cannot be used"):
+        train(TINY, device="tpu")
+    with pytest.raises(ConfigError, match="progress is one of"):
+        train(TINY, progress="loud")
