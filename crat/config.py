@@ -229,7 +229,7 @@ def profile(name: str) -> RunConfig:
 
 
 def different_from_default(config: RunConfig) -> dict[str, Any]:
-    """The settings that are not a default's, for hashing: a setting added later leaves older runs' names as they are."""
+    """The settings that differ from the defaults, for hashing: one added later leaves the names of older runs alone."""
     parts = ((name, getattr(config, name)) for name in ("data", "model", "train"))
     return {
         f"{name}.{f.name}": getattr(part, f.name)

@@ -112,7 +112,7 @@ def evaluate(
 
 
 def outcomes(config: RunConfig, battery: Battery, *, progress: str | None = None, **settings) -> Outcomes:
-    """What a notebook asks for: reads what is kept, here or under results/, and trains and attacks only what is missing."""
+    """What a notebook asks for: reads what is kept, here or under results/; trains and attacks what is missing."""
     run = Run.of(config)
     try:
         return evaluate(run, battery, **settings)
@@ -164,7 +164,9 @@ class _Bench:
         partial = path.with_suffix(".part.npz")
         logits = [torch.from_numpy(store.read_arrays(partial)["logits"])] if partial.exists() else []
         begin = sum(map(len, logits))
-        bar = tqdm(total=len(x), initial=begin, desc=f"{name} on {self.run.name}", unit="img", disable=not self.progress)
+        bar = tqdm(
+            total=len(x), initial=begin, desc=f"{name} on {self.run.name}", unit="img", disable=not self.progress
+        )
         saved = time.monotonic()
         batches = attacked_batches(
             model, x, y, attack, batch_size=BATCH, seed=self.seed, dtype=self.dtype, crafted_on=source, begin=begin

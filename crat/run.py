@@ -63,7 +63,9 @@ class Run:
             if folder and (folder / "card.json").exists():
                 card = store.read_json(folder / "card.json")
                 if RunConfig.from_dict(card["config"]) != self.config:
-                    raise store.StoreError(f"{folder} holds a run of other settings than asked; remove it to train anew")
+                    raise store.StoreError(
+                        f"{folder} holds a run of other settings than asked; remove it to train anew"
+                    )
                 return card
         return {}
 
@@ -100,10 +102,20 @@ def build_model(config: RunConfig, images: data.Dataset) -> nn.Module:
     """The untrained network of a config, seeded by its seed."""
     mean, std = models.normalisation(config.data.name)
     return models.build(
-        config.model, images.n_classes, images.image_shape, mean=mean, std=std, seed=store.seed_for(config.train.seed, "init")
+        config.model,
+        images.n_classes,
+        images.image_shape,
+        mean=mean,
+        std=std,
+        seed=store.seed_for(config.train.seed, "init"),
     )
 
 
 def part(tensors: dict[str, Tensor], name_of_part: str) -> dict[str, Tensor]:
     """The tensors of one part of a checkpoint, without the part's prefix."""
     return {name.split("/", 1)[1]: value for name, value in tensors.items() if name.startswith(name_of_part + "/")}
+
+
+def first_per_class(y: Tensor, n: int) -> Tensor:
+    """Places of the first n images of each class, in file order."""
+    return torch.cat([(y == k).nonzero()[:n, 0] for k in y.unique()]).sort().values

@@ -37,7 +37,9 @@ def results_home() -> Path:
     """The published results of a checkout; raises StoreError for an installed package, which ships none."""
     folder = Path(__file__).parents[1] / "results"
     if not folder.is_dir():
-        raise StoreError(f"no published results at {folder}: they come with a clone of the repository, not with the wheel")
+        raise StoreError(
+            f"no published results at {folder}: they come with a clone of the repository, not with the wheel"
+        )
     return folder
 
 
@@ -69,7 +71,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.chmod(name, 0o644)
         os.replace(name, path)
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged") from error
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}; what was there before is unchanged"
+        ) from error
     finally:
         if name and os.path.exists(name):
             os.unlink(name)

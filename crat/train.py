@@ -1,6 +1,6 @@
 """Training: the only file that knows epochs. `train(config) -> Run`, never twice, resumable at every epoch.
 
-All randomness of an epoch comes from (seed, epoch), so a run that was killed and resumed draws what it would have drawn.
+All randomness of an epoch comes from (seed, epoch), so a resumed run draws what it would have drawn.
 """
 
 from __future__ import annotations
@@ -16,35 +16,22 @@ import torch
 from torch import Tensor, nn
 
 import crat
-from crat import data, store
+from crat import data, models, store
 from crat.attacks import PGD
 from crat.attacks.judge import attacked_logits
 from crat.averaging import EMA
-from crat.config import PROTOCOLS, RunConfig, TrainConfig, number
+from crat.config import PROTOCOLS, RunConfig, number
 from crat.defenses import ClassStats, make_defense
 from crat.device import autocast, describe, pick_device
 from crat.progress import Progress
-from crat.run import Run, build_model, part
+from crat.run import Run, build_model, first_per_class, part
+from crat.schedules import learning_rate
 
 COLLAPSED = 0.9  # share of validation images that one class may draw before the epoch is called collapsed (K > 2)
 
 
 class TrainingError(RuntimeError):
     """A training that cannot go on: one line with the epoch, the batch and the last good checkpoint."""
-
-
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The rate of one update. piecewise: /10 at 50 % and 75 % of the epochs (CFA); one_cycle: linear up over the first
-    30 %, linear down to 0; cosine: half a cosine to 0; constant."""
-    progress = step / (config.epochs * steps_per_epoch)
-    if config.schedule == "piecewise":
-        epoch = step // steps_per_epoch
-        return config.lr * (1.0 if epoch < config.epochs * 0.5 else 0.1 if epoch < config.epochs * 0.75 else 0.01)
-    if config.schedule == "one_cycle":
-        return config.lr * min((step + 1) / (0.3 * config.epochs * steps_per_epoch), (1 - progress) / 0.7, 1.0)
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    return config.lr
 
 
 def train(
@@ -140,7 +127,9 @@ class Trainer:
         assert total is not None
         return total
 
-    def step(self, x: Tensor, y: Tensor, rate: float, scale: float, generator: torch.Generator) -> tuple[Tensor, ClassStats]:
+    def step(
+        self, x: Tensor, y: Tensor, rate: float, scale: float, generator: torch.Generator
+    ) -> tuple[Tensor, ClassStats]:
         """Craft, loss, update."""
         with autocast(self.device, self.config.dtype):
             x_adv = self.defense.craft(self.network, x, y, scale=scale, generator=generator)
@@ -157,7 +146,9 @@ class Trainer:
         batch = int(first_bad)
         if batch < 0:
             return
-        kept = f"the checkpoint after epoch {self.done} is kept in {self.run.folder}" if self.done else "no checkpoint yet"
+        kept = (
+            f"the checkpoint after epoch {self.done} is kept in {self.run.folder}" if self.done else "no checkpoint yet"
+        )
         raise TrainingError(
             f"the loss is not finite in epoch {epoch + 1}, batch {batch + 1} of {n_batches}; {kept}; "
             "a smaller --lr, a longer --eps-warmup or --dtype float32 may help"
@@ -201,13 +192,15 @@ class Trainer:
         per_class = self.config.trace_per_class
         if not per_class:
             return
-        index = _first_per_class(self.images.y_test, per_class)
+        index = first_per_class(self.images.y_test, per_class)
         x, y = self.images.x_test[index], self.images.y_test[index]
         self.trace["clean"].append(self._logits(x, y, None).half().cpu())
         self.trace["pgd"].append(self._logits(x, y, self.valid_attack).half().cpu())
         arrays = {name: torch.stack(kept).numpy() for name, kept in self.trace.items()}
         store.write_arrays(
-            self.run.folder / "trace.npz", {"index": index.cpu().numpy(), "y": y.cpu().numpy(), **arrays}, compressed=True
+            self.run.folder / "trace.npz",
+            {"index": index.cpu().numpy(), "y": y.cpu().numpy(), **arrays},
+            compressed=True,
         )
 
     def save(self) -> None:
@@ -241,10 +234,18 @@ class Trainer:
             "epochs_done": self.done,
             "finished": self.done >= self.config.epochs,
             "best": self.best,
+            "class_weight_norms": self._weight_norms() if self.done >= self.config.epochs else None,
             "train_seconds": round(self.seconds, 1),
             "device": describe(self.device),
             "versions": {"crat": crat.__version__, "torch": torch.__version__, "python": platform.python_version()},
         }
+
+    def _weight_norms(self) -> list[float] | None:
+        """||w_k|| of the best epoch's last layer, where the head has weights of free length."""
+        if self.run.config.model.head not in ("linear", "augmented"):
+            return None
+        self.judged.load_state_dict(store.read_tensors(self.run.folder / "best.safetensors")[0])
+        return [round(norm, 6) for norm in models.class_weight_norms(self.judged).tolist()]
 
     def restore(self) -> None:
         """Goes back to the end of the last saved epoch."""
@@ -277,11 +278,6 @@ class Trainer:
         if self.collapsed:
             line += f"\n  collapsed: one class draws {100 * top_share:.0f} % of validation; try a longer eps_warmup"
         return line
-
-
-def _first_per_class(y: Tensor, n: int) -> Tensor:
-    """Places of the first n images of each class, in file order."""
-    return torch.cat([(y == k).nonzero()[:n, 0] for k in y.unique()]).sort().values
 
 
 def _valid_stats(y: Tensor, clean: Tensor, robust: Tensor) -> ClassStats:

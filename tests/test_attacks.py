@@ -157,7 +157,9 @@ def test_loop_equals_the_textbook(norm):
 def test_temperature_one_is_pgd_and_scaled_logits_are_pgd_on_logits():
     net, (x, y) = batch_norm_net().double().eval(), batch()
     x = x.double()
-    plain = LINF(net, x, y, objective=lambda z, labels: F.cross_entropy(z, labels, reduction="none"), generator=generator())
+    plain = LINF(
+        net, x, y, objective=lambda z, labels: F.cross_entropy(z, labels, reduction="none"), generator=generator()
+    )
     torch.testing.assert_close(temperature_pgd(LINF, 1.0)(net, x, y, generator=generator()), plain, rtol=0, atol=1e-12)
 
     class Scaled(nn.Module):

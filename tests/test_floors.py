@@ -17,13 +17,13 @@ FLOORS = (
     ("crat", "crat.config"),
     (
         *("crat.data", "crat.sources", "crat.mirrors", "crat.originals", "crat.augment"),
-        *("crat.models", "crat.metrics", "crat.store", "crat.device", "crat.progress"),
+        *("crat.bodies", "crat.models", "crat.metrics", "crat.store", "crat.device", "crat.progress"),
     ),
     ("crat.attacks", "crat.averaging", "crat.awp"),
     ("crat.defenses",),
-    ("crat.evaluate", "crat.run", "crat.train"),
+    ("crat.evaluate", "crat.run", "crat.schedules", "crat.train"),
     ("crat.claims", "crat.plans", "crat.plots"),
-    ("crat.bench", "crat.cli", "crat.reproduce"),
+    ("crat.__main__", "crat.bench", "crat.cli", "crat.notebook", "crat.reproduce"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -249,8 +249,7 @@ def test_weights_come_back_bit_for_bit(load, tmp_path):
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "w.safetensors"
-    save_weights(thin("small_cnn"), path)
+    save_weights(thin("small_cnn"), path := tmp_path / "w.safetensors")
     before = path.read_bytes()
     monkeypatch.setattr("pathlib.Path.replace", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
@@ -278,8 +277,7 @@ BAD_FILES = {
 @pytest.mark.parametrize("load", [load_weights, load_checkpoint])
 def test_a_bad_file_is_told_in_one_line_and_changes_nothing(load, kind, tmp_path):
     bad_file(kind, tmp_path / "bad.pt")
-    model = thin("small_cnn", seed=3)
-    before = weights(model)
+    before = weights(model := thin("small_cnn", seed=3))
     with pytest.raises(CheckpointError, match=BAD_FILES[kind]) as error:
         load(model, tmp_path / "bad.pt")
     assert "\n" not in str(error.value)
@@ -288,11 +286,11 @@ def test_a_bad_file_is_told_in_one_line_and_changes_nothing(load, kind, tmp_path
 
 def test_a_damaged_or_absent_safetensors_file_is_told(tmp_path):
     model, path = thin("small_cnn"), tmp_path / "w.safetensors"
-    with pytest.raises(CheckpointError, match="there is no weights file .*w.safetensors"):
+    with pytest.raises(CheckpointError, match="there is no weights file"):
         load_weights(model, path)
     save_weights(model, path)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match="w.safetensors cannot be read: it is damaged"):
+    with pytest.raises(CheckpointError, match="cannot be read: it is damaged"):
         load_weights(model, path)
 
 

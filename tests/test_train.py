@@ -1,4 +1,4 @@
-"""Training: the schedule, determinism, kill and resume bit for bit, averages, collapse, bad numbers, the store's refusals."""
+"""Training: schedules, determinism, kill and resume bit for bit, averages, collapse, bad numbers, refusals."""
 
 import json
 import os
@@ -18,7 +18,9 @@ from crat.progress import Progress
 from crat.run import Run, build_model
 from crat.train import Trainer, TrainingError, learning_rate, train
 
-TINY = RunConfig().but(train_per_class=26, valid_per_class=5, epochs=3, steps=2, batch_size=64, dtype="float32", width=4)
+TINY = RunConfig().but(
+    train_per_class=26, valid_per_class=5, epochs=3, steps=2, batch_size=64, dtype="float32", width=4
+)
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +119,9 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch, ex
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "killed"))
     argument = json.dumps({**settings, "trace_per_class": 1})
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    child = subprocess.Popen([sys.executable, "-c", DRIVER, argument], stdout=subprocess.PIPE, text=True, env=environment)
+    child = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, argument], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert child.stdout is not None
     while not child.stdout.readline().startswith("epoch 2/4"):
         assert child.poll() is None
@@ -149,7 +153,7 @@ def test_damaged_checkpoint_gets_one_line():
     path = run.folder / "checkpoint.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(store.StoreError, match="is damaged .* remove it"):
+    with pytest.raises(store.StoreError, match=r"is damaged .* remove it"):
         train(TINY, progress="none")
     altered = bytearray(whole)
     altered[-5] ^= 1
@@ -171,7 +175,9 @@ def test_loss_that_is_not_finite_names_epoch_batch_and_checkpoint():
 
     spoiled.left = 2
     trainer.step = spoiled
-    with pytest.raises(TrainingError, match=r"epoch 2, batch 3 of 5; the checkpoint after epoch 1 is kept in .*; a smaller"):
+    with pytest.raises(
+        TrainingError, match=r"epoch 2, batch 3 of 5; the checkpoint after epoch 1 is kept in .*; a smaller"
+    ):
         trainer.fit(Progress("none"), None)
     assert Run.of(TINY).card()["epochs_done"] == 1
 

@@ -31,7 +31,7 @@ def frozen(model: nn.Module, batch_norm: str = "eval") -> Iterator[nn.Module]:
             model.eval()
         for module in norms:
             module.training |= batch_norm == "train"
-            # Without tracking, train mode normalises by the batch and writes no buffer; in eval mode the flag is unread.
+            # Without tracking, train mode normalises by the batch and writes no buffer.
             module.track_running_stats = not module.training
         yield model
     finally:

@@ -125,7 +125,7 @@ class PGD:
 
 @torch.no_grad()
 def _worth(model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective) -> Tensor:
-    """Ranks restarts: every misclassified sample above every correct one, then by the objective (squashed to (0, 1))."""
+    """Ranks restarts: every misclassified sample above every correct one, then by the objective."""
     logits = full(model(x_adv))
     return (logits.argmax(1) != y).float() * 2 + objective(logits, y).double().atan().div(torch.pi)
 

@@ -46,6 +46,7 @@ class CrossEntropy:
             raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """(N, K), (N,) -> (N,)."""
         z = logits / self.temperature
         return other_logits(z, y).logsumexp(1) - true_logit(z, y)
 
@@ -58,6 +59,7 @@ class Margin:
     """
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """(N, K), (N,) -> (N,)."""
         return other_logits(logits, y).amax(1) - true_logit(logits, y)
 
 
@@ -71,6 +73,7 @@ class KLFrom:
         return "KLFrom(clean)"
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """(N, K), (N,) -> (N,)."""
         return kl_divergence(self.clean_logits, logits)
 
 

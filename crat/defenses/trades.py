@@ -1,4 +1,4 @@
-"""TRADES (Zhang et al. 2019): clean cross-entropy plus beta times the divergence between clean and adversarial output."""
+"""TRADES (Zhang et al. 2019): clean cross-entropy plus beta times the divergence of the output under attack."""
 
 from __future__ import annotations
 

