@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from crat import data, store
-from crat.attacks import FGSM, PGD, Attack, cw
+from crat.attacks import FGSM, PGD, Attack, cw, temperature_pgd
 from crat.attacks.judge import attacked_batches
 from crat.config import PROTOCOLS, ConfigError, RunConfig, number
 from crat.device import pick_device
@@ -25,6 +25,7 @@ from crat.train import train
 Battery = Mapping[str, Attack]
 BATCH = 500  # fixed: random starts are drawn batch by batch, so another size would be another outcome
 SAVE_EVERY = 30.0  # seconds between partial results of a long attack
+TEMPERATURES = (1 / 50, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1.0, 2.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,21 @@ class ClassSubset(nn.Module):
         return self.model(x).index_select(1, self.keep)
 
 
-def standard_battery(dataset: str) -> dict[str, Attack]:
-    """FGSM, PGD and CW at the data set's test protocol (PROTOCOLS), with names such as "PGD-20"."""
+def protocol_pgd(dataset: str, restarts: int = 1) -> PGD:
+    """The test attack of a data set's protocol (PROTOCOLS): PGD-20 at 8/255 for CIFAR-10."""
     p = PROTOCOLS[dataset]
-    pgd = PGD(number(p.eps), number(p.test_step_size), p.test_steps)
+    return PGD(number(p.eps), number(p.test_step_size), p.test_steps, restarts=restarts)
+
+
+def standard_battery(dataset: str) -> dict[str, Attack]:
+    """FGSM, PGD and CW at the data set's test protocol, with names such as "PGD-20"."""
+    pgd = protocol_pgd(dataset)
     return {"FGSM": FGSM(pgd.eps), f"PGD-{pgd.steps}": pgd, f"CW-{pgd.steps}": cw(pgd)}
+
+
+def temperature_battery(dataset: str, temperatures: Sequence[float] = TEMPERATURES) -> dict[str, Attack]:
+    """Temperature-PGD at every temperature, named by it: "T=0.02" ... (T = 1 is PGD)."""
+    return {f"T={t:g}": temperature_pgd(protocol_pgd(dataset), t) for t in temperatures}
 
 
 def evaluate(

@@ -166,24 +166,27 @@ def _end_with_driver() -> None:
     os._exit(1)
 
 
-def _child(job: dict[str, Any]) -> None:
-    """Executes the notebook; the last line of the log says what went wrong."""
-    threading.Thread(target=_end_with_driver, daemon=True).start()
+def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) -> str:
+    """Executes a notebook in this process; returns "" or what went wrong. papermill's own word is not enough."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
     try:
-        notebook = papermill.execute_notebook(**job, progress_bar=False, autosave_cell_every=5)
+        notebook = papermill.execute_notebook(
+            input_path, output_path, parameters, progress_bar=False, autosave_cell_every=5
+        )
     except papermill.PapermillExecutionError as error:
-        sys.exit(f"In [{error.exec_count}]: {error.ename}: {_last_line(str(error.evalue))}")
+        return f"In [{error.exec_count}]: {error.ename}: {_last_line(str(error.evalue))}"
     except DeadKernelError:
-        cells = json.loads(Path(job["output_path"]).read_text(encoding="utf-8"))["cells"]
-        done = sum(bool(cell.get("execution_count")) for cell in cells)  # papermill calls the others completed, too
-        sys.exit(f"In [{done + 1}]: the kernel died (out of memory?)")
+        cells = json.loads(Path(output_path).read_text(encoding="utf-8"))["cells"]
+        # it calls all cells completed, but only those that it started know whether there was an exception
+        started = [c for c in cells if c["cell_type"] == "code" and c["metadata"]["papermill"]["exception"] is not None]
+        return f"In [{len(started)}]: the kernel died (out of memory?)"
     left = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source and not cell.execution_count]
-    if left:  # papermill takes a cell that exits for the notebook's good end
-        sys.exit(f"it ended early: {len(left)} of its cells were not run")
+    # a cell that exits is no error to it
+    return f"it ended early: {len(left)} of its cells were not run" if left else ""
 
 
 if __name__ == "__main__":
-    _child(json.loads(sys.argv[1]))
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    sys.exit(by_papermill(**json.loads(sys.argv[1])) or 0)  # a text goes to the log as its last line, and means code 1

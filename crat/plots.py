@@ -27,8 +27,9 @@ SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY)
 
 STYLE = {
     "figure.dpi": 110, "savefig.dpi": 160, "savefig.bbox": "tight", "figure.constrained_layout.use": True,
-    "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False,
-    "axes.spines.right": False, "legend.frameon": False, "pdf.fonttype": 42, "svg.hashsalt": "crat",
+    "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "legend.frameon": False, "pdf.fonttype": 42, "svg.hashsalt": "crat",
 }  # fmt: skip
 
 
@@ -97,8 +98,9 @@ def class_bars(summary: pd.DataFrame, title: str = "") -> Figure:
     colours = [BLUE] * (len(table) - 1) + [RED]
     ax.bar(x, 100 * table.robust_acc, color=colours, width=0.5, label="under attack")
     _whiskers(ax, x, table, "robust_acc")
-    for place, robust in zip(x, 100 * table.robust_acc, strict=True):
-        ax.annotate(f"{robust:.0f}", (place, 2), ha="center", fontsize=7, color="white" if robust > 9 else "black")
+    for place, robust, high in zip(x, 100 * table.robust_acc, 100 * table.high, strict=True):
+        height, colour = (2, "white") if robust > 12 else (high + 2, "black")
+        ax.annotate(f"{robust:.0f}", (place, height), ha="center", fontsize=7, color=colour)
     ax.axhline(100 * table.robust_acc.mean(), color="black", lw=0.8, ls=":")
     ax.set_xticks(x, table["class"], rotation=35, ha="right", rotation_mode="anchor")
     ax.set_title(title)
@@ -147,7 +149,7 @@ def class_curves(table: pd.DataFrame, value: str = "robust_acc", by: str = "pane
 
 def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> Figure:
     """Row-normalised confusion matrices (K, K) side by side: true class down, prediction across, in percent."""
-    size = 0.3 * len(classes) + 0.9
+    size = 0.3 * len(classes) + 0.6
     figure, axes = plt.subplots(
         1, len(matrices), figsize=(size * len(matrices) + 1.2, size), sharey=True, squeeze=False
     )

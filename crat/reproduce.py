@@ -270,8 +270,8 @@ def _report(jobs: Sequence[Job], figures: Path) -> None:
     markdown = claims.markdown(table)
     store.write_text(figures / "claims.md", markdown)
     lines = [line for line in markdown.splitlines() if not line.startswith("|---")]
-    header, *rows = ([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines)
-    print("\n" + aligned(header, rows, (44, 14, 26, 11, 15)))
+    cells = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    print("\n" + aligned(cells[0], cells[1:], (44, 14, 26, 11, 15)))
     print(f"claims: {shown(figures / 'claims.csv')} and claims.md")
 
 

@@ -55,7 +55,7 @@ def test_the_module_is_the_command():
         ("train --device tpu", 2, "device 'tpu' cannot be used here"),
         ("train --progress loud", 2, "progress is one of bar, line, none"),
         ("train --data cifar10", 1, "cifar10 is not in"),
-        ("train --train-per-class 9000", 2, "9000"),
+        ("train --train-per-class 9000", 1, "class 0 (T-shirt/top) of fashion_mnist_mini has 800 training images"),
         ("train --drop-classes 11", 2, "11"),
         ("evaluate nothing", 2, "no run 'nothing': crat runs lists them"),
         ("data fetch fashion_mnist_mini", 1, "shipped in the package: nothing to fetch"),
@@ -118,7 +118,8 @@ def test_help_knows_the_allowed_names():
 
 def test_train_evaluate_publish(runs, tmp_path, monkeypatch, capsys):
     assert cli.main(["train", "--defense", "trades", "--beta", "3", "--device", "cpu", *TINY]) == 0
-    run = Run.of(profile("quick").but(defense="trades", beta=3, train_per_class=20, valid_per_class=10, epochs=1, steps=1))
+    config = profile("quick").but(defense="trades", beta=3.0, train_per_class=20, valid_per_class=10, epochs=1, steps=1)
+    run = Run.of(config)
     told = capsys.readouterr().out
     assert run.name in told
     assert "epoch 1 of 1" in told
