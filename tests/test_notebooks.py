@@ -1,0 +1,100 @@
+"""The committed notebooks: their anatomy, that they hold outputs worth comparing, and one run through papermill.
+
+pytest runs nbval on them besides (pyproject.toml): every cell again, its output compared.
+"""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from crat import plans
+from crat.notebook import declared
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path, kind):
+    every = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [(cell, "".join(cell["source"])) for cell in every if cell["cell_type"] == kind]
+
+
+def test_there_are_notebooks_and_each_has_its_plan():
+    assert {path.stem[:2] for path in NOTEBOOKS} == set(plans.PLANS)
+
+
+@each_notebook
+def test_anatomy(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert path.stat().st_size < 1_000_000
+    assert notebook["cells"][0]["cell_type"] == "markdown"
+    assert "".join(notebook["cells"][0]["source"]).startswith("# ")
+    code = cells(path, "code")
+    tagged = [source for cell, source in code if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    assert len(tagged[0].splitlines()) <= 12
+    assert {"profile", "seed"} <= declared(path).keys()
+    assert all("papermill" not in cell["metadata"] for cell, _ in code)  # times and paths of one machine
+    prose = len(cells(path, "markdown"))
+    assert 0.4 <= prose / len(code) <= 1.5
+
+
+@each_notebook
+def test_cells_and_functions_are_short(path):
+    for cell, source in cells(path, "code"):
+        assert len(source.splitlines()) <= 15, source
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 10, node.name
+        assert all(output["output_type"] != "error" for output in cell["outputs"]), source
+
+
+@each_notebook
+def test_every_cell_was_run_and_enough_is_compared(path):
+    """An output-stripped notebook would pass nbval with nothing compared."""
+    code = [(cell, source) for cell, source in cells(path, "code") if source.strip()]
+    assert [cell["execution_count"] for cell, _ in code] == list(range(1, len(code) + 1))
+    compared = [
+        cell for cell, source in code if "NBVAL_IGNORE_OUTPUT" not in source and any(map(is_text, cell["outputs"]))
+    ]
+    asserted = [source for _, source in code if "assert" in source]
+    assert len(compared) >= 5
+    assert asserted
+    for cell, source in code:  # what is ignored must have a reason to differ: a device, a training, a drawing
+        if "NBVAL_IGNORE_OUTPUT" in source:
+            assert any(word in source for word in ("describe", "outcomes", "import", "plots.", "to_string")), source
+            assert cell["outputs"] or "import" in source or "outcomes" in source, source
+
+
+def is_text(output):
+    return output["output_type"] == "stream" or "text/plain" in output.get("data", {})
+
+
+@each_notebook
+def test_figures_come_with_their_tables(path):
+    """Every figure that is saved names its table; the committed laptop figures have both files."""
+    saved = sum(source.count("plots.save(") for _, source in cells(path, "code"))
+    assert saved >= 3
+    published = ROOT / "figures" / "laptop" / path.stem
+    if path.stem.startswith("01"):
+        drawn = {file.stem for file in published.glob("*.png")}
+        assert len(drawn) == saved
+        assert drawn == {file.stem for file in published.glob("*.csv")}
+
+
+def test_published_results_are_whole():
+    """Every run that the evidence of notebook 01 names is there with its card, history and outcomes."""
+    from crat.run import Run
+
+    for key, config in plans.tian2021_evidence("laptop").items():
+        run = Run.of(config)
+        assert run.published is not None, key
+        card = run.card()
+        assert card["finished"], key
+        assert len(run.history()) == config.train.epochs * 2 * len(card["classes"]), key
+        assert list((run.published / "eval").glob("test-*.npz")), key
+        assert not list(run.published.rglob("*.safetensors")), key
