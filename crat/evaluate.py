@@ -190,8 +190,10 @@ class _Bench:
                 saved = time.monotonic()
         bar.close()
         whole = torch.cat(logits)
-        meta = {"name": name, "attack": repr(attack), "split": self.split, "which": self.which, "dtype": self.dtype}
-        meta |= {"keep": self.keep, "crafted_on": self.crafted_on.name if self.crafted_on else None, "seed": self.seed}
+        meta = {
+            "name": name, "attack": repr(attack), "split": self.split, "which": self.which, "dtype": self.dtype,
+            "keep": self.keep, "crafted_on": self.crafted_on.name if self.crafted_on else None, "seed": self.seed,
+        }  # fmt: skip
         arrays = {
             "y": y.cpu().numpy().astype(np.int16),
             "prediction": whole.argmax(1).numpy().astype(np.int16),

@@ -174,7 +174,7 @@ def rank_heat(table: pd.DataFrame, title: str = "") -> Figure:
     sns.heatmap(
         wide, ax=ax, vmin=-1, vmax=1, cmap="RdBu_r", annot=True, fmt=".2f", annot_kws={"fontsize": 7}, square=True
     )
-    ax.collections[0].colorbar.set_label("Spearman's ρ of class orders", fontsize=8)
+    figure.axes[-1].set_ylabel("Spearman's ρ of class orders", fontsize=8)
     ax.set(title=title, xlabel="", ylabel="")
     ax.tick_params(length=0, labelsize=8)
     return figure

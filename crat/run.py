@@ -86,7 +86,7 @@ class Run:
     def model(self, which: str = "best", device: str | torch.device | None = None) -> nn.Module:
         """The trained network in eval mode: "best" by validation, or "last"; the average where one was kept."""
         where = pick_device(device)
-        network = build_model(self.config, data.load(self.config.data)).to(where, memory_format=torch.channels_last)
+        network = build_model(self.config, data.load(self.config.data)).to(where).to(memory_format=torch.channels_last)
         if which == "best":
             tensors, _ = store.read_tensors(self.folder / "best.safetensors")
         elif which == "last":

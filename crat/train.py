@@ -66,8 +66,8 @@ class Trainer:
         self.run, self.config, self.device = run, run.config.train, device
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
-        self.model = build_model(run.config, self.images).to(device, memory_format=torch.channels_last)
-        self.network = torch.compile(self.model) if compile else self.model
+        self.model = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
+        self.network: nn.Module = torch.compile(self.model) if compile else self.model  # type: ignore[assignment]
         self.defense = make_defense(self.config, self.images.n_classes)
         c = self.config
         self.optimizer = torch.optim.SGD(
@@ -75,7 +75,7 @@ class Trainer:
         )
         decay = c.average_decay if c.average_decay is not None else 0.85 if c.average == "ema_epoch" else 0.999
         self.average = EMA(decay) if c.average != "none" else None
-        self.judged = build_model(run.config, self.images).to(device, memory_format=torch.channels_last)
+        self.judged = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
         protocol = PROTOCOLS[run.config.data.name]
         self.valid_attack = PGD(number(c.eps or 0), number(protocol.step_size), protocol.steps)
         self.done, self.seconds = 0, 0.0

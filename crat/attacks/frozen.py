@@ -29,14 +29,14 @@ def frozen(model: nn.Module, batch_norm: str = "eval") -> Iterator[nn.Module]:
             parameter.requires_grad_(False)
         if batch_norm != "as_is":
             model.eval()
-        for module in norms:
-            module.training |= batch_norm == "train"
+        for norm in norms:
+            norm.training |= batch_norm == "train"
             # Without tracking, train mode normalises by the batch and writes no buffer.
-            module.track_running_stats = not module.training
+            norm.track_running_stats = not norm.training
         yield model
     finally:
-        for module in norms:
-            module.track_running_stats = True
+        for norm in norms:
+            norm.track_running_stats = True
         for module, training in modes:
             module.training = training
         for parameter in wanted_gradients:

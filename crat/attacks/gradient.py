@@ -100,18 +100,17 @@ class PGD:
         """Adversarial images of the shape of x; eps, step_size and objective override the attack's own."""
         radius = per_sample(self.eps if eps is None else eps, x)
         step = per_sample(self.step_size if step_size is None else step_size, x)
-        ascended = objective or self.objective
+        arguments = (radius, step, self.steps, self.norm, objective or self.objective)
         with frozen(model, self.batch_norm):
-            best, worth = None, None
-            for _ in range(self.restarts):
-                x_start = self._start(x, radius, generator)
-                x_adv = ascend(model, x, x_start, y, radius, step, self.steps, self.norm, ascended)
-                if self.restarts == 1:
-                    return x_adv
-                value = _worth(model, x_adv, y, ascended)
-                better = value > worth if worth is not None else torch.ones_like(value, dtype=torch.bool)
-                best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x_adv, x if best is None else best)
-                worth = value if worth is None else torch.where(better, value, worth)
+            tries = (ascend(model, x, self._start(x, radius, generator), y, *arguments) for _ in range(self.restarts))
+            best = next(tries)
+            if self.restarts == 1:
+                return best
+            worth = _worth(model, best, y, arguments[-1])
+            for x_adv in tries:
+                value = _worth(model, x_adv, y, arguments[-1])
+                better = (value > worth).view(-1, *[1] * (x.ndim - 1))
+                best, worth = torch.where(better, x_adv, best), value.maximum(worth)
         return best
 
     def _start(self, x: Tensor, eps: Tensor | float, generator: torch.Generator | None) -> Tensor:
