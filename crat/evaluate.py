@@ -124,7 +124,7 @@ def evaluate(
 
 def outcomes(config: RunConfig, battery: Battery, *, progress: str | None = None, **settings) -> Outcomes:
     """What a notebook asks for: reads what is kept, here or under results/; trains and attacks what is missing."""
-    run = Run.of(config)
+    run = Run.of(config, settings.get("device"))
     try:
         return evaluate(run, battery, **settings)
     except MissingWeights:

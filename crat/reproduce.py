@@ -171,6 +171,8 @@ def show_plan(jobs: Sequence[Job]) -> None:
 
 
 def _show_runs(configs: Iterable[RunConfig]) -> None:
+    import torch
+
     from crat.device import describe, pick_device
     from crat.run import Run
 
@@ -189,6 +191,7 @@ def _show_runs(configs: Iterable[RunConfig]) -> None:
                 cost = "no data"
                 notes.append(str(error))
         rows.append((asked.name, state, cost))
+    torch.cuda.empty_cache()  # what was measured with is the notebooks' now; does nothing without a GPU
     about = "at least" if notes else "about"
     rows.append(("all training", f"on {describe(device)}", f"{about} {tqdm.format_interval(round(total))}"))
     print(aligned(("run", "state", "training"), rows), *dict.fromkeys(notes), sep="\n", end="\n\n")
@@ -224,28 +227,29 @@ def _measure_epoch(run: Run, device: torch.device) -> float:
         x, y = images.x_valid[:n], images.y_valid[:n]
         attacked_logits(trainer.judged, x, y, trainer.valid_attack, seed=0, dtype=c.dtype).sum().item()
 
-    judged = len(images.x_valid) + c.trace_per_class * images.n_classes
-    return len(images.x_train) * _seconds_an_image(step, c.batch_size) + judged * _seconds_an_image(judge, c.batch_size)
+    judged, most = len(images.x_valid) + c.trace_per_class * images.n_classes, min(c.batch_size, len(images.x_valid))
+    return len(images.x_train) * _seconds_an_image(step, most) + judged * _seconds_an_image(judge, most)
 
 
 def _seconds_an_image(work: Callable[[int], None], most: int) -> float:
     """The work of n images is timed for growing n until it takes long enough to be told from noise."""
-    n, spent = 4, 0.0
+    n = min(4, most)
     work(n)  # sets up
-    while spent < 0.2 and n < most:
-        n = min(4 * n, most)
+    while True:
         began = time.perf_counter()
         work(n)
         spent = time.perf_counter() - began
-    return spent / n
+        if spent > 0.2 or n == most:
+            return spent / n
+        n = min(4 * n, most)
 
 
 def _performed(job: Job) -> bool:
     began, error = time.monotonic(), job.perform()
     took = tqdm.format_interval(round(time.monotonic() - began))
-    print(f"{job.notebook.stem}: " + (f"failed after {took}: {error}" if error else f"done in {took}"))
+    print(f"{job.notebook.stem}: " + (f"failed after {took}: {error}" if error else f"done in {took}"), flush=True)
     if error:
-        print(f"  what it did until then: {shown(job.output)}", flush=True)
+        print(f"  what it did until then: {shown(job.output)}")
     return not error
 
 

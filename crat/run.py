@@ -26,10 +26,13 @@ class Run:
     folder: Path
 
     @classmethod
-    def of(cls, config: RunConfig, device: torch.device | None = None) -> Run:
-        """The run of a config; its name ends in the hash of config, method revision and dtype."""
+    def of(cls, config: RunConfig, device: str | torch.device | None = None) -> Run:
+        """The run of a config; its name ends in the hash of config, method revision and dtype.
+
+        The device matters only to what dtype "auto" means.
+        """
         config = config.resolved()
-        dtype = pick_dtype(config.train.dtype, device or torch.device("cpu"))
+        dtype = pick_dtype(config.train.dtype, pick_device(device))
         config = replace(config, train=replace(config.train, dtype=dtype))
         revision = make_defense(config.train, 2).revision
         key = store.digest({**different_from_default(config), "revision": revision, "format": store.FORMAT})

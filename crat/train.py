@@ -5,7 +5,6 @@ All randomness of an epoch comes from (seed, epoch), so a resumed run draws what
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections import defaultdict
@@ -82,13 +81,10 @@ class Trainer:
         self.best: dict[str, float] = {}
         self.rows: list[dict[str, Any]] = []
         self.trace: dict[str, list[Tensor]] = defaultdict(list)
+        for half_written in run.folder.glob(".*"):  # by a killed session
+            half_written.unlink(missing_ok=True)
         if (run.folder / "checkpoint.safetensors").exists():
             self.restore()
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch, the short last one counted."""
-        return math.ceil(len(self.images.x_train) / self.config.batch_size)
 
     def fit(self, progress: Progress, max_minutes: float | None) -> None:
         """All epochs that are missing."""

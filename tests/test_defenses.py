@@ -104,6 +104,16 @@ def test_class_statistics_are_counts():
     assert ClassStats.of(y, losses, adversarial).clean.isnan().all()
 
 
+def test_counts_are_exact_under_bfloat16_autocast():
+    y = torch.zeros(999, dtype=torch.long)
+    logits = torch.tensor([[2.0, 1.0]]).expand(999, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        stats = ClassStats.of(y, torch.full((999,), 1.001), logits, logits)
+    assert stats.n.tolist() == stats.robust.tolist() == [999, 0]
+    assert stats.confusion.tolist() == [[999, 0], [0, 0]]
+    assert stats.loss[0].item() == pytest.approx(999.999, abs=0.01)
+
+
 def test_unknown_method_and_unresolved_config_get_one_line():
     with pytest.raises(ConfigError, match=r"unknown defense 'trade'; known: standard, pgd_at, trades"):
         make_defense(TrainConfig("trade"), 10)

@@ -29,8 +29,13 @@ class ClassStats:
     @classmethod
     @torch.no_grad()
     def of(cls, y: Tensor, losses: Tensor, adv_logits: Tensor, clean_logits: Tensor | None = None) -> ClassStats:
-        """Statistics of one batch: y (B,), losses (B,), logits (B, K). One small matrix product, no host sync."""
-        adv_logits, n_classes = adv_logits.detach().float(), adv_logits.shape[1]
+        """Statistics of one batch: y (B,), losses (B,), logits (B, K). Small matrix products, no host sync."""
+        with torch.autocast(y.device.type, enabled=False):  # bfloat16 does not count beyond 256
+            return cls._of(y, losses, adv_logits.detach().float(), clean_logits)
+
+    @classmethod
+    def _of(cls, y: Tensor, losses: Tensor, adv_logits: Tensor, clean_logits: Tensor | None) -> ClassStats:
+        n_classes = adv_logits.shape[1]
         member = _one_hot(y, n_classes)
         predicted = adv_logits.argmax(1)
         clean = torch.full_like(y, float("nan"), dtype=torch.float32)
