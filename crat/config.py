@@ -87,6 +87,14 @@ def _at_least(what: str, value: float, least: float) -> None:
         raise ConfigError(f"{what} must be at least {least:g}, not {value!r}")
 
 
+def _floats(config: Any) -> None:
+    """3 and 3.0 are one setting, so that they name one run."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if str(f.type).startswith("float") and isinstance(value, int):
+            object.__setattr__(config, f.name, float(value))
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images. Validation images are taken out of the training set, per class, before anything else."""
@@ -102,6 +110,7 @@ class DataConfig:
     padding: str = "reflect"  # reflect (CFA) | zero (TRADES)
 
     def __post_init__(self) -> None:
+        _floats(self)
         _one_of("data set", self.name, DATASETS)
         _one_of("split", self.split, ("stratified", "first"))
         _one_of("augmentation", self.augment, ("auto", "none", "crop", "crop_flip"))
@@ -149,6 +158,7 @@ class TrainConfig:
     trace_per_class: int = 0  # test images a class whose logits, clean and under PGD, are kept every epoch
 
     def __post_init__(self) -> None:
+        _floats(self)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("average", self.average, AVERAGES)
         _one_of("dtype", self.dtype, DTYPES)

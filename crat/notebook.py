@@ -129,8 +129,8 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], env: Ma
     if child.returncode == 0:
         log.unlink()
         return ""
-    said = _last_line(log.read_text(encoding="utf-8", errors="replace"))
-    return f"{said or 'nothing was said'} (exit code {child.returncode})" if child.returncode != 1 else said
+    said = _last_line(log.read_text(encoding="utf-8", errors="replace")) or "it ended without a word"
+    return said if child.returncode == 1 else f"{said} (exit code {child.returncode})"
 
 
 def _show(bar: tqdm, progress: Progress) -> None:

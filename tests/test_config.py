@@ -59,6 +59,12 @@ def test_a_config_survives_json(name):
     assert config.data.drop_classes == (1, 4)
 
 
+def test_whole_numbers_are_the_same_setting():
+    config = RunConfig().but(beta=3, lr=1, imbalance_ratio=2, average_decay=0)
+    assert repr(config) == repr(RunConfig().but(beta=3.0, lr=1.0, imbalance_ratio=2.0, average_decay=0.0))
+    assert isinstance(config.train.epochs, int)
+
+
 def test_names_hash_only_what_differs_from_the_defaults():
     assert different_from_default(RunConfig()) == {}
     assert different_from_default(RunConfig().but(data="mnist", seed=3)) == {"data.name": "mnist", "train.seed": 3}
