@@ -41,9 +41,9 @@ def as_written(value: str | float) -> str:
     if isinstance(value, str):
         number(value)  # raises where it is none
         return value.replace(" ", "")
-    pixels = Fraction(value * 255).limit_denominator(8)
-    if value and float(pixels) / 255 == value and value * 255 < 255:
-        return f"{float(pixels):g}/255"
+    pixels = float(Fraction(value * 255).limit_denominator(8))
+    if float(f"{value:.4g}") != value and pixels / 255 == value:
+        return f"{pixels:g}/255"
     return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
 
 
@@ -164,6 +164,8 @@ class TrainConfig:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("batch_norm", self.batch_norm, ("auto", "eval", "train"))
         _at_least("epochs", self.epochs, 1)
+        _at_least("eps_warmup", self.eps_warmup, 0)
+        _at_least("trace_per_class", self.trace_per_class, 0)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("lr", self.lr, 0)
         _at_least("beta", self.beta, 0)

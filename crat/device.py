@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from crat.config import ConfigError
 
@@ -36,6 +38,24 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
     """The search and training context of a resolved dtype; predictions that count are made outside it, in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Within: float32 is float32. GPUs round it to TF32 in convolutions unless told otherwise."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """torch.compile for training: the same network in train and eval mode, with and without parameter gradients, on a
+    full and a short batch are more variants than torch keeps by default."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return torch.compile(model)  # type: ignore[return-value]
 
 
 def describe(device: torch.device) -> str:

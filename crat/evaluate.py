@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from crat import data, store
 from crat.attacks import FGSM, PGD, Attack, cw, temperature_pgd
-from crat.attacks.judge import attacked_batches
+from crat.attacks.judge import REVISION, attacked_batches
 from crat.config import PROTOCOLS, ConfigError, RunConfig, number
 from crat.device import pick_device
 from crat.run import Run
@@ -128,7 +127,8 @@ def outcomes(config: RunConfig, battery: Battery, *, progress: str | None = None
     try:
         return evaluate(run, battery, **settings)
     except MissingWeights:
-        train(config, device=settings.get("device"), progress=progress)
+        for needed in filter(None, (run, settings.get("crafted_on"))):
+            train(needed.config, device=settings.get("device"), progress=progress)
         return evaluate(run, battery, **settings)
 
 
@@ -152,20 +152,22 @@ class _Bench:
 
     def __post_init__(self) -> None:
         self._loaded: tuple[nn.Module, nn.Module | None, Tensor, Tensor] | None = None
+        self.weights = {r.name: _weights(r, self.which) for r in (self.run, self.crafted_on) if r}
 
     def path(self, attack: Attack | None) -> Path:
-        """Relative place of an outcome, named by the hash of all that decides it."""
+        """Relative place of an outcome, named by the hash of all that decides it, the weights included."""
+        source = self.crafted_on if attack else None
         what = {
             "attack": repr(attack), "split": self.split, "which": self.which, "seed": self.seed, "batch": BATCH,
-            "keep": self.keep, "crafted_on": self.crafted_on.name if self.crafted_on and attack else None,
-            "dtype": self.dtype if attack else None,
+            "keep": self.keep, "dtype": self.dtype if attack else None, "revision": [store.FORMAT, REVISION],
+            "weights": self.weights[self.run.name], "crafted_on": self.weights[source.name] if source else None,
         }  # fmt: skip
         return Path("eval") / f"{self.split}-{store.digest(what)}.npz"
 
     def outcome(self, name: str, attack: Attack | None) -> dict[str, np.ndarray]:
         """The arrays y, prediction, logits of one attack, read or computed."""
         place = self.path(attack)
-        for folder in (self.run.folder, self.run.published):
+        for folder in (self.run.published, self.run.folder):
             if folder and (folder / place).exists():
                 return store.read_arrays(folder / place)
         return self._compute(name, attack, self.run.folder / place)
@@ -207,13 +209,10 @@ class _Bench:
     def _load(self) -> tuple[nn.Module, nn.Module | None, Tensor, Tensor]:
         if self._loaded is None:
             device = pick_device(self.device)
-            for run in filter(None, (self.run, self.crafted_on)):
-                if not run.finished or not (run.folder / "best.safetensors").exists():
-                    raise MissingWeights(f"{run.name} is not trained here: `crat train` or train(config) does it")
             images = data.load(self.run.config.data)
             x, y = getattr(images, f"x_{self.split}").to(device), getattr(images, f"y_{self.split}").to(device)
-            model = self.run.model(self.which, device)
-            source = self.crafted_on.model(self.which, device) if self.crafted_on else None
+            model = self._model(self.run, device)
+            source = self._model(self.crafted_on, device) if self.crafted_on else None
             if self.keep is not None:
                 inside = torch.isin(y, torch.tensor(self.keep, device=device))
                 x, y = x[inside], torch.searchsorted(torch.tensor(self.keep, device=device), y[inside])
@@ -222,6 +221,26 @@ class _Bench:
             self._loaded = model, source, x, y
         return self._loaded
 
+    def _model(self, run: Run, device: torch.device) -> nn.Module:
+        if not run.trained_here:
+            raise MissingWeights(f"{run.name} is not trained here: `crat train` or train(config) does it")
+        model = run.model(self.which, device)
+        if store.fingerprint(model.state_dict()) != self.weights[run.name]:
+            raise store.StoreError(
+                f"{run.name} was published with other weights than are here, and their outcomes may not be mixed: "
+                "set CRAT_RECOMPUTE=1 to leave the published results aside"
+            )
+        return model
+
+
+def _weights(run: Run, which: str) -> str:
+    """The fingerprint of a run's weights, from its card."""
+    if which not in ("best", "last"):
+        raise ConfigError(f"which is 'best' or 'last', not {which!r}")
+    if not run.finished:
+        raise MissingWeights(f"{run.name} is not trained here: `crat train` or train(config) does it")
+    return run.card()[which]["weights"]
+
 
 def publish(run: Run, folder: Path | None = None) -> Path:
     """Copies what is small and lasting (card, history, trace, outcomes; no weights) to results/<data set>/<run>."""
@@ -229,7 +248,9 @@ def publish(run: Run, folder: Path | None = None) -> Path:
         raise store.StoreError(f"{run.name} is not finished; only finished runs are published")
     target = (folder or store.results_home()) / run.config.data.name / run.name
     for source in sorted(run.folder.rglob("*")):
-        if source.suffix in (".json", ".csv", ".npz") and not re.search(r"\.part\.|/\.", str(source)):
-            with store.written_whole(target / source.relative_to(run.folder)) as temporary:
+        place = source.relative_to(run.folder)
+        hidden = any(part.startswith(".") or ".part." in part for part in place.parts)
+        if source.suffix in (".json", ".csv", ".npz") and not hidden:
+            with store.written_whole(target / place) as temporary:
                 temporary.write_bytes(source.read_bytes())
     return target

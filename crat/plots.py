@@ -110,7 +110,10 @@ def class_bars(summary: pd.DataFrame, title: str = "") -> Figure:
 
 
 def method_bars(table: pd.DataFrame, value: str = "robust_acc", title: str = "") -> Figure:
-    """Columns method, class, value, low, high: grouped bars, classes in order of the last method."""
+    """Columns method, class, value, low, high: grouped bars, classes in order of the last method.
+
+    A method may be followed by a comma and what it was put under ("pgd_at, PGD-20"); it keeps its colour.
+    """
     methods = list(table.method.unique())
     last = table[table.method == methods[-1]].sort_values(value, ascending=False)
     x, width = np.arange(len(last)), 0.8 / len(methods)
@@ -118,8 +121,9 @@ def method_bars(table: pd.DataFrame, value: str = "robust_acc", title: str = "")
     for i, method in enumerate(methods):
         part = table[table.method == method].set_index("class").loc[last["class"]].reset_index()
         places = x + (i - (len(methods) - 1) / 2) * width
-        colour = METHOD_COLOURS.get(method, SERIES[i])
-        ax.bar(places, 100 * part[value], width, color=colour, label=METHOD_NAMES.get(method, method))
+        name, *under = method.split(", ")
+        label = ", ".join([METHOD_NAMES.get(name, name), *under])
+        ax.bar(places, 100 * part[value], width, color=METHOD_COLOURS.get(name, SERIES[i]), label=label)
         if "low" in part:
             _whiskers(ax, places, part, value)
     ax.set_xticks(x, last["class"], rotation=35, ha="right", rotation_mode="anchor")
@@ -180,13 +184,18 @@ def rank_heat(table: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-def class_scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, by: str = "panel") -> Figure:
-    """A point a class, named, one panel per value of `by`; y in percent with whiskers where low and high are given."""
+def class_scatter(
+    table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, *, robust: str = "robust_acc", by: str = "panel"
+) -> Figure:
+    """A point a class, named, one panel per value of `by`; y in percent with whiskers where low and high are given.
+
+    The class that is worst by the column `robust` is marked.
+    """
     panels = list(table[by].unique())
     figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels) + 0.5, 3), sharey=True, squeeze=False)
     for ax, panel in zip(axes[0], panels, strict=True):
         part = table[table[by] == panel]
-        colours = [RED if v == part[y].min() else BLUE for v in part[y]]
+        colours = [RED if v == part[robust].min() else BLUE for v in part[robust]]
         ax.scatter(part[x], 100 * part[y], c=colours, s=22, zorder=3)
         if "low" in part:
             _whiskers(ax, part[x], part, y, colour=GREY, zorder=1)

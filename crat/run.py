@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from crat import data, models, store
 from crat.config import ConfigError, RunConfig, different_from_default
-from crat.defenses import make_defense
+from crat.defenses import ClassStats, make_defense
 from crat.device import pick_device, pick_dtype
 
 
@@ -46,7 +46,10 @@ class Run:
 
     @cached_property
     def published(self) -> Path | None:
-        """The folder of the same run under results/, if it was published; None while everything is recomputed."""
+        """The folder of the same run under results/, if it was published; None while everything is recomputed.
+
+        What is published is read before what lies in the store, so that one run's numbers have one origin.
+        """
         if os.environ.get("CRAT_RECOMPUTE"):
             return None
         folder = Path(store.__file__).parents[1] / "results" / self.config.data.name / self.name
@@ -54,15 +57,21 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done."""
+        """Whether all epochs are done, here or where it was published."""
         return self.card().get("finished", False)
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether all epochs are done and the weights are in the store."""
+        files = ("card.json", "best.safetensors", "checkpoint.safetensors")
+        return all((self.folder / f).exists() for f in files) and store.read_json(self.folder / files[0])["finished"]
 
     def card(self) -> dict[str, Any]:
         """What is known of the run: config, versions, device, epochs done, the chosen epoch; {} before the first.
 
         Raises StoreError where the card tells of other settings (a default has changed since, or the folder was moved).
         """
-        for folder in (self.folder, self.published):
+        for folder in (self.published, self.folder):
             if folder and (folder / "card.json").exists():
                 card = store.read_json(folder / "card.json")
                 if RunConfig.from_dict(card["config"]) != self.config:
@@ -81,7 +90,7 @@ class Run:
         return store.read_arrays(self._file("trace.npz"))
 
     def _file(self, name: str) -> Path:
-        for folder in (self.folder, self.published):
+        for folder in (self.published, self.folder):
             if folder and (folder / name).exists():
                 return folder / name
         raise store.StoreError(f"{self.name} has no {name}: train it first, `crat train` or train(config)")
@@ -122,3 +131,17 @@ def part(tensors: dict[str, Tensor], name_of_part: str) -> dict[str, Tensor]:
 def first_per_class(y: Tensor, n: int) -> Tensor:
     """Places of the first n images of each class, in file order."""
     return torch.cat([(y == k).nonzero()[:n, 0] for k in y.unique()]).sort().values
+
+
+def history_rows(
+    epoch: int, split: str, stats: ClassStats, classes: tuple[str, ...], rate: float, eps: float
+) -> list[dict]:
+    """The rows of one epoch and split in history.csv; an absent class has NaN accuracies."""
+    n, clean, robust, loss = (getattr(stats, k).double().cpu() for k in ("n", "clean", "robust", "loss"))
+    return [
+        {
+            "epoch": epoch, "split": split, "class": name, "n": int(n[k]), "clean_acc": float(clean[k] / n[k]),
+            "robust_acc": float(robust[k] / n[k]), "loss": float(loss[k] / n[k]), "lr": rate, "eps": eps,
+        }
+        for k, name in enumerate(classes)
+    ]  # fmt: skip

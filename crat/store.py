@@ -120,12 +120,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
     """Writes torch tensors as safetensors with JSON metadata and a SHA-256 over both."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(dict(meta or {}), sort_keys=True)
     with written_whole(path) as temporary:
-        save_file(flat, temporary, metadata={"meta": text, "sha256": _checksum(flat, text)})
+        try:
+            save_file(flat, temporary, metadata={"meta": text, "sha256": _checksum(flat, text)})
+        except SafetensorError as error:  # its own wording of a full disk
+            raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -145,11 +149,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return tensors, json.loads(header["meta"])
 
 
+def fingerprint(tensors: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of named tensors: what outcomes are tied to."""
+    return _checksum(tensors, "")[:16]
+
+
 def _checksum(tensors: Mapping[str, Any], text: str) -> str:
     import torch
 
     total = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         total.update(name.encode())
-        total.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        total.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()

@@ -21,9 +21,10 @@ from crat.attacks.judge import attacked_logits
 from crat.averaging import EMA
 from crat.config import PROTOCOLS, RunConfig, number
 from crat.defenses import ClassStats, make_defense
-from crat.device import autocast, describe, pick_device
+from crat.defenses.base import judged_stats
+from crat.device import autocast, compiled, describe, pick_device
 from crat.progress import Progress
-from crat.run import Run, build_model, first_per_class, part
+from crat.run import Run, build_model, first_per_class, history_rows, part
 from crat.schedules import learning_rate
 
 COLLAPSED = 0.9  # share of validation images that one class may draw before the epoch is called collapsed (K > 2)
@@ -50,7 +51,7 @@ def train(
     """
     where = pick_device(device)
     run = Run.of(config, where)
-    if run.finished and (run.folder / "best.safetensors").exists():
+    if run.finished and run.trained_here:
         return run
     trainer = Trainer(run, where, compile=compile)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
@@ -66,29 +67,32 @@ class Trainer:
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
         self.model = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
-        self.network: nn.Module = torch.compile(self.model) if compile else self.model  # type: ignore[assignment]
+        self.network: nn.Module = compiled(self.model) if compile else self.model
         self.defense = make_defense(self.config, self.images.n_classes)
         c = self.config
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay
-        )
+        self.optimizer = torch.optim.SGD(self.model.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay)
         decay = c.average_decay if c.average_decay is not None else 0.85 if c.average == "ema_epoch" else 0.999
-        self.average = EMA(decay) if c.average != "none" else None
+        self.average = EMA(decay, warm_up=c.average == "ema_update") if c.average != "none" else None
         self.judged = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
         protocol = PROTOCOLS[run.config.data.name]
         self.valid_attack = PGD(number(c.eps or 0), number(protocol.step_size), protocol.steps)
-        self.done, self.seconds = 0, 0.0
-        self.best: dict[str, float] = {}
-        self.rows: list[dict[str, Any]] = []
-        self.trace: dict[str, list[Tensor]] = defaultdict(list)
-        for half_written in run.folder.glob(".*"):  # by a killed session
-            half_written.unlink(missing_ok=True)
+        self.begin()
         if (run.folder / "checkpoint.safetensors").exists():
             self.restore()
+
+    def begin(self) -> None:
+        """Nothing is done yet."""
+        self.done, self.seconds = 0, 0.0
+        self.best: dict[str, Any] = {}
+        self.collapsed: list[int] = []
+        self.rows: list[dict[str, Any]] = []
+        self.trace: dict[str, list[Tensor]] = defaultdict(list)
 
     def fit(self, progress: Progress, max_minutes: float | None) -> None:
         """All epochs that are missing."""
         began = time.monotonic()
+        for half_written in self.run.folder.glob(".*"):  # by a killed session
+            half_written.unlink(missing_ok=True)
         progress.start(self.config.epochs, self.done, len(self.images.x_train))
         for epoch in range(self.done, self.config.epochs):
             epoch_began = time.monotonic()
@@ -96,25 +100,24 @@ class Trainer:
             self.finish_epoch(epoch, stats, time.monotonic() - epoch_began, progress)
             if max_minutes is not None and time.monotonic() - began > 60 * max_minutes:
                 break
+        store.write_json(self.run.folder / "card.json", self.card())  # a kill may have come just before it
         progress.close()
 
     def train_epoch(self, epoch: int, progress: Progress) -> ClassStats:
         """One pass over the training images; returns the class-wise sums. No host synchronisation within a step."""
-        seed = store.seed_for(self.config.seed, epoch)
-        torch.manual_seed(seed)  # dropout; inside fork_rng
-        generator = torch.Generator(self.device).manual_seed(seed)
+        torch.manual_seed(store.seed_for(self.config.seed, epoch, "dropout"))  # inside fork_rng
+        generator = torch.Generator(self.device).manual_seed(store.seed_for(self.config.seed, epoch))
         batches = data.Batches(
             self.images.x_train, self.images.y_train, self.config.batch_size, generator=generator,
             augment=self.augment, padding=self.run.config.data.padding, class_probs=self.defense.class_probs(),
         )  # fmt: skip
-        scale = min(1.0, (epoch + 1) / (self.config.eps_warmup + 1))
         first_bad = torch.full((), -1, device=self.device)
         total: ClassStats | None = None
         self.network.train()
         for i, (x, y) in enumerate(batches):
             x = x.contiguous(memory_format=torch.channels_last)
             rate = learning_rate(self.config, epoch * len(batches) + i, len(batches))
-            loss, stats = self.step(x, y, rate, scale, generator)
+            loss, stats = self.step(x, y, rate, self.eps_scale(epoch), generator)
             total = stats if total is None else total + stats
             first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), i, first_bad)
             if progress.step(len(x)):  # about once a second, so the check costs nothing
@@ -122,6 +125,10 @@ class Trainer:
         self._refuse_non_finite(epoch, first_bad, len(batches))
         assert total is not None
         return total
+
+    def eps_scale(self, epoch: int) -> float:
+        """Share of eps and step size that an epoch trains with."""
+        return min(1.0, (epoch + 1) / (self.config.eps_warmup + 1))
 
     def step(
         self, x: Tensor, y: Tensor, rate: float, scale: float, generator: torch.Generator
@@ -159,14 +166,16 @@ class Trainer:
         images = self.images
         clean = self._logits(images.x_valid, images.y_valid, None)
         robust = self._logits(images.x_valid, images.y_valid, self.valid_attack)
-        valid = _valid_stats(images.y_valid, clean, robust)
+        valid = judged_stats(images.y_valid, clean, robust)
         self.defense.epoch_end(stats, valid)
         self.done, self.seconds = epoch + 1, self.seconds + seconds
-        rate = self.optimizer.param_groups[0]["lr"]
-        for split, s in (("train", stats), ("valid", valid)):
-            self.rows += _history_rows(epoch + 1, split, s, images.classes, rate)
+        rate, eps = self.optimizer.param_groups[0]["lr"], number(self.config.eps or 0)
+        self.rows += history_rows(self.done, "train", stats, images.classes, rate, eps * self.eps_scale(epoch))
+        self.rows += history_rows(self.done, "valid", valid, images.classes, rate, eps)
         top_share = clean.argmax(1).bincount(minlength=images.n_classes).max().item() / len(clean)
-        self._choose(valid, top_share)
+        if images.n_classes > 2 and top_share > COLLAPSED:
+            self.collapsed.append(self.done)
+        self._choose(valid)
         self._trace_epoch()
         self.save()
         progress.epoch(self.done, self._line(stats, valid, seconds, top_share))
@@ -174,15 +183,14 @@ class Trainer:
     def _logits(self, x: Tensor, y: Tensor, attack: PGD | None) -> Tensor:
         return attacked_logits(self.judged, x, y, attack, seed=self.config.seed, dtype=self.config.dtype)
 
-    def _choose(self, valid: ClassStats, top_share: float) -> None:
+    def _choose(self, valid: ClassStats) -> None:
         """The best epoch by average + worst class on validation (CFA's index, on validation instead of test)."""
         counted = valid.clean if self.defense.selects_on == "clean" else valid.robust
         accuracy = (counted / valid.n).cpu()
         score = float(accuracy.nanmean() + accuracy[~accuracy.isnan()].min())
-        self.collapsed = self.images.n_classes > 2 and top_share > COLLAPSED
         if not self.best or score > self.best["score"]:
-            self.best = {"epoch": self.done, "score": score, "average": float(accuracy.nanmean())}
-            store.write_tensors(self.run.folder / "best.safetensors", self.judged.state_dict(), {"epoch": self.done})
+            weights = store.fingerprint(self.judged.state_dict())
+            self.best = {"epoch": self.done, "score": score, "average": float(accuracy.nanmean()), "weights": weights}
 
     def _trace_epoch(self) -> None:
         per_class = self.config.trace_per_class
@@ -200,13 +208,12 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """History and trace first, the checkpoint last: whoever resumes drops what lies beyond the checkpoint."""
+        """History first: a resumed run drops what lies beyond the checkpoint. Best weights last: it holds them too."""
         folder = self.run.folder
         store.write_text(folder / "history.csv", pd.DataFrame(self.rows).to_csv(index=False))
-        names = [name for name, _ in self.model.named_parameters()]
         momentum = {
             name: self.optimizer.state[p]["momentum_buffer"]
-            for name, p in zip(names, self.model.parameters(), strict=True)
+            for name, p in self.model.named_parameters()
             if self.optimizer.state.get(p, {}).get("momentum_buffer") is not None
         }
         parts = {
@@ -216,9 +223,15 @@ class Trainer:
             "defense": self.defense.state_dict(),
         }
         tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-        meta = {"epoch": self.done, "seconds": self.seconds, "best": self.best}
+        meta = {"epoch": self.done, "seconds": self.seconds, "best": self.best, "collapsed": self.collapsed}
+        meta["averaged"] = self.average.updates if self.average else 0
         store.write_tensors(folder / "checkpoint.safetensors", tensors, meta)
+        if self.best["epoch"] == self.done:
+            self._write_best()
         store.write_json(folder / "card.json", self.card())
+
+    def _write_best(self) -> None:
+        store.write_tensors(self.run.folder / "best.safetensors", self.judged.state_dict(), {"epoch": self.done})
 
     def card(self) -> dict[str, Any]:
         """What a reader must know of the run."""
@@ -230,6 +243,8 @@ class Trainer:
             "epochs_done": self.done,
             "finished": self.done >= self.config.epochs,
             "best": self.best,
+            "last": {"weights": store.fingerprint(self.average.state if self.average else self.model.state_dict())},
+            "collapsed_epochs": self.collapsed,
             "class_weight_norms": self._weight_norms() if self.done >= self.config.epochs else None,
             "train_seconds": round(self.seconds, 1),
             "device": describe(self.device),
@@ -244,16 +259,22 @@ class Trainer:
         return [round(norm, 6) for norm in models.class_weight_norms(self.judged).tolist()]
 
     def restore(self) -> None:
-        """Goes back to the end of the last saved epoch."""
+        """Goes back to the end of the last saved epoch; to the beginning, where the best weights are lost."""
         folder = self.run.folder
         tensors, meta = store.read_tensors(folder / "checkpoint.safetensors")
+        best = folder / "best.safetensors"
+        best_epoch = store.read_tensors(best)[1]["epoch"] if best.exists() else None
+        if best_epoch != meta["best"]["epoch"] != meta["epoch"]:
+            return
         self.done, self.seconds, self.best = meta["epoch"], meta["seconds"], meta["best"]
+        self.collapsed = meta["collapsed"]
         self.model.load_state_dict(part(tensors, "model"))
         for name, buffer in part(tensors, "momentum").items():
             parameter = self.model.get_parameter(name)
             self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter)
         if self.average:
             self.average.state = {k: v.to(self.device) for k, v in part(tensors, "average").items()}
+            self.average.updates = meta["averaged"]
         self.defense.load_state_dict({k: v.to(self.device) for k, v in part(tensors, "defense").items()})
         history = self.run.history()
         self.rows = history[history.epoch <= self.done].to_dict("records")
@@ -261,6 +282,9 @@ class Trainer:
             trace = self.run.trace()
             for name in ("clean", "pgd"):
                 self.trace[name] = [torch.from_numpy(kept) for kept in trace[name][: self.done]]
+        if best_epoch != self.best["epoch"]:
+            self.judged.load_state_dict(self.average.state if self.average else self.model.state_dict())
+            self._write_best()
 
     def _line(self, train: ClassStats, valid: ClassStats, seconds: float, top_share: float) -> str:
         robust, clean = (valid.robust / valid.n).cpu(), (valid.clean / valid.n).cpu()
@@ -271,26 +295,6 @@ class Trainer:
             f"robust {100 * robust.nanmean():.1f} %, worst {100 * robust[worst]:.1f} % "
             f"({self.images.classes[worst]})  {speed:.0f} images/s"
         )
-        if self.collapsed:
+        if self.done in self.collapsed:
             line += f"\n  collapsed: one class draws {100 * top_share:.0f} % of validation; try a longer eps_warmup"
         return line
-
-
-def _valid_stats(y: Tensor, clean: Tensor, robust: Tensor) -> ClassStats:
-    """Validation's sums; robust is R_k's count here: clean-correct and correct under attack."""
-    stats = ClassStats.of(y, nn.functional.cross_entropy(robust, y, reduction="none"), robust, clean)
-    both = (clean.argmax(1) == y) & (robust.argmax(1) == y)
-    stats.robust = y[both].bincount(minlength=clean.shape[1]).float()
-    return stats
-
-
-def _history_rows(epoch: int, split: str, stats: ClassStats, classes: tuple[str, ...], rate: float) -> list[dict]:
-    """Tidy rows; an absent class has NaN accuracies."""
-    n, clean, robust, loss = (getattr(stats, k).double().cpu() for k in ("n", "clean", "robust", "loss"))
-    return [
-        {
-            "epoch": epoch, "split": split, "class": name, "n": int(n[k]), "clean_acc": float(clean[k] / n[k]),
-            "robust_acc": float(robust[k] / n[k]), "loss": float(loss[k] / n[k]), "lr": rate,
-        }
-        for k, name in enumerate(classes)
-    ]  # fmt: skip

@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # the same examples every time, and no failure because another process had the cores
@@ -18,3 +19,9 @@ def pytest_configure(config):
         os.environ[name] = str(Path(folder.name, name.lower()))
     if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread each, set before torch is imported
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def own_store(tmp_path, monkeypatch):
+    """An empty store for one test."""
+    monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "runs"))

@@ -75,6 +75,7 @@ def test_bad_values_get_one_line():
         (lambda: number("a lot"), "'a lot' is not a number: write 0.1 or 8/255"),
         (lambda: TrainConfig(eps=-0.1), "eps must be at least 0"),
         (lambda: TrainConfig(batch_norm="off"), "unknown batch_norm 'off'; known: auto, eval, train"),
+        (lambda: TrainConfig(eps_warmup=-1), "eps_warmup must be at least 0"),
         (lambda: profile("large"), "unknown profile 'large'; known: quick, laptop, paper"),
         (lambda: RunConfig().but(imbalance_ratio=0.1), "imbalance_ratio must be at least 1"),
     ):

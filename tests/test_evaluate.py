@@ -125,6 +125,30 @@ def test_published_results_need_no_weights(run, tmp_path, monkeypatch):
     assert len(elsewhere.history()) == 20
 
 
+def test_outcomes_are_tied_to_the_weights(run, tmp_path, monkeypatch):
+    """A published run that is trained again elsewhere has other bits: its outcomes may not be mixed with the old."""
+    evaluate.evaluate(run, BATTERY)
+    target = publish(run, tmp_path / "results")
+    monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "elsewhere"))
+    elsewhere = Run.of(CONFIG)
+    elsewhere.__dict__["published"] = target
+    train(CONFIG, progress="none")
+    evaluate.evaluate(elsewhere, BATTERY | {"PGD-3": PGD(0.1, 0.05, 3)})  # the same bits on the same machine
+    card = store.read_json(target / "card.json")
+    card["best"]["weights"] = "0" * 16
+    store.write_json(target / "card.json", card)
+    with pytest.raises(store.StoreError, match="published with other weights than are here"):
+        evaluate.evaluate(elsewhere, BATTERY)
+
+
+def test_a_run_in_a_hidden_folder_is_published_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("CRAT_RUNS", str(tmp_path / ".cache" / "runs"))
+    hidden = train(CONFIG, progress="none")
+    (hidden.folder / ".half.npz").write_bytes(b"")
+    published = {path.name for path in publish(hidden, tmp_path / "results").rglob("*") if path.is_file()}
+    assert published == {"card.json", "history.csv"}
+
+
 def test_only_finished_runs_are_published(tmp_path):
     with pytest.raises(store.StoreError, match="only finished runs are published"):
         publish(Run.of(CONFIG.but(seed=9)), tmp_path)

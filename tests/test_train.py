@@ -1,39 +1,19 @@
-"""Training: schedules, determinism, kill and resume bit for bit, averages, collapse, bad numbers, refusals."""
-
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
+"""Training: schedules, determinism, averages, collapse, bad numbers, refusals. (test_resume: kill and resume.)"""
 
 import pytest
 import torch
+from tiny_runs import TINY, same, weights
 from torch import nn
 
 from crat import store
 from crat.averaging import EMA
-from crat.config import ConfigError, RunConfig, TrainConfig
+from crat.config import ConfigError, TrainConfig
 from crat.progress import Progress
 from crat.run import Run, build_model
-from crat.train import Trainer, TrainingError, learning_rate, train
+from crat.schedules import learning_rate
+from crat.train import Trainer, TrainingError, train
 
-TINY = RunConfig().but(
-    train_per_class=26, valid_per_class=5, epochs=3, steps=2, batch_size=64, dtype="float32", width=4
-)
-
-
-@pytest.fixture(autouse=True)
-def own_store(tmp_path, monkeypatch):
-    monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "runs"))
-
-
-def weights(run, which="last"):
-    return run.model(which).state_dict()
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+pytestmark = pytest.mark.usefixtures("own_store")
 
 
 @pytest.mark.parametrize("defense", ["standard", "pgd_at", "trades"])
@@ -99,70 +79,15 @@ def test_the_global_random_state_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-DRIVER = """
-import json, sys
-from crat.config import RunConfig
-from crat.train import train
-train(RunConfig().but(**json.loads(sys.argv[1])), progress="line")
-"""
-
-
-@pytest.mark.parametrize("extra", [{}, {"average": "ema_update", "defense": "trades", "model": "mnist_small_cnn"}])
-def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch, extra):
-    """SIGKILL in the middle of an epoch after the first; dropout and a moving average in the second case."""
-    settings = dict(train_per_class=60, valid_per_class=5, epochs=4, steps=2, batch_size=32, dtype="float32", **extra)
-    settings |= {} if extra else {"width": 4}
-    config = RunConfig().but(**settings, trace_per_class=1)
-    undisturbed = train(config, progress="none")
-    expected = weights(undisturbed), undisturbed.history(), undisturbed.trace()["pgd"].tobytes()
-
-    monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "killed"))
-    argument = json.dumps({**settings, "trace_per_class": 1})
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    child = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, argument], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert child.stdout is not None
-    while not child.stdout.readline().startswith("epoch 2/4"):
-        assert child.poll() is None
-    time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    (Run.of(config).folder / ".best.safetensors.half").write_bytes(b"as if killed while writing")
-    run = Run.of(config)
-    assert not run.finished
-    assert 2 <= run.card()["epochs_done"] < 4
-    resumed = train(config, progress="none")
-    assert resumed.finished
-    assert same(expected[0], weights(resumed))
-    assert resumed.history().equals(expected[1])
-    assert resumed.trace()["pgd"].tobytes() == expected[2]
-    assert not list(run.folder.glob(".*"))
-
-
-def test_max_minutes_stops_at_an_epochs_end_and_goes_on():
-    run = train(TINY, progress="none", max_minutes=0)
-    assert run.card()["epochs_done"] == 1
-    assert not run.finished
-    while not run.finished:
-        train(TINY, progress="none", max_minutes=0)
-    assert run.card()["epochs_done"] == 3
-
-
-def test_damaged_checkpoint_gets_one_line():
-    run = train(TINY, progress="none", max_minutes=0)
-    path = run.folder / "checkpoint.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(store.StoreError, match=r"is damaged .* remove it"):
-        train(TINY, progress="none")
-    altered = bytearray(whole)
-    altered[-5] ^= 1
-    path.write_bytes(bytes(altered))
-    with pytest.raises(store.StoreError, match="was altered"):
-        train(TINY, progress="none")
-    path.write_bytes(whole)
-    assert train(TINY, progress="none").finished
+def test_compiled_training_gives_the_same_network(monkeypatch):
+    """Dynamo's own tracing without a C++ compiler: the toggling of modes and gradients in an attack is what matters."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend="eager"))
+    config = TINY.but(defense="trades", epochs=2)
+    plain = weights(train(config, progress="none"))
+    monkeypatch.setenv("CRAT_RUNS", str(store.home() / "compiled"))
+    compiled = weights(train(config, progress="none", compile=True))
+    assert same(plain, compiled)
 
 
 def test_loss_that_is_not_finite_names_epoch_batch_and_checkpoint():
@@ -184,7 +109,8 @@ def test_loss_that_is_not_finite_names_epoch_batch_and_checkpoint():
 
 
 def test_collapse_is_told(capsys):
-    train(TINY.but(epochs=1, lr=0.0), progress="line")  # an untrained net calls everything one class
+    run = train(TINY.but(epochs=1, lr=0.0), progress="line")  # an untrained net calls everything one class
+    assert run.card()["collapsed_epochs"] == [1]
     assert "collapsed: one class draws" in capsys.readouterr().out
 
 
@@ -237,6 +163,16 @@ def test_moving_average_is_the_recursion_and_has_both_habits():
     for name, value in expected.items():
         torch.testing.assert_close(ema.state[name], value)
     assert ema.state["1.num_batches_tracked"] == 3
+
+    warm = EMA(0.999, warm_up=True)
+    for _ in range(2):
+        warm.update(model)
+    assert warm.updates == 2
+    with torch.no_grad():
+        model[0].bias.add_(1.0)
+    before = warm.state["0.bias"].clone()
+    warm.update(model)
+    torch.testing.assert_close(warm.state["0.bias"], before + (1 - 4 / 13))  # decay (1 + 3) / (10 + 3)
 
     per_epoch = train(TINY.but(average="ema_epoch", epochs=1), progress="none")
     plain = train(TINY.but(epochs=1), progress="none")

@@ -62,7 +62,8 @@ class PGD:
     start: "uniform" in the ball, "gaussian" (x + 0.001 N(0, 1), TRADES) or "none".
     restarts: best of several starts, each judged on its last iterate: wrong before right, then the larger objective.
     batch_norm: its mode inside the attack ("eval", "train", "as_is"), because the papers differ.
-    x: (N, C, H, W) in [0, 1]; y: (N,) int64. `generator` draws the start; the global random state is not touched.
+    x: (N, C, H, W) in [0, 1]; y: (N,) int64. `generator` draws the start (None: a new one with seed 0, so the start is
+        the same in every call); the global random state is not touched.
     Raises ValueError on an unknown norm, start or mode, and where eps or step_size has the wrong shape.
     """
 
@@ -98,6 +99,7 @@ class PGD:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Adversarial images of the shape of x; eps, step_size and objective override the attack's own."""
+        generator = generator or torch.Generator(x.device).manual_seed(0)
         radius = per_sample(self.eps if eps is None else eps, x)
         step = per_sample(self.step_size if step_size is None else step_size, x)
         arguments = (radius, step, self.steps, self.norm, objective or self.objective)

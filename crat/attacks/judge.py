@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import Attack
 from crat.attacks.objectives import full
-from crat.device import autocast
+from crat.device import autocast, exact
 from crat.store import seed_for
+
+REVISION = 1  # of the attacks and of judging: raised when outcomes may change, so that kept ones are made anew
 
 
 def as_images(x: Tensor) -> Tensor:
@@ -46,8 +48,9 @@ def attacked_batches(
             generator = torch.Generator(device).manual_seed(seed_for(seed, at))
             with autocast(device, dtype):
                 images = attack(crafted_on or model, images, labels, generator=generator)
-        with frozen(model), torch.no_grad():
-            yield full(model(images))
+        with frozen(model), torch.no_grad(), exact():
+            logits = full(model(images))
+        yield logits  # outside: a caller who stops here keeps its gradients
 
 
 def attacked_logits(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, **settings) -> Tensor:

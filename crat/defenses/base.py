@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -48,6 +49,14 @@ class ClassStats:
 
     def __add__(self, other: ClassStats) -> ClassStats:
         return ClassStats(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def judged_stats(y: Tensor, clean: Tensor, robust: Tensor) -> ClassStats:
+    """Sums of judged images, logits (N, K); `robust` is R_k's count: clean-correct and correct under attack."""
+    stats = ClassStats.of(y, F.cross_entropy(robust, y, reduction="none"), robust, clean)
+    both = (clean.argmax(1) == y) & (robust.argmax(1) == y)
+    stats.robust = y[both].bincount(minlength=clean.shape[1]).float()
+    return stats
 
 
 def _one_hot(y: Tensor, n_classes: int) -> Tensor:
