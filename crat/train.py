@@ -282,8 +282,8 @@ class Trainer:
             trace = self.run.trace()
             for name in ("clean", "pgd"):
                 self.trace[name] = [torch.from_numpy(kept) for kept in trace[name][: self.done]]
+        self.judged.load_state_dict(self.average.state if self.average else self.model.state_dict())
         if best_epoch != self.best["epoch"]:
-            self.judged.load_state_dict(self.average.state if self.average else self.model.state_dict())
             self._write_best()
 
     def _line(self, train: ClassStats, valid: ClassStats, seconds: float, top_share: float) -> str:
