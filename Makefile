@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo $(VENV)/uv/bin/uv)
 NEEDED := crat sets itself up by uv, or by python3 with pip. Install one: uv, or python3-venv (apt install python3-venv)
 
-.PHONY: help reproduce test lab lint lock
+.PHONY: help reproduce test lab notebooks lint lock
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -21,6 +21,10 @@ test: $(VENV)/.ready ## every test, the committed notebooks included
 
 lab: $(VENV)/.ready ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab $(ARGS) notebooks
+
+notebooks: $(VENV)/.ready ## run the committed notebooks anew and keep their outputs in them
+	@cd notebooks && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False $(or $(ARGS),*.ipynb)
 
 lint: $(VENV)/.ready ## ruff on code and notebooks, mypy on the package
 	@$(BIN)/ruff check .

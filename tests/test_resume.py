@@ -14,7 +14,7 @@ from tiny_runs import TINY, same, weights
 from crat import store
 from crat.config import RunConfig
 from crat.run import Run
-from crat.train import train
+from crat.train import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("own_store")
 
@@ -115,6 +115,14 @@ def test_a_file_that_was_removed_is_made_anew(lost):
     assert same(best, weights(again, "best"))
     assert same(last, weights(again))
     assert again.finished
+
+
+def test_saving_what_was_restored_changes_nothing():
+    run = train(TINY, progress="none")
+    best, card = weights(run, "best"), run.card()
+    Trainer(run, torch.device("cpu")).save()
+    assert same(best, weights(run, "best"))
+    assert run.card() == card
 
 
 def test_max_minutes_stops_at_an_epochs_end_and_goes_on():
