@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from crat.store import written_whole
+from crat.store import root, written_whole
 
 BLUE, SKY, GREEN, ORANGE, RED, PINK, GREY = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999"
 METHOD_COLOURS = {"standard": GREY, "pgd_at": BLUE, "trades": GREEN}
@@ -41,7 +41,7 @@ def use_style() -> None:
 def figures_folder(notebook: str) -> Path:
     """Where a notebook's figures go: $CRAT_FIGURES/<notebook>, as `crat reproduce` sets it, else figures/quick/..."""
     given = os.environ.get("CRAT_FIGURES")
-    return (Path(given) if given else Path(__file__).parents[1] / "figures" / "quick") / notebook
+    return (Path(given) if given else root() / "figures" / "quick") / notebook
 
 
 def save(figure: Figure, table: pd.DataFrame, notebook: str, name: str) -> None:

@@ -29,8 +29,13 @@ def home() -> Path:
     """Where runs live: CRAT_RUNS, else runs/ in a checkout, else the working directory's runs/."""
     if "CRAT_RUNS" in os.environ:
         return Path(os.environ["CRAT_RUNS"]).expanduser()
+    return root() / "runs"
+
+
+def root() -> Path:
+    """The checkout that this package is part of, else (installed from a wheel) the working directory."""
     checkout = Path(__file__).parents[1]
-    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
+    return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
 
 
 def results_home() -> Path:
