@@ -146,7 +146,7 @@ def class_curves(table: pd.DataFrame, value: str = "robust_acc", by: str = "pane
         for name, colour in ((order[0], RED), (order[-1], BLUE)):
             ax.plot(wide.index, wide[name], color=colour, lw=1.8, label=name)
         ax.set(title=panel, xlabel="epoch")
-        ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, 1))
+        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1, handlelength=1)
     _percent(axes[0][0], label="robust accuracy (%)" if value == "robust_acc" else "accuracy (%)")
     return figure
 
@@ -199,8 +199,9 @@ def class_scatter(
         ax.scatter(part[x], 100 * part[y], c=colours, s=22, zorder=3)
         if "low" in part:
             _whiskers(ax, part[x], part, y, colour=GREY, zorder=1)
-        for _, row in part.iterrows():
-            ax.annotate(row["class"], (row[x], 100 * row[y]), fontsize=6.5, xytext=(3, 3), textcoords="offset points")
+        for i, (_, row) in enumerate(part.sort_values(x).iterrows()):  # neighbours above and below in turn
+            place = (3, 3) if i % 2 else (3, -8)
+            ax.annotate(row["class"], (row[x], 100 * row[y]), fontsize=6.5, xytext=place, textcoords="offset points")
         ax.set(title=panel, xlabel=xlabel)
         ax.margins(x=0.15)
     axes[0][0].set_ylabel(ylabel)
