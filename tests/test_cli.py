@@ -130,7 +130,11 @@ def test_train_evaluate_publish(runs, tmp_path, monkeypatch, capsys):
     assert cli.main(["runs"]) == 0
     assert re.search(rf"{run.name} +1 of 1 +1: \d+\.\d % +here", capsys.readouterr().out)
 
-    for name in (run.name, str(run.folder), "trades"):  # the second and the third read what the first computed
+    for name in (
+        run.name,
+        str(run.folder),
+        "mini-small_cnn-trades",
+    ):  # the second and the third read what the first computed
         assert cli.main(["evaluate", name, "--split", "valid", "--attacks", "FGSM", "--device", "cpu"]) == 0
         told = capsys.readouterr().out
         assert re.search(r"class +n +clean +FGSM\n", told)
@@ -150,11 +154,11 @@ def test_a_run_is_found_by_a_part_of_its_name_if_only_one_has_it(runs, capsys):
     for seed in (0, 1):
         run = Run.of(profile("quick").but(seed=seed))
         store.write_json(run.folder / "card.json", {"config": run.config.as_dict()})
-    assert cli.find_run("s1") == replace(run, folder=runs / run.name)
-    assert cli.main(["evaluate", "pgd_at"]) == 2
-    assert "2 runs have 'pgd_at' in their name" in capsys.readouterr().err
+    assert cli.find_run("mini-small_cnn-pgd_at-s1") == replace(run, folder=runs / run.name)
+    assert cli.main(["evaluate", "mini-small_cnn-pgd_at"]) == 2
+    assert "2 runs have 'mini-small_cnn-pgd_at' in their name" in capsys.readouterr().err
     store.write_json(run.folder / "card.json", {"config": {"data": {}}})
-    assert cli.main(["evaluate", "s1"]) == 1
+    assert cli.main(["evaluate", "mini-small_cnn-pgd_at-s1"]) == 1
     assert "was made by another version of crat" in capsys.readouterr().err
     assert cli.main(["runs"]) == 0
     assert re.search(rf"{run.name} +damaged", capsys.readouterr().out)
