@@ -134,7 +134,7 @@ def test_train_evaluate_publish(runs, tmp_path, monkeypatch, capsys):
         run.name,
         str(run.folder),
         "mini-small_cnn-trades",
-    ):  # the second and the third read what the first computed
+    ):  # later ones read what the first did
         assert cli.main(["evaluate", name, "--split", "valid", "--attacks", "FGSM", "--device", "cpu"]) == 0
         told = capsys.readouterr().out
         assert re.search(r"class +n +clean +FGSM\n", told)

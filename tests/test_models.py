@@ -139,8 +139,7 @@ def test_wide_resnet_has_the_released_size_without_the_unused_block():
 def test_resnet50_is_torchvisions(tmp_path):
     theirs = torchvision.models.resnet50(num_classes=7).eval()
     torch.save(theirs.state_dict(), tmp_path / "r50.pt")
-    ours = build("resnet50", 7, (3, 64, 64), seed=1).eval()
-    load_checkpoint(ours, tmp_path / "r50.pt")
+    load_checkpoint(ours := build("resnet50", 7, (3, 64, 64), seed=1).eval(), tmp_path / "r50.pt")
     with torch.no_grad():
         torch.testing.assert_close(ours(x := images(1, 3, 64, 64)), theirs(x))
 
