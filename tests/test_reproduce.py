@@ -45,7 +45,7 @@ def write_notebook(path, *sources, parameters=PARAMETERS):
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CRAT_RUNS", "runs")  # a relative one must mean the same in a notebook
-    monkeypatch.delenv("CRAT_RECOMPUTE", raising=False)
+    monkeypatch.setenv("CRAT_RECOMPUTE", "")  # set first, so that it is gone again afterwards, whoever sets it
     monkeypatch.setattr(reproduce, "PLANS", {})
     Path("notebooks").mkdir()
     return tmp_path
