@@ -203,7 +203,7 @@ def class_scatter(
             place = (3, 3) if i % 2 else (3, -8)
             ax.annotate(row["class"], (row[x], 100 * row[y]), fontsize=6.5, xytext=place, textcoords="offset points")
         ax.set(title=panel, xlabel=xlabel)
-        ax.margins(x=0.15)
+        ax.margins(x=0.15, y=0.12)
     axes[0][0].set_ylabel(ylabel)
     return figure
 
