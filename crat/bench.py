@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from crat import models
 from crat.attacks import PGD
-from crat.config import ModelConfig, number
+from crat.config import ConfigError, ModelConfig, number
 from crat.defenses.pgd_at import PGDAT
 from crat.device import autocast, describe, pick_device, pick_dtype
 
@@ -89,6 +89,8 @@ def run(
 
     The unit is image-steps (images x attack steps) for the attack and images for the training step.
     """
+    if min(batch, steps, turns) < 1:
+        raise ConfigError(f"batch and steps must be at least 1, not {batch} and {steps}")
     device = pick_device()
     rows = []
     for name in names:

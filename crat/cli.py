@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from argparse import Namespace
@@ -33,9 +34,14 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.command(arguments) or 0
+        code = arguments.command(arguments) or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return _fail("stopped; the same command resumes from what is done", 130)
+    except BrokenPipeError:  # `crat runs | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if not type(error).__module__.startswith("crat."):
             raise
@@ -140,7 +146,7 @@ def _train(a: Namespace) -> None:
     from crat.train import train
 
     run = train(config, device=a.device, compile=a.compile, max_minutes=a.max_minutes, progress=a.progress)
-    card, history = run.card(), run.history()
+    card, history = run.here.card(), run.here.history()
     epoch = card["best"]["epoch"]
     rows = history[(history.epoch == epoch) & (history.split == "valid")]
     print(f"\n{run.name}\n{shown(run.folder)}: epoch {card['epochs_done']} of {run.config.train.epochs}", end="")
@@ -194,7 +200,7 @@ def _run_folders() -> list[Path]:
 def find_run(text: str) -> Run:
     """The run of a folder, a name, or a part of one name; raises ConfigError where there is none or more than one."""
     from crat import store
-    from crat.run import Run
+    from crat.run import Run, card_config
 
     by_name = {folder.name: folder for folder in _run_folders()}
     folder = Path(text)
@@ -204,10 +210,7 @@ def find_run(text: str) -> Run:
             found = f"{len(names)} runs have {text!r} in their name" if names else f"no run {text!r}"
             raise ConfigError(f"{found}: crat runs lists them")
         folder = by_name[names[0]]
-    try:
-        config = RunConfig.from_dict(store.read_json(folder / "card.json")["config"])
-    except (KeyError, TypeError) as error:
-        raise store.StoreError(f"{folder} was made by another version of crat ({error})") from None
+    config = card_config(store.read_json(folder / "card.json"), folder)
     # what is computed for a published run is kept with those trained here, not under results/
     published = Path(store.__file__).parents[1] / "results" in folder.resolve().parents
     return Run(config, store.home() / folder.name if published else folder)

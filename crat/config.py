@@ -83,8 +83,8 @@ def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _at_least(what: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ConfigError(f"{what} must be at least {least:g}, not {value!r}")
+    if not least <= value < float("inf"):
+        raise ConfigError(f"{what} must be at least {least:g}, and finite, not {value!r}")
 
 
 def _floats(config: Any) -> None:
@@ -117,6 +117,7 @@ class DataConfig:
         _one_of("padding", self.padding, ("reflect", "zero"))
         _at_least("imbalance_ratio", self.imbalance_ratio, 1)
         _at_least("valid_per_class", self.valid_per_class, 1)
+        _at_least("split_seed", self.split_seed, 0)
         object.__setattr__(self, "drop_classes", tuple(sorted(set(self.drop_classes))))
 
 
@@ -128,6 +129,7 @@ class ModelConfig:
     width: int | None = None
     depth: int | None = None
     head: str = "linear"
+    extra_outputs: int = 0  # M of the augmented head, whose outputs are K + M
 
     def __post_init__(self) -> None:
         _one_of("model", self.name, MODELS)
@@ -167,8 +169,12 @@ class TrainConfig:
         _at_least("eps_warmup", self.eps_warmup, 0)
         _at_least("trace_per_class", self.trace_per_class, 0)
         _at_least("batch_size", self.batch_size, 1)
-        _at_least("lr", self.lr, 0)
-        _at_least("beta", self.beta, 0)
+        for name in ("lr", "beta", "momentum", "weight_decay"):
+            _at_least(name, getattr(self, name), 0)
+        if self.steps is not None:
+            _at_least("steps", self.steps, 1)
+        if self.average_decay is not None and not 0 <= self.average_decay < 1:
+            raise ConfigError(f"average_decay lies in [0, 1), not {self.average_decay!r}")
         for name in ("eps", "step_size"):
             value = getattr(self, name)
             if value is not None:

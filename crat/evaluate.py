@@ -244,8 +244,8 @@ def _weights(run: Run, which: str) -> str:
 
 def publish(run: Run, folder: Path | None = None) -> Path:
     """Copies what is small and lasting (card, history, trace, outcomes; no weights) to results/<data set>/<run>."""
-    if not run.finished:
-        raise store.StoreError(f"{run.name} is not finished; only finished runs are published")
+    if not run.trained_here:
+        raise store.StoreError(f"{run.name} is not finished here; only finished runs are published")
     target = (folder or store.results_home()) / run.config.data.name / run.name
     for source in sorted(run.folder.rglob("*")):
         place = source.relative_to(run.folder)

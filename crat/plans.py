@@ -35,5 +35,8 @@ def tian2021_evidence(profile_name: str) -> dict[str, RunConfig]:
 # Class removal (Tian et al.): the top confuser of each of the two hardest classes, and a dissimilar class as control.
 REMOVED: dict[str, tuple[int, ...]] = {"fashion_mnist_mini": (), "fashion_mnist": (0, 4, 9), "cifar10": (3, 5, 1)}
 
+# notebooks that use the networks themselves, for which published outcomes are not enough
+LIVE = {"00"}
+
 # number of the notebook -> (profile, seed) -> its runs
 PLANS: dict[str, Callable[[str, int], dict[str, RunConfig]]] = {"00": start_here, "01": tian2021}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -25,7 +26,7 @@ from crat import store
 from crat.config import PROFILES, ConfigError, RunConfig
 from crat.notebook import NotebookError, choose_parameters, declared, execute
 from crat.originals import DataError, data_home
-from crat.plans import PLANS
+from crat.plans import LIVE, PLANS
 
 if TYPE_CHECKING:  # torch and pandas take seconds to import: what is done already needs neither
     import torch
@@ -154,7 +155,7 @@ def _job(notebook: Path, figures: Path, profile: str, parameters: dict[str, Any]
         "parameters": parameters,
         "package": store.digest([path.read_text(encoding="utf-8") for path in sorted((ROOT / "crat").rglob("*.py"))]),
         "results": store.digest(
-            [(str(p.relative_to(ROOT)), p.stat().st_size) for p in sorted((ROOT / "results").rglob("*")) if p.is_file()]
+            [hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((ROOT / "results").rglob("*")) if p.is_file()]
         ),
         "recomputation": again,
     }
@@ -167,10 +168,10 @@ def show_plan(jobs: Sequence[Job]) -> None:
     print(aligned(("notebook", "state"), rows), end="\n\n")
     configs = dict.fromkeys(config for job in jobs if not job.done for config in job.runs.values())
     if configs:
-        _show_runs(configs)
+        _show_runs(configs, {c for job in jobs if job.notebook.stem[:2] in LIVE for c in job.runs.values()})
 
 
-def _show_runs(configs: Iterable[RunConfig]) -> None:
+def _show_runs(configs: Iterable[RunConfig], live: set[RunConfig]) -> None:
     import torch
 
     from crat.device import describe, pick_device
@@ -180,8 +181,8 @@ def _show_runs(configs: Iterable[RunConfig]) -> None:
     rows, total = [], 0.0
     notes: list[str] = []
     measured: dict[RunConfig, float] = {}  # seconds an epoch, shared by runs that differ little
-    for asked in (Run.of(config, device) for config in configs):
-        state, epochs = _state(asked)
+    for config in configs:
+        state, epochs = _state(asked := Run.of(config, device), config in live)
         alike, cost = asked.config.but(seed=0, drop_classes=()), "-"
         if epochs:
             try:
@@ -197,13 +198,13 @@ def _show_runs(configs: Iterable[RunConfig]) -> None:
     print(aligned(("run", "state", "training"), rows), *dict.fromkeys(notes), sep="\n", end="\n\n")
 
 
-def _state(run: Run) -> tuple[str, int]:
-    """What is there of a run, in words, and how many epochs are left."""
-    if (run.folder / "best.safetensors").exists() and run.finished:
+def _state(run: Run, live: bool) -> tuple[str, int]:
+    """What is there of a run, in words, and how many epochs are left; live: its weights are needed."""
+    if run.trained_here:
         return "cached", 0
-    if run.published:
+    if run.published and not live:
         return f"read from results/{run.config.data.name}", 0
-    done, epochs = run.card().get("epochs_done", 0), run.config.train.epochs
+    done, epochs = run.here.card().get("epochs_done", 0), run.config.train.epochs
     return f"to be trained, from epoch {done + 1}" if done else "to be trained", epochs - done
 
 

@@ -56,6 +56,13 @@ class Run:
         return folder if folder.is_dir() else None
 
     @property
+    def here(self) -> Run:
+        """The same run as it lies in the store, whatever was published."""
+        own = Run(self.config, self.folder)
+        own.__dict__["published"] = None
+        return own
+
+    @property
     def finished(self) -> bool:
         """Whether all epochs are done, here or where it was published."""
         return self.card().get("finished", False)
@@ -63,8 +70,8 @@ class Run:
     @property
     def trained_here(self) -> bool:
         """Whether all epochs are done and the weights are in the store."""
-        files = ("card.json", "best.safetensors", "checkpoint.safetensors")
-        return all((self.folder / f).exists() for f in files) and store.read_json(self.folder / files[0])["finished"]
+        weights = ("best.safetensors", "checkpoint.safetensors")
+        return all((self.folder / name).exists() for name in weights) and self.here.finished
 
     def card(self) -> dict[str, Any]:
         """What is known of the run: config, versions, device, epochs done, the chosen epoch; {} before the first.
@@ -74,7 +81,7 @@ class Run:
         for folder in (self.published, self.folder):
             if folder and (folder / "card.json").exists():
                 card = store.read_json(folder / "card.json")
-                if RunConfig.from_dict(card["config"]) != self.config:
+                if card_config(card, folder) != self.config:
                     raise store.StoreError(
                         f"{folder} holds a run of other settings than asked; remove it to train anew"
                     )
@@ -108,6 +115,14 @@ class Run:
             raise ConfigError(f"which is 'best' or 'last', not {which!r}")
         network.load_state_dict(tensors)
         return network.eval()
+
+
+def card_config(card: dict[str, Any], folder: Path) -> RunConfig:
+    """The config that a card tells of; raises StoreError where it is none of ours."""
+    try:
+        return RunConfig.from_dict(card["config"])
+    except (KeyError, TypeError) as error:
+        raise store.StoreError(f"{folder} was made by another version of crat ({error})") from None
 
 
 def build_model(config: RunConfig, images: data.Dataset) -> nn.Module:

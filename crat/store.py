@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+TEMPORARY = ".half-"  # begins the names of files that are being written
 FORMAT = 1  # raise it when the meaning of what is stored changes: old runs are then trained anew, never misread
 
 
@@ -68,7 +69,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     handle, name = -1, ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         yield Path(name)
         with open(name, "rb") as written:
@@ -82,6 +83,12 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         if name and os.path.exists(name):
             os.unlink(name)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Removes what a killed session left of its writings: the temporary names of `written_whole`."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from crat import data, models, store
 from crat.attacks import PGD
 from crat.attacks.judge import attacked_logits
 from crat.averaging import EMA
-from crat.config import PROTOCOLS, RunConfig, number
+from crat.config import PROTOCOLS, ConfigError, RunConfig, number
 from crat.defenses import ClassStats, make_defense
 from crat.defenses.base import judged_stats
 from crat.device import autocast, compiled, describe, pick_device
@@ -49,9 +49,11 @@ def train(
     compile: torch.compile the network (worth its start-up time on long runs).
     Raises ConfigError, data.DataError, store.StoreError, and TrainingError where the loss is not finite.
     """
+    if max_minutes is not None and not max_minutes >= 0:
+        raise ConfigError(f"max_minutes must be at least 0, not {max_minutes!r}")
     where = pick_device(device)
     run = Run.of(config, where)
-    if run.finished and run.trained_here:
+    if run.trained_here:
         return run
     trainer = Trainer(run, where, compile=compile)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
@@ -63,7 +65,7 @@ class Trainer:
     """One training in progress: what changes from epoch to epoch, and how it is saved."""
 
     def __init__(self, run: Run, device: torch.device, *, compile: bool = False):
-        self.run, self.config, self.device = run, run.config.train, device
+        self.run, self.config, self.device = run.here, run.config.train, device
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
         self.model = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
@@ -91,8 +93,7 @@ class Trainer:
     def fit(self, progress: Progress, max_minutes: float | None) -> None:
         """All epochs that are missing."""
         began = time.monotonic()
-        for half_written in self.run.folder.glob(".*"):  # by a killed session
-            half_written.unlink(missing_ok=True)
+        store.remove_half_written(self.run.folder)
         progress.start(self.config.epochs, self.done, len(self.images.x_train))
         for epoch in range(self.done, self.config.epochs):
             epoch_began = time.monotonic()
@@ -111,8 +112,7 @@ class Trainer:
             self.images.x_train, self.images.y_train, self.config.batch_size, generator=generator,
             augment=self.augment, padding=self.run.config.data.padding, class_probs=self.defense.class_probs(),
         )  # fmt: skip
-        first_bad = torch.full((), -1, device=self.device)
-        total: ClassStats | None = None
+        first_bad, total = torch.full((), -1, device=self.device), None
         self.network.train()
         for i, (x, y) in enumerate(batches):
             x = x.contiguous(memory_format=torch.channels_last)
@@ -295,6 +295,6 @@ class Trainer:
             f"robust {100 * robust.nanmean():.1f} %, worst {100 * robust[worst]:.1f} % "
             f"({self.images.classes[worst]})  {speed:.0f} images/s"
         )
-        if self.done in self.collapsed:
+        if self.done in self.collapsed and self.defense.selects_on == "robust":
             line += f"\n  collapsed: one class draws {100 * top_share:.0f} % of validation; try a longer eps_warmup"
         return line

@@ -150,7 +150,7 @@ def test_a_run_in_a_hidden_folder_is_published_too(tmp_path, monkeypatch):
 
 
 def test_only_finished_runs_are_published(tmp_path):
-    with pytest.raises(store.StoreError, match="only finished runs are published"):
+    with pytest.raises(store.StoreError, match="not finished here; only finished runs"):
         publish(Run.of(CONFIG.but(seed=9)), tmp_path)
 
 

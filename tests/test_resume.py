@@ -48,7 +48,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch, ex
     time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    (Run.of(config).folder / ".best.safetensors.half").write_bytes(b"as if killed while writing")
+    (Run.of(config).folder / ".half-best.safetensors").write_bytes(b"as if killed while writing")
     run = Run.of(config)
     assert not run.finished
     assert 2 <= run.card()["epochs_done"] < 4
