@@ -84,7 +84,8 @@ def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _at_least(what: str, value: float, least: float) -> None:
     if not least <= value < float("inf"):
-        raise ConfigError(f"{what} must be at least {least:g}, and finite, not {value!r}")
+        finite = " and finite" if value == float("inf") else ""
+        raise ConfigError(f"{what} must be at least {least:g}{finite}, not {value!r}")
 
 
 def _floats(config: Any) -> None:

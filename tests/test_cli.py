@@ -96,14 +96,15 @@ def test_a_full_disk_is_one_line(runs, capsys):
 
 def test_every_setting_has_a_flag():
     words = """--data cifar10 --train-per-class 7 --valid-per-class 8 --split first --split-seed 9 --drop-classes 5 2
-        --imbalance-ratio 10 --augment crop --padding zero --model wrn_34_10 --width 2 --depth 16 --head cosine
-        --defense trades --eps 0.031 --step-size 2/255 --steps 3 --beta 1 --epochs 2 --batch-size 4 --lr 0.2
+        --imbalance-ratio 10 --augment crop --padding zero --model wrn_34_10 --width 2 --depth 16 --head augmented
+        --extra-outputs 5 --defense trades --eps 0.031 --step-size 2/255 --steps 3 --beta 1 --epochs 2 --batch-size 4
+        --lr 0.2
         --schedule cosine --momentum 0.8 --weight-decay 0 --eps-warmup 3 --average ema_update --average-decay 0.9
         --batch-norm eval --seed 4 --dtype float32 --trace-per-class 5"""
     parsed = vars(cli._parser().parse_args(["train", *words.split()]))
     config = profile("laptop").but(**{name: parsed[name] for _, _, name in cli._settings()})
     assert config.data == DataConfig("cifar10", 7, 8, "first", 9, (2, 5), 10.0, "crop", "zero")
-    assert config.model == ModelConfig("wrn_34_10", 2, 16, "cosine")
+    assert config.model == ModelConfig("wrn_34_10", 2, 16, "augmented", 5)
     assert config.train == TrainConfig(
         "trades", "0.031", "2/255", 3, 1.0, 2, 4, 0.2, "cosine", 0.8, 0.0, 3, "ema_update", 0.9, "eval", 4, "float32", 5
     )

@@ -75,7 +75,7 @@ def test_bad_values_get_one_line():
         (lambda: number("a lot"), "'a lot' is not a number: write 0.1 or 8/255"),
         (lambda: TrainConfig(eps=-0.1), "eps must be at least 0"),
         (lambda: TrainConfig(batch_norm="off"), "unknown batch_norm 'off'; known: auto, eval, train"),
-        (lambda: TrainConfig(lr=float("inf")), "lr must be at least 0, and finite, not inf"),
+        (lambda: TrainConfig(lr=float("inf")), "lr must be at least 0 and finite, not inf"),
         (lambda: TrainConfig(momentum=-1), "momentum must be at least 0"),
         (lambda: TrainConfig(steps=-1), "steps must be at least 1"),
         (lambda: TrainConfig(average_decay=3), r"average_decay lies in \[0, 1\), not 3"),
