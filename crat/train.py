@@ -78,22 +78,25 @@ class Trainer:
         self.judged = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
         protocol = PROTOCOLS[run.config.data.name]
         self.valid_attack = PGD(number(c.eps or 0), number(protocol.step_size), protocol.steps)
-        self.begin()
-        if (run.folder / "checkpoint.safetensors").exists():
-            self.restore()
-
-    def begin(self) -> None:
-        """Nothing is done yet."""
         self.done, self.seconds = 0, 0.0
         self.best: dict[str, Any] = {}
         self.collapsed: list[int] = []
         self.rows: list[dict[str, Any]] = []
         self.trace: dict[str, list[Tensor]] = defaultdict(list)
+        if (run.folder / "checkpoint.safetensors").exists():
+            self.restore()
+
+    @property
+    def current(self) -> dict[str, Tensor]:
+        """The weights that are judged and kept: the average where there is one."""
+        return self.average.state if self.average else self.model.state_dict()
 
     def fit(self, progress: Progress, max_minutes: float | None) -> None:
         """All epochs that are missing."""
         began = time.monotonic()
         store.remove_half_written(self.run.folder)
+        if self.done >= self.config.epochs:  # killed between the last checkpoint and its card
+            store.write_json(self.run.folder / "card.json", self.card())
         progress.start(self.config.epochs, self.done, len(self.images.x_train))
         for epoch in range(self.done, self.config.epochs):
             epoch_began = time.monotonic()
@@ -101,7 +104,6 @@ class Trainer:
             self.finish_epoch(epoch, stats, time.monotonic() - epoch_began, progress)
             if max_minutes is not None and time.monotonic() - began > 60 * max_minutes:
                 break
-        store.write_json(self.run.folder / "card.json", self.card())  # a kill may have come just before it
         progress.close()
 
     def train_epoch(self, epoch: int, progress: Progress) -> ClassStats:
@@ -161,7 +163,7 @@ class Trainer:
         """Averages, validates, notes, chooses the best, and writes all of it."""
         if self.average and self.config.average == "ema_epoch":
             self.average.update(self.model)
-        self.judged.load_state_dict(self.average.state if self.average else self.model.state_dict())
+        self.judged.load_state_dict(self.current)
         self.judged.eval()
         images = self.images
         clean = self._logits(images.x_valid, images.y_valid, None)
@@ -200,12 +202,9 @@ class Trainer:
         x, y = self.images.x_test[index], self.images.y_test[index]
         self.trace["clean"].append(self._logits(x, y, None).half().cpu())
         self.trace["pgd"].append(self._logits(x, y, self.valid_attack).half().cpu())
-        arrays = {name: torch.stack(kept).numpy() for name, kept in self.trace.items()}
-        store.write_arrays(
-            self.run.folder / "trace.npz",
-            {"index": index.cpu().numpy(), "y": y.cpu().numpy(), **arrays},
-            compressed=True,
-        )
+        kept = {"index": index, "y": y} | {name: torch.stack(epochs) for name, epochs in self.trace.items()}
+        arrays = {name: value.cpu().numpy() for name, value in kept.items()}
+        store.write_arrays(self.run.folder / "trace.npz", arrays, compressed=True)
 
     def save(self) -> None:
         """History first: a resumed run drops what lies beyond the checkpoint. Best weights last: it holds them too."""
@@ -234,18 +233,19 @@ class Trainer:
         store.write_tensors(self.run.folder / "best.safetensors", self.judged.state_dict(), {"epoch": self.done})
 
     def card(self) -> dict[str, Any]:
-        """What a reader must know of the run."""
+        """What a reader must know of the run; what only a finished one can tell is None until then."""
+        finished = self.done >= self.config.epochs
         return {
             "name": self.run.name,
             "config": self.run.config.as_dict(),
             "classes": list(self.images.classes),
             "original_labels": list(self.images.original_labels),
             "epochs_done": self.done,
-            "finished": self.done >= self.config.epochs,
+            "finished": finished,
             "best": self.best,
-            "last": {"weights": store.fingerprint(self.average.state if self.average else self.model.state_dict())},
+            "last": {"weights": store.fingerprint(self.current)} if finished else None,
             "collapsed_epochs": self.collapsed,
-            "class_weight_norms": self._weight_norms() if self.done >= self.config.epochs else None,
+            "class_weight_norms": self._weight_norms() if finished else None,
             "train_seconds": round(self.seconds, 1),
             "device": describe(self.device),
             "versions": {"crat": crat.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -282,7 +282,7 @@ class Trainer:
             trace = self.run.trace()
             for name in ("clean", "pgd"):
                 self.trace[name] = [torch.from_numpy(kept) for kept in trace[name][: self.done]]
-        self.judged.load_state_dict(self.average.state if self.average else self.model.state_dict())
+        self.judged.load_state_dict(self.current)
         if best_epoch != self.best["epoch"]:
             self._write_best()
 
