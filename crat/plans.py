@@ -35,8 +35,19 @@ def tian2021_evidence(profile_name: str) -> dict[str, RunConfig]:
 # Class removal (Tian et al.): the top confuser of each of the two hardest classes, and a dissimilar class as control.
 REMOVED: dict[str, tuple[int, ...]] = {"fashion_mnist_mini": (), "fashion_mnist": (0, 4, 9), "cifar10": (3, 5, 1)}
 
-# notebooks that use the networks themselves, for which published outcomes are not enough
-LIVE = {"00"}
+def attacks_side_by_side(profile_name: str, seed: int = 0) -> dict[str, RunConfig]:
+    """Notebook 02: one adversarially trained net to look into, and the published ones of notebook 01 to count on."""
+    live = {"live": profile(profile_name).but(defense="pgd_at", seed=seed)}
+    base = profile("laptop" if profile_name == "quick" else profile_name)
+    return live | {f"pgd_at-s{s}": base.but(defense="pgd_at", seed=s) for s in SEEDS}
+
+
+# runs of a notebook whose networks are used themselves, so that published outcomes are not enough
+LIVE = {"00": ("standard", "pgd_at"), "02": ("live",)}
 
 # number of the notebook -> (profile, seed) -> its runs
-PLANS: dict[str, Callable[[str, int], dict[str, RunConfig]]] = {"00": start_here, "01": tian2021}
+PLANS: dict[str, Callable[[str, int], dict[str, RunConfig]]] = {
+    "00": start_here,
+    "01": tian2021,
+    "02": attacks_side_by_side,
+}

@@ -133,19 +133,30 @@ def method_bars(table: pd.DataFrame, value: str = "robust_acc", title: str = "")
     return figure
 
 
-def class_curves(table: pd.DataFrame, value: str = "robust_acc", by: str = "panel") -> Figure:
-    """Columns epoch, class, value and the panel's name: a line a class; best and worst at the end are named."""
+def class_curves(
+    table: pd.DataFrame,
+    value: str = "robust_acc",
+    by: str = "panel",
+    along: str = "epoch",
+    named_at: float | None = None,
+) -> Figure:
+    """Columns `along`, class, value and the panel's name: a line a class.
+
+    Best and worst are named as they are at the end, or at `named_at`, where a dotted line then stands.
+    """
     panels = list(table[by].unique())
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels) + 0.6, 2.9), sharey=True, squeeze=False)
     for ax, panel in zip(axes[0], panels, strict=True):
-        wide = 100 * table[table[by] == panel].pivot(index="epoch", columns="class", values=value)
-        order = wide.iloc[-1].sort_values().index
+        wide = 100 * table[table[by] == panel].pivot(index=along, columns="class", values=value)
+        order = (wide.iloc[-1] if named_at is None else wide.loc[named_at]).sort_values().index
         for name in wide:
             ax.plot(wide.index, wide[name], color=GREY, lw=0.9, alpha=0.7)
         ax.plot(wide.index, wide.mean(axis=1), color="black", lw=1.6, label="average")
         for name, colour in ((order[0], RED), (order[-1], BLUE)):
             ax.plot(wide.index, wide[name], color=colour, lw=1.8, label=name)
-        ax.set(title=panel, xlabel="epoch")
+        if named_at is not None:
+            ax.axvline(named_at, color="black", lw=0.8, ls=":")
+        ax.set(title=panel, xlabel=along)
         ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1, handlelength=1)
     _percent(axes[0][0], label="robust accuracy (%)" if value == "robust_acc" else "accuracy (%)")
     return figure

@@ -168,7 +168,7 @@ def show_plan(jobs: Sequence[Job]) -> None:
     print(aligned(("notebook", "state"), rows), end="\n\n")
     configs = dict.fromkeys(config for job in jobs if not job.done for config in job.runs.values())
     if configs:
-        _show_runs(configs, {c for job in jobs if job.notebook.stem[:2] in LIVE for c in job.runs.values()})
+        _show_runs(configs, {c for j in jobs for key, c in j.runs.items() if key in LIVE.get(j.notebook.stem[:2], ())})
 
 
 def _show_runs(configs: Iterable[RunConfig], live: set[RunConfig]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import crat
 from crat import data, models, store
 from crat.attacks import PGD
-from crat.attacks.judge import attacked_logits
+from crat.attacks.judge import quick_logits
 from crat.averaging import EMA
 from crat.config import PROTOCOLS, ConfigError, RunConfig, number
 from crat.defenses import ClassStats, make_defense
@@ -183,7 +183,7 @@ class Trainer:
         progress.epoch(self.done, self._line(stats, valid, seconds, top_share))
 
     def _logits(self, x: Tensor, y: Tensor, attack: PGD | None) -> Tensor:
-        return attacked_logits(self.judged, x, y, attack, seed=self.config.seed, dtype=self.config.dtype)
+        return quick_logits(self.judged, x, y, attack, seed=self.config.seed, dtype=self.config.dtype)
 
     def _choose(self, valid: ClassStats) -> None:
         """The best epoch by average + worst class on validation (CFA's index, on validation instead of test)."""

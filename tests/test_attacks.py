@@ -249,7 +249,7 @@ def test_projection_and_start_lie_in_ball_and_box(seed, norm, eps):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PGD(0.1, 0.1, norm="L3"), "norm is one of Linf, L2, not 'L3'"),
+        (lambda: PGD(0.1, 0.1, norm="L3"), "norm is one of Linf, L2, L1, not 'L3'"),
         (lambda: PGD(0.1, 0.1, start="here"), "start is one of"),
         (lambda: PGD(0.1, 0.1, batch_norm="off"), "batch_norm is one of"),
         (lambda: PGD(0.1, 0.1, restarts=0), "restarts >= 1"),

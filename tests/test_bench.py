@@ -10,7 +10,7 @@ from crat.config import ModelConfig
 def test_the_two_attacks_take_the_same_steps():
     model = models.build(ModelConfig("small_cnn", width=4), 10, seed=0).double().eval()
     x, y = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double(), torch.arange(4)
-    plain = bench.textbook_pgd(model, x, y, 3, torch.Generator().manual_seed(1))
+    plain = bench.textbook_pgd(model, x, y, bench.EPS, 3, torch.Generator().manual_seed(1))
     assert all(p.grad is not None for p in model.parameters())  # the textbook pays for these
 
     class Noise(PGD):

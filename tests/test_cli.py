@@ -53,6 +53,8 @@ def test_the_module_is_the_command():
         ("train --model vgg", 2, "unknown model 'vgg'; known: small_cnn"),
         ("train --profile slow", 2, "unknown profile 'slow'; known: quick, laptop, paper"),
         ("train --device tpu", 2, "device 'tpu' cannot be used here"),
+        ("bench steps", 2, "invalid choice: 'steps'"),
+        ("bench attacks --images 0", 2, "batch, steps and images are at least 1"),
         ("train --progress loud", 2, "progress is one of bar, line, none"),
         ("train --data cifar10", 1, "cifar10 is not in"),
         ("train --train-per-class 9000", 1, "class 0 (T-shirt/top) of fashion_mnist_mini has 800 training images"),

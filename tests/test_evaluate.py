@@ -1,14 +1,16 @@
 """Evaluation: what is kept, that it is read again, resumed, transferred, restricted, and published."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from crat import data, evaluate, store
-from crat.attacks import PGD
+from crat import data, evaluate, store, verdicts
+from crat.attacks import PGD, AutoAttack, Decision
 from crat.attacks.judge import attacked_logits
 from crat.config import ConfigError, RunConfig
-from crat.evaluate import ClassSubset, MissingWeights, outcomes, publish, standard_battery
+from crat.evaluate import MissingWeights, outcomes, publish, standard_battery
 from crat.run import Run
 from crat.train import train
 
@@ -32,6 +34,15 @@ def run(folder):
     return train(CONFIG, progress="none")
 
 
+def kept_file(run, name, seed=0):
+    """The file that holds the test outcome of an attack."""
+    for path in (run.folder / "eval").glob("test-*.npz"):
+        meta = json.loads(str(store.read_arrays(path)["meta"]))
+        if (meta["name"], meta["seed"], meta["keep"], meta["crafted_on"]) == (name, seed, None, None):
+            return path
+    raise AssertionError(f"no outcome of {name} is kept")
+
+
 def test_keeps_each_samples_logits_and_reads_them_again(run, monkeypatch):
     first = evaluate.evaluate(run, BATTERY)
     assert first.y.shape == (2000,)
@@ -42,10 +53,24 @@ def test_keeps_each_samples_logits_and_reads_them_again(run, monkeypatch):
     assert (first.predictions["PGD-2"] == exact.argmax(1).numpy()).all()
     np.testing.assert_allclose(first.logits["PGD-2"], exact.numpy(), rtol=1e-3, atol=1e-3)
     assert (first.robust("PGD-2") <= (first.clean == first.y)).all()
-    monkeypatch.setattr(evaluate, "attacked_batches", None)  # nothing is computed any more
+    monkeypatch.setattr(verdicts, "attacked_batches", None)  # nothing is computed any more
     again = evaluate.evaluate(run, BATTERY)
     assert all((again.logits[name] == first.logits[name]).all() for name in first.logits)
     assert again.classes[6] == "Shirt"
+
+
+def test_a_battery_tells_what_broke_each_image_and_may_see_the_first_images_only(run):
+    battery = {"AA": AutoAttack(0.1)}
+    few = evaluate.evaluate(run, battery, first=8)
+    everything = evaluate.evaluate(run, {})
+    assert (few.clean == everything.clean[:8]).all()
+    broken_by = few.broken_by["AA"]
+    assert set(broken_by) <= {"clean", "apgd-ce", "apgd-t", "fab-t", "square", ""}
+    assert ((broken_by == "clean") == (few.clean != few.y)).all()
+    assert ((broken_by == "") == few.robust("AA")).all()
+    assert list(everything.broken_by) == []
+    again = evaluate.evaluate(run, battery, first=8)
+    assert (again.broken_by["AA"] == broken_by).all()
 
 
 def test_splits_and_seeds_are_apart(run):
@@ -60,11 +85,8 @@ def test_splits_and_seeds_are_apart(run):
 def test_a_killed_evaluation_resumes_where_it_was(run, monkeypatch):
     attack = {"PGD-1": PGD(0.1, 0.1, 1)}
     whole = evaluate.evaluate(run, attack).logits["PGD-1"]
-    path = run.folder / evaluate._Bench(run, "test", "best", None, None, "float32", 0, None, False).path(
-        attack["PGD-1"]
-    )
-    path.unlink()
-    real, seen = evaluate.attacked_batches, []
+    kept_file(run, "PGD-1").unlink()
+    real, seen = verdicts.attacked_batches, []
 
     def interrupted(*args, begin=0, **settings):
         seen.append(begin)
@@ -73,8 +95,8 @@ def test_a_killed_evaluation_resumes_where_it_was(run, monkeypatch):
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(evaluate, "attacked_batches", interrupted)
-    monkeypatch.setattr(evaluate, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(verdicts, "attacked_batches", interrupted)
+    monkeypatch.setattr(verdicts, "SAVE_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(run, attack)
     resumed = evaluate.evaluate(run, attack).logits["PGD-1"]
@@ -99,7 +121,7 @@ def test_a_model_restricted_to_some_classes(run):
     assert (np.array(keep)[restricted.y] == everything.y[inside]).all()
     assert (restricted.logits["clean"] == everything.logits["clean"][inside][:, keep]).all()
     x = torch.rand(2, 1, 28, 28)
-    assert torch.equal(ClassSubset(run.model(), keep)(x), run.model()(x)[:, keep])
+    assert torch.equal(Decision(run.model(), keep)(x), run.model()(x)[:, keep])
 
 
 def test_asks_trains_only_what_is_missing(monkeypatch):
@@ -159,11 +181,13 @@ def test_standard_battery_names_the_protocol():
     assert list(battery) == ["FGSM", "PGD-20", "CW-20"]
     assert battery["PGD-20"].eps == 8 / 255
     assert "Margin" in repr(battery["CW-20"])
+    assert list(evaluate.strong_battery("cifar10")) == ["Square", "AA"]
+    assert evaluate.strong_battery("cifar10")["AA"] == AutoAttack(8 / 255)
 
 
 def test_a_damaged_outcome_gets_one_line(run):
     evaluate.evaluate(run, {}, seed=7)
-    path = run.folder / evaluate._Bench(run, "test", "best", None, None, "float32", 7, None, False).path(None)
+    path = kept_file(run, "clean", seed=7)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(store.StoreError, match=r"is damaged .* remove it to make it anew"):
         evaluate.evaluate(run, {}, seed=7)

@@ -17,13 +17,16 @@ FLOORS = (
     ("crat", "crat.config"),
     (
         *("crat.data", "crat.sources", "crat.mirrors", "crat.originals", "crat.augment"),
-        *("crat.bodies", "crat.models", "crat.metrics", "crat.store", "crat.device", "crat.progress"),
+        *("crat.bodies", "crat.models", "crat.curves", "crat.metrics", "crat.store", "crat.device", "crat.progress"),
     ),
     ("crat.attacks", "crat.averaging", "crat.awp"),
     ("crat.defenses",),
-    ("crat.evaluate", "crat.run", "crat.schedules", "crat.train"),
+    ("crat.evaluate", "crat.run", "crat.schedules", "crat.train", "crat.verdicts"),
     ("crat.claims", "crat.plans", "crat.plots"),
-    ("crat.__main__", "crat.bench", "crat.cli", "crat.notebook", "crat.reproduce"),
+    (
+        *("crat.__main__", "crat.audit", "crat.bench", "crat.bench_attacks", "crat.cli", "crat.foreign"),
+        *("crat.notebook", "crat.peers", "crat.precision", "crat.reproduce"),
+    ),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

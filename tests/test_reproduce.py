@@ -171,7 +171,7 @@ def test_the_plan_tells_what_is_cached_published_and_to_be_trained(capsys, monke
     names = {key: Run.of(config).name for key, config in runs.items()}
     write_notebook(Path("notebooks/00_good.ipynb"), GOOD)
     monkeypatch.setattr(reproduce, "PLANS", {"00": lambda profile_name, seed: runs})
-    monkeypatch.setattr(reproduce, "LIVE", set())
+    monkeypatch.setattr(reproduce, "LIVE", {})
     published = property(lambda run: Path("results") if run.name == names["published"] else None)
     monkeypatch.setattr(Run, "published", published)
     train(runs["cached"], progress="none")
@@ -181,7 +181,8 @@ def test_the_plan_tells_what_is_cached_published_and_to_be_trained(capsys, monke
     assert re.search(rf"{names['cached']} +cached +-\n", told)
     assert re.search(rf"{names['begun']} +to be trained, from epoch 2 +\d\d:\d\d\n", told)
     assert re.search(rf"{names['published']} +read from results/fashion_mnist_mini +-\n", told)
-    monkeypatch.setattr(reproduce, "LIVE", {"00"})  # a notebook that uses the network itself needs its weights
+    # a notebook that uses the network itself needs its weights
+    monkeypatch.setattr(reproduce, "LIVE", {"00": ("published",)})
     assert start(dry_run=True) == 0
     assert re.search(rf"{names['published']} +to be trained +\d\d:\d\d\n", capsys.readouterr().out)
     assert re.search(rf"{names['new']} +to be trained +\d\d:\d\d\n", told)

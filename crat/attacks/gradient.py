@@ -1,37 +1,53 @@
-"""Projected gradient ascent and its kin: FGSM, PGD (L-inf, L2), Temperature-PGD, CW in its L-inf form.
+"""Projected gradient ascent and its kin: FGSM, PGD, MI-FGSM, Temperature-PGD, CW in its L-inf form.
 
 They differ in the objective, the start and the number of steps; the loop is one. All are judged on the last iterate, as
-the papers do: leaving at the first error is another attack, and records another wrong class.
+the papers do: stopping at the first error is another attack (`stop="first"`), and records another wrong class.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from crat.attacks.frozen import BATCH_NORM_MODES, frozen
-from crat.attacks.objectives import CrossEntropy, Margin, Objective, full
+from crat.attacks.noise import PerImage, Source
+from crat.attacks.objectives import CrossEntropy, Margin, Objective, Toward, full
 from crat.attacks.threat import (
     NORMS,
     Budget,
     ascent_direction,
     gaussian_start,
+    over_images,
     per_sample,
     project,
+    size,
     uniform_start,
 )
 
 STARTS = ("uniform", "gaussian", "none")
+STOPS = ("never", "first")
 
 
-def gradient_of(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> Tensor:
-    """d sum_i objective_i / dx, shape of x. One forward and one backward pass, none through parameters if frozen."""
+class Attack(Protocol):
+    """The face of every attack: images in, adversarial images of the same shape out."""
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, eps: Budget | None = None, generator: Source = None
+    ) -> Tensor:
+        """x (N, C, H, W) in [0, 1], y (N,) int64 -> x_adv; eps a number or (N,), generator draws what is random."""
+        ...
+
+
+def forward_backward(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of each sample's objective at x, its value (N,), and the logits (N, K), in one pass each way."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        total = objective(full(model(x)), y).sum()
-    return torch.autograd.grad(total, x)[0]
+        logits = full(model(x))
+        values = objective(logits, y)
+    return torch.autograd.grad(values.sum(), x)[0], values.detach(), logits.detach()
 
 
 def ascend(
@@ -44,12 +60,17 @@ def ascend(
     steps: int,
     norm: str,
     objective: Objective,
+    stop: str = "never",
 ) -> Tensor:
-    """The loop: step along the ascent direction, back into the ball and the box; returns the last iterate."""
+    """The loop: step along the ascent direction, back into the ball and the box; returns the last iterate.
+
+    With stop="first" a sample stays where it was first misclassified.
+    """
     x_adv = x_start
     for _ in range(steps):
-        direction = ascent_direction(gradient_of(model, x_adv, y, objective), norm)
-        x_adv = project(x_adv + step_size * direction, x, eps, norm)
+        gradient, _, logits = forward_backward(model, x_adv, y, objective)
+        stepped = project(x_adv + step_size * ascent_direction(gradient, norm), x, eps, norm)
+        x_adv = torch.where(over_images(logits.argmax(1) != y, x), x_adv, stepped) if stop == "first" else stepped
     return x_adv
 
 
@@ -59,11 +80,14 @@ class PGD:
 
     eps, step_size: radius and step in units of [0, 1]; at call time also an (N,) tensor, one per sample
         (class-wise margins are `eps_k[y]`).
+    norm: "Linf", "L2" or "L1" (there a step moves the one coordinate that counts most).
     start: "uniform" in the ball, "gaussian" (x + 0.001 N(0, 1), TRADES) or "none".
     restarts: best of several starts, each judged on its last iterate: wrong before right, then the larger objective.
     batch_norm: its mode inside the attack ("eval", "train", "as_is"), because the papers differ.
-    x: (N, C, H, W) in [0, 1]; y: (N,) int64. `generator` draws the start (None: a new one with seed 0, so the start is
-        the same in every call); the global random state is not touched.
+    stop: "never", judged on the last iterate, or "first", where a sample stays once it is misclassified.
+    x: (N, C, H, W) in [0, 1]; y: (N,) int64. `target` (N,): the classes to end in. `generator` draws the start: a
+        torch.Generator for the batch, or PerImage (None: a generator with seed 0, so the start is the same in every
+        call); the global random state is not touched.
     Raises ValueError on an unknown norm, start or mode, and where eps or step_size has the wrong shape.
     """
 
@@ -75,15 +99,13 @@ class PGD:
     start: str = "uniform"
     restarts: int = 1
     batch_norm: str = "eval"
+    stop: str = "never"
 
     def __post_init__(self) -> None:
-        for what, value, known in (
-            ("norm", self.norm, NORMS),
-            ("start", self.start, STARTS),
-            ("batch_norm", self.batch_norm, BATCH_NORM_MODES),
-        ):
-            if value not in known:
-                raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}")
+        one_of("norm", self.norm, NORMS)
+        one_of("start", self.start, STARTS)
+        one_of("batch_norm", self.batch_norm, BATCH_NORM_MODES)
+        one_of("stop", self.stop, STOPS)
         if self.steps < 0 or self.restarts < 1:
             raise ValueError(f"steps >= 0 and restarts >= 1, not {self.steps} and {self.restarts}")
 
@@ -96,26 +118,29 @@ class PGD:
         eps: Budget | None = None,
         step_size: Budget | None = None,
         objective: Objective | None = None,
-        generator: torch.Generator | None = None,
+        target: Tensor | None = None,
+        generator: Source = None,
     ) -> Tensor:
         """Adversarial images of the shape of x; eps, step_size and objective override the attack's own."""
-        generator = generator or torch.Generator(x.device).manual_seed(0)
+        generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
+        objective = objective or self.objective
+        if target is not None:
+            objective = Toward(target, objective)
         radius = per_sample(self.eps if eps is None else eps, x)
         step = per_sample(self.step_size if step_size is None else step_size, x)
-        arguments = (radius, step, self.steps, self.norm, objective or self.objective)
+        loop = (radius, step, self.steps, self.norm, objective, self.stop)
         with frozen(model, self.batch_norm):
-            tries = (ascend(model, x, self._start(x, radius, generator), y, *arguments) for _ in range(self.restarts))
+            tries = (ascend(model, x, self._start(x, radius, generator), y, *loop) for _ in range(self.restarts))
             best = next(tries)
             if self.restarts == 1:
                 return best
-            worth = _worth(model, best, y, arguments[-1])
+            worth = _worth(model, best, y, objective, target)
             for x_adv in tries:
-                value = _worth(model, x_adv, y, arguments[-1])
-                better = (value > worth).view(-1, *[1] * (x.ndim - 1))
-                best, worth = torch.where(better, x_adv, best), value.maximum(worth)
+                value = _worth(model, x_adv, y, objective, target)
+                best, worth = torch.where(over_images(value > worth, x), x_adv, best), value.maximum(worth)
         return best
 
-    def _start(self, x: Tensor, eps: Tensor | float, generator: torch.Generator | None) -> Tensor:
+    def _start(self, x: Tensor, eps: Tensor | float, generator: torch.Generator | PerImage) -> Tensor:
         if self.start == "uniform":
             return uniform_start(x, eps, self.norm, generator)
         if self.start == "gaussian":
@@ -125,10 +150,17 @@ class PGD:
 
 
 @torch.no_grad()
-def _worth(model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective) -> Tensor:
-    """Ranks restarts: every misclassified sample above every correct one, then by the objective."""
+def _worth(model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective, target: Tensor | None) -> Tensor:
+    """Ranks restarts: every sample that reached the goal above every other one, then by the objective."""
     logits = full(model(x_adv))
-    return (logits.argmax(1) != y).float() * 2 + objective(logits, y).double().atan().div(torch.pi)
+    reached = logits.argmax(1) != y if target is None else logits.argmax(1) == target
+    return reached.float() * 2 + objective(logits, y).double().atan().div(torch.pi)
+
+
+def one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError, one line, where a setting is not among those known."""
+    if value not in known:
+        raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -147,15 +179,58 @@ class FGSM:
         y: Tensor,
         *,
         eps: Budget | None = None,
-        generator: torch.Generator | None = None,
+        target: Tensor | None = None,
+        generator: Source = None,
     ) -> Tensor:
         """Adversarial images; eps as a number or (N,) tensor. `generator` is unread: the method draws nothing."""
         radius = self.eps if eps is None else eps
         one_step = PGD(self.eps, self.eps, 1, self.norm, self.objective, "none", batch_norm=self.batch_norm)
-        return one_step(model, x, y, eps=radius, step_size=radius)
+        return one_step(model, x, y, eps=radius, step_size=radius, target=target)
 
 
-Attack = PGD | FGSM
+@dataclass(frozen=True)
+class MIFGSM:
+    """Momentum iterative FGSM (Dong et al. 2018, Algorithm 1), made for transfer attacks.
+
+    The gradient of each sample, divided by its L1 norm, is added to `decay` times what was gathered; the step goes
+    along the gathered direction, from the image itself. `step_size=None` is the paper's step, eps / steps.
+    """
+
+    eps: float
+    step_size: float | None = None
+    steps: int = 10
+    decay: float = 1.0
+    norm: str = "Linf"
+    objective: Objective = CrossEntropy()  # noqa: RUF009
+    batch_norm: str = "eval"
+
+    def __post_init__(self) -> None:
+        one_of("norm", self.norm, NORMS)
+        if self.steps < 1 or self.decay < 0:
+            raise ValueError(f"steps >= 1 and decay >= 0, not {self.steps} and {self.decay}")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Budget | None = None,
+        target: Tensor | None = None,
+        generator: Source = None,
+    ) -> Tensor:
+        """Adversarial images; eps as a number or (N,) tensor. `generator` is unread: the method draws nothing."""
+        objective = self.objective if target is None else Toward(target, self.objective)
+        radius = per_sample(self.eps if eps is None else eps, x)
+        step = radius / self.steps if self.step_size is None else self.step_size
+        x_adv, gathered = x, torch.zeros_like(x)
+        with frozen(model, self.batch_norm):
+            for _ in range(self.steps):
+                gradient, _, _ = forward_backward(model, x_adv, y, objective)
+                unit = gradient / over_images(size(gradient, "L1").clamp_min(1e-12), x)
+                gathered = self.decay * gathered + unit
+                x_adv = project(x_adv + step * ascent_direction(gathered, self.norm), x, radius, self.norm)
+        return x_adv
 
 
 def temperature_pgd(pgd: PGD, temperature: float) -> PGD:

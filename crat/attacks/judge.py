@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import Attack
+from crat.attacks.hunt import Broken, finite_logits
+from crat.attacks.noise import PerImage
 from crat.attacks.objectives import full
+from crat.attacks.search import searcher
 from crat.device import autocast, exact
 from crat.store import seed_for
 
-REVISION = 1  # of the attacks and of judging: raised when outcomes may change, so that kept ones are made anew
+if TYPE_CHECKING:
+    from crat.attacks.autoattack import AutoAttack
+
+REVISION = 2  # of the attacks and of judging: raised when outcomes may change, so that kept ones are made anew
+
+
+class Judged(NamedTuple):
+    """A batch under an attack: the model's float32 logits (B, K), and of a battery what broke each image, (B,) int8."""
+
+    logits: Tensor
+    broken_by: Tensor | None
 
 
 def as_images(x: Tensor) -> Tensor:
@@ -27,32 +41,64 @@ def attacked_batches(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    attack: Attack | None,
+    attack: Attack | AutoAttack | None,
     *,
     batch_size: int = 500,
     seed: int = 0,
     dtype: str = "float32",
     crafted_on: nn.Module | None = None,
     begin: int = 0,
-) -> Iterator[Tensor]:
-    """Yields the model's float32 logits (B, K) under `attack` (None: on the clean images), one batch at a time.
+) -> Iterator[Judged]:
+    """Yields what the model answers under `attack` (None: on the clean images), one batch at a time.
 
-    x: (N, C, H, W) uint8 or [0, 1] float; `crafted_on`: another model to craft on (a transfer attack). Random starts
-    depend on seed and place in the set only, so two models meet the same starts; `begin` (a multiple of batch_size)
-    resumes.
+    x: (N, C, H, W) uint8 or [0, 1] float; dtype: "float32" or "bfloat16", of the search; `crafted_on`: another model to
+    craft on (a transfer attack). What is random depends on the seed and on each image's place in the set only, so two
+    models meet the same starts, and neither the batch size nor `begin`, the image to resume at, changes them.
+    Raises ValueError where the model gives NaN logits.
     """
-    device = x.device
+    source = crafted_on or model
+    search = None
     for at in range(begin, len(x), batch_size):
         images, labels = as_images(x[at : at + batch_size]), y[at : at + batch_size]
+        broken_by = None
         if attack is not None:
-            generator = torch.Generator(device).manual_seed(seed_for(seed, at))
-            with autocast(device, dtype):
-                images = attack(crafted_on or model, images, labels, generator=generator)
+            if search is None:
+                foldable = getattr(attack, "batch_norm", "eval") == "eval"
+                search = searcher(source, images[:16], dtype, fold=foldable)
+            places = torch.arange(at, at + len(images), device=x.device)
+            decides: dict[str, Any] = {"judge": source} if keeps_what_it_found(attack) else {}
+            found = attack(search, images, labels, generator=PerImage(seed, places), **decides)
+            images, broken_by = found[:2] if isinstance(found, Broken) else (found, None)
+        with frozen(model):
+            logits = finite_logits(model, images)
+        yield Judged(logits, broken_by)  # outside: a caller who stops here keeps its gradients
+
+
+def quick_logits(
+    model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, *, seed: int, dtype: str, batch_size: int = 500
+) -> Tensor:
+    """What a training's own curves are drawn from: (N, K) logits under `attack`, the model searched with as it is.
+
+    No copy is made, and starts are drawn batch by batch, so an epoch's validation costs little; another batch size is
+    another draw.
+    """
+    logits = []
+    for at in range(0, len(x), batch_size):
+        images, labels = as_images(x[at : at + batch_size]), y[at : at + batch_size]
+        if attack is not None:
+            generator = torch.Generator(x.device).manual_seed(seed_for(seed, at))
+            with autocast(x.device, dtype):
+                images = attack(model, images, labels, generator=generator)
         with frozen(model), torch.no_grad(), exact():
-            logits = full(model(images))
-        yield logits  # outside: a caller who stops here keeps its gradients
+            logits.append(full(model(images)))
+    return torch.cat(logits)
 
 
-def attacked_logits(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, **settings) -> Tensor:
-    """All batches of `attacked_batches` in one tensor (N, K)."""
-    return torch.cat(list(attacked_batches(model, x, y, attack, **settings)))
+def keeps_what_it_found(attack: Attack | AutoAttack) -> bool:
+    """Whether the attack passes verdicts itself (AutoAttack and its parts), for which it needs the judging model."""
+    return hasattr(attack, "attacks") or hasattr(attack, "runs")
+
+
+def attacked_logits(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | AutoAttack | None, **settings) -> Tensor:
+    """The logits of all batches of `attacked_batches` in one tensor (N, K)."""
+    return torch.cat([batch.logits for batch in attacked_batches(model, x, y, attack, **settings)])

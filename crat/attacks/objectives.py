@@ -63,6 +63,59 @@ class Margin:
         return other_logits(logits, y).amax(1) - true_logit(logits, y)
 
 
+@dataclass(frozen=True)
+class DLR:
+    """Difference of logits ratio, -(z_y - max_{j != y} z_j) / (z_1st - z_3rd) (Croce and Hein 2020, equation 6).
+
+    Unchanged when the logits are scaled or shifted. Raises ValueError below three classes.
+    """
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """(N, K), (N,) -> (N,)."""
+        top = _largest(logits, 3, "the DLR loss")
+        return Margin()(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+@dataclass(frozen=True, eq=False)
+class TargetedDLR:
+    """Targeted DLR, -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2) (Croce and Hein 2020, equation 7); target: (N,).
+
+    Raises ValueError below four classes.
+    """
+
+    target: Tensor
+
+    def __repr__(self) -> str:
+        return "TargetedDLR(target)"
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """(N, K), (N,) -> (N,)."""
+        top = _largest(logits, 4, "the targeted DLR loss")
+        gap = true_logit(logits, self.target) - true_logit(logits, y)
+        return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+@dataclass(frozen=True, eq=False)
+class Toward:
+    """A targeted attack: the negative of an objective at the target classes (N,), so its ascent ends in the target."""
+
+    target: Tensor
+    objective: Objective = CrossEntropy()
+
+    def __repr__(self) -> str:
+        return f"Toward(target, {self.objective!r})"
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """(N, K), (N,) -> (N,); y is not read."""
+        return -self.objective(logits, self.target)
+
+
+def _largest(logits: Tensor, count: int, what: str) -> Tensor:
+    if logits.shape[1] < count:
+        raise ValueError(f"{what} needs at least {count} classes, the model gives {logits.shape[1]}")
+    return logits.topk(count, 1).values
+
+
 @dataclass(frozen=True, eq=False)
 class KLFrom:
     """KL(softmax(c) || softmax(z)) from fixed clean logits c (N, K): the inner maximisation of TRADES."""

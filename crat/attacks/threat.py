@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NORMS = ("Linf", "L2")
+from crat.attacks.noise import PerImage, normal, uniform
+
+NORMS = ("Linf", "L2", "L1")
 Budget = float | Tensor  # one number, or one per sample (N,)
 
 
@@ -20,26 +22,54 @@ def per_sample(value: Budget, x: Tensor) -> Tensor | float:
         return value.to(x)
     if value.shape != x.shape[:1]:
         raise ValueError(f"eps and step_size take a number or a tensor of shape ({len(x)},), not {tuple(value.shape)}")
-    return value.to(x).view(-1, *[1] * (x.ndim - 1))
+    return over_images(value.to(x), x)
+
+
+def over_images(values: Tensor, x: Tensor) -> Tensor:
+    """(N,) as (N, 1, ...), which broadcasts against x."""
+    return values.view(-1, *[1] * (x.ndim - 1))
+
+
+def budget(value: Budget, x: Tensor) -> Tensor:
+    """As `per_sample`, but always a tensor (N, 1, ...): a number is repeated for every sample."""
+    value = torch.as_tensor(per_sample(value, x), device=x.device, dtype=x.dtype)
+    return value if value.ndim else over_images(value.expand(len(x)), x)
+
+
+def size(delta: Tensor, norm: str) -> Tensor:
+    """The norm of each sample, (N,)."""
+    flat = delta.flatten(1)
+    if norm == "Linf":
+        return flat.abs().amax(1)
+    return flat.norm(dim=1) if norm == "L2" else flat.abs().sum(1)
 
 
 def length(delta: Tensor) -> Tensor:
     """L2 length of each sample, (N, 1, ...)."""
-    return delta.flatten(1).norm(dim=1).view(-1, *[1] * (delta.ndim - 1))
+    return over_images(size(delta, "L2"), delta)
 
 
 def ascent_direction(gradient: Tensor, norm: str) -> Tensor:
-    """The unit step of steepest ascent: the sign (L-inf) or the normalised gradient (L2; zero stays zero)."""
+    """The unit step of steepest ascent; a zero gradient stays zero.
+
+    L-inf: the sign. L2: the normalised gradient. L1: all in the coordinate that counts most (ties share it).
+    """
     if norm == "Linf":
         return gradient.sign()
-    return gradient / length(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+    if norm == "L2":
+        return gradient / length(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+    largest = over_images(size(gradient, "Linf"), gradient)
+    chosen = gradient.sign() * (gradient.abs() >= largest)
+    return chosen / over_images(size(chosen, "L1").clamp_min(1), gradient)
 
 
 def project(x_adv: Tensor, x: Tensor, eps: Tensor | float, norm: str) -> Tensor:
-    """The point of the ball of radius eps around x nearest to x_adv, then clipped to [0, 1].
+    """A point of both the ball of radius eps around x and the box [0, 1]: the nearest for L-inf and L1.
 
-    Clipping moves each pixel towards x, which lies in the box, so it never leaves the ball again.
+    For L2 the nearest of the ball, then clipped: clipping moves each pixel towards x, so it stays in the ball.
     """
+    if norm == "L1":
+        return x + project_l1(x_adv - x, x, eps)
     delta = x_adv - x
     if norm == "Linf":
         delta = torch.clamp(delta, -eps, eps) if isinstance(eps, float) else torch.minimum(delta.maximum(-eps), eps)
@@ -48,16 +78,44 @@ def project(x_adv: Tensor, x: Tensor, eps: Tensor | float, norm: str) -> Tensor:
     return (x + delta).clamp(0.0, 1.0)
 
 
-def uniform_start(x: Tensor, eps: Tensor | float, norm: str, generator: torch.Generator | None) -> Tensor:
-    """A point drawn uniformly from the ball around x, clipped to [0, 1]."""
+def project_l1(delta: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
+    """The delta' nearest to delta (in L2) with |delta'|_1 <= eps and x + delta' in [0, 1]. Same shape.
+
+    With the box, delta' = sign(delta) * clamp(|delta| - t, 0, room) for one t >= 0 per sample, at which the L1 norm is
+    eps (Croce and Hein 2021, Proposition 2.1). The norm falls in t, piecewise linear with kinks at |delta| and at
+    |delta| - room; sorting the kinks finds the piece. Computed in float32 at least: half precision cannot count them.
+    """
+    d = delta.flatten(1).to(torch.promote_types(delta.dtype, torch.float32))
+    a, room = d.abs(), torch.where(d > 0, 1 - x.flatten(1), x.flatten(1)).clamp_min(0)
+    radius = torch.as_tensor(eps, device=d.device, dtype=d.dtype).expand(len(d), *[1] * (delta.ndim - 1)).flatten(1)
+    # going up in t, a coordinate starts to shrink at |delta| - room (or at once) and is gone at |delta|
+    kinks, order = torch.cat([(a - room).clamp_min(0), a], 1).sort(1)
+    slope = torch.where(order < a.shape[1], 1.0, -1.0).to(d.dtype).cumsum(1)  # how many shrink behind each kink
+    widths = kinks.diff(dim=1, prepend=torch.zeros_like(kinks[:, :1]))
+    shrunk = (torch.cat([torch.zeros_like(slope[:, :1]), slope[:, :-1]], 1) * widths).cumsum(1)
+    excess = a.minimum(room).sum(1, keepdim=True) - radius
+    # the last kink at which not enough has gone; from it on, linear
+    piece = (shrunk <= excess).sum(1, keepdim=True).sub_(1).clamp_min_(0)
+    left = excess - shrunk.gather(1, piece)
+    t = kinks.gather(1, piece) + left / slope.gather(1, piece).clamp_min(1)
+    t = torch.where(excess > 0, t, torch.zeros_like(t))
+    kept = (a - t).clamp_min(0).minimum(room)
+    # what rounding left above eps: a radius of 0 must give x itself
+    kept *= (radius / kept.sum(1, keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)).clamp_max(1)
+    return (d.sign() * kept).view_as(delta).to(delta.dtype)
+
+
+def uniform_start(x: Tensor, eps: Tensor | float, norm: str, generator: torch.Generator | PerImage) -> Tensor:
+    """A point drawn uniformly from the ball around x (L1: the projection of a normal one), moved into [0, 1]."""
     if norm == "Linf":
-        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) * 2 - 1
-        return (x + eps * noise).clamp(0.0, 1.0)
-    noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    radius = torch.rand((len(x), *[1] * (x.ndim - 1)), generator=generator, device=x.device, dtype=x.dtype)
+        return (x + eps * (uniform(tuple(x.shape), x, generator) * 2 - 1)).clamp(0.0, 1.0)
+    noise = normal(tuple(x.shape), x, generator)
+    if norm == "L1":
+        return project(x + noise, x, eps, norm)
+    radius = over_images(uniform((len(x),), x, generator), x)
     return (x + eps * radius ** (1 / x[0].numel()) * noise / length(noise)).clamp(0.0, 1.0)
 
 
-def gaussian_start(x: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
+def gaussian_start(x: Tensor, scale: float, generator: torch.Generator | PerImage) -> Tensor:
     """x + scale N(0, 1): the start of TRADES (scale 0.001), which needs a first gradient where KL has none at x."""
-    return x + scale * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return x + scale * normal(tuple(x.shape), x, generator)

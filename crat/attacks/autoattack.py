@@ -1,0 +1,108 @@
+"""AutoAttack (Croce and Hein 2020; L1: Croce and Hein 2021): attacks in turn, each on what the others left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crat.attacks import checks
+from crat.attacks.apgd import APGD
+from crat.attacks.fab import FAB
+from crat.attacks.frozen import frozen
+from crat.attacks.gradient import forward_backward, one_of
+from crat.attacks.hunt import Broken, Hunt, Kernel, pursue
+from crat.attacks.noise import Source, source
+from crat.attacks.objectives import DLR, CrossEntropy
+from crat.attacks.square import Square
+from crat.attacks.threat import NORMS, Budget, budget
+
+ORDER = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+LOOK_EVERY = {"cpu": 1, "cuda": 10}  # iterations between looks for images that may leave; a look waits for the device
+CHECKED = 64  # images of a batch on which the model is checked
+
+
+@dataclass(frozen=True)
+class AutoAttack:
+    """AutoAttack, called as every attack; returns `Broken`, the images and what broke each.
+
+    version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus" (all, five restarts of the untargeted ones) or "rand"
+    (APGD-CE and -DLR on gradients averaged over 20 passes). norm: "Linf", "L2", "L1". All parameters, the order and
+    what is passed on are the reference's (fra31/auto-attack). Where it fails for want of classes, here the attack that
+    needs them is replaced or left out, with a warning.
+    `eps` at call time may be (N,); `judge` decides in float32 where `model` is a faster copy to search with. An image
+    leaves as soon as it is broken: an evaluation costs less the weaker the model is.
+    """
+
+    eps: float
+    norm: str = "Linf"
+    version: str = "standard"
+
+    def __post_init__(self) -> None:
+        one_of("norm", self.norm, NORMS)
+        one_of("version", self.version, tuple(ORDER))
+
+    def attacks(self, n_classes: int) -> dict[str, Kernel]:
+        """Name -> attack, in the order in which they run."""
+        eps, norm = self.eps, self.norm
+        few = norm == "L1" and self.version == "standard"
+        again = 5 if few or self.version == "plus" else 1
+        known: dict[str, Kernel] = {
+            "apgd-ce": APGD(eps, norm, restarts=again, larger_radii=few),
+            "apgd-dlr": APGD(eps, norm, "dlr", restarts=again),
+            "fab": FAB(eps, norm, targets=0, restarts=again),
+            "apgd-t": APGD(eps, norm, "dlr" if n_classes > 3 else "ce", targets=5 if few else 9, larger_radii=few),
+            "fab-t": FAB(eps, norm),
+            "square": Square(eps, norm),
+        }
+        if self.version == "rand":
+            known = {name: APGD(eps, norm, name[5:], eot=20) for name in ("apgd-ce", "apgd-dlr")}
+        return {name: known[name] for name in ORDER[self.version] if n_classes > 2 or name != "apgd-dlr"}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the numbers of `broken_by` stand for."""
+        return ("clean", *ORDER[self.version])
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Budget | None = None,
+        generator: Source = None,
+        target: Tensor | None = None,
+        judge: nn.Module | None = None,
+    ) -> Broken:
+        """x (N, C, H, W) in [0, 1], y (N,) -> Broken. Raises ValueError where the model gives NaN logits."""
+        judge, noise = judge or model, source(generator, x)
+        radius = budget(self.eps if eps is None else eps, x)
+        broken_by = torch.full((len(x),), -1, dtype=torch.int8, device=x.device)
+        with frozen(model), frozen(judge):
+            hunt = Hunt(judge, x, y, target, every=LOOK_EVERY.get(x.device.type, 1))
+            broken_by[hunt.broken] = 0
+            some = hunt.index[:CHECKED]  # the DLR loss of a wrong image may well have a zero gradient
+            if len(some):
+                self._check(judge, x[some], y[some], hunt.n_classes)
+            for name, attack in self.attacks(hunt.n_classes).items():
+                pursue(attack, model, hunt, x, y, radius, noise.fork(name))
+                broken_by[hunt.broken & (broken_by < 0)] = self.names.index(name)
+        if "square" in self.names and self.version == "standard":
+            checks.check_square(int((broken_by == self.names.index("square")).sum()), len(x))
+        x_adv = torch.where(hunt.broken.view(-1, *[1] * (x.ndim - 1)), hunt.x_adv, x)
+        return Broken(x_adv, broken_by, self.names)
+
+    def _check(self, judge: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> None:
+        checks.check_outputs(judge, x, randomised=self.version == "rand")
+        loss = DLR() if n_classes > 2 else CrossEntropy()
+        checks.check_gradients(forward_backward(judge, x, y, loss)[0])
+        if n_classes < 3:
+            checks.warn("with 2 classes there is no DLR loss: APGD-T ascends the targeted cross-entropy")
+        elif n_classes == 3:
+            checks.warn("with 3 classes there is no targeted DLR loss: APGD-T ascends the targeted cross-entropy")

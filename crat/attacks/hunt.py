@@ -1,0 +1,151 @@
+"""Attacks that keep what they found: the images still unbroken, and the float32 verdict that lets an image leave.
+
+A kernel (APGD, FAB, Square) says what one of its runs does, a restart or a target; here the runs follow one another,
+each on the images that no run before has broken. A battery also lets images leave in the middle of a run: the batch is
+then compacted, so that its cost falls with the model's weakness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from crat.attacks.frozen import frozen
+from crat.attacks.noise import PerImage, Source, source
+from crat.attacks.objectives import full
+from crat.attacks.threat import Budget, budget
+from crat.device import exact
+
+
+class AttackError(ValueError):
+    """A model that cannot be attacked: one line that says why."""
+
+
+Run = Callable[..., Tensor]  # run(model, x, y, eps, noise, hunt, target=None) -> x_adv of those that did not leave
+
+
+class Kernel(Protocol):
+    """What a hunt needs of an attack: its radius, and its runs for a number of classes."""
+
+    @property
+    def eps(self) -> float: ...  # noqa: D102
+    def runs(self, n_classes: int) -> Iterator[Run]: ...  # noqa: D102
+
+
+@torch.no_grad()
+def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits (N, K) in float32 proper, of a frozen model; raises AttackError where one is NaN."""
+    with exact():
+        logits = full(model(x))
+    if logits.isnan().any():
+        images = int(logits.isnan().any(1).sum())
+        raise AttackError(f"the model gives NaN logits for {images} of {len(x)} images: there is no verdict on them")
+    return logits
+
+
+class Broken(NamedTuple):
+    """What a battery did: x_adv (N, C, H, W), the clean image where none broke it, and by which attack.
+
+    broken_by: (N,) int8, -1 where the image survived, else the place in `names`; 0 is "clean": wrong from the start.
+    """
+
+    x_adv: Tensor
+    broken_by: Tensor
+    names: tuple[str, ...]
+
+
+class Hunt:
+    """The images of a batch: which are broken, by which adversarial image, and which are still hunted.
+
+    judge: the model whose float32 prediction decides; broken means misclassified, or with `target` (N,) taken for it.
+    every: look for images that may leave every so many iterations; 0: never within a run.
+    Afterwards x_adv (N, C, H, W) holds what broke each image, else the last run's best point, and broken is (N,) bool.
+    """
+
+    def __init__(self, judge: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = None, every: int = 0) -> None:
+        self.judge, self.y, self.target, self.every = judge, y, target, every
+        self.x_adv = x.clone()
+        logits = finite_logits(judge, x)
+        self.n_classes = logits.shape[1]
+        self.broken = self._reached(logits, torch.arange(len(x), device=x.device))
+        self.index = (~self.broken).nonzero().flatten()
+
+    def __len__(self) -> int:
+        """How many images are still hunted."""
+        return len(self.index)
+
+    def hit(self, logits: Tensor) -> Tensor:
+        """(n,) bool: whether these logits (n, K) of the images still hunted reach the goal."""
+        return self._reached(logits, self.index)
+
+    def leave(self, step: int, found: Tensor, x_adv: Tensor) -> Tensor | None:
+        """Called once an iteration with the claims (n,) and images (n, C, H, W).
+
+        None while nobody leaves, else the positions (m,) among the n that stay: index every per-sample state by them.
+        """
+        if not self.every or (step + 1) % self.every:
+            return None
+        claimed = found.nonzero().flatten()
+        return self._settle(claimed, x_adv[claimed]) if len(claimed) else None
+
+    def settle(self, x_adv: Tensor) -> None:
+        """The end of a run: passes the verdict on the best points (n, C, H, W) of all that are left."""
+        self.x_adv[self.index] = x_adv
+        self._settle(torch.arange(len(self), device=x_adv.device), x_adv)
+
+    def _settle(self, at: Tensor, x_adv: Tensor) -> Tensor | None:
+        reached = self._reached(finite_logits(self.judge, x_adv), self.index[at])
+        if not reached.any():
+            return None
+        right = at[reached]
+        gone = self.index[right]
+        self.x_adv[gone], self.broken[gone] = x_adv[reached], True
+        stay = torch.ones(len(self), dtype=torch.bool, device=at.device)
+        stay[right] = False
+        keep = stay.nonzero().flatten()
+        self.index = self.index[keep]
+        return keep
+
+    def _reached(self, logits: Tensor, index: Tensor) -> Tensor:
+        answer = logits.argmax(1)
+        return answer != self.y[index] if self.target is None else answer == self.target[index]
+
+
+def pursue(
+    kernel: Kernel, model: nn.Module, hunt: Hunt, x: Tensor, y: Tensor, eps: Tensor, noise: PerImage
+) -> None:
+    """All runs of a kernel, each on the images that are still unbroken; x (N, C, H, W), y (N,), eps (N, 1, 1, 1)."""
+    for number, run in enumerate(kernel.runs(hunt.n_classes)):
+        left = hunt.index
+        if not len(left):
+            return
+        target = None if hunt.target is None else hunt.target[left]
+        streams = noise.fork(number).take(left)
+        hunt.settle(run(model, x[left], y[left], eps[left], streams, hunt, target))
+
+
+def hunted(
+    kernel: Kernel,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: Budget | None = None,
+    generator: Source = None,
+    target: Tensor | None = None,
+    judge: nn.Module | None = None,
+) -> Tensor:
+    """Adversarial images (N, C, H, W) by one kernel; an image that is wrong from the start is returned as it is.
+
+    eps: a number or (N,), instead of the kernel's own; target: (N,) classes to end in; judge: the model whose float32
+    prediction decides, where `model` is a faster copy to search with.
+    """
+    judge = judge or model
+    with frozen(model), frozen(judge):
+        hunt = Hunt(judge, x, y, target)
+        radius = budget(kernel.eps if eps is None else eps, x)
+        pursue(kernel, model, hunt, x, y, radius, source(generator, x))
+    return hunt.x_adv

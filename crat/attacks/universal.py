@@ -1,0 +1,129 @@
+"""Universal perturbations: one delta for all images, or one per class, fitted on training images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from crat.attacks.frozen import frozen
+from crat.attacks.gradient import forward_backward, one_of
+from crat.attacks.hunt import finite_logits
+from crat.attacks.judge import as_images
+from crat.attacks.noise import Source, source
+from crat.attacks.objectives import CrossEntropy, Objective
+from crat.attacks.threat import Budget, ascent_direction, length, per_sample
+
+COUNTED = ("all", "correct")
+
+
+def fit_universal(
+    model: nn.Module,
+    x_train: Tensor,
+    y_train: Tensor,
+    *,
+    eps: Budget,
+    n_classes: int,
+    class_wise: bool,
+    step_size: Budget | None = None,
+    norm: str = "Linf",
+    epochs: int = 5,
+    batch_size: int = 128,
+    objective: Objective = CrossEntropy(),  # noqa: B008 (frozen, so it can be shared)
+    generator: Source = None,
+) -> Tensor:
+    """The delta (n_classes, C, H, W), class-agnostic (1, C, H, W), that raises the objective of the training images.
+
+    x_train (N, C, H, W) uint8 or float in [0, 1]; y_train (N,) int64. eps, step_size (None: eps / 10): a number, or
+    one per delta (n_classes,). From 0, in every batch, each delta takes one step along the ascent direction ("Linf":
+    the sign, "L2": normalised) of the mean objective of its own images, and goes back into its ball; a class that is
+    not in the batch keeps its delta. `generator` draws the order of the images.
+    Sources: the stochastic ascent of Shafahi et al. 2020 (Universal adversarial training), which takes all training
+    images with their labels, those that the model gets wrong included; class-wise deltas: Benz et al. 2021
+    (2104.03000). Shafahi et al. also cut each image's loss off from above, lest a few images rule the mean. Here the
+    gradient of the log-odds is bounded, and the cut is left out; an objective that ends in `.clamp_max(9)` brings it.
+    Raises ValueError on an unknown norm, labels outside the classes, another number of eps than of deltas, and NaN.
+    """
+    one_of("norm", norm, ("Linf", "L2"))
+    if y_train.numel() and not 0 <= y_train.min() <= y_train.max() < n_classes:
+        raise ValueError(f"labels are 0 to {n_classes - 1}, not {int(y_train.min())} to {int(y_train.max())}")
+    dtype = torch.promote_types(x_train.dtype, torch.float32)
+    delta = torch.zeros(n_classes if class_wise else 1, *x_train.shape[1:], device=x_train.device, dtype=dtype)
+    radius = per_sample(eps, delta)
+    step = radius / 10 if step_size is None else per_sample(step_size, delta)
+    streams, spoilt = source(generator, x_train), torch.zeros((), dtype=torch.bool, device=x_train.device)
+    with frozen(model):
+        for _ in range(epochs):
+            for chosen in streams.uniform().argsort(stable=True).split(batch_size):
+                images, labels = as_images(x_train[chosen]), y_train[chosen]
+                gradient = _gradient(model, images, labels, delta, objective)
+                delta = _into_ball(delta + step * ascent_direction(gradient, norm), radius, norm)
+                spoilt |= gradient.isnan().any()
+            if spoilt:
+                raise ValueError("the model gives NaN logits or gradients for training images: no delta can be fitted")
+    return delta
+
+
+def _gradient(model: nn.Module, images: Tensor, y: Tensor, delta: Tensor, objective: Objective) -> Tensor:
+    """The gradient of the summed objective in each delta."""
+    moved = images + _of(delta, y)
+    gradient, _, _ = forward_backward(model, moved.clamp(0, 1).to(images.dtype), y, objective)
+    free = (moved >= 0) & (moved <= 1)  # where the box cuts an image, its delta moves nothing
+    member = _members(y, len(delta)) if len(delta) > 1 else torch.ones_like(y)[None]
+    # by a product: adding up by index is not repeatable on a GPU
+    return (member.to(delta.dtype) @ (gradient * free).to(delta.dtype).flatten(1)).view_as(delta)
+
+
+def _into_ball(delta: Tensor, eps: Tensor | float, norm: str) -> Tensor:
+    """As `threat.project`, without the box, which an image has and a delta has not."""
+    if norm == "L2":
+        return delta * (eps / length(delta).clamp_min(1e-12)).clamp_max(1.0)
+    eps = torch.as_tensor(eps, device=delta.device, dtype=delta.dtype)
+    return delta.maximum(-eps).minimum(eps)
+
+
+def _of(delta: Tensor, y: Tensor) -> Tensor:
+    """The delta of each image: of its class, or the one for all."""
+    return delta if len(delta) == 1 else delta[y]
+
+
+def _members(y: Tensor, n_classes: int) -> Tensor:
+    """(n_classes, N) bool: who is of which class."""
+    return torch.arange(n_classes, device=y.device)[:, None] == y
+
+
+def apply_universal(x: Tensor, y: Tensor, delta: Tensor) -> Tensor:
+    """Images (N, C, H, W), uint8 or in [0, 1], with the delta of their class y (N,), or the only one, within [0, 1]."""
+    images = as_images(x)
+    return (images + _of(delta, y)).clamp(0, 1).to(images.dtype)
+
+
+def fooling_rates(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    delta: Tensor,
+    n_classes: int,
+    *,
+    counted: str = "all",
+    batch_size: int = 500,
+) -> Tensor:
+    """The share of each class's images whose float32 prediction delta changes, (n_classes,); nan for an absent class.
+
+    counted: "all" images of the class, right or wrong, is the fooling rate of Moosavi-Dezfooli et al. 2017 (Universal
+    adversarial perturbations, equation 1) and of Benz et al.; "correct": only those that the model gets right when
+    clean, so that it is the share of the class's accuracy that is lost.
+    x (N, C, H, W) uint8 or in [0, 1], y (N,), delta (n_classes or 1, C, H, W).
+    Raises ValueError on NaN logits, an unknown choice, or deltas for another number of classes.
+    """
+    one_of("counted", counted, COUNTED)
+    if len(delta) not in (1, n_classes):
+        raise ValueError(f"delta holds 1 or {n_classes} perturbations, not {len(delta)}")
+    clean, moved = [], []
+    with frozen(model):
+        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            clean.append(finite_logits(model, as_images(images)).argmax(1))
+            moved.append(finite_logits(model, apply_universal(images, labels, delta)).argmax(1))
+    before, after = torch.cat(clean), torch.cat(moved)
+    among = before == (before if counted == "all" else y)
+    member = _members(y, n_classes) & among
+    return (member & (before != after)).sum(1) / member.sum(1)
