@@ -239,7 +239,7 @@ def stacked_shares(table: pd.DataFrame, title: str = "") -> Figure:
     """Columns bar, part, share: horizontal bars of 100 %, the parts in the order given."""
     parts = list(table.part.unique())
     wide = 100 * table.pivot(index="bar", columns="part", values="share").loc[list(table.bar.unique())[::-1], parts]
-    colours = dict(zip(parts, (BLUE, RED, ORANGE, GREY, PINK), strict=False))
+    colours = dict(zip(parts, (BLUE, RED, ORANGE, GREY, PINK, SKY), strict=False))
     figure, ax = plt.subplots(figsize=(7, 0.36 * len(wide) + 1))
     left = np.zeros(len(wide))
     for part in parts:

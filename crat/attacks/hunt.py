@@ -38,7 +38,7 @@ class Kernel(Protocol):
 @torch.no_grad()
 def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (N, K) in float32 proper, of a frozen model; raises AttackError where one is NaN."""
-    with exact():
+    with exact(), torch.autocast(x.device.type, enabled=False):  # a caller's autocast is for the search
         logits = full(model(x))
     if logits.isnan().any():
         images = int(logits.isnan().any(1).sum())
