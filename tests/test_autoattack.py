@@ -178,6 +178,21 @@ def test_leaving_early_changes_no_verdict():
     assert torch.equal(broken[0], broken[2])
 
 
+def test_no_model_is_asked_about_nothing():
+    class Picky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            assert len(x)
+            return self.net(x)
+
+    model = Picky().eval()
+    x, y = batch(model, 6)
+    assert (AutoAttack(0.9)(model, x, y).broken_by >= 0).all()
+
+
 def test_a_search_copy_may_be_wrong_the_judge_decides():
     model, blind = net().eval(), net(seed=5).eval()
     x, y = batch(model, 30)

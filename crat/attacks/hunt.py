@@ -93,6 +93,8 @@ class Hunt:
 
     def settle(self, x_adv: Tensor) -> None:
         """The end of a run: passes the verdict on the best points (n, C, H, W) of all that are left."""
+        if not len(self):  # a model need not take an empty batch
+            return
         self.x_adv[self.index] = x_adv
         self._settle(torch.arange(len(self), device=x_adv.device), x_adv)
 
