@@ -8,23 +8,19 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from dataclasses import Field, fields
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import crat
-from crat.config import AVERAGES, DATASETS, DTYPES, HEADS, MODELS, PROFILES, SCHEDULES, ConfigError, RunConfig, profile
+from crat.config import DATASETS, DTYPES, MODELS, PROFILES, ConfigError
+from crat.flags import asked_for, train_flags
 
 if TYPE_CHECKING:
     from crat.run import Run
 
 Command = Callable[[Namespace], int | None]
-KNOWN = {
-    "data": DATASETS, "model": MODELS, "head": HEADS, "schedule": SCHEDULES, "average": AVERAGES, "dtype": DTYPES,
-    "defense": ("standard", "pgd_at", "trades"), "split": ("stratified", "first"), "padding": ("reflect", "zero"),
-    "augment": ("auto", "none", "crop", "crop_flip"), "batch_norm": ("auto", "eval", "train"),
-}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     _reproduce_flags(command("reproduce", _reproduce, "run the notebooks: every figure and the claims table"))
-    _train_flags(command("train", _train, "train one model; what is not given is as in the profile"))
+    train_flags(command("train", _train, "train one model; what is not given is as in the profile"))
     sub = command("evaluate", _evaluate, "attack a trained model, class by class")
     sub.add_argument("run", help="a run's folder, its name or a part of the name (crat runs lists them)")
     sub.add_argument("--split", default="test", help="test (default) or valid")
@@ -126,36 +122,6 @@ def _reproduce_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--dry-run", action="store_true", help="show the plan only")
 
 
-def _train_flags(sub: argparse.ArgumentParser) -> None:
-    """One flag per field of the config's dataclasses; its help shows what the profiles say."""
-    sub.add_argument("--profile", default="quick", help=" | ".join(PROFILES))
-    sub.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, else the CPU)")
-    sub.add_argument("--compile", action="store_true", help="torch.compile, worth its start-up time on long runs")
-    sub.add_argument("--max-minutes", type=float, help="stop at the end of the epoch in which they have passed")
-    sub.add_argument("--progress", help="bar | line | none (default: bar in a terminal, else line)")
-    for part, setting, name in _settings():
-        values = [str(getattr(getattr(profile(p), part), setting.name)).replace("None", "its own") for p in PROFILES]
-        text = values[0] if len(set(values)) == 1 else ", ".join(map(" ".join, zip(PROFILES, values, strict=True)))
-        known = f"{' | '.join(KNOWN[name])}: " if name in KNOWN else ""
-        sub.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=known + text, **_kind(setting))
-
-
-def _settings() -> Iterator[tuple[str, Field, str]]:
-    """Part of the config, field, and the name by which `RunConfig.but` knows it."""
-    for part in ("data", "model", "train"):
-        for setting in fields(getattr(RunConfig(), part)):
-            yield part, setting, part if setting.name == "name" else setting.name
-
-
-def _kind(setting: Field) -> dict[str, Any]:
-    """How the text of a flag becomes a value; "8/255" stays as it is written."""
-    annotation = str(setting.type)
-    if annotation.startswith("tuple"):
-        return {"type": int, "nargs": "*", "metavar": "LABEL"}
-    kind = str if "str" in annotation else float if "float" in annotation else int
-    return {"type": kind, "metavar": {str: "TEXT", float: "X", int: "N"}[kind]}
-
-
 def _reproduce(a: Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is Ctrl-C
     from crat import reproduce
@@ -164,12 +130,14 @@ def _reproduce(a: Namespace) -> int:
 
 
 def _train(a: Namespace) -> None:
-    names = {name for _, _, name in _settings()}
-    config = profile(a.profile).but(**{name: value for name, value in vars(a).items() if name in names})
+    config = asked_for(a)
+    from crat import distributed
     from crat.reproduce import aligned, shown
     from crat.train import train
 
     run = train(config, device=a.device, compile=a.compile, max_minutes=a.max_minutes, progress=a.progress)
+    if distributed.rank():
+        return
     card, history = run.here.card(), run.here.history()
     epoch = card["best"]["epoch"]
     rows = history[(history.epoch == epoch) & (history.split == "valid")]

@@ -16,7 +16,8 @@ DATASETS = (
 MODELS = ("small_cnn", "mnist_small_cnn", "lenet5", "preact_resnet18", "resnet18", "wrn_34_10", "resnet50")
 HEADS = ("linear", "cosine", "hypersphere", "augmented")
 SCHEDULES = ("piecewise", "one_cycle", "cosine", "constant")
-AVERAGES = ("none", "ema_epoch", "ema_update")
+AVERAGES = ("none", "ema_epoch", "ema_update", "swa", "fawa")
+BATCH_NORMS = ("auto", "eval", "train", "moving")
 DTYPES = ("auto", "float32", "bfloat16")
 PROFILES = ("quick", "laptop", "paper")
 
@@ -130,11 +131,22 @@ class ModelConfig:
     width: int | None = None
     depth: int | None = None
     head: str = "linear"
+    scale: float | None = None  # s of a cosine or hypersphere head (None: 8, SPAT's; 15, HE's)
     extra_outputs: int = 0  # M of the augmented head, whose outputs are K + M
 
     def __post_init__(self) -> None:
+        _floats(self)
         _one_of("model", self.name, MODELS)
         _one_of("head", self.head, HEADS)
+
+
+Options = tuple[tuple[str, Any], ...]
+
+
+def _options(values: Options | dict[str, Any]) -> Options:
+    """Name and value, sorted by name, so that one choice names one run."""
+    pairs = values.items() if isinstance(values, dict) else ((name, value) for name, value in values)
+    return tuple(sorted((str(name), tuple(v) if isinstance(v, list) else v) for name, v in pairs))
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,8 @@ class TrainConfig:
     eps: str | float | None = None
     step_size: str | float | None = None
     steps: int | None = None
-    beta: float = 6.0  # TRADES
+    beta: float = 6.0  # weight of the regulariser, where a method has one (TRADES, MART, SPAT ...)
+    options: Options = ()  # settings of the method's own (crat.defenses), such as (("lambda_1", 0.5),); a dict will do
     epochs: int = 4
     batch_size: int = 128
     lr: float = 0.1
@@ -153,9 +166,13 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     eps_warmup: int = 0  # epochs over which eps and step_size grow linearly to their value
-    average: str = "none"  # ema_epoch: one step an epoch (CFA); ema_update: one step an optimizer update
-    average_decay: float | None = None  # None: 0.85 an epoch (CFA), 0.999 an update
-    batch_norm: str = "auto"  # its mode while training examples are crafted: eval | train | auto (the method's own)
+    average: str = "none"  # ema_epoch | ema_update: a step an epoch (CFA) | an update; swa; fawa (CFA, gated)
+    average_decay: float | None = None  # None: 0.85 an epoch (CFA; fawa: scaled to the epochs), 0.999 an update
+    average_start: int | None = None  # first epoch that enters swa and fawa (None: a half and a quarter of all)
+    fawa_threshold: float | None = None  # worst validation accuracy that opens fawa's gate (None: the median so far)
+    awp: float = 0.0  # gamma of adversarial weight perturbation; 0: none
+    awp_warmup: int = 0  # epochs without it
+    batch_norm: str = "auto"  # its mode while crafting: eval | train | moving | auto (the method's own)
     seed: int = 0
     dtype: str = "auto"  # auto: bfloat16 autocast where the device multiplies it in hardware
     trace_per_class: int = 0  # test images a class whose logits, clean and under PGD, are kept every epoch
@@ -165,13 +182,14 @@ class TrainConfig:
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("average", self.average, AVERAGES)
         _one_of("dtype", self.dtype, DTYPES)
-        _one_of("batch_norm", self.batch_norm, ("auto", "eval", "train"))
+        _one_of("batch_norm", self.batch_norm, BATCH_NORMS)
         _at_least("epochs", self.epochs, 1)
         _at_least("eps_warmup", self.eps_warmup, 0)
         _at_least("trace_per_class", self.trace_per_class, 0)
         _at_least("batch_size", self.batch_size, 1)
-        for name in ("lr", "beta", "momentum", "weight_decay"):
+        for name in ("lr", "beta", "momentum", "weight_decay", "awp", "awp_warmup"):
             _at_least(name, getattr(self, name), 0)
+        object.__setattr__(self, "options", _options(self.options))
         if self.steps is not None:
             _at_least("steps", self.steps, 1)
         if self.average_decay is not None and not 0 <= self.average_decay < 1:

@@ -121,6 +121,7 @@ def build(
     """
     config = ModelConfig(config) if isinstance(config, str) else config
     extra_outputs = extra_outputs or config.extra_outputs
+    scale = config.scale if scale is None else scale
     if n_classes < 2 or len(image_shape) != 3 or min(image_shape) < 1:
         raise ConfigError(f"a model needs 2 classes or more and a (C, H, W) image, not {n_classes} and {image_shape}")
     if config.width is not None and config.width < 1:

@@ -34,7 +34,7 @@ class Run:
         config = config.resolved()
         dtype = pick_dtype(config.train.dtype, pick_device(device))
         config = replace(config, train=replace(config.train, dtype=dtype))
-        revision = make_defense(config.train, 2).revision
+        config, revision = _canonical(config)
         key = store.digest({**different_from_default(config), "revision": revision, "format": store.FORMAT})
         t = config.train
         return cls(config, store.home() / f"{config.data.name}-{config.model.name}-{t.defense}-s{t.seed}-{key}")
@@ -117,6 +117,22 @@ class Run:
         return network.eval()
 
 
+def _canonical(config: RunConfig) -> tuple[RunConfig, int]:
+    """The config with the head that its method brings and without options at their default; the method's revision."""
+    defense = make_defense(config.train, 2)
+    model, train = config.model, config.train
+    if defense.head and defense.head != model.head:
+        if model.head != "linear":
+            raise ConfigError(f"{train.defense} needs the {defense.head} head, not {model.head}")
+        model = replace(model, head=defense.head)
+    if model.head == "augmented" and not model.extra_outputs:
+        model = replace(model, extra_outputs=defense.extra_outputs)
+    default = defense.options()
+    given = ((name, float(v) if isinstance(default[name], float) else v) for name, v in train.options)
+    options = tuple((name, value) for name, value in given if value != default[name])
+    return replace(config, model=model, train=replace(train, options=options)), defense.revision
+
+
 def card_config(card: dict[str, Any], folder: Path) -> RunConfig:
     """The config that a card tells of; raises StoreError where it is none of ours."""
     try:
@@ -149,14 +165,27 @@ def first_per_class(y: Tensor, n: int) -> Tensor:
 
 
 def history_rows(
-    epoch: int, split: str, stats: ClassStats, classes: tuple[str, ...], rate: float, eps: float
+    epoch: int,
+    split: str,
+    stats: ClassStats,
+    classes: tuple[str, ...],
+    rate: float,
+    eps: float,
+    class_values: dict[str, Tensor] | None = None,
+    accepted: bool | None = None,
 ) -> list[dict]:
-    """The rows of one epoch and split in history.csv; an absent class has NaN accuracies."""
+    """The rows of one epoch and split in history.csv; an absent class has NaN accuracies.
+
+    class_values: what the method chose for each class in this epoch, (K,) each, a column each; its eps replaces the
+    common one. accepted: whether the epoch entered a gated average.
+    """
     n, clean, robust, loss = (getattr(stats, k).double().cpu() for k in ("n", "clean", "robust", "loss"))
+    chosen = {name: value.double().cpu() for name, value in (class_values or {}).items()}
+    gated = {} if accepted is None else {"accepted": accepted}
     return [
         {
             "epoch": epoch, "split": split, "class": name, "n": int(n[k]), "clean_acc": float(clean[k] / n[k]),
             "robust_acc": float(robust[k] / n[k]), "loss": float(loss[k] / n[k]), "lr": rate, "eps": eps,
-        }
+        } | {column: float(value[k]) for column, value in chosen.items()} | gated
         for k, name in enumerate(classes)
     ]  # fmt: skip

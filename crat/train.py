@@ -5,26 +5,27 @@ All randomness of an epoch comes from (seed, epoch), so a resumed run draws what
 
 from __future__ import annotations
 
-import platform
 import time
 from collections import defaultdict
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-import crat
-from crat import data, models, store
+from crat import data, distributed, store
 from crat.attacks import PGD
 from crat.attacks.judge import quick_logits
-from crat.averaging import EMA
+from crat.attacks.noise import Share
+from crat.averaging import make_average, make_gate
+from crat.awp import perturbed
+from crat.checkpoint import restore, save, write_card
 from crat.config import PROTOCOLS, ConfigError, RunConfig, number
-from crat.defenses import ClassStats, make_defense
-from crat.defenses.base import judged_stats
-from crat.device import autocast, compiled, describe, pick_device
+from crat.defenses import ClassStats, Task, make_defense
+from crat.defenses.stats import judged_stats
+from crat.device import autocast, compiled, pick_device
 from crat.progress import Progress
-from crat.run import Run, build_model, first_per_class, history_rows, part
+from crat.run import Run, build_model, first_per_class, history_rows
 from crat.schedules import learning_rate
 
 COLLAPSED = 0.9  # share of validation images that one class may draw before the epoch is called collapsed (K > 2)
@@ -51,13 +52,14 @@ def train(
     """
     if max_minutes is not None and not max_minutes >= 0:
         raise ConfigError(f"max_minutes must be at least 0, not {max_minutes!r}")
-    where = pick_device(device)
+    where = distributed.join(pick_device(device))
     run = Run.of(config, where)
     if run.trained_here:
         return run
+    distributed.wait()
     trainer = Trainer(run, where, compile=compile)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        trainer.fit(Progress(progress, run.name), max_minutes)
+        trainer.fit(Progress("none" if distributed.rank() else progress, run.name), max_minutes)
     return run
 
 
@@ -70,11 +72,10 @@ class Trainer:
         self.augment = data.resolve_augment(run.config.data)
         self.model = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
         self.network: nn.Module = compiled(self.model) if compile else self.model
-        self.defense = make_defense(self.config, self.images.n_classes)
-        c = self.config
+        c, counts = self.config, self.images.y_train.bincount(minlength=self.images.n_classes)
+        self.defense = make_defense(c, Task(counts, self.images.image_shape, c.epochs)).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay)
-        decay = c.average_decay if c.average_decay is not None else 0.85 if c.average == "ema_epoch" else 0.999
-        self.average = EMA(decay, warm_up=c.average == "ema_update") if c.average != "none" else None
+        self.average, self.gate = make_average(c), make_gate(c)
         self.judged = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
         protocol = PROTOCOLS[run.config.data.name]
         self.valid_attack = PGD(number(c.eps or 0), number(protocol.step_size), protocol.steps)
@@ -84,25 +85,27 @@ class Trainer:
         self.rows: list[dict[str, Any]] = []
         self.trace: dict[str, list[Tensor]] = defaultdict(list)
         if (run.folder / "checkpoint.safetensors").exists():
-            self.restore()
+            restore(self)
 
     @property
     def current(self) -> dict[str, Tensor]:
-        """The weights that are judged and kept: the average where there is one."""
-        return self.average.state if self.average else self.model.state_dict()
+        """The weights that are judged and kept: the average, once there is one."""
+        return self.average.state if self.average and self.average.state else self.model.state_dict()
 
     def fit(self, progress: Progress, max_minutes: float | None) -> None:
         """All epochs that are missing."""
         began = time.monotonic()
-        store.remove_half_written(self.run.folder)
-        if self.done >= self.config.epochs:  # killed between the last checkpoint and its card
-            store.write_json(self.run.folder / "card.json", self.card())
+        if distributed.rank() == 0:
+            store.remove_half_written(self.run.folder)
+            if self.done >= self.config.epochs:  # killed between the last checkpoint and its card
+                write_card(self)
         progress.start(self.config.epochs, self.done, len(self.images.x_train))
         for epoch in range(self.done, self.config.epochs):
             epoch_began = time.monotonic()
             stats = self.train_epoch(epoch, progress)
             self.finish_epoch(epoch, stats, time.monotonic() - epoch_began, progress)
-            if max_minutes is not None and time.monotonic() - began > 60 * max_minutes:
+            late = max_minutes is not None and time.monotonic() - began > 60 * max_minutes
+            if distributed.decided_by_first(late, self.device):
                 break
         progress.close()
 
@@ -126,26 +129,46 @@ class Trainer:
                 self._refuse_non_finite(epoch, first_bad, len(batches))
         self._refuse_non_finite(epoch, first_bad, len(batches))
         assert total is not None
-        return total
+        return ClassStats(*distributed.sum_over_ranks(list(vars(total).values())))
 
     def eps_scale(self, epoch: int) -> float:
         """Share of eps and step size that an epoch trains with."""
         return min(1.0, (epoch + 1) / (self.config.eps_warmup + 1))
 
     def step(
-        self, x: Tensor, y: Tensor, rate: float, scale: float, generator: torch.Generator
+        self, x: Tensor, y: Tensor, rate: float, scale: float, generator: torch.Generator | Share
     ) -> tuple[Tensor, ClassStats]:
-        """Craft, loss, update."""
+        """Craft, loss, update, on this rank's share of the batch."""
+        weight = 1.0
+        if distributed.world() > 1:
+            own, weight = distributed.share(len(x), self.device)
+            generator = Share(cast(torch.Generator, generator), own, len(x))
+            x, y = x[own], y[own]
         with autocast(self.device, self.config.dtype):
             x_adv = self.defense.craft(self.network, x, y, scale=scale, generator=generator)
-            loss, stats = self.defense.loss(self.network, x, x_adv, y)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.param_groups[0]["lr"] = rate
-        self.optimizer.step()
+        with self._weights_moved(x, x_adv, y):
+            with autocast(self.device, self.config.dtype):
+                loss, stats = self.defense.loss(self.network, x, x_adv, y)
+            self.optimizer.zero_grad(set_to_none=True)
+            (loss * weight if weight != 1 else loss).backward()
+            distributed.average_gradients(self.model)
+            self.optimizer.param_groups[0]["lr"] = rate
+            self.optimizer.step()
+        self.defense.after_step(self.network, x, y)
         if self.average and self.config.average == "ema_update":
             self.average.update(self.model)
-        return loss.detach(), stats
+        return loss.detach(), stats if weight else stats.times(0)
+
+    def _weights_moved(self, x: Tensor, x_adv: Tensor, y: Tensor) -> AbstractContextManager[None]:
+        """Adversarial weight perturbation around the update, where the config asks for it and warm-up is over."""
+        if not self.config.awp or self.done < self.config.awp_warmup:
+            return nullcontext()
+
+        def loss() -> Tensor:
+            with autocast(self.device, self.config.dtype):
+                return self.defense.loss(self.model, x, x_adv, y)[0]
+
+        return perturbed(self.model, self.config.awp, loss)
 
     def _refuse_non_finite(self, epoch: int, first_bad: Tensor, n_batches: int) -> None:
         batch = int(first_bad)
@@ -161,26 +184,60 @@ class Trainer:
 
     def finish_epoch(self, epoch: int, stats: ClassStats, seconds: float, progress: Progress) -> None:
         """Averages, validates, notes, chooses the best, and writes all of it."""
-        if self.average and self.config.average == "ema_epoch":
-            self.average.update(self.model)
-        self.judged.load_state_dict(self.current)
-        self.judged.eval()
         images = self.images
-        clean = self._logits(images.x_valid, images.y_valid, None)
-        robust = self._logits(images.x_valid, images.y_valid, self.valid_attack)
-        valid = judged_stats(images.y_valid, clean, robust)
-        self.defense.epoch_end(stats, valid)
-        self.done, self.seconds = epoch + 1, self.seconds + seconds
+        accepted = self._average_epoch()
+        self.judged.load_state_dict(self.current)
+        clean, valid = self._validate()
+        used = self.defense.class_values()
         rate, eps = self.optimizer.param_groups[0]["lr"], number(self.config.eps or 0)
-        self.rows += history_rows(self.done, "train", stats, images.classes, rate, eps * self.eps_scale(epoch))
+        self.done, self.seconds = epoch + 1, self.seconds + seconds
+        scaled = eps * self.eps_scale(epoch)
+        if "eps" in used:
+            used = used | {"eps": used["eps"] * self.eps_scale(epoch)}
+        self.rows += history_rows(self.done, "train", stats, images.classes, rate, scaled, used, accepted)
         self.rows += history_rows(self.done, "valid", valid, images.classes, rate, eps)
+        self.defense.epoch_end(stats, valid)
         top_share = clean.argmax(1).bincount(minlength=images.n_classes).max().item() / len(clean)
         if images.n_classes > 2 and top_share > COLLAPSED:
             self.collapsed.append(self.done)
         self._choose(valid)
         self._trace_epoch()
-        self.save()
+        if distributed.rank() == 0:
+            save(self)
+        distributed.wait()
         progress.epoch(self.done, self._line(stats, valid, seconds, top_share))
+
+    def _average_epoch(self) -> bool | None:
+        """The step that an average takes at an epoch's end; whether its gate opened, None where there is no gate."""
+        if not self.average or self.config.average == "ema_update":
+            return None
+        if self.gate is None:
+            return self.average.update(self.model)
+        worst = 1.0
+        if self.config.average == "fawa":  # the gate asks the plain weights
+            self.judged.load_state_dict(self.model.state_dict())
+            worst = float(self._validate()[1].accuracy(absent=1.0).min())
+        accepted = self.gate.opens(worst)
+        if accepted:
+            self.average.update(self.model)
+            if self.config.average == "swa":
+                self._renew_statistics()
+        return accepted
+
+    def _renew_statistics(self) -> None:
+        """BatchNorm's statistics of the average, from one pass over the training images as they are."""
+        assert self.average
+        self.judged.load_state_dict(self.average.state)
+        batches = data.Batches(self.images.x_train, self.images.y_train, 500, shuffle=False)
+        torch.optim.swa_utils.update_bn(batches, self.judged)
+        self.average.state = {name: value.clone() for name, value in self.judged.state_dict().items()}
+
+    def _validate(self) -> tuple[Tensor, ClassStats]:
+        """Clean logits of the judged weights on validation, and what they and those under PGD count up to."""
+        self.judged.eval()
+        x, y = self.images.x_valid, self.images.y_valid
+        clean, robust = self._logits(x, y, None), self._logits(x, y, self.valid_attack)
+        return clean, judged_stats(y, clean, robust)
 
     def _logits(self, x: Tensor, y: Tensor, attack: PGD | None) -> Tensor:
         return quick_logits(self.judged, x, y, attack, seed=self.config.seed, dtype=self.config.dtype)
@@ -196,7 +253,7 @@ class Trainer:
 
     def _trace_epoch(self) -> None:
         per_class = self.config.trace_per_class
-        if not per_class:
+        if not per_class or distributed.rank():
             return
         index = first_per_class(self.images.y_test, per_class)
         x, y = self.images.x_test[index], self.images.y_test[index]
@@ -205,86 +262,6 @@ class Trainer:
         kept = {"index": index, "y": y} | {name: torch.stack(epochs) for name, epochs in self.trace.items()}
         arrays = {name: value.cpu().numpy() for name, value in kept.items()}
         store.write_arrays(self.run.folder / "trace.npz", arrays, compressed=True)
-
-    def save(self) -> None:
-        """History first: a resumed run drops what lies beyond the checkpoint. Best weights last: it holds them too."""
-        folder = self.run.folder
-        store.write_text(folder / "history.csv", pd.DataFrame(self.rows).to_csv(index=False))
-        momentum = {
-            name: self.optimizer.state[p]["momentum_buffer"]
-            for name, p in self.model.named_parameters()
-            if self.optimizer.state.get(p, {}).get("momentum_buffer") is not None
-        }
-        parts = {
-            "model": self.model.state_dict(),
-            "momentum": momentum,
-            "average": self.average.state if self.average else {},
-            "defense": self.defense.state_dict(),
-        }
-        tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-        meta = {"epoch": self.done, "seconds": self.seconds, "best": self.best, "collapsed": self.collapsed}
-        meta["averaged"] = self.average.updates if self.average else 0
-        store.write_tensors(folder / "checkpoint.safetensors", tensors, meta)
-        if self.best["epoch"] == self.done:
-            self._write_best()
-        store.write_json(folder / "card.json", self.card())
-
-    def _write_best(self) -> None:
-        store.write_tensors(self.run.folder / "best.safetensors", self.judged.state_dict(), {"epoch": self.done})
-
-    def card(self) -> dict[str, Any]:
-        """What a reader must know of the run; what only a finished one can tell is None until then."""
-        finished = self.done >= self.config.epochs
-        return {
-            "name": self.run.name,
-            "config": self.run.config.as_dict(),
-            "classes": list(self.images.classes),
-            "original_labels": list(self.images.original_labels),
-            "epochs_done": self.done,
-            "finished": finished,
-            "best": self.best,
-            "last": {"weights": store.fingerprint(self.current)} if finished else None,
-            "collapsed_epochs": self.collapsed,
-            "class_weight_norms": self._weight_norms() if finished else None,
-            "train_seconds": round(self.seconds, 1),
-            "device": describe(self.device),
-            "versions": {"crat": crat.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        }
-
-    def _weight_norms(self) -> list[float] | None:
-        """||w_k|| of the best epoch's last layer, where the head has weights of free length."""
-        if self.run.config.model.head not in ("linear", "augmented"):
-            return None
-        self.judged.load_state_dict(store.read_tensors(self.run.folder / "best.safetensors")[0])
-        return [round(norm, 6) for norm in models.class_weight_norms(self.judged).tolist()]
-
-    def restore(self) -> None:
-        """Goes back to the end of the last saved epoch; to the beginning, where the best weights are lost."""
-        folder = self.run.folder
-        tensors, meta = store.read_tensors(folder / "checkpoint.safetensors")
-        best = folder / "best.safetensors"
-        best_epoch = store.read_tensors(best)[1]["epoch"] if best.exists() else None
-        if best_epoch != meta["best"]["epoch"] != meta["epoch"]:
-            return
-        self.done, self.seconds, self.best = meta["epoch"], meta["seconds"], meta["best"]
-        self.collapsed = meta["collapsed"]
-        self.model.load_state_dict(part(tensors, "model"))
-        for name, buffer in part(tensors, "momentum").items():
-            parameter = self.model.get_parameter(name)
-            self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter)
-        if self.average:
-            self.average.state = {k: v.to(self.device) for k, v in part(tensors, "average").items()}
-            self.average.updates = meta["averaged"]
-        self.defense.load_state_dict({k: v.to(self.device) for k, v in part(tensors, "defense").items()})
-        history = self.run.history()
-        self.rows = history[history.epoch <= self.done].to_dict("records")
-        if self.config.trace_per_class:
-            trace = self.run.trace()
-            for name in ("clean", "pgd"):
-                self.trace[name] = [torch.from_numpy(kept) for kept in trace[name][: self.done]]
-        self.judged.load_state_dict(self.current)
-        if best_epoch != self.best["epoch"]:
-            self._write_best()
 
     def _line(self, train: ClassStats, valid: ClassStats, seconds: float, top_share: float) -> str:
         robust, clean = (valid.robust / valid.n).cpu(), (valid.clean / valid.n).cpu()

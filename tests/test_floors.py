@@ -17,14 +17,15 @@ FLOORS = (
     ("crat", "crat.config"),
     (
         *("crat.data", "crat.sources", "crat.mirrors", "crat.originals", "crat.augment"),
-        *("crat.bodies", "crat.models", "crat.curves", "crat.metrics", "crat.store", "crat.device", "crat.progress"),
+        *("crat.bodies", "crat.models", "crat.curves", "crat.metrics", "crat.store", "crat.device"),
+        *("crat.progress", "crat.distributed"),
     ),
     ("crat.attacks", "crat.averaging", "crat.awp"),
     ("crat.defenses",),
-    ("crat.evaluate", "crat.run", "crat.schedules", "crat.train", "crat.verdicts"),
+    ("crat.checkpoint", "crat.evaluate", "crat.run", "crat.schedules", "crat.train", "crat.verdicts"),
     ("crat.claims", "crat.plans", "crat.plots"),
     (
-        *("crat.__main__", "crat.audit", "crat.bench", "crat.bench_attacks", "crat.cli", "crat.foreign"),
+        *("crat.__main__", "crat.audit", "crat.bench", "crat.bench_attacks", "crat.cli", "crat.flags", "crat.foreign"),
         *("crat.notebook", "crat.peers", "crat.precision", "crat.reproduce"),
     ),
 )

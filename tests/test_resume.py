@@ -12,6 +12,7 @@ import torch
 from tiny_runs import TINY, same, weights
 
 from crat import store
+from crat.checkpoint import save
 from crat.config import RunConfig
 from crat.run import Run
 from crat.train import Trainer, train
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("own_store")
 
 DRIVER = """
 import json, sys
+from crat.checkpoint import save
 from crat.config import RunConfig
 from crat.train import train
 train(RunConfig().but(**json.loads(sys.argv[1])), progress="line")
@@ -120,7 +122,7 @@ def test_a_file_that_was_removed_is_made_anew(lost):
 def test_saving_what_was_restored_changes_nothing():
     run = train(TINY, progress="none")
     best, card = weights(run, "best"), run.card()
-    Trainer(run, torch.device("cpu")).save()
+    save(Trainer(run, torch.device("cpu")))
     assert same(best, weights(run, "best"))
     assert run.card() == card
 

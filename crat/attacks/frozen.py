@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-BATCH_NORM_MODES = ("eval", "train", "as_is")
+BATCH_NORM_MODES = ("eval", "train", "moving", "as_is")
 
 
 @contextmanager
@@ -16,8 +16,9 @@ def frozen(model: nn.Module, batch_norm: str = "eval") -> Iterator[nn.Module]:
     """Within: no parameter asks for a gradient, and BatchNorm is in the mode that the paper attacks in.
 
     batch_norm: "eval" runs the whole model in eval mode (TRADES, and every evaluation); "train" normalises by the
-    batch, as AT in CFA and FAT do, but leaves the running statistics alone and dropout off; "as_is" changes no mode.
-    After it, the mode of every module, requires_grad, .grad and all buffers are what they were.
+    batch, as AT in CFA and FAT do, but leaves the running statistics alone and dropout off; "moving" lets every pass
+    move them, as the released code of CFA does; "as_is" changes no mode.
+    After it, the mode of every module, requires_grad, .grad and all buffers (but under "moving") are what they were.
     """
     if batch_norm not in BATCH_NORM_MODES:
         raise ValueError(f"batch_norm is one of {', '.join(BATCH_NORM_MODES)}, not {batch_norm!r}")
@@ -30,9 +31,9 @@ def frozen(model: nn.Module, batch_norm: str = "eval") -> Iterator[nn.Module]:
         if batch_norm != "as_is":
             model.eval()
         for norm in norms:
-            norm.training |= batch_norm == "train"
+            norm.training |= batch_norm in ("train", "moving")
             # Without tracking, train mode normalises by the batch and writes no buffer.
-            norm.track_running_stats = not norm.training
+            norm.track_running_stats = batch_norm == "moving" or not norm.training
         yield model
     finally:
         for norm in norms:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crat.attacks.frozen import BATCH_NORM_MODES, frozen
-from crat.attacks.noise import PerImage, Source
+from crat.attacks.noise import PerImage, Share, Source
 from crat.attacks.objectives import CrossEntropy, Margin, Objective, Toward, full
 from crat.attacks.threat import (
     NORMS,
@@ -140,7 +140,7 @@ class PGD:
                 best, worth = torch.where(over_images(value > worth, x), x_adv, best), value.maximum(worth)
         return best
 
-    def _start(self, x: Tensor, eps: Tensor | float, generator: torch.Generator | PerImage) -> Tensor:
+    def _start(self, x: Tensor, eps: Tensor | float, generator: torch.Generator | PerImage | Share) -> Tensor:
         if self.start == "uniform":
             return uniform_start(x, eps, self.norm, generator)
         if self.start == "gaussian":

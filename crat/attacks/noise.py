@@ -6,6 +6,7 @@ GPU draw the same. Training, where speed counts and nothing is compared image by
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -73,7 +74,21 @@ class PerImage:
         return ((bits >> 40) & 0xFFFFFF).to(torch.float32).mul_(2.0**-24).view(-1, *shape)
 
 
-Source = torch.Generator | PerImage | None
+class Share:
+    """The draws of one rank of several: each rank draws for the whole batch and keeps its own images' numbers.
+
+    own (n,): places of this rank's images in the batch of `total`.
+    """
+
+    def __init__(self, generator: torch.Generator, own: Tensor, total: int) -> None:
+        self.generator, self.own, self.total = generator, own, total
+
+    def draw(self, make: Callable[..., Tensor], shape: tuple[int, ...], x: Tensor) -> Tensor:
+        """make (torch.rand or torch.randn) for the batch, cut to this rank's images."""
+        return make((self.total, *shape[1:]), generator=self.generator, device=x.device, dtype=x.dtype)[self.own]
+
+
+Source = torch.Generator | PerImage | Share | None
 
 
 def source(generator: Source, x: Tensor) -> PerImage:
@@ -82,21 +97,28 @@ def source(generator: Source, x: Tensor) -> PerImage:
         if len(generator) != len(x):
             raise ValueError(f"noise for {len(generator)} images, but {len(x)} are attacked")
         return generator
+    ids = torch.arange(len(x), device=x.device)
+    if isinstance(generator, Share):
+        ids, generator = generator.own, generator.generator
     seed = 0
     if generator is not None:
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    return PerImage(seed, torch.arange(len(x), device=x.device))
+    return PerImage(seed, ids)
 
 
-def uniform(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | PerImage) -> Tensor:
+def uniform(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | PerImage | Share) -> Tensor:
     """Uniform in [0, 1) for the N images of x, shape (N, ...), in x's dtype."""
     if isinstance(generator, PerImage):
         return generator.uniform(*shape[1:]).to(x.dtype)
+    if isinstance(generator, Share):
+        return generator.draw(torch.rand, shape, x)
     return torch.rand(shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def normal(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | PerImage) -> Tensor:
+def normal(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | PerImage | Share) -> Tensor:
     """Standard normal for the N images of x, shape (N, ...), in x's dtype."""
     if isinstance(generator, PerImage):
         return generator.normal(*shape[1:]).to(x.dtype)
+    if isinstance(generator, Share):
+        return generator.draw(torch.randn, shape, x)
     return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)

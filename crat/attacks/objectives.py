@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -35,7 +36,8 @@ class CrossEntropy:
 
     Returned is m = logsumexp_{j != y}(z_j / T) - z_y / T, of which the cross-entropy is softplus(m): strictly
     increasing, so each sample's gradient has the same direction. Cross-entropy itself has a zero gradient in float32
-    once p_y rounds to 1 (large logits, small T), and sign(0) = 0 stops the attack there.
+    once p_y rounds to 1 (large logits, small T), and sign(0) = 0 stops the attack there. Where BatchNorm normalises by
+    the batch, samples meet in each other's gradients, and the two forms weigh them differently (PlainCrossEntropy).
     Source: Tian et al. 2021 (temperature in the confidence distribution); the safe form is ours.
     """
 
@@ -49,6 +51,15 @@ class CrossEntropy:
         """(N, K), (N,) -> (N,)."""
         z = logits / self.temperature
         return other_logits(z, y).logsumexp(1) - true_logit(z, y)
+
+
+@dataclass(frozen=True)
+class PlainCrossEntropy:
+    """-log p_y as all released code ascends it; 0, with a zero gradient, where p_y rounds to 1."""
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """(N, K), (N,) -> (N,)."""
+        return F.cross_entropy(logits, y, reduction="none")
 
 
 @dataclass(frozen=True)

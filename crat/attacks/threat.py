@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crat.attacks.noise import PerImage, normal, uniform
+from crat.attacks.noise import PerImage, Share, normal, uniform
 
 NORMS = ("Linf", "L2", "L1")
 Budget = float | Tensor  # one number, or one per sample (N,)
@@ -105,7 +105,7 @@ def project_l1(delta: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
     return (d.sign() * kept).view_as(delta).to(delta.dtype)
 
 
-def uniform_start(x: Tensor, eps: Tensor | float, norm: str, generator: torch.Generator | PerImage) -> Tensor:
+def uniform_start(x: Tensor, eps: Tensor | float, norm: str, generator: torch.Generator | PerImage | Share) -> Tensor:
     """A point drawn uniformly from the ball around x (L1: the projection of a normal one), moved into [0, 1]."""
     if norm == "Linf":
         return (x + eps * (uniform(tuple(x.shape), x, generator) * 2 - 1)).clamp(0.0, 1.0)
@@ -116,6 +116,6 @@ def uniform_start(x: Tensor, eps: Tensor | float, norm: str, generator: torch.Ge
     return (x + eps * radius ** (1 / x[0].numel()) * noise / length(noise)).clamp(0.0, 1.0)
 
 
-def gaussian_start(x: Tensor, scale: float, generator: torch.Generator | PerImage) -> Tensor:
+def gaussian_start(x: Tensor, scale: float, generator: torch.Generator | PerImage | Share) -> Tensor:
     """x + scale N(0, 1): the start of TRADES (scale 0.001), which needs a first gradient where KL has none at x."""
     return x + scale * normal(tuple(x.shape), x, generator)

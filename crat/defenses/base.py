@@ -1,125 +1,157 @@
-"""What a training method is: it crafts, then returns a loss and class-wise statistics. It never steps the optimizer."""
+"""What a training method is: it crafts, then returns a loss and class-wise statistics. It never steps the optimizer.
+
+A method is a dataclass: its attack and its own settings. What it updates is tensors in `state`; those of shape (K,)
+are class-wise values, and land in history.csv under their names.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from crat.attacks import PGD
+from crat.attacks.noise import Source
+from crat.attacks.objectives import Objective, PlainCrossEntropy
+from crat.config import ConfigError
+from crat.defenses.stats import ClassStats
+
+
+class Words(str):
+    """An entry of the table that is told, not set: no preset takes it for a value."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a method's table "paper / released code / crat".
+
+    name: a setting of the method or of the run (then it is part of the preset), or a habit in words. None: not stated,
+    or not seen by us; under crat: the method's own default, or the profile's.
+    """
+
+    name: str
+    paper: Any = None
+    released: Any = None
+    crat: Any = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is told of the run: training images of each class (K,), the images' shape (C, H, W), epochs."""
+
+    class_counts: Tensor
+    image_shape: tuple[int, ...] = (1, 28, 28)
+    epochs: int = 1
+
+    @property
+    def n_classes(self) -> int:
+        """K."""
+        return len(self.class_counts)
 
 
 @dataclass
-class ClassStats:
-    """Class-wise sums of one epoch, on the device; read once an epoch.
-
-    n, clean, robust, loss: (K,) sums of samples, of clean-correct, of adversarially correct and of the loss;
-    clean is NaN where the method never sees clean logits. confusion (K, K): true class x prediction under attack;
-    soft_confusion: the same summed in probabilities. `robust` counts the training adversarial examples themselves
-    (CFA's t_k), whether or not the clean image was right.
-    """
-
-    n: Tensor
-    clean: Tensor
-    robust: Tensor
-    loss: Tensor
-    confusion: Tensor
-    soft_confusion: Tensor
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, y: Tensor, losses: Tensor, adv_logits: Tensor, clean_logits: Tensor | None = None) -> ClassStats:
-        """Statistics of one batch: y (B,), losses (B,), logits (B, K). Small matrix products, no host sync."""
-        with torch.autocast(y.device.type, enabled=False):  # bfloat16 does not count beyond 256
-            return cls._of(y, losses, adv_logits.detach().float(), clean_logits)
-
-    @classmethod
-    def _of(cls, y: Tensor, losses: Tensor, adv_logits: Tensor, clean_logits: Tensor | None) -> ClassStats:
-        n_classes = adv_logits.shape[1]
-        member = _one_hot(y, n_classes)
-        predicted = adv_logits.argmax(1)
-        clean = torch.full_like(y, float("nan"), dtype=torch.float32)
-        if clean_logits is not None:
-            clean = (clean_logits.argmax(1) == y).float()
-        columns = torch.stack([torch.ones_like(clean), clean, (predicted == y).float(), losses.detach().float()], 1)
-        n, clean, robust, loss = _by_class(member, columns).unbind(1)
-        confusion = member.T @ _one_hot(predicted, n_classes)
-        return cls(n, clean, robust, loss, confusion, member.T @ adv_logits.softmax(1))
-
-    def __add__(self, other: ClassStats) -> ClassStats:
-        return ClassStats(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-
-def judged_stats(y: Tensor, clean: Tensor, robust: Tensor) -> ClassStats:
-    """Sums of judged images, logits (N, K); `robust` is R_k's count: clean-correct and correct under attack."""
-    stats = ClassStats.of(y, F.cross_entropy(robust, y, reduction="none"), robust, clean)
-    both = (clean.argmax(1) == y) & (robust.argmax(1) == y)
-    stats.robust = y[both].bincount(minlength=clean.shape[1]).float()
-    return stats
-
-
-def _one_hot(y: Tensor, n_classes: int) -> Tensor:
-    return (y[:, None] == torch.arange(n_classes, device=y.device)).float()
-
-
-def _by_class(member: Tensor, columns: Tensor) -> Tensor:
-    """Sums of columns (B, M) by class, (K, M); a NaN column stays NaN in the classes that are present."""
-    sums = member.T @ columns.nan_to_num()
-    missing = columns.isnan().any(0)
-    return sums.masked_fill(missing[None, :], float("nan"))
-
-
-class Defense(Protocol):
+class Defense:
     """A training method. `revision` is raised whenever its numbers may change: stored runs are then trained anew."""
 
-    revision: int
-    head: str
-    selects_on: str  # "robust" or "clean": what the best epoch is chosen by, on validation
+    attack: PGD  # eps, step_size and steps are the run's; the start and BatchNorm's mode are the method's own
 
-    def craft(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """The inner maximisation, BatchNorm as the paper has it; `scale` shrinks eps and step during a warm-up."""
-        ...
+    revision: ClassVar[int] = 1
+    paper: ClassVar[str] = ""
+    code: ClassVar[str] = ""  # the authors' repository and the commit that was read
+    head: ClassVar[str | None] = None  # the head that the method needs; None: any
+    extra_outputs: ClassVar[int] = 0  # M of an augmented head, where the method brings it
+    start: ClassVar[str] = "uniform"  # of the training attack
+    batch_norm: ClassVar[str] = "train"  # its mode while crafting
+    selects_on: ClassVar[str] = "robust"  # or "clean": what the best epoch is chosen by, on validation
+    rows: ClassVar[tuple[Row, ...]] = ()
+
+    def __post_init__(self) -> None:
+        self.state: dict[str, Tensor] = {}
+
+    def prepare(self, task: Task) -> None:
+        """Called once before training: the place to begin `state`. Raises ConfigError where the task does not fit."""
+
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
+        """The inner maximisation, BatchNorm as the paper has it; `scale` shrinks eps and step during a warm-up.
+
+        Here: the attack on the cross-entropy, within state["eps"][y] where the method has one.
+        """
+        return self.search(model, x, y, scale, generator)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
         """The scalar to descend and the batch's statistics; the model is in train mode."""
-        ...
+        raise TypeError(f"{type(self).__name__} must define its loss")
+
+    def after_step(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Called behind the optimizer's step (CFA's code passes the clean images once more there)."""
 
     def class_probs(self) -> Tensor | None:
-        """Probabilities (K,) with which classes are drawn, or None for plain epochs."""
-        ...
-
-    def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """The place where a class-wise policy moves."""
-        ...
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that epoch_end changes."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes back what state_dict gave."""
-        ...
-
-
-class Stateless:
-    """The part of a Defense that methods without a class-wise policy share."""
-
-    head = "linear"
-    selects_on = "robust"
-
-    def class_probs(self) -> Tensor | None:
-        """Plain epochs."""
+        """Probabilities (K,) with which classes are drawn in the next epoch, or None for plain epochs."""
         return None
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """Nothing moves."""
+        """The place where a class-wise policy moves; a class may be absent from either (n = 0)."""
+
+    def search(
+        self, model: nn.Module, x: Tensor, y: Tensor, scale: float, generator: Source,
+        objective: Objective | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The method's attack with an objective (None: its own), budget state["eps"], step state["step_size"]."""
+        a = self.attack
+        objective = self.ascended() if objective is None else objective
+        eps, step = self.of("eps", y, a.eps), self.of("step_size", y, a.step_size)
+        return a(model, x, y, eps=eps * scale, step_size=step * scale, objective=objective, generator=generator)
+
+    def ascended(self) -> Objective:
+        """Cross-entropy as it is ascended: its log-odds, but itself under BatchNorm "moving", as in released code."""
+        return PlainCrossEntropy() if self.attack.batch_norm == "moving" else self.attack.objective
+
+    def of(self, name: str, y: Tensor, default: float) -> Tensor | float:
+        """The class-wise value `name` of each sample (B,), or the default where the method keeps none."""
+        return self.state[name][y] if name in self.state else default
+
+    def class_values(self) -> dict[str, Tensor]:
+        """What is class-wise in the state, (K,) each: columns of history.csv."""
+        return {name: value for name, value in self.state.items() if value.ndim == 1}
+
+    def to(self, device: torch.device) -> Defense:
+        """Moves the state; returns itself."""
+        self.load_state_dict({name: value.to(device) for name, value in self.state.items()})
+        return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """No state."""
-        return {}
+        """Everything that changes in training, for the checkpoint."""
+        return self.state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to take back."""
+        """Takes back what state_dict gave; in place, so that a method that wraps another shares its state."""
+        self.state.update(state)
+
+    @classmethod
+    def crafting(cls, **chosen: Any) -> tuple[str, str]:
+        """Start of the training attack and BatchNorm's mode in it."""
+        return cls.start, cls.batch_norm
+
+    @classmethod
+    def table(cls, **chosen: Any) -> tuple[Row, ...]:
+        """The rows of the table; a method with variants answers for the one that is chosen."""
+        return cls.rows
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """The method's own settings and their defaults."""
+        return {f.name: f.default for f in fields(cls) if f.name != "attack"}
+
+
+def checked(what: str, value: Any, test: Callable[[Any], bool], allowed: str) -> None:
+    """Raises ConfigError, one line, where a method's setting is out of range."""
+    try:
+        right = test(value)
+    except TypeError:
+        right = False
+    if not right:
+        raise ConfigError(f"{what} is {allowed}, not {value!r}")

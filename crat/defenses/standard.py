@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crat.attacks.noise import Source
 from crat.attacks.objectives import full
-from crat.defenses.base import ClassStats, Stateless
+from crat.defenses.base import Defense
+from crat.defenses.stats import ClassStats
 
 
 @dataclass
-class Standard(Stateless):
+class Standard(Defense):
     """min E[CE(f(x), y)], no attack."""
 
-    revision = 1
     selects_on = "clean"  # robust accuracy is noise near zero here
 
-    def craft(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
         """The image itself."""
         return x
 

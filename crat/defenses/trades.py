@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.attacks import PGD, KLFrom, frozen
+from crat.attacks import KLFrom, frozen
+from crat.attacks.noise import Source
 from crat.attacks.objectives import full, kl_divergence
-from crat.defenses.base import ClassStats, Stateless
+from crat.defenses.base import Defense, Row
+from crat.defenses.stats import ClassStats
 
 
 @dataclass
-class TRADES(Stateless):
+class TRADES(Defense):
     """min E[CE(f(x), y) + beta max_{|x' - x| <= eps} KL(p(x) || p(x'))].
 
     As in the authors' code: eval mode while crafting, start x + 0.001 N(0, 1), gradients through both outputs of the
@@ -22,23 +24,37 @@ class TRADES(Stateless):
     Deviation: inside the attack p(x) is computed once, not once a step; it is the same number, for eval mode is fixed.
     """
 
-    attack: PGD
     beta: float = 6.0
-    revision = 1
+    normalised: bool = False  # divides by 1 + beta, as CFA does (its eq. 8)
 
-    def craft(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: torch.Generator | None = None
-    ) -> Tensor:
+    paper = "Zhang et al. 2019 (ICML)"
+    code = "yaodongyu/TRADES@6e8e11b7c281371c2f027ffadfbaea80361f09de (trades.py)"
+    start = "gaussian"
+    batch_norm = "eval"
+    rows = (
+        Row("beta", 6.0, 6.0),
+        Row("normalised", False, False),
+        Row("eps", "0.031", "0.031"),
+        Row("step_size", "0.007", "0.007"),
+        Row("steps", 10, 10),
+        Row("model", "wrn_34_10", "wrn_34_10"),
+        Row("epochs", 100, 76, why="the code stops at 76, behind the first drop of the rate"),
+        Row("lr", 0.1, 0.1),
+        Row("weight_decay", 2e-4, 2e-4, why="one value for all methods that are compared: CFA's"),
+        Row("padding", None, "zero", why="CFA's crop, for all methods"),
+        Row("clean logits inside the attack", None, "once a step", "once", "the same number in eval mode"),
+    )
+
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
         """PGD on KL(p(x) || p(x'))."""
-        a = self.attack
-        with frozen(model, a.batch_norm), torch.no_grad():
+        with frozen(model, self.attack.batch_norm), torch.no_grad():
             target = KLFrom(full(model(x)))
-        return a(model, x, y, eps=a.eps * scale, step_size=a.step_size * scale, objective=target, generator=generator)
+        return self.search(model, x, y, scale, generator, target)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
-        """CE + beta KL, both averaged over the batch."""
-        clean = full(model(x))
-        adversarial = full(model(x_adv))
-        losses = F.cross_entropy(clean, y, reduction="none")
-        losses = losses + self.beta * kl_divergence(clean, adversarial)
+        """CE + beta KL, both averaged over the batch; beta per class where state has one."""
+        clean, adversarial = full(model(x)), full(model(x_adv))
+        beta = self.of("beta", y, self.beta)
+        losses = F.cross_entropy(clean, y, reduction="none") + beta * kl_divergence(clean, adversarial)
+        losses = losses / (1 + beta) if self.normalised else losses
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)

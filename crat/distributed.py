@@ -1,0 +1,89 @@
+"""Several processes, one training: `torchrun --nproc-per-node 2 -m crat train ...`. Alone, everything here is a no-op.
+
+Every rank walks through the same global batches and takes its share of each, so that a batch is what it is alone;
+weights, class statistics and files are then those of the single process, up to the rounding of the sums (and up to
+BatchNorm, whose batch statistics are a rank's own, as in plain DDP). Gradients are averaged in one message behind the
+backward pass: an update has a dozen passes, so overlapping it with one of them gains little, and the attack and
+losses of several passes need no care for DistributedDataParallel's hooks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    """This process's number, 0 alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def join(device: torch.device) -> torch.device:
+    """Joins the group that torchrun started, if one did; the device of this rank."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    atexit.register(dist.destroy_process_group)
+    return device
+
+
+def share(batch_size: int, device: torch.device) -> tuple[Tensor, float]:
+    """Places (n,) of a global batch that are this rank's, and the weight of its mean loss in the average over ranks.
+
+    A rank for which none is left passes the first image with weight 0: the others wait for its gradients.
+    """
+    own = torch.arange(rank(), batch_size, world(), device=device)
+    if len(own) == 0:
+        return torch.zeros(1, dtype=torch.long, device=device), 0.0
+    return own, len(own) * world() / batch_size
+
+
+def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The sums over all ranks, one message."""
+    if world() == 1:
+        return list(tensors)
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.all_reduce(flat)
+    parts = flat.split([t.numel() for t in tensors])
+    return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
+
+
+def mean_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The means over all ranks."""
+    return [t / world() for t in sum_over_ranks(tensors)] if world() > 1 else list(tensors)
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Replaces each parameter's gradient by its mean over all ranks."""
+    if world() > 1:
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        for p, gradient in zip(parameters, mean_over_ranks([p.grad for p in parameters]), strict=True):  # type: ignore[misc]
+            p.grad = gradient
+
+
+def decided_by_first(choice: bool, device: torch.device) -> bool:
+    """Rank 0's choice, for all."""
+    if world() == 1:
+        return choice
+    said = torch.tensor(float(choice and rank() == 0), device=device)
+    dist.all_reduce(said)
+    return bool(said)
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    if world() > 1:
+        dist.barrier()

@@ -1,0 +1,74 @@
+"""The flags of `crat train`: one for each field of the config's dataclasses, and the config that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import Field, fields
+from typing import Any
+
+from crat import config as c
+from crat.config import PROFILES, RunConfig, profile
+
+KNOWN = {
+    "data": c.DATASETS, "model": c.MODELS, "head": c.HEADS, "schedule": c.SCHEDULES, "average": c.AVERAGES,
+    "defense": ("one that crat methods lists",), "split": ("stratified", "first"), "padding": ("reflect", "zero"),
+    "augment": ("auto", "none", "crop", "crop_flip"), "batch_norm": c.BATCH_NORMS, "dtype": c.DTYPES,
+}  # fmt: skip
+
+
+def train_flags(sub: argparse.ArgumentParser) -> None:
+    """One flag per field of the config's dataclasses; its help shows what the profiles say."""
+    sub.add_argument("--profile", default="quick", help=" | ".join(PROFILES))
+    sub.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, else the CPU)")
+    sub.add_argument("--compile", action="store_true", help="torch.compile, worth its start-up time on long runs")
+    sub.add_argument("--max-minutes", type=float, help="stop at the end of the epoch in which they have passed")
+    sub.add_argument("--progress", help="bar | line | none (default: bar in a terminal, else line)")
+    sub.add_argument("--preset", default="crat", help="whose settings of the method: paper | released | crat (default)")
+    for part, setting, name in settings():
+        values = [str(getattr(getattr(profile(p), part), setting.name)).replace("None", "its own") for p in PROFILES]
+        text = values[0] if len(set(values)) == 1 else ", ".join(map(" ".join, zip(PROFILES, values, strict=True)))
+        known = f"{' | '.join(KNOWN[name])}: " if name in KNOWN else ""
+        sub.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=known + text, **_kind(setting))
+
+
+def settings() -> Iterator[tuple[str, Field, str]]:
+    """Part of the config, field, and the name by which `RunConfig.but` knows it."""
+    for part in ("data", "model", "train"):
+        for setting in fields(getattr(RunConfig(), part)):
+            yield part, setting, part if setting.name == "name" else setting.name
+
+
+def _kind(setting: Field) -> dict[str, Any]:
+    """How the text of a flag becomes a value; "8/255" stays as it is written."""
+    annotation = str(setting.type)
+    if annotation == "Options":
+        return {"type": _option, "nargs": "*", "metavar": "NAME=VALUE"}
+    if annotation.startswith("tuple"):
+        return {"type": int, "nargs": "*", "metavar": "LABEL"}
+    kind = str if "str" in annotation else float if "float" in annotation else int
+    return {"type": kind, "metavar": {str: "TEXT", float: "X", int: "N"}[kind]}
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """A setting of a method: "lambda_1=0.5"."""
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
+
+
+def asked_for(a: Namespace) -> RunConfig:
+    """The config that the flags ask for: the profile, then the preset, then what is given by hand."""
+    names = {name for _, _, name in settings()}
+    given = {name: value for name, value in vars(a).items() if name in names}
+    config = profile(a.profile)
+    if "defense" in given:
+        from crat.defenses import preset
+
+        chosen = dict(given.pop("options", ()))
+        config = config.but(**preset(given["defense"], a.preset, **chosen))
+    return config.but(**given)
