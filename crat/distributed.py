@@ -45,7 +45,7 @@ def share(batch_size: int, device: torch.device) -> tuple[Tensor, float]:
 
     A rank for which none is left passes the first image with weight 0: the others wait for its gradients.
     """
-    own = torch.arange(rank(), batch_size, world(), device=device)
+    own = torch.arange(batch_size, device=device)[rank() :: world()]
     if len(own) == 0:
         return torch.zeros(1, dtype=torch.long, device=device), 0.0
     return own, len(own) * world() / batch_size

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from crat import data, store
-from crat.attacks import FGSM, PGD, Attack, AutoAttack, Decision, Square, cw, temperature_pgd
+from crat.attacks import FGSM, PGD, Attack, AutoAttack, Decision, LogitBias, Square, cw, temperature_pgd
 from crat.config import PROTOCOLS, ConfigError, RunConfig, number
 from crat.device import pick_device
 from crat.run import Run
@@ -50,6 +50,7 @@ def evaluate(
     which: str = "best",
     crafted_on: Run | None = None,
     keep_classes: Sequence[int] | None = None,
+    bias: Sequence[float] | None = None,
     first: int | None = None,
     dtype: str = "float32",
     seed: int = 0,
@@ -60,6 +61,7 @@ def evaluate(
 
     split: "test" or "valid"; which: "best" or "last"; crafted_on: a run whose examples are transferred to this one;
     keep_classes: judge a model that may answer these classes only, on their images, labels renumbered;
+    bias: added to the logits of the classes, and seen by the attack (the change at inference of Tian et al.);
     first: only so many images, from the start; dtype: of the search for adversarial examples, the verdict is float32.
     What was computed before (here or under results/) is read; a killed evaluation resumes where it was.
     Raises ConfigError on an unknown split, store.StoreError where the run has no weights or a file is damaged.
@@ -67,10 +69,11 @@ def evaluate(
     if split not in ("test", "valid"):
         raise ConfigError(f"split is 'test' or 'valid', not {split!r}")
     keep = sorted(keep_classes) if keep_classes is not None else None
+    asked = {"first": first, "bias": None if bias is None else [float(b) for b in bias]}
     decided_by = {
         "split": split, "which": which, "seed": seed, "keep": keep, "dtype": dtype, "weights": _weights(run, which),
         "crafted_on": _weights(crafted_on, which) if crafted_on else None,
-    } | ({"first": first} if first else {})  # fmt: skip
+    } | {name: value for name, value in asked.items() if value}  # fmt: skip
 
     def load() -> Subject:
         where = pick_device(device)
@@ -83,6 +86,8 @@ def evaluate(
             x, y = x[inside], torch.searchsorted(torch.tensor(keep, device=where), y[inside])
             model = Decision(model, keep).to(where)
             source = Decision(source, keep).to(where) if source else None
+        if bias is not None:
+            model = LogitBias(model, torch.tensor(bias)).to(where)
         return Subject(model, source, x[:first], y[:first])
 
     folders = [*([run.published] if run.published else []), run.folder]

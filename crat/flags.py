@@ -11,6 +11,7 @@ from typing import Any
 
 from crat import config as c
 from crat.config import PROFILES, RunConfig, profile
+from crat.recipes import RECIPES, recipe
 
 KNOWN = {
     "data": c.DATASETS, "model": c.MODELS, "head": c.HEADS, "schedule": c.SCHEDULES, "average": c.AVERAGES,
@@ -22,6 +23,7 @@ KNOWN = {
 def train_flags(sub: argparse.ArgumentParser) -> None:
     """One flag per field of the config's dataclasses; its help shows what the profiles say."""
     sub.add_argument("--profile", default="quick", help=" | ".join(PROFILES))
+    sub.add_argument("--recipe", help=f"start from a speed recipe instead of a profile: {' | '.join(RECIPES)}")
     sub.add_argument("--device", help="such as cpu or cuda:1 (default: the first GPU, else the CPU)")
     sub.add_argument("--compile", action="store_true", help="torch.compile, worth its start-up time on long runs")
     sub.add_argument("--max-minutes", type=float, help="stop at the end of the epoch in which they have passed")
@@ -62,13 +64,16 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def asked_for(a: Namespace) -> RunConfig:
-    """The config that the flags ask for: the profile, then the preset, then what is given by hand."""
+    """The config that the flags ask for: the profile or recipe, then the preset, then what is given by hand."""
     names = {name for _, _, name in settings()}
     given = {name: value for name, value in vars(a).items() if name in names}
-    config = profile(a.profile)
+    config = recipe(a.recipe) if a.recipe else profile(a.profile)
     if "defense" in given:
         from crat.defenses import preset
 
         chosen = dict(given.pop("options", ()))
-        config = config.but(**preset(given["defense"], a.preset, **chosen))
+        changes = preset(given["defense"], a.preset, **chosen)
+        if "beta" in given:  # by hand, it goes before a preset's
+            changes["options"].pop("beta", None)
+        config = config.but(**changes)
     return config.but(**given)

@@ -59,7 +59,8 @@ class CosineHead(nn.Module):
     """s (cos(feature, w_k) + b_k): SPAT's logits with the bias, hypersphere embedding (HE) without.
 
     The scale is part of the logits, for attacks must see the decision function that was trained. Weights are normalised
-    in the forward pass only; SPAT's code overwrites them.
+    in the forward pass only, and the gradient is that of the direction, orthogonal to w_k. SPAT's and HE's code instead
+    overwrites the weights in each pass and differentiates as if the unit vectors were free: `onto_sphere` does so.
     """
 
     scale: Tensor
@@ -69,10 +70,24 @@ class CosineHead(nn.Module):
         self.weight = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(n_classes, features)))
         self.bias = nn.Parameter(torch.zeros(n_classes)) if bias else None
         self.register_buffer("scale", torch.tensor(float(scale)))
+        self.free = False
+
+    def onto_sphere(self) -> None:
+        """Overwrites the weights by unit vectors; from now on the gradient keeps its part along w_k.
+
+        The next overwriting drops that part from the weights, but weight decay and momentum have seen it; and the step
+        turns unit vectors, not vectors whose length, and with it the rate of turning, drifts.
+        """
+        self.free = True
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(self.weight))
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, D) -> (N, K) in [-s, s] (shifted by s b)."""
-        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight), self.bias)
+        unit = F.normalize(self.weight)
+        if self.free:
+            unit = self.weight + (unit - self.weight).detach()
+        return self.scale * F.linear(F.normalize(features), unit, self.bias)
 
 
 class Classifier(nn.Module):
@@ -145,14 +160,14 @@ def build(
 
 def class_weight_norms(model: nn.Module) -> Tensor:
     """||w_k|| of the last layer, (K,). Raises ConfigError for heads that normalise their weights."""
-    model = _plain(model)
+    model = plain(model)
     if isinstance(model.head, CosineHead):
         raise ConfigError("class weight norms mean nothing under a cosine or hypersphere head: it uses unit vectors")
     return cast(Tensor, model.head.weight).detach()[: model.n_classes].norm(dim=1)
 
 
-def _plain(model: nn.Module) -> Classifier:
-    """The classifier inside torch.compile and DistributedDataParallel."""
+def plain(model: nn.Module) -> Classifier:
+    """The classifier inside torch.compile and DistributedDataParallel, whose head and features a method may need."""
     while not isinstance(model, Classifier):
         model = cast(nn.Module, model._orig_mod if hasattr(model, "_orig_mod") else model.module)
     return model
@@ -171,7 +186,7 @@ class CheckpointError(RuntimeError):
 def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Parameters and buffers, normalisation included, as safetensors; the file appears whole or not at all."""
     path = Path(path)
-    tensors = {name: tensor.contiguous() for name, tensor in _plain(model).state_dict().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in plain(model).state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -194,7 +209,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     foreign = {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in _read(Path(path)).items()}
     tensors = {_our_name(name): tensor for name, tensor in foreign.items() if not _UNUSED.match(name)}
-    kept = {name: tensor for name, tensor in _plain(model).state_dict().items() if _NOT_CARRIED.search(name)}
+    kept = {name: tensor for name, tensor in plain(model).state_dict().items() if _NOT_CARRIED.search(name)}
     _fill(model, path, kept | tensors)
 
 
@@ -224,7 +239,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _fill(model: nn.Module, path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:
     """Loads all or nothing: names and shapes are compared first."""
-    model = _plain(model)
+    model = plain(model)
     own = model.state_dict()
     reshaped = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     wrong = {

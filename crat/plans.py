@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from crat.config import RunConfig, profile
+from crat.defenses import preset
 
 SEEDS = (0, 1, 2)
 METHODS = ("standard", "pgd_at", "trades")
@@ -42,6 +44,31 @@ def attacks_side_by_side(profile_name: str, seed: int = 0) -> dict[str, RunConfi
     return live | {f"pgd_at-s{s}": base.but(defense="pgd_at", seed=s) for s in SEEDS}
 
 
+# What notebook 06 compares: changes of the profile's base run, and seeds. One seed is never a verdict.
+EMA = {"average": "ema_update"}
+TRIED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "AT": ({"defense": "pgd_at"}, SEEDS),
+    "AT+EMA": ({"defense": "pgd_at"} | EMA, SEEDS),
+    "CFA (AT)": (preset("cfa"), SEEDS),
+    "TRADES": ({"defense": "trades"}, SEEDS),
+    "CFA (TRADES)": (preset("cfa", base="trades"), SEEDS),
+    "SPAT": (preset("spat"), SEEDS),
+    "Adv+": (preset("label_augmentation"), SEEDS),
+}
+
+
+def all_methods(profile_name: str, seed: int = 0) -> dict[str, RunConfig]:
+    """Notebook 06: one live training with a class-wise policy, then every method at one protocol."""
+    live = {"live": profile(profile_name).but(**preset("cfa", base="trades")).but(seed=seed)}
+    return live | all_methods_evidence("laptop" if profile_name == "quick" else profile_name)
+
+
+def all_methods_evidence(profile_name: str) -> dict[str, RunConfig]:
+    """Keys "AT-s0" ... "CFA (TRADES)-s2"."""
+    base = profile(profile_name)
+    return {f"{m}-s{s}": base.but(**changes).but(seed=s) for m, (changes, seeds) in TRIED.items() for s in seeds}
+
+
 # runs of a notebook whose networks are used themselves, so that published outcomes are not enough
 LIVE = {"00": ("standard", "pgd_at"), "02": ("live",)}
 
@@ -50,4 +77,5 @@ PLANS: dict[str, Callable[[str, int], dict[str, RunConfig]]] = {
     "00": start_here,
     "01": tian2021,
     "02": attacks_side_by_side,
+    "06": all_methods,
 }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from crat import data, distributed, store
-from crat.attacks import PGD
+from crat.attacks import PGD, Decision
 from crat.attacks.judge import quick_logits
 from crat.attacks.noise import Share
 from crat.averaging import make_average, make_gate
@@ -240,7 +240,10 @@ class Trainer:
         return clean, judged_stats(y, clean, robust)
 
     def _logits(self, x: Tensor, y: Tensor, attack: PGD | None) -> Tensor:
-        return quick_logits(self.judged, x, y, attack, seed=self.config.seed, dtype=self.config.dtype)
+        model = self.judged
+        if self.run.config.model.head == "augmented":
+            model = Decision(model, slice(self.images.n_classes))
+        return quick_logits(model, x, y, attack, seed=self.config.seed, dtype=self.config.dtype)
 
     def _choose(self, valid: ClassStats) -> None:
         """The best epoch by average + worst class on validation (CFA's index, on validation instead of test)."""

@@ -33,6 +33,10 @@ def test_every_case_was_recorded_within_the_bound():
         assert max(recorded["differences"].values()) <= 1e-9
 
 
+def test_the_table_is_the_records():
+    assert importlib.import_module("record").table() in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_wrong_number_is_seen():
     recorded = harness.read("cfa")["numbers"]["trades/loss"]
     assert harness.difference([recorded[0] * (1 + 1e-6)], recorded) > 1e-9

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.container import BarContainer
 
-from crat import metrics, plots
+from crat import metrics, plots, plots_methods
 
 NAMES = ("cat", "car", "ship")
 
@@ -91,3 +91,44 @@ def test_saved_with_its_table_and_the_same_bytes_twice(tmp_path, monkeypatch, su
     assert written[0] == written[1]
     read = pd.read_csv(tmp_path / "00_x" / "bars.csv")
     assert read.robust_acc.to_numpy() == pytest.approx(table.robust_acc.to_numpy(), rel=1e-5)
+
+
+def test_policies_are_drawn_class_by_class_with_the_accepted_epochs():
+    rows = [
+        {"epoch": e, "split": split, "class": name, "eps": 0.1 * (k + e), "accepted": e == 2}
+        for e in (1, 2, 3)
+        for split in ("train", "valid")
+        for k, name in enumerate(NAMES)
+    ]
+    ax = plots_methods.policy_curves(pd.DataFrame(rows), ["eps"], "CFA").axes[0]
+    drawn = {line.get_label(): line for line in ax.get_lines()}
+    assert drawn["cat"].get_ydata() == pytest.approx([0.1, 0.2, 0.3])
+    assert drawn["ship"].get_ydata() == pytest.approx([0.3, 0.4, 0.5])
+    assert list(drawn["enters the average"].get_xdata()) == [2]
+
+
+def test_the_frontier_has_a_dot_a_run_and_a_mark_a_method():
+    table = pd.DataFrame({"method": ["A", "A", "B"], "average": [0.6, 0.8, 0.5], "worst": [0.2, 0.4, 0.1]})
+    ax = plots_methods.frontier(table).axes[0]
+    dots, mean, single = (c.get_offsets().tolist() for c in ax.collections)
+    assert np.ravel(dots) == pytest.approx([60, 20, 80, 40])
+    assert np.ravel(mean) == pytest.approx([70, 30])
+    assert np.ravel(single) == pytest.approx([50, 10])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["A", "B (one seed)"]
+
+
+def test_the_heat_of_classes_is_coloured_by_the_difference_to_the_base():
+    table = pd.DataFrame(
+        {"method": ["A"] * 3 + ["B"] * 3, "class": [*NAMES] * 2, "robust_acc": [0.5, 0.2, 0.9, 0.6, 0.1, 0.9]}
+    )
+    ax = plots_methods.class_heat(table, base="A").axes[0]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["car", "cat", "ship"]  # the base's order, weakest first
+    assert [t.get_text() for t in ax.texts] == ["20", "50", "90", "10", "60", "90"]
+    assert ax.collections[0].get_array().ravel().tolist() == pytest.approx([0, 0, 0, -10, 10, 0])
+
+
+def test_the_atlas_places_each_printed_number():
+    table = pd.DataFrame({"method": ["A", "A", "B"], "source": ["p", "q", "p"], "AA worst": [20.0, 22.0, np.nan]})
+    ax = plots_methods.atlas(table).axes[0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["A"]
+    assert sorted(c.get_offsets()[0][0] for c in ax.collections) == [20, 22]

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import harness
 
 WITHIN = 1e-9
+KINDS = ("x_adv", "loss", "gradient", "buffers", "state")
 
 
 def record(name: str, folder: Path) -> dict[str, float]:
@@ -40,11 +41,29 @@ def record(name: str, folder: Path) -> dict[str, float]:
     return differences
 
 
+def table() -> str:
+    """A row a case: the authors' commit, and the largest relative difference of each kind of number."""
+    lines = ["| case | authors' code | largest relative difference |", "|---|---|---|"]
+    for path in sorted(harness.HERE.glob("*.json")):
+        kept, kinds = json.loads(path.read_text()), {}
+        for item, value in kept["differences"].items():
+            kind = next((part for part in item.split("/") if part in KINDS), item.split("/")[-1])
+            kinds[kind] = max(value, kinds.get(kind, 0.0))
+        told = ", ".join(f"{kind} {value:.0e}" for kind, value in kinds.items())
+        lines.append(f"| {path.stem} | {kept['code']} | {told} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("case")
-    parser.add_argument("--theirs", type=Path, required=True, metavar="FOLDER", help="a clone of the authors' code")
+    parser.add_argument("case", nargs="?")
+    parser.add_argument("--theirs", type=Path, metavar="FOLDER", help="a clone of the authors' code")
+    parser.add_argument("--table", action="store_true", help="print the table of all records")
     asked = parser.parse_args()
+    if asked.table:
+        return print(table(), end="")
+    if not asked.case or not asked.theirs:
+        parser.error("name a case and --theirs FOLDER, or ask for the --table")
     for item, value in record(asked.case, asked.theirs).items():
         print(f"{item:40s} {value:.1e}")
 

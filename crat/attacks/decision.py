@@ -1,4 +1,4 @@
-"""The decision function: which logits of a model answer, and at which scale."""
+"""The decision function: which logits of a model answer, at which scale, and with which bias."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from crat.attacks.objectives import full
 
 
 class Decision(nn.Module):
@@ -31,3 +33,31 @@ class Decision(nn.Module):
         """Images (N, C, H, W) -> logits (N, number of answers)."""
         logits = self.model(x)[:, self.slice]
         return self.scale * (logits if self.index is None else logits.index_select(1, self.index))
+
+
+class LogitBias(nn.Module):
+    """A model with an offset per class, z_k / T_k + b_k; nothing is trained or copied. Attacks on it see b and T.
+
+    bias (K,): added to the logits; temperature (K,) above 0: each logit is divided by it first; None: 1.
+    Raises ValueError where a shape or a temperature is wrong. Source: the change at inference of Tian et al. 2021, by
+    its description; the form is ours. `crat.defenses.tian2021.fit_bias` finds b.
+    """
+
+    bias: Tensor
+    temperature: Tensor | None
+
+    def __init__(self, model: nn.Module, bias: Tensor, temperature: Tensor | None = None) -> None:
+        super().__init__()
+        if bias.ndim != 1 or (temperature is not None and temperature.shape != bias.shape):
+            raise ValueError("bias and temperature are vectors with one number a class")
+        if temperature is not None and not bool((temperature > 0).all()):
+            raise ValueError("temperatures must be above 0")
+        self.model = model
+        self.register_buffer("bias", bias.detach().clone(), persistent=False)
+        kept = None if temperature is None else temperature.detach().clone()
+        self.register_buffer("temperature", kept, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) -> logits (N, K), float32 where the model gives less."""
+        logits = full(self.model(x))
+        return (logits if self.temperature is None else logits / self.temperature) + self.bias

@@ -9,15 +9,32 @@ import torch
 
 from crat.attacks import PGD
 from crat.config import ConfigError, RunConfig, TrainConfig, number
+from crat.defenses.alp import ALP
+from crat.defenses.at_bsl import ATBSL
 from crat.defenses.base import Defense, Row, Task, Words
+from crat.defenses.bat import BAT
 from crat.defenses.cfa import CFA
+from crat.defenses.cfol import CFOL
+from crat.defenses.codat import CODAT
+from crat.defenses.dafa import DAFA
+from crat.defenses.faal import FAAL
 from crat.defenses.fat import FAT
+from crat.defenses.frl import FRL
+from crat.defenses.he import HE
+from crat.defenses.label_augmentation import LabelAugmentation, LabelSmoothing
+from crat.defenses.mart import MART
 from crat.defenses.pgd_at import PGDAT
+from crat.defenses.reat import REAT
+from crat.defenses.robal import RoBal
+from crat.defenses.spat import SPAT
 from crat.defenses.standard import Standard
 from crat.defenses.stats import ClassStats
+from crat.defenses.tian2021 import Tian2021
 from crat.defenses.trades import TRADES
+from crat.defenses.universal_at import UniversalAT
+from crat.defenses.wat import WAT
 
-__all__ = ["DEFENSES", "PRESETS", "ClassStats", "Defense", "Row", "Task", "make_defense", "preset"]
+__all__ = ["DEFENSES", "PRESETS", "ClassStats", "Defense", "Row", "Task", "make_defense", "method_named", "preset"]
 
 DEFENSES: dict[str, type[Defense]] = {
     "standard": Standard,
@@ -25,6 +42,24 @@ DEFENSES: dict[str, type[Defense]] = {
     "trades": TRADES,
     "fat": FAT,
     "cfa": CFA,
+    "spat": SPAT,
+    "label_augmentation": LabelAugmentation,
+    "label_smoothing": LabelSmoothing,
+    "tian2021": Tian2021,
+    "mart": MART,
+    "alp": ALP,
+    "he": HE,
+    "frl": FRL,
+    "wat": WAT,
+    "bat": BAT,
+    "cfol": CFOL,
+    "dafa": DAFA,
+    "faal": FAAL,
+    "codat": CODAT,
+    "universal_at": UniversalAT,
+    "robal": RoBal,
+    "reat": REAT,
+    "at_bsl": ATBSL,
 }
 PRESETS = ("paper", "released", "crat")
 
@@ -34,7 +69,7 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
 
     Raises ConfigError, one line with what is known, on an unknown method or setting.
     """
-    method = _method(config.defense)
+    method = method_named(config.defense)
     if config.eps is None or config.step_size is None or config.steps is None:
         raise ConfigError("eps, step_size and steps are unset: use RunConfig.resolved() first")
     own, given = method.options(), dict(config.options)
@@ -44,7 +79,8 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
     start, mode = method.crafting(**given)
     mode = mode if config.batch_norm == "auto" else config.batch_norm
     attack = PGD(number(config.eps), number(config.step_size), config.steps, start=start, batch_norm=mode)
-    defense = method(attack, **({"beta": config.beta} if "beta" in own else {}) | given)
+    asked = "beta" in own and config.beta != TrainConfig.beta  # else the method's own default, which may be another
+    defense = method(attack, **({"beta": config.beta} if asked else {}) | given)
     defense.prepare(Task(torch.ones(task)) if isinstance(task, int) else task)
     return defense
 
@@ -55,7 +91,7 @@ def preset(defense: str, which: str = "crat", **chosen: Any) -> dict[str, Any]:
     "crat" holds what a method needs beyond the profile, such as CFA's gated average.
     chosen: options that decide between variants, such as base="trades" of CFA; they stay as they are given.
     """
-    method = _method(defense)
+    method = method_named(defense)
     if which not in PRESETS:
         raise ConfigError(f"unknown preset {which!r}; known: {', '.join(PRESETS)}")
     said = {row.name: value for row in method.table(**chosen) if (value := getattr(row, which)) is not None}
@@ -64,12 +100,13 @@ def preset(defense: str, which: str = "crat", **chosen: Any) -> dict[str, Any]:
     config = RunConfig()
     of_the_run = {f.name for part in (config.data, config.model, config.train) for f in fields(part)} - {"name"}
     of_the_run |= {"data", "model"}
-    options = {name: value for name, value in said.items() if name in own and name not in of_the_run}
-    changes = {name: value for name, value in said.items() if name in of_the_run}
+    options = {name: value for name, value in said.items() if name in own}
+    changes = {name: value for name, value in said.items() if name in of_the_run and name not in own}
     return {"defense": defense, **changes, "options": options | chosen}
 
 
-def _method(name: str) -> type[Defense]:
+def method_named(name: str) -> type[Defense]:
+    """The class of a method; raises ConfigError with the known names."""
     if name not in DEFENSES:
         raise ConfigError(f"unknown defense {name!r}; known: {', '.join(DEFENSES)}")
     return DEFENSES[name]

@@ -68,6 +68,7 @@ class Defense:
     batch_norm: ClassVar[str] = "train"  # its mode while crafting
     selects_on: ClassVar[str] = "robust"  # or "clean": what the best epoch is chosen by, on validation
     rows: ClassVar[tuple[Row, ...]] = ()
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # choices of options whose tables differ
 
     def __post_init__(self) -> None:
         self.state: dict[str, Tensor] = {}

@@ -43,6 +43,7 @@ class CFA(Defense):
     released_passes: bool = False  # the code's additional clean passes, which move BatchNorm's running statistics
 
     paper = "Wei et al. 2023 (CVPR), Algorithm 1, section 5.1"
+    variants = ({"base": "pgd_at"}, {"base": "trades"}, {"base": "fat"})
     code = "PKU-ML/CFA@071f3334a59d144cedbe65b18019c9757bece6f2 (attack.py, train.py)"
 
     def prepare(self, task: Task) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from crat.attacks import KLFrom, frozen
 from crat.attacks.noise import Source
 from crat.attacks.objectives import full, kl_divergence
-from crat.defenses.base import Defense, Row
+from crat.defenses.base import Defense, Row, Task, checked
 from crat.defenses.stats import ClassStats
+
+PASSES = ("clean adversarial", "clean adversarial clean", "adversarial clean clean")  # crat's, TRADES', AWP's code
 
 
 @dataclass
@@ -20,12 +22,15 @@ class TRADES(Defense):
     """min E[CE(f(x), y) + beta max_{|x' - x| <= eps} KL(p(x) || p(x'))].
 
     As in the authors' code: eval mode while crafting, start x + 0.001 N(0, 1), gradients through both outputs of the
-    KL, and the clean pass before the adversarial one (the order matters to BatchNorm's running statistics).
-    Deviation: inside the attack p(x) is computed once, not once a step; it is the same number, for eval mode is fixed.
+    KL, and the clean pass before the adversarial one.
+    Deviations: inside the attack p(x) is computed once, not once a step; it is the same number, for eval mode is fixed.
+    The code passes the clean images once more for the KL, which moves nothing but BatchNorm's running statistics;
+    `passes` tells which passes there are, in their order.
     """
 
     beta: float = 6.0
     normalised: bool = False  # divides by 1 + beta, as CFA does (its eq. 8)
+    passes: str = PASSES[0]
 
     paper = "Zhang et al. 2019 (ICML)"
     code = "yaodongyu/TRADES@6e8e11b7c281371c2f027ffadfbaea80361f09de (trades.py)"
@@ -34,6 +39,8 @@ class TRADES(Defense):
     rows = (
         Row("beta", 6.0, 6.0),
         Row("normalised", False, False),
+        Row("passes", None, "clean adversarial clean", "clean adversarial", "the third repeats the first: BatchNorm's "
+            "running statistics lean to clean images, and a step takes longer"),
         Row("eps", "0.031", "0.031"),
         Row("step_size", "0.007", "0.007"),
         Row("steps", 10, 10),
@@ -43,7 +50,11 @@ class TRADES(Defense):
         Row("weight_decay", 2e-4, 2e-4, why="one value for all methods that are compared: CFA's"),
         Row("padding", None, "zero", why="CFA's crop, for all methods"),
         Row("clean logits inside the attack", None, "once a step", "once", "the same number in eval mode"),
-    )
+    )  # fmt: skip
+
+    def prepare(self, task: Task) -> None:
+        """Refuses other passes than are known."""
+        checked("passes of trades", self.passes, lambda p: p in PASSES, f"one of {', '.join(map(repr, PASSES))}")
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
         """PGD on KL(p(x) || p(x'))."""
@@ -53,8 +64,20 @@ class TRADES(Defense):
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
         """CE + beta KL, both averaged over the batch; beta per class where state has one."""
-        clean, adversarial = full(model(x)), full(model(x_adv))
+        clean, adversarial = self._outputs(model, x, x_adv)
         beta = self.of("beta", y, self.beta)
         losses = F.cross_entropy(clean, y, reduction="none") + beta * kl_divergence(clean, adversarial)
         losses = losses / (1 + beta) if self.normalised else losses
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
+
+    def _outputs(self, model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean and adversarial logits; what passes again is not differentiated again, for its output is the same."""
+        logits: dict[str, Tensor] = {}
+        for which in self.passes.split():
+            images = x if which == "clean" else x_adv
+            if which not in logits:
+                logits[which] = full(model(images))
+            else:
+                with torch.no_grad():
+                    model(images)
+        return logits["clean"], logits["adversarial"]

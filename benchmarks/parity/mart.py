@@ -1,0 +1,40 @@
+"""MART against YisenWang/MART: mart_loss of mart.py, attack included, and BatchNorm's statistics behind it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+from harness import CLASSES, EPS, STEP, STEPS, authors, batch, buffers, given_noise, gradient, tiny
+from torch import Tensor
+
+from crat.attacks import PGD
+from crat.defenses import Task
+from crat.defenses.mart import MART
+
+CODE = "YisenWang/MART@2d83e17b381dd2ee52223695e517bf6d5ff09c2c"
+BETA = 5.0
+
+
+def theirs(folder: Path) -> dict[str, Tensor]:
+    with mock.patch.dict(sys.modules), authors(folder):
+        del sys.modules[__name__]  # theirs has this name, too
+        import mart
+
+        model, seen = tiny(), []
+        model.register_forward_pre_hook(lambda _, images: seen.append(images[0].detach()))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loss = mart.mart_loss(model, *batch(), optimizer, STEP, EPS, STEPS, BETA)
+    return {"x_adv": seen[-1], "loss": loss, "gradient": gradient(model, loss), "buffers": buffers(model)}
+
+
+def ours(dtype: torch.dtype) -> dict[str, Tensor]:
+    model, (x, y) = tiny(dtype), batch(0, dtype)
+    method = MART(PGD(EPS, STEP, STEPS, start=MART.start, batch_norm=MART.batch_norm), BETA)
+    method.prepare(Task(torch.ones(CLASSES)))
+    with given_noise(dtype):
+        x_adv = method.craft(model, x, y, generator=torch.Generator())
+    loss, _ = method.loss(model, x, x_adv, y)
+    return {"x_adv": x_adv, "loss": loss, "gradient": gradient(model, loss), "buffers": buffers(model)}

@@ -1,0 +1,90 @@
+"""Figures that compare training methods: what each chooses for a class, the frontier of average and worst class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from crat.plots import BLUE, GREY, RED, SERIES
+
+
+def policy_curves(history: pd.DataFrame, columns: Sequence[str], title: str = "") -> Figure:
+    """What a method chose for each class over the epochs: a panel for each of the columns (eps, beta, weight ...).
+
+    history: history.csv of one run. The classes with the smallest and the largest value at the end are named; where
+    there is a gated average, the accepted epochs are marked below.
+    """
+    train = history[history.split == "train"]
+    figure, axes = plt.subplots(1, len(columns), figsize=(3.4 * len(columns) + 0.6, 2.9), squeeze=False)
+    for ax, column in zip(axes[0], columns, strict=True):
+        wide = train.pivot(index="epoch", columns="class", values=column)
+        order = wide.iloc[-1].sort_values().index
+        for name in wide:
+            ax.plot(wide.index, wide[name], color=GREY, lw=0.9, alpha=0.7)
+        for name, colour in ((order[0], RED), (order[-1], BLUE)):
+            ax.plot(wide.index, wide[name], color=colour, lw=1.8, label=name)
+        if "accepted" in train:
+            accepted = train[train.accepted.astype(str) == "True"].epoch.unique()
+            low = wide.min().min() - 0.06 * (np.ptp(wide.to_numpy()) or 1)
+            ax.plot(accepted, np.full(len(accepted), low), "k^", ms=4, label="enters the average")
+        ax.set(title=f"{title}: {column}" if title else column, xlabel="epoch", ylabel=column)
+        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1, handlelength=1)
+    return figure
+
+
+def frontier(table: pd.DataFrame, x: str = "average", y: str = "worst", title: str = "") -> Figure:
+    """Columns method, x, y, a row a run (fractions): dots are runs, the named mark is their mean."""
+    methods = list(table.method.unique())
+    figure, ax = plt.subplots(figsize=(6.6, 4.4))
+    for i, method in enumerate(methods):
+        part = 100 * table[table.method == method][[x, y]]
+        colour, mark = SERIES[i % len(SERIES)], "osD^vP*X"[i // len(SERIES) % 8]
+        if len(part) > 1:
+            ax.scatter(part[x], part[y], s=12, color=colour, alpha=0.55)
+        face = colour if len(part) > 1 else "none"
+        label = f"{method}" if len(part) > 1 else f"{method} (one seed)"
+        ax.scatter(part[x].mean(), part[y].mean(), s=60, marker=mark, facecolor=face, edgecolor=colour, label=label)
+    ax.set(xlabel=f"{x} robust accuracy (%)", ylabel=f"{y} class (%)", title=title)
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def class_heat(table: pd.DataFrame, base: str, title: str = "") -> Figure:
+    """Columns method, class, robust_acc (fractions): robust accuracy, coloured by the difference to the base's row.
+
+    Classes stand in the base's order, the weakest first.
+    """
+    wide = 100 * table.pivot(index="method", columns="class", values="robust_acc").loc[table.method.unique()]
+    wide = wide[wide.loc[base].sort_values().index]
+    figure, ax = plt.subplots(figsize=(0.62 * wide.shape[1] + 2.2, 0.32 * len(wide) + 1.1))
+    difference = wide - wide.loc[base]
+    limit = max(5.0, float(np.nanmax(np.abs(difference.to_numpy()))))
+    sns.heatmap(
+        difference, annot=wide, fmt=".0f", cmap="PuOr", vmin=-limit, vmax=limit, linewidths=0.5, ax=ax,
+        annot_kws={"size": 7}, cbar_kws={"label": f"points against {base}"},
+    )  # fmt: skip
+    ax.set(xlabel="", ylabel="", title=title)
+    ax.set_xticklabels(ax.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
+    return figure
+
+
+def atlas(published: pd.DataFrame, value: str = "AA worst", title: str = "") -> Figure:
+    """Columns method, source, value (percent): what different papers print for one method, a colour a source."""
+    table = published.dropna(subset=[value])
+    order = table.groupby("method")[value].mean().sort_values().index
+    sources = list(table.source.unique())
+    figure, ax = plt.subplots(figsize=(6.4, 0.24 * len(order) + 1.1))
+    for i, source in enumerate(sources):
+        part = table[table.source == source]
+        places = [order.get_loc(method) for method in part.method]
+        ax.scatter(part[value], places, s=26, marker="osD^vP*X"[i % 8], color=SERIES[i % len(SERIES)], label=source)
+    ax.set_yticks(range(len(order)), order)
+    ax.grid(axis="y", lw=0.3)
+    ax.set(xlabel=f"{value} (%)", title=title)
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
