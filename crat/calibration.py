@@ -34,7 +34,7 @@ def reliability(logits: ArrayLike, y: ArrayLike, *, bins: int = 15, bin_size: in
     """The reliability table: a row for each bin that is not empty, columns n, low, high, confidence, accuracy, gap.
 
     low and high are the least and the largest confidence in the bin, gap is accuracy - confidence (below 0: too sure).
-    bins: so many of equal width, (0, 1/bins] and on (Guo et al. 2017); a confidence on an edge belongs to the bin below.
+    bins: so many of equal width, (0, 1/bins] and on (Guo et al. 2017); a confidence on an edge is of the bin below.
     bin_size: instead bins of so many images each in the order of confidence, the last with the remainder too ("adaptive
     binning", Nguyen and O'Connor 2015). Images of equal confidence share a bin, so their order does not matter.
     Raises MetricError where labels and logits do not fit, or no bin is asked for.
@@ -62,8 +62,8 @@ def rms_calibration_error(logits: ArrayLike, y: ArrayLike, *, bin_size: int = 10
     """Root of the mean squared accuracy - confidence over bins of `bin_size` images (Hendrycks et al. 2019).
 
     This is the RMS error of the corruption literature, in which label augmentation reports. without_last: the surest
-    bin is left out of the sum, though not of N, as in the code that circulates with those papers (`calib_err`): it
-    flatters networks that are too sure.
+    bin is left out of the sum, though not of N, as in a `calib_err` that circulates (IGITUGraz/RobustModelCompression,
+    utils/calibration_tools.py): it flatters networks that are too sure.
     """
     table = reliability(logits, y, bin_size=bin_size)
     squares = table.n * table.gap**2

@@ -72,7 +72,7 @@ def plain_rms(sure, right, size):
     return np.sqrt(total)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(n=st.integers(1, 400), seed=st.integers(0, 99), bins=st.integers(1, 30), size=st.integers(1, 150))
 def test_both_are_the_plain_loops_and_order_does_not_matter(n, seed, bins, size):
     logits, y = some(n, 4, seed)

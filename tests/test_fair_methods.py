@@ -11,14 +11,12 @@ from crat import data
 from crat.attacks import PGD
 from crat.config import ConfigError
 from crat.defenses import ClassStats, Task
-from crat.defenses.base import Words
 from crat.defenses.bat import BAT
 from crat.defenses.cfol import CFOL
 from crat.defenses.frl import FRL
 from crat.defenses.wat import WAT
 
 K = 3
-METHODS = (FRL, WAT, BAT, CFOL)
 
 
 @pytest.fixture
@@ -80,7 +78,7 @@ def numbers(*values):
 def test_wat_loss_is_the_formula(model, batch):
     x, y = batch
     wat = ready(WAT, beta=4.0)
-    wat.load_state_dict({"weight": numbers(0.5, 1.5, 2.0), "plain_weight": torch.tensor(0.7)})
+    wat.load_state_dict({"weight": numbers(0.5, 1.5, 2.0), "plain_weight": numbers(0.7)[0]})
     x_adv = wat.craft(model.train(), x, y, generator=torch.Generator().manual_seed(1))
     loss, stats = wat.loss(model, x, x_adv, y)
     p, q = probabilities(model, x, x_adv)
@@ -202,15 +200,15 @@ def test_frl_default_schedule_moves_the_policy_as_far_as_the_code_s_40_epochs():
 
 @pytest.mark.parametrize("tau", [0, 1])
 def test_bat_crafts_both_sides_as_one_sample_at_a_time_would(tau, model, batch):
-    x = batch[0]
+    x = torch.cat([batch[0], batch[0] * 0.3 + 0.3])
     model.eval()
-    y = torch.where(torch.arange(9) < 7, model(x).argmax(1), batch[1])  # most images are right at first
-    bat = ready(BAT, eps=0.04, step=0.01, steps=6, tau=tau)
+    y = torch.where(torch.arange(18) < 15, model(x).argmax(1), batch[1].repeat(2))  # most images are right at first
+    bat = ready(BAT, eps=0.15, step=0.03, steps=6, tau=tau)
     first, last = bat.craft(model, x, y, generator=torch.Generator().manual_seed(2))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
     stopped = set()
-    for i in range(9):
-        way, left, right, before = (x[i : i + 1] + 0.001 * noise[i : i + 1]).clamp(0, 1), tau, True, None
+    for i in range(18):
+        way, left, right = (x[i : i + 1] + 0.001 * noise[i : i + 1]).clamp(0, 1), tau, True
         before = way
         for t in range(6):
             way.requires_grad_()
@@ -223,8 +221,8 @@ def test_bat_crafts_both_sides_as_one_sample_at_a_time_would(tau, model, batch):
                 break
             left -= wrong
             kl = F.kl_div(logits.log_softmax(1), model(x[i : i + 1]).softmax(1), reduction="sum")
-            way = way.detach() + 0.01 * torch.autograd.grad(kl, way)[0].sign()
-            way = way.clamp(x[i : i + 1] - 0.04, x[i : i + 1] + 0.04).clamp(0, 1)
+            way = way.detach() + 0.03 * torch.autograd.grad(kl, way)[0].sign()
+            way = way.clamp(x[i : i + 1] - 0.15, x[i : i + 1] + 0.15).clamp(0, 1)
         before = way.detach() if right else before
         torch.testing.assert_close(first[i : i + 1], way.detach(), rtol=0, atol=1e-12)
         torch.testing.assert_close(last[i : i + 1], before, rtol=0, atol=1e-12)
@@ -282,19 +280,6 @@ def test_cfol_loss_is_that_of_adversarial_training(model, batch):
     x_adv = cfol.craft(model.train(), x, y, generator=torch.Generator().manual_seed(1))
     loss, _ = cfol.loss(model, x, x_adv, y)
     agree(model, loss, cross_entropies(*probabilities(model, x_adv), y).mean())
-
-
-# all
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_rows_say_something_and_differ_from_defaults_for_a_reason(method):
-    for chosen in ({"remargin": False}, {}) if method is FRL else ({},):
-        for row in method.table(**chosen):
-            assert (row.paper, row.released, row.crat) != (None, None, None), row
-            own = method.options()
-            if row.name in own and row.crat is not None and not isinstance(row.crat, Words):
-                assert row.why or row.crat == own[row.name], row
 
 
 @pytest.mark.parametrize(

@@ -275,9 +275,7 @@ def test_closed_forms_by_hand():
 
 def test_faal_trains_its_base_during_the_warm_up(batch, model):
     x, y = batch
-    method = prepared(FAAL(ATTACK))
-    z = model(x).detach()
-    seen = []
+    method, z, seen = prepared(FAAL(ATTACK)), model(x).detach(), []
     for _ in range(11):
         seen.append(torch.equal(method.distribution(z, y), torch.full((K,), 1 / K, dtype=torch.float64)))
         method.epoch_end(statistics([[0.0] * 3] * 3, [1, 1, 1]), None)

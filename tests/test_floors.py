@@ -18,14 +18,15 @@ FLOORS = (
     (
         *("crat.data", "crat.sources", "crat.mirrors", "crat.originals", "crat.augment"),
         *("crat.bodies", "crat.models", "crat.curves", "crat.metrics", "crat.store", "crat.device"),
-        *("crat.progress", "crat.distributed"),
+        *("crat.progress", "crat.distributed", "crat.corruptions", "crat.mce", "crat.calibration", "crat.longtail"),
     ),
     ("crat.attacks", "crat.averaging", "crat.awp"),
     ("crat.defenses",),
     ("crat.checkpoint", "crat.evaluate", "crat.run", "crat.schedules", "crat.train", "crat.verdicts"),
     ("crat.claims", "crat.plans", "crat.plots", "crat.plots_methods"),
     (
-        *("crat.__main__", "crat.audit", "crat.bench", "crat.bench_attacks", "crat.bench_train", "crat.cli", "crat.flags", "crat.foreign", "crat.methods", "crat.recipes"),
+        *("crat.__main__", "crat.audit", "crat.bench", "crat.bench_attacks", "crat.bench_train", "crat.cli"),
+        *("crat.flags", "crat.foreign", "crat.methods", "crat.recipes"),
         *("crat.notebook", "crat.peers", "crat.precision", "crat.reproduce"),
     ),
 )

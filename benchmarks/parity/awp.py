@@ -71,12 +71,12 @@ def their_trades(folder: Path) -> dict[str, Tensor]:
     """The script reads its settings and data sets when it is imported, in a folder where it may write."""
 
     def meter() -> SimpleNamespace:
-        return SimpleNamespace(update=lambda *_: None, avg=0.0)
+        return SimpleNamespace(update=lambda *_: None, avg=0.0, val=0.0)
 
     data = SimpleNamespace(CIFAR10=lambda **_: [0])
     transforms = mock.MagicMock()
     bar = mock.MagicMock(elapsed_td="", eta_td="")
-    tools = {"Bar": lambda *_, **__: bar, "Logger": None, "AverageMeter": lambda: SimpleNamespace(**vars(meter()), val=0)}
+    tools = {"Bar": lambda *_, **__: bar, "Logger": None, "AverageMeter": meter}
     stubs = {
         "torchvision": {"datasets": data, "transforms": transforms}, "models": None,
         "utils": tools | {"accuracy": lambda *_, **__: (torch.zeros(()), torch.zeros(()))},

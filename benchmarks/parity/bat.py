@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from crat.attacks import PGD
 from crat.defenses.bat import BAT as Ours
 
-CODE = "silvercherry/Improving-Robust-Fairness-via-Balance-Adversarial-Training@9bcee67aedeea64cd5c3790e88d292f7dafe8a8f"
+CODE = (
+    "silvercherry/Improving-Robust-Fairness-via-Balance-Adversarial-Training@9bcee67aedeea64cd5c3790e88d292f7dafe8a8f"
+)
 BETA = 6.0
 NUMBERS = (0, 1)
 

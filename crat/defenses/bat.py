@@ -1,4 +1,4 @@
-"""BAT, balance adversarial training (Sun et al. 2022): learns from both sides of the boundary that an attack crosses."""
+"""BAT, balance adversarial training (Sun et al. 2022): learns from both sides of the boundary an attack crosses."""
 
 from __future__ import annotations
 

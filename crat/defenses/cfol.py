@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from crat.defenses.base import Row, Task, Words, checked
-from crat.defenses.pgd_at import PGDAT
+from crat.attacks.objectives import full
+from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
 
 ETA, DRAWS = 5e-6, 100 * 40_000  # the released code's rate, and its epochs times its training images of CIFAR-10
 
 
 @dataclass
-class CFOL(PGDAT):
+class CFOL(Defense):
     """AT on images of classes that are drawn from p = gamma / K + (1 - gamma) softmax(w), each class's images alike.
 
     After each epoch w_k = w_k + eta (wrong training adversarial examples of class k) / p_k: Exp3's estimate of what
@@ -61,6 +62,12 @@ class CFOL(PGDAT):
     def class_probs(self) -> Tensor:
         """p (K,), fixed for an epoch."""
         return self.state["probability"]
+
+    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+        """That of AT: the mean cross-entropy of the adversarial images, with no weights."""
+        logits = full(model(x_adv))
+        losses = F.cross_entropy(logits, y, reduction="none")
+        return losses.mean(), ClassStats.of(y, losses, logits)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
         """One step of Exp3 for all draws of the epoch."""

@@ -24,7 +24,8 @@ class CODAT(Defense):
     """min over theta of max over p of sum_k p_k L_k, p on the simplex with chi^2(p || uniform) <= rho.
 
     L_k: the mean robust loss of class k in the batch, CE(f(x'), y), or that of TRADES. p is `worst_distribution`, fixed
-    in the gradient, which by Danskin's theorem is that of the maximum. Classes that the batch lacks have no part in p.
+    in the gradient, which by Danskin's theorem is that of the maximum. Classes that the batch lacks have no part in p;
+    with several processes a batch is the share of one.
     Only a description of the method was seen, and no code: the closed form and its constants are derived here.
     """
 

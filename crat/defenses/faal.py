@@ -31,6 +31,7 @@ class FAAL(Defense):
     As in the authors' code: eval mode while crafting, on the cross-entropy from a uniform start or (trades, mart) on
     the KL from x + 0.001 N(0, 1); the adversarial pass before the clean one; a class counts as often as it has samples
     in the batch, so that one the batch lacks enters with margin 0.
+    With several processes a batch is the share of one.
     Deviation: the code hands the inner problem to a convex solver on the CPU; `worst_distribution` solves it in place.
     """
 
@@ -96,13 +97,14 @@ class FAAL(Defense):
     @classmethod
     def table(cls, **chosen: Any) -> tuple[Row, ...]:
         """What is paper's was not read beyond what the code's page says of it."""
+        tuned, few = Words("a robust checkpoint is tuned"), Words("2")
         return (
             Row("base", None, "pgd_at", why="the released scripts'"),
             Row("radius", None, 0.5),
             Row("beta", None, 6.0),
-            Row("warmup", *[Words("a robust checkpoint")] * 2, Words("half of the epochs"),
+            Row("warmup", tuned, tuned, Words("half of the epochs"),
                 "from scratch the base comes first, in the same run; the rate is then still high"),
-            Row("epochs", *[Words("2, behind the checkpoint's")] * 2, None, "compare at equal epochs in all"),
+            Row("epochs", few, few, None, "behind the checkpoint's; compare at equal epochs in all"),
             Row("lr", None, Words("0.01, then 0.001"), None, "a tuning's"),
             Row("released_passes", None, True, False, "running statistics there are half clean; nothing else changes"),
             Row("eps", "8/255", "8/255"),

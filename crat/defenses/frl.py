@@ -1,4 +1,4 @@
-"""FRL, fair robust learning (Xu et al. 2021, ICML): classes that validation finds unfairly wrong gain weight, or margin.
+"""FRL, fair robust learning (Xu et al. 2021, ICML): classes found unfairly wrong gain weight, or margin too.
 
 A class's error is its clean error plus its boundary error, the loss of accuracy that the attack brings.
 """
@@ -71,10 +71,9 @@ class FRL(Defense):
         """As TRADES, within eps_k; with remargin one step size for the batch, that of its widest eps_k."""
         with frozen(model, self.attack.batch_norm), torch.no_grad():
             target = KLFrom(full(model(x)))
-        eps, step = self.of("eps", y, self.attack.eps), self.attack.step_size * scale
-        if self.remargin:
-            step = step * self.widths()[y].max()
-        return self.attack(model, x, y, eps=eps * scale, step_size=step, objective=target, generator=generator)
+        eps = self.of("eps", y, self.attack.eps) * scale
+        step = self.attack.step_size * scale * (self.widths()[y].max() if self.remargin else 1.0)
+        return self.attack(model, x, y, eps=eps, step_size=step, objective=target, generator=generator)
 
     def widths(self) -> Tensor:
         """eps_k / eps (K,)."""

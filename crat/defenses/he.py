@@ -81,7 +81,7 @@ class HE(Defense):
     def _cross_entropy(self, logits: Tensor, y: Tensor, s: Tensor) -> Tensor:
         """Of the logits with s m less at the true class, (B,)."""
         true = y[:, None] == torch.arange(logits.shape[1], device=y.device)
-        return F.cross_entropy(logits - s * self.m * true, y, reduction="none")
+        return F.cross_entropy(torch.where(true, logits - s * self.m, logits), y, reduction="none")
 
     @classmethod
     def table(cls, **chosen: Any) -> tuple[Row, ...]:
