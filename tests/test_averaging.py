@@ -1,4 +1,4 @@
-"""FAWA's gate, SWA and adversarial weight perturbation, each against its definition; and what the trainer does with them."""
+"""FAWA's gate, SWA and adversarial weight perturbation, each against its definition, and in the trainer."""
 
 import pytest
 import torch
@@ -87,14 +87,15 @@ def test_weights_move_by_gamma_of_their_length_along_the_gradient_and_come_back(
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     wanted = [name for name, p in model.named_parameters() if p.ndim > 1]
     copy = build_model(TINY, data.load(TINY.data)).double().train()
-    gradient = dict(zip(before, torch.autograd.grad(nn.functional.cross_entropy(copy(x), y), copy.parameters()), strict=True))
+    found = torch.autograd.grad(nn.functional.cross_entropy(copy(x), y), copy.parameters())
+    along = {name: g / g.norm() for name, g in zip(before, found, strict=True)}
     at_rest = loss().item()
     model.load_state_dict({**before, **buffers})
     with perturbed(model, 0.01, loss):
         assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
         for name, p in model.named_parameters():
             move = p.detach() - before[name]
-            expected = 0.01 * before[name].norm() * gradient[name] / gradient[name].norm() if name in wanted else 0 * move
+            expected = 0.01 * before[name].norm() * along[name] if name in wanted else 0 * move
             torch.testing.assert_close(move, expected, rtol=1e-6, atol=1e-12, msg=name)
         assert loss().item() > at_rest
     for name, p in model.named_parameters():

@@ -7,7 +7,7 @@ from torch import nn
 
 from crat.attacks import PGD
 from crat.config import ConfigError, TrainConfig
-from crat.defenses import DEFENSES, ClassStats, make_defense
+from crat.defenses import ClassStats, make_defense
 from crat.defenses.trades import TRADES
 
 CONFIG = TrainConfig(eps=0.1, step_size=0.03, steps=3, beta=4.0)

@@ -12,7 +12,13 @@ from crat.run import Run, build_model
 from crat.train import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("own_store")
-CHOICES = {"cfa-trades": {"base": "trades"}, "cfa-fat": {"base": "fat"}}
+CHOICES = {
+    "cfa-trades": {"base": "trades"}, "cfa-fat": {"base": "fat"}, "he-trades": {"base": "trades"},
+    "he-alp": {"base": "alp"}, "dafa-at": {"base": "pgd_at"}, "faal-trades": {"base": "trades"},
+    "frl-reweight": {"remargin": False}, "tian2021-temperature": {"form": "temperature"},
+    "spat-circle": {"form": "circle"},
+    "label_augmentation-la": {"adversarial": False}, "universal_at-one": {"class_wise": False},
+}  # fmt: skip
 METHODS = {name: (name, {}) for name in DEFENSES} | {key: (key.split("-")[0], o) for key, o in CHOICES.items()}
 each_method = pytest.mark.parametrize("method", METHODS)
 BATCH = 24
@@ -49,7 +55,8 @@ def test_crafts_within_its_budget_and_leaves_the_model_as_it_was(method, batch):
     for x_adv, eps in zip(made, (0.1, 0.05), strict=True):
         assert x_adv.shape[-4:] == x.shape  # BAT gives two images for each
         assert not x_adv.requires_grad
-        assert (x_adv - x).abs().max() <= eps + 1e-6
+        if method != "label_augmentation-la":  # noise, blur, contrast: operations that know no budget
+            assert (x_adv - x).abs().max() <= eps + 1e-6
         assert x_adv.min() >= 0
         assert x_adv.max() <= 1
     assert model.training

@@ -39,6 +39,8 @@ class FAT(Defense):
         Row("steps", 10, 10),
         Row("model", None, "wrn_34_10", why="the code's WRN-32-10 counts its layers otherwise"),
         Row("epochs", 120, 120),
+        Row("lr", None, 0.1),
+        Row("schedule", None, Words("0.1, 0.01, 0.005 of it from epochs 60, 90, 110 of 120"), why="one for all"),
         Row("weight_decay", None, 2e-4),
         Row("order of the batch", None, "by when a sample stopped", "kept", "only the rounding of sums changes"),
     )
