@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import crat
-from crat.config import DATASETS, DTYPES, MODELS, PROFILES, ConfigError
-from crat.flags import asked_for, train_flags
+from crat.config import DATASETS, MODELS, PROFILES, ConfigError
+from crat.flags import asked_for, audit_flags, train_flags
 
 if TYPE_CHECKING:
     from crat.run import Run
@@ -82,8 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--images", type=int, metavar="N", help="the first N images only (AA on a CPU takes hours for all)"
     )
+    sub.add_argument(
+        "--corruptions", action="store_true", help="the fifteen of CIFAR-10-C instead: error and mean error"
+    )
+    sub.add_argument("--frost", metavar="FOLDER", help="textures for frost, which is left out without them")
     sub.add_argument("--device", help="such as cpu or cuda:1")
-    _audit_flags(command("audit", _audit, "judge any model class by class: checks, the battery, a card, figures"))
+    audit_flags(command("audit", _audit, "judge any model class by class: checks, the battery, a card, figures"))
     sub = command("methods", _methods, "the training methods, their settings and sources")
     sub.add_argument("names", nargs="*", metavar="NAME", help="the tables paper / released code / crat of these")
     sub.add_argument("--markdown", action="store_true", help="all tables, as in docs/methods.md")
@@ -115,22 +119,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--cfa", type=Path, metavar="FOLDER", help="a clone of PKU-ML/CFA, whose own loop is timed, too")
     sub.add_argument("--out", type=Path, metavar="FILE", help="write the tables as markdown, too")
     return parser
-
-
-def _audit_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("subject", help="module:function, file.py:function, or a weights file with --model")
-    sub.add_argument("--model", help=f"the architecture of the weights: {' | '.join(MODELS)}")
-    sub.add_argument("--data", required=True, help=" | ".join(DATASETS))
-    sub.add_argument("--eps", help="the radius, such as 8/255 (default: the data set's protocol, L-inf)")
-    sub.add_argument("--norm", default="Linf", help="Linf (default), L2 or L1")
-    sub.add_argument("--images", type=int, default=1000, help="the first so many test images (default 1000); 0: all")
-    sub.add_argument("--attacks", nargs="+", default=(), metavar="ATTACK", help="only these (default: with PGD and AA)")
-    sub.add_argument("--logit-slice", type=int, metavar="K", help="the first K logits are the answers")
-    sub.add_argument("--scale", type=float, default=1.0, help="that cosine logits were trained with")
-    sub.add_argument("--dtype", default="auto", help=f"of the search: {' | '.join(DTYPES)}")
-    sub.add_argument("--device", help="such as cpu or cuda:1")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--out", metavar="FOLDER", help="of the report (default: audits/ among the runs)")
 
 
 def _reproduce_flags(sub: argparse.ArgumentParser) -> None:
@@ -175,7 +163,9 @@ def _percent(fraction: float) -> str:
 
 def _evaluate(a: Namespace) -> None:
     run = find_run(a.run)
+    from crat import mce
     from crat.audit import class_table
+    from crat.corruptions import corruption_battery
     from crat.evaluate import evaluate, standard_battery, strong_battery
 
     standard = standard_battery(run.config.data.name)
@@ -183,10 +173,17 @@ def _evaluate(a: Namespace) -> None:
     for name in a.attacks or ():
         if name not in known:
             raise ConfigError(f"unknown attack {name!r}; known: {', '.join(known)}")
-    battery = {name: known[name] for name in a.attacks or standard}
+    battery: dict[str, Any] = {name: known[name] for name in a.attacks or standard}
+    if a.corruptions:
+        battery = corruption_battery(frost=a.frost)
     settings = {"split": a.split, "which": a.which, "first": a.images, "device": a.device}
     found = evaluate(run, battery, **settings, progress=sys.stderr.isatty())
-    print(f"{run.name}, {a.split} images, {a.which} epoch\n{class_table(found)}")
+    print(f"{run.name}, {a.split} images, {a.which} epoch")
+    if not a.corruptions:
+        return print(class_table(found))
+    errors = mce.corruption_errors(found.y, found.clean, {name: found.predictions[name] for name in battery})
+    table = errors.pivot(index="corruption", columns="severity", values="error")
+    print((100 * table).round(1).to_string(na_rep=""), mce.mce(errors).to_string(), sep="\n\n")
 
 
 def _audit(a: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The flags of `crat train`: one for each field of the config's dataclasses, and the config that they ask for."""
+"""The flags of the larger commands; those of `crat train` are one for each field of the config's dataclasses."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ KNOWN = {
     "defense": ("one that crat methods lists",), "split": ("stratified", "first"), "padding": ("reflect", "zero"),
     "augment": ("auto", "none", "crop", "crop_flip"), "batch_norm": c.BATCH_NORMS, "dtype": c.DTYPES,
 }  # fmt: skip
+
+
+def audit_flags(sub: argparse.ArgumentParser) -> None:
+    """What `crat audit` takes."""
+    sub.add_argument("subject", help="module:function, file.py:function, or a weights file with --model")
+    sub.add_argument("--model", help=f"the architecture of the weights: {' | '.join(c.MODELS)}")
+    sub.add_argument("--data", required=True, help=" | ".join(c.DATASETS))
+    sub.add_argument("--eps", help="the radius, such as 8/255 (default: the data set's protocol, L-inf)")
+    sub.add_argument("--norm", default="Linf", help="Linf (default), L2 or L1")
+    sub.add_argument("--images", type=int, default=1000, help="the first so many test images (default 1000); 0: all")
+    sub.add_argument("--attacks", nargs="+", default=(), metavar="ATTACK", help="only these (default: with PGD and AA)")
+    sub.add_argument("--logit-slice", type=int, metavar="K", help="the first K logits are the answers")
+    sub.add_argument("--scale", type=float, default=1.0, help="that cosine logits were trained with")
+    sub.add_argument("--dtype", default="auto", help=f"of the search: {' | '.join(c.DTYPES)}")
+    sub.add_argument("--device", help="such as cpu or cuda:1")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--out", metavar="FOLDER", help="of the report (default: audits/ among the runs)")
 
 
 def train_flags(sub: argparse.ArgumentParser) -> None:
