@@ -47,14 +47,24 @@ def attacks_side_by_side(profile_name: str, seed: int = 0) -> dict[str, RunConfi
 # What notebook 06 compares: changes of the profile's base run, and seeds. One seed is never a verdict.
 EMA = {"average": "ema_update"}
 TRIED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "AT": ({"defense": "pgd_at"}, SEEDS),
-    "AT+EMA": ({"defense": "pgd_at"} | EMA, SEEDS),
+    "AT": (preset("pgd_at"), SEEDS),
+    "AT+EMA": (preset("pgd_at") | EMA, SEEDS),
     "CFA (AT)": (preset("cfa"), SEEDS),
-    "TRADES": ({"defense": "trades"}, SEEDS),
+    "TRADES": (preset("trades"), SEEDS),
+    "TRADES+EMA": (preset("trades") | EMA, SEEDS),
     "CFA (TRADES)": (preset("cfa", base="trades"), SEEDS),
-    "SPAT": (preset("spat"), SEEDS),
-    "Adv+": (preset("label_augmentation"), SEEDS),
+    "SPAT+EMA": (preset("spat") | EMA, SEEDS),
+    "Adv+ +EMA": (preset("label_augmentation") | EMA, SEEDS),
+    "MART+EMA": (preset("mart") | EMA, (0,)),
+    "FRL+EMA": (preset("frl") | EMA, (0,)),
+    "WAT+EMA": (preset("wat") | EMA, (0,)),
+    "DAFA+EMA": (preset("dafa") | EMA, (0,)),
+    "FAAL+EMA": (preset("faal") | EMA, (0,)),
+    "CODAT+EMA": (preset("codat") | EMA, (0,)),
+    "lift+EMA": (preset("tian2021") | EMA, (0,)),
 }
+# runs of it that AutoAttack judged
+STRONG = ("AT-s0", "AT+EMA-s0", "CFA (AT)-s0", "TRADES+EMA-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
 
 
 def all_methods(profile_name: str, seed: int = 0) -> dict[str, RunConfig]:
