@@ -92,7 +92,7 @@ def make_average(config: TrainConfig) -> EMA | None:
         return None
     if config.average == "swa":
         return SWA()
-    default = {"ema_update": 0.999, "ema_epoch": CFA_DECAY, "fawa": scaled_decay(config.epochs)}[config.average]
+    default = 0.999 if config.average == "ema_update" else scaled_decay(config.epochs)
     decay = default if config.average_decay is None else config.average_decay
     return EMA(decay, warm_up=config.average == "ema_update")
 

@@ -157,7 +157,7 @@ class TrainConfig:
     eps: str | float | None = None
     step_size: str | float | None = None
     steps: int | None = None
-    beta: float = 6.0  # weight of the regulariser, where a method has one (TRADES, MART, SPAT ...)
+    beta: float = 6.0  # weight of the regulariser, where a method has one (TRADES, MART, SPAT ...); FRL's is an option
     options: Options = ()  # settings of the method's own (crat.defenses), such as (("lambda_1", 0.5),); a dict will do
     epochs: int = 4
     batch_size: int = 128
@@ -167,7 +167,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     eps_warmup: int = 0  # epochs over which eps and step_size grow linearly to their value
     average: str = "none"  # ema_epoch | ema_update: a step an epoch (CFA) | an update; swa; fawa (CFA, gated)
-    average_decay: float | None = None  # None: 0.85 an epoch (CFA; fawa: scaled to the epochs), 0.999 an update
+    average_decay: float | None = None  # None: CFA's 0.85 an epoch of 200, to the power 200 / epochs; 0.999 an update
     average_start: int | None = None  # first epoch that enters swa and fawa (None: a half and a quarter of all)
     fawa_threshold: float | None = None  # worst validation accuracy that opens fawa's gate (None: the median so far)
     awp: float = 0.0  # gamma of adversarial weight perturbation; 0: none

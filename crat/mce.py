@@ -104,7 +104,10 @@ def class_mce(errors: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.
     rows = []
     for name, own in errors.groupby("class", sort=False):
         theirs = None if baseline is None else baseline[baseline["class"] == name]
-        rows.append({"class": name, "n": int(own["n"].iloc[0]), **mce(own, theirs)})
+        found = mce(own, theirs)
+        if own["error"].isna().all():  # an absent class: what is left out are corruptions, not its images
+            found["left_out"] = mce(own.fillna({"error": 0.0}), None)["left_out"]
+        rows.append({"class": name, "n": int(own["n"].iloc[0]), **found})
     return pd.DataFrame(rows)
 
 

@@ -13,7 +13,9 @@ Made by `crat methods --markdown > docs/methods.md` from the presets in `crat/de
 
 `crat train --defense NAME` trains with crat's defaults, `--preset paper` or `--preset released` with a paper's or its
 code's settings, `--options name=value` changes a setting of the method's own; in Python
-`config.but(**preset("cfa", "released", base="trades"))`. A dash: not stated, or not seen by us.
+`config.but(**preset("cfa", "released", base="trades"))`. A dash: not stated, or not seen by us. In
+Python a method without its preset has the run's settings: `but(defense="cfa")` has no gated average,
+`but(**preset("cfa"))` has.
 """
 
 

@@ -146,7 +146,7 @@ class Trainer:
             x, y = x[own], y[own]
         with autocast(self.device, self.config.dtype):
             x_adv = self.defense.craft(self.network, x, y, scale=scale, generator=generator)
-        with self._weights_moved(x, x_adv, y):
+        with self._weights_moved(x, x_adv, y, weight):
             with autocast(self.device, self.config.dtype):
                 loss, stats = self.defense.loss(self.network, x, x_adv, y)
             self.optimizer.zero_grad(set_to_none=True)
@@ -159,14 +159,16 @@ class Trainer:
             self.average.update(self.model)
         return loss.detach(), stats if weight else stats.times(0)
 
-    def _weights_moved(self, x: Tensor, x_adv: Tensor, y: Tensor) -> AbstractContextManager[None]:
+    def _weights_moved(
+        self, x: Tensor, x_adv: Tensor, y: Tensor, weight: float
+    ) -> AbstractContextManager[None]:
         """Adversarial weight perturbation around the update, where the config asks for it and warm-up is over."""
         if not self.config.awp or self.done < self.config.awp_warmup:
             return nullcontext()
 
         def loss() -> Tensor:
             with autocast(self.device, self.config.dtype):
-                return self.defense.loss(self.model, x, x_adv, y)[0]
+                return weight * self.defense.loss(self.model, x, x_adv, y)[0]
 
         return perturbed(self.model, self.config.awp, loss)
 

@@ -70,7 +70,8 @@ def _gradient(model: nn.Module, images: Tensor, y: Tensor, delta: Tensor, object
     free = (moved >= 0) & (moved <= 1)  # where the box cuts an image, its delta moves nothing
     member = _members(y, len(delta)) if len(delta) > 1 else torch.ones_like(y)[None]
     # by a product: adding up by index is not repeatable on a GPU
-    return (member.to(delta.dtype) @ (gradient * free).to(delta.dtype).flatten(1)).view_as(delta)
+    with torch.autocast(delta.device.type, enabled=False):
+        return (member.to(delta.dtype) @ (gradient * free).to(delta.dtype).flatten(1)).view_as(delta)
 
 
 def _into_ball(delta: Tensor, eps: Tensor | float, norm: str) -> Tensor:

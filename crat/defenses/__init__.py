@@ -79,8 +79,10 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
     start, mode = method.crafting(**given)
     mode = mode if config.batch_norm == "auto" else config.batch_norm
     attack = PGD(number(config.eps), number(config.step_size), config.steps, start=start, batch_norm=mode)
-    asked = "beta" in own and config.beta != TrainConfig.beta  # else the method's own default, which may be another
-    defense = method(attack, **({"beta": config.beta} if asked else {}) | given)
+    if "beta" in own and own["beta"] != TrainConfig.beta != config.beta:
+        raise ConfigError(f"{config.defense} has a beta of its own, {own['beta']}: change it by options")
+    common = {"beta": config.beta} if own.get("beta") == TrainConfig.beta else {}
+    defense = method(attack, **common | given)
     defense.prepare(Task(torch.ones(task)) if isinstance(task, int) else task)
     return defense
 

@@ -64,7 +64,8 @@ class BAT(Defense):
         """PGD on KL(p(x) || p(x')) from x + 0.001 N(0, 1), cut to box and ball; (x_first, x_last) stacked."""
         a = self.attack
         generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
-        eps, step = per_sample(a.eps * scale, x), per_sample(a.step_size * scale, x)
+        eps = per_sample(self.of("eps", y, a.eps) * scale, x)
+        step = per_sample(self.of("step_size", y, a.step_size) * scale, x)
         x_first = x_last = project(gaussian_start(x, 0.001, generator), x, eps, a.norm)
         slack, right = torch.full_like(y, self.tau), torch.ones_like(y, dtype=torch.bool)
         with frozen(model, a.batch_norm):

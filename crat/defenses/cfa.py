@@ -123,5 +123,6 @@ class CFA(Defense):
             Row("schedule", "piecewise", "piecewise"),
             Row("batch_norm", None, crafting, why="in the code each attack step of AT and FAT moves the statistics"),
             Row("released_passes", None, True, why="running statistics there are mostly clean; nothing else changes"),
+            Row("t_k divides by", "its own count", "N / 10", "its own count", "the same for balanced classes"),
             Row("best epoch chosen on", "validation", "test", "validation", "the test set is for reporting"),
         )  # fmt: skip

@@ -32,7 +32,8 @@ class CFOL(Defense):
     rows = (
         Row("gamma", 0.5, 0.5),
         Row("eta", ETA, ETA, Words("5e-6 sqrt(4 million / draws)"), "Exp3's rate falls with the square root of the "
-            "draws; at the code's 100 epochs of 40,000 images it is the code's"),
+            "draws; at the code's 100 epochs of 40,000 images it is 5e-6, that of its cmd_generator (config.py has "
+            "1e-5, the README 1e-7)"),
         Row("when w moves", "with every draw", "after every batch", "after every epoch", "class probabilities are read "
             "once an epoch, and p_k is that of the whole epoch; the sum of the estimates is the same to first order"),
         Row("eps", None, "0.031"),

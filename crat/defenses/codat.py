@@ -92,7 +92,8 @@ def worst_distribution(means: Tensor, present: Tensor, rho: float) -> Tensor:
     All m are tried at once. No host synchronisation.
     """
     order = means.masked_fill(~present, float("-inf")).argsort(descending=True)
-    ranked, here, k = means[order] - means[order[0]], present[order], present.sum().to(means)  # equals: exactly 0
+    ranked, here, k = means[order], present[order], present.sum().to(means)
+    ranked = ranked - ranked[:1]  # equals: exactly 0
     m = torch.arange(1, len(means) + 1, device=means.device, dtype=means.dtype)
     inside = (m[None, :] <= m[:, None]).to(means)  # row m - 1: the m largest
     deviation = inside * (ranked - (inside * ranked).sum(1, keepdim=True) / m[:, None])

@@ -112,7 +112,8 @@ class FAAL(Defense):
             Row("steps", None, 10),
             Row("model", "preact_resnet18", "preact_resnet18", why="and WRN-34-10"),
             Row("weight_decay", None, 5e-4),
-            Row("awp", None, None, None, "its second variant, gamma 0.005: the run's awp=0.005"),
+            Row("awp", None, None, None, "its second variant, gamma 0.005: the run's awp=0.005, which moves weights "
+                "by the weighted loss, the code by the plain mean; not compared"),
             Row("inner problem", None, "ECOS, then MOSEK or SCS where it fails; in float32", "exact, on the device",
                 "the same optimum"),
             Row("MART's log p(x')", None, "log(p + 1e-12)", "log p", "log-softmax is finite by itself"),

@@ -57,7 +57,7 @@ class FAT(Defense):
         eps = per_sample(self.of("eps", y, a.eps) * scale, x)
         step = per_sample(self.of("step_size", y, a.step_size) * scale, x)
         x_adv = uniform_start(x, eps, a.norm, generator)
-        slack = torch.full_like(y, self.slack())
+        slack = torch.zeros_like(y) + self.slack()
         with frozen(model, a.batch_norm):
             for _ in range(a.steps):
                 gradient, _, logits = forward_backward(model, x_adv, y, self.ascended())
@@ -76,12 +76,12 @@ class FAT(Defense):
     def _noise(self, x: Tensor, generator: torch.Generator | PerImage | Share) -> Tensor | float:
         return self.omega * normal(tuple(x.shape), x, generator) if self.omega else 0.0
 
-    def slack(self) -> int:
-        """tau of this epoch."""
+    def slack(self) -> Tensor | int:
+        """tau of this epoch; a tensor where it changes, so that nothing waits for the device."""
         if self.tau is not None:
             return self.tau
-        done = int(self.state["epoch"]) / self.epochs
-        return 0 if done < 50 / 120 else 1 if done < 90 / 120 else 2
+        done = 120 * self.state["epoch"]
+        return (done >= 50 * self.epochs).long() + (done >= 90 * self.epochs).long()
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
         """Mean cross-entropy of the friendly adversarial images."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from crat.attacks.noise import Source
@@ -103,7 +104,8 @@ def tail_terms(features: Tensor, y: Tensor, rare: Tensor, bias: Tensor) -> Tenso
     v = (0.5 * (bias.logsumexp(0) - bias)).exp().to(features)[y]
     log_q = features.log_softmax(1)
     p = log_q.detach().exp()
-    divergence = (p * log_q.detach()).sum(1, keepdim=True) - p @ log_q.T  # KL(i || j)
+    with torch.autocast(features.device.type, enabled=False):  # a difference of near equals
+        divergence = (p * log_q.detach()).sum(1, keepdim=True) - p @ log_q.T  # KL(i || j)
     sign = 1 - 2 * (y[:, None] == y).to(v)
     factor = (sign * (v[:, None] + v)).mean(1)
     per_image = among * factor * divergence.mean(1) / features.shape[1]

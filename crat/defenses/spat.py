@@ -62,7 +62,7 @@ class SPAT(Defense):
         Row("padding", None, "zero", why="CFA's crop, for all methods"),
         Row("normalisation of the images", None, "none", "the data set's", "as for all methods"),
         Row("logits that are attacked in a test", None, "the cosines z, not s z", "s z", "cross-entropy of numbers in "
-            "[-1, 1] is Temperature-PGD at T = s, a weak attack: p_y stays below 0.45 for ten classes"),
+            "[-1, 1] is Temperature-PGD at T = s, a weak attack: p_y stays below 0.451 for ten classes without a bias"),
         Row("clean accuracy of a test", None, "of the head without its normalisation", "of s z", "the bias makes them "
             "two decision functions: clean and robust accuracy must be one function's"),
         Row("best epoch chosen on", None, "none: all are kept, test accuracy printed", "validation"),

@@ -40,7 +40,7 @@ class Tian2021(Defense):
             "class fits its description"),
         Row("rate", None, None, Words("0.1"), "ours: the worst class doubles its factor in about eight epochs"),
         Row("limit", None, None, Words("3"), "ours: no class may take the training over"),
-        Row("R_k that decides", None, None, "validation's, else the training's", "ours"),
+        Row("R_k that decides", None, None, "validation's (of the average, where one is kept)", "ours"),
     )  # fmt: skip
 
     def prepare(self, task: Task) -> None:

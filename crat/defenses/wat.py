@@ -23,7 +23,8 @@ class WAT(Defense):
 
     After each epoch (w_1, ..., w_K, w_0) = K softmax(eta C), where C sums over the epochs the mean l of each class, and
     behind them that of all images, on validation: exponential weights among K + 1 experts, the last being the plain
-    mean. All weights are 1 in the first epoch, as in the code; the loss is about twice that of TRADES throughout.
+    mean. All weights are 1 in the first epoch, as in the code;
+    the loss is about twice that of TRADES at first, and goes towards once as the weights gather on a few experts.
     A class that validation lacks is taken to cost the mean.
     """
 
