@@ -25,6 +25,7 @@ from crat.bench import EPS, STEP, seconds
 from crat.config import ConfigError, ModelConfig, TrainConfig
 from crat.defenses import DEFENSES, Task, make_defense
 from crat.device import autocast, compiled, describe, pick_device, pick_dtype
+from crat.flags import option
 from crat.peers import peak_memory, textbook_pgd
 
 # class-wise policies and what they are a policy on: their cost over it is theirs
@@ -74,7 +75,7 @@ def _textbook(model: str, batch: int, n_steps: int, device: torch.device) -> Ste
 
 def _ours(name: str, model: str, batch: int, n_steps: int, device: torch.device, compile: bool) -> Step:
     method, *chosen = name.split()
-    options = dict(c.split("=") for c in chosen)
+    options = dict(map(option, chosen))
     config = TrainConfig(defense=method, eps=EPS, step_size=STEP, steps=n_steps, options=options)  # type: ignore[arg-type]
     defense = make_defense(config, Task(torch.full((10,), 4900.0), (3, 32, 32), 200)).to(device)
     head = defense.head or "linear"

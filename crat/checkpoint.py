@@ -68,6 +68,7 @@ def card(t: Trainer) -> dict[str, Any]:
         "class_weight_norms": _weight_norms(t) if finished else None,
         "train_seconds": round(t.seconds, 1),
         "device": describe(t.device),
+        **({"processes": distributed.world()} if distributed.world() > 1 else {}),
         "versions": {"crat": crat.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 

@@ -168,7 +168,7 @@ class TrainConfig:
     eps_warmup: int = 0  # epochs over which eps and step_size grow linearly to their value
     average: str = "none"  # ema_epoch | ema_update: a step an epoch (CFA) | an update; swa; fawa (CFA, gated)
     average_decay: float | None = None  # None: CFA's 0.85 an epoch of 200, to the power 200 / epochs; 0.999 an update
-    average_start: int | None = None  # first epoch that enters swa and fawa (None: a half and a quarter of all)
+    average_start: int | None = None  # epochs that do not enter swa and fawa (None: a half and a quarter of all)
     fawa_threshold: float | None = None  # worst validation accuracy that opens fawa's gate (None: the median so far)
     awp: float = 0.0  # gamma of adversarial weight perturbation; 0: none
     awp_warmup: int = 0  # epochs without it
@@ -194,6 +194,10 @@ class TrainConfig:
             _at_least("steps", self.steps, 1)
         if self.average_decay is not None and not 0 <= self.average_decay < 1:
             raise ConfigError(f"average_decay lies in [0, 1), not {self.average_decay!r}")
+        if self.average_start is not None and not 0 <= self.average_start < self.epochs:
+            raise ConfigError(f"average_start lies in [0, {self.epochs}), the epochs; not {self.average_start!r}")
+        if self.fawa_threshold is not None and not 0 <= self.fawa_threshold <= 1:
+            raise ConfigError(f"fawa_threshold is an accuracy in [0, 1], not {self.fawa_threshold!r}")
         for name in ("eps", "step_size"):
             value = getattr(self, name)
             if value is not None:

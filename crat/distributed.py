@@ -1,8 +1,10 @@
 """Several processes, one training: `torchrun --nproc-per-node 2 -m crat train ...`. Alone, everything here is a no-op.
 
 Every rank walks through the same global batches and takes its share of each, so that a batch is what it is alone;
-weights, class statistics and files are then those of the single process, up to the rounding of the sums (and up to
-BatchNorm, whose batch statistics are a rank's own, as in plain DDP). Gradients are averaged in one message behind the
+weights, class statistics and files are then those of the single process, up to the rounding of the sums. A rank's own
+remains what a pass gathers over its batch: BatchNorm's statistics, as in plain DDP (the running ones are averaged at
+every epoch's end, so that all ranks judge one network), the class means of FAAL and CODAT, FRL's weighted means, the
+universal delta's gradient and the operations of label augmentation. Gradients are averaged in one message behind the
 backward pass: an update has a dozen passes, so overlapping it with one of them gains little, and the attack and
 losses of several passes need no care for DistributedDataParallel's hooks.
 """
@@ -11,11 +13,14 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from crat.config import ConfigError
 
 
 def rank() -> int:
@@ -29,11 +34,17 @@ def world() -> int:
 
 
 def join(device: torch.device) -> torch.device:
-    """Joins the group that torchrun started, if one did; the device of this rank."""
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    """Joins the group that torchrun started, if one did; the device of this rank.
+
+    Raises ConfigError where a machine has fewer GPUs than processes.
+    """
+    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() or dist.is_initialized():
         return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise ConfigError(f"process {local} of this machine has no GPU, for it has {gpus}: start one process a GPU")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     atexit.register(dist.destroy_process_group)
@@ -70,8 +81,25 @@ def average_gradients(model: nn.Module) -> None:
     """Replaces each parameter's gradient by its mean over all ranks."""
     if world() > 1:
         parameters = [p for p in model.parameters() if p.grad is not None]
-        for p, gradient in zip(parameters, mean_over_ranks([p.grad for p in parameters]), strict=True):  # type: ignore[misc]
-            p.grad = gradient
+        own = [cast(Tensor, p.grad) for p in parameters]
+        for gradient, mean in zip(own, mean_over_ranks(own), strict=True):
+            gradient.copy_(mean)  # it keeps its memory format
+
+
+@torch.no_grad()
+def agree(tensors: Iterable[Tensor]) -> None:
+    """Replaces floating tensors by their means over all ranks."""
+    if world() > 1:
+        own = [t for t in tensors if t.is_floating_point()]
+        for tensor, mean in zip(own, mean_over_ranks(own), strict=True):
+            tensor.copy_(mean)
+
+
+def largest(value: Tensor) -> Tensor:
+    """The largest of all ranks' values."""
+    if world() > 1:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
 
 
 def decided_by_first(choice: bool, device: torch.device) -> bool:

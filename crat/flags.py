@@ -45,7 +45,7 @@ def train_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--compile", action="store_true", help="torch.compile, worth its start-up time on long runs")
     sub.add_argument("--max-minutes", type=float, help="stop at the end of the epoch in which they have passed")
     sub.add_argument("--progress", help="bar | line | none (default: bar in a terminal, else line)")
-    sub.add_argument("--preset", default="crat", help="whose settings of the method: paper | released | crat (default)")
+    sub.add_argument("--preset", help="whose settings of the method: paper | released | crat (default)")
     for part, setting, name in settings():
         values = [str(getattr(getattr(profile(p), part), setting.name)).replace("None", "its own") for p in PROFILES]
         text = values[0] if len(set(values)) == 1 else ", ".join(map(" ".join, zip(PROFILES, values, strict=True)))
@@ -64,18 +64,21 @@ def _kind(setting: Field) -> dict[str, Any]:
     """How the text of a flag becomes a value; "8/255" stays as it is written."""
     annotation = str(setting.type)
     if annotation == "Options":
-        return {"type": _option, "nargs": "*", "metavar": "NAME=VALUE"}
+        return {"type": option, "nargs": "*", "metavar": "NAME=VALUE"}
     if annotation.startswith("tuple"):
         return {"type": int, "nargs": "*", "metavar": "LABEL"}
     kind = str if "str" in annotation else float if "float" in annotation else int
     return {"type": kind, "metavar": {str: "TEXT", float: "X", int: "N"}[kind]}
 
 
-def _option(text: str) -> tuple[str, Any]:
+WORDS = {"true": True, "false": False, "none": None}
+
+
+def option(text: str) -> tuple[str, Any]:
     """A setting of a method: "lambda_1=0.5"."""
     name, _, value = text.partition("=")
     try:
-        return name, ast.literal_eval(value)
+        return name, WORDS[value] if value in WORDS else ast.literal_eval(value)
     except (SyntaxError, ValueError):
         return name, value
 
@@ -85,11 +88,13 @@ def asked_for(a: Namespace) -> RunConfig:
     names = {name for _, _, name in settings()}
     given = {name: value for name, value in vars(a).items() if name in names}
     config = recipe(a.recipe) if a.recipe else profile(a.profile)
-    if "defense" in given:
-        from crat.defenses import preset
+    if a.preset or "defense" in given:
+        from crat.defenses import method_named, preset
 
-        chosen = dict(given.pop("options", ()))
-        changes = preset(given["defense"], a.preset, **chosen)
+        defense, chosen = given.get("defense", config.train.defense), dict(given.pop("options", ()))
+        if method_named(defense).options().get("beta", c.TrainConfig.beta) != c.TrainConfig.beta and "beta" in given:
+            chosen["beta"] = given.pop("beta")  # a method whose own default is another takes it as an option
+        changes = preset(defense, a.preset or "crat", **chosen)
         if "beta" in given:  # by hand, it goes before a preset's
             changes["options"].pop("beta", None)
         config = config.but(**changes)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crat import data, models, store
-from crat.config import ConfigError, RunConfig, different_from_default
+from crat.config import ConfigError, RunConfig, TrainConfig, different_from_default
 from crat.defenses import ClassStats, make_defense
 from crat.device import pick_device, pick_dtype
 
@@ -128,8 +128,10 @@ def _canonical(config: RunConfig) -> tuple[RunConfig, int]:
     if model.head == "augmented" and not model.extra_outputs:
         model = replace(model, extra_outputs=defense.extra_outputs)
     default = defense.options()
-    given = ((name, float(v) if isinstance(default[name], float) else v) for name, v in train.options)
-    options = tuple((name, value) for name, value in given if value != default[name])
+    given = {name: getattr(defense, name) for name, _ in train.options}
+    if default.get("beta") == TrainConfig.beta:  # then the run's beta is the method's: one place for it
+        train = replace(train, beta=given.pop("beta", train.beta))
+    options = tuple((name, value) for name, value in given.items() if value != default[name])
     return replace(config, model=model, train=replace(train, options=options)), defense.revision
 
 

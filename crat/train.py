@@ -125,9 +125,10 @@ class Trainer:
             loss, stats = self.step(x, y, rate, self.eps_scale(epoch), generator)
             total = stats if total is None else total + stats
             first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), i, first_bad)
-            if progress.step(len(x)):  # about once a second, so the check costs nothing
+            # about once a second, so the check costs nothing; several ranks must fail together, behind the epoch
+            if progress.step(len(x)) and distributed.world() == 1:
                 self._refuse_non_finite(epoch, first_bad, len(batches))
-        self._refuse_non_finite(epoch, first_bad, len(batches))
+        self._refuse_non_finite(epoch, distributed.largest(first_bad), len(batches))
         assert total is not None
         return ClassStats(*distributed.sum_over_ranks(list(vars(total).values())))
 
@@ -187,6 +188,9 @@ class Trainer:
     def finish_epoch(self, epoch: int, stats: ClassStats, seconds: float, progress: Progress) -> None:
         """Averages, validates, notes, chooses the best, and writes all of it."""
         images = self.images
+        distributed.agree(self.model.buffers())
+        if self.average:
+            distributed.agree(self.average.state.get(name, b) for name, b in self.model.named_buffers())
         accepted = self._average_epoch()
         self.judged.load_state_dict(self.current)
         clean, valid = self._validate()

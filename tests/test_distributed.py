@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import torch
-from tiny_runs import TINY
 
 from crat import distributed
 from crat.attacks.noise import Share, normal, source, uniform
@@ -27,7 +26,7 @@ run = train(RunConfig().but(**json.loads(sys.argv[1])), progress="none", device=
 """
 
 
-def together(settings, processes, store):
+def together(settings, processes, store, driver=DRIVER, *arguments):
     """Trains in so many processes that find each other as torchrun lets them."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -37,11 +36,15 @@ def together(settings, processes, store):
         os.environ | {k: str(v) for k, v in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()}
         for rank in range(processes)
     ]
-    command = [sys.executable, "-c", DRIVER, json.dumps(settings)]
+    command = [sys.executable, "-c", driver, json.dumps(settings), *arguments]
     children = [subprocess.Popen(command, env=e, stderr=subprocess.PIPE, text=True) for e in environments]
-    for child in children:
-        _, told = child.communicate(timeout=120)
-        assert child.returncode == 0, told
+    try:
+        for child in children:
+            _, told = child.communicate(timeout=240)
+            assert child.returncode == 0, told
+    finally:
+        for child in children:
+            child.kill()
 
 
 # a batch of 37 leaves one image for the last step of an epoch, so one of two ranks has none there
@@ -77,6 +80,35 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, monkeypatch, extra, wit
     torch.testing.assert_close(torch.tensor(both.loss), torch.tensor(history.loss), rtol=1e-3, atol=1e-3)
 
 
+EACH_RANK = """
+import json, sys, torch
+from crat import distributed, store
+from crat.config import RunConfig
+from crat.progress import Progress
+from crat.run import Run
+from crat.train import Trainer
+torch.set_num_threads(1)
+device = distributed.join(torch.device("cpu"))
+trainer = Trainer(Run.of(RunConfig().but(**json.loads(sys.argv[1])), device), device)
+trainer.fit(Progress("none"), None)
+said = {name: value.tolist() for name, value in trainer.defense.state_dict().items()}
+said |= {"weights": store.fingerprint(trainer.current), "best": trainer.best, "gate": vars(trainer.gate)}
+open(f"{sys.argv[2]}-{distributed.rank()}", "w").write(json.dumps(said))
+"""
+
+
+def test_all_ranks_judge_one_network_and_move_one_policy(tmp_path):
+    """With BatchNorm each rank has seen other batches; gate, best epoch and class weights must be common all the same.
+
+    (WAT moves its weights by validation.)
+    """
+    settings = SETTINGS | {"model": "small_cnn", "width": 4, "defense": "wat", "average": "fawa"}
+    together(settings, 2, tmp_path / "two", EACH_RANK, str(tmp_path / "rank"))
+    first, second = ((tmp_path / f"rank-{rank}").read_text() for rank in range(2))
+    assert first == second
+    assert len(set(json.loads(first)["weight"])) > 1
+
+
 def test_alone_nothing_is_shared():
     assert (distributed.rank(), distributed.world()) == (0, 1)
     x = [torch.ones(2), torch.zeros(3)]
@@ -108,4 +140,3 @@ def test_every_batch_is_shared_out_whole(monkeypatch):
             weights.append(weight)
         assert sorted(places) == list(range(size))
         assert sum(weights) / 3 == pytest.approx(1)
-    assert TINY.train.batch_size == 64

@@ -1,5 +1,7 @@
 """What holds for every training method: one table of methods, one list of promises."""
 
+import re
+
 import pytest
 import torch
 from tiny_runs import TINY, same, weights
@@ -144,9 +146,17 @@ def test_options_are_checked_and_defaults_do_not_change_the_name():
     for options, line in (
         ({"lamda_1": 0.5}, "cfa has no option 'lamda_1'; it has: base, lambda_1"),
         ({"base": "mart"}, "base of cfa is one of pgd_at, trades, fat, not 'mart'"),
+        ({"ccm": "no"}, "ccm of cfa is of type bool, not 'no'"),
+        ({"lambda_1": "abc"}, "lambda_1 of cfa is of type float | None, not 'abc'"),
+        ({"tau": True}, "tau of cfa is of type int, not True"),
     ):
-        with pytest.raises(ConfigError, match=line):
+        with pytest.raises(ConfigError, match=re.escape(line)):
             Run.of(TINY.but(defense="cfa", options=options))
+    with pytest.raises(ConfigError, match=r"frl has a beta of its own, 1\.5: change it by options"):
+        Run.of(TINY.but(defense="frl", beta=3.0))
+    trades = TINY.but(defense="trades")
+    assert Run.of(trades.but(beta=3.0)).name == Run.of(trades.but(options={"beta": 3})).name != Run.of(trades).name
+    assert Run.of(trades.but(beta=3.0).but(**preset("trades", "paper"))).config.train.beta == 6.0
     with pytest.raises(ConfigError, match="unknown preset 'papr'; known: paper, released, crat"):
         preset("cfa", "papr")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from crat import bench_train, cli, methods, recipes
-from crat.config import ConfigError, RunConfig
+from crat import bench_train, cli, flags, methods, recipes
+from crat.config import ConfigError
 from crat.defenses import DEFENSES, Defense
 from crat.defenses.cfa import CFA
 from crat.train import train
@@ -37,6 +37,22 @@ def test_the_command_lists_and_explains(capsys):
     assert "released code" in capsys.readouterr().out
     assert cli.main(["methods", "cfb"]) == 2
     assert "unknown defense 'cfb'" in capsys.readouterr().err
+
+
+def asked(words):
+    return flags.asked_for(cli._parser().parse_args(["train", *words.split()]))
+
+
+def test_flags_choose_options_and_presets():
+    train = asked("--defense cfa --options ccm=false base=trades lambda_1=1").train
+    assert train.options == (("base", "trades"), ("ccm", False), ("lambda_1", 1))
+    assert train.average == "fawa"  # the crat preset's
+    assert asked("--preset released").train.epochs == 200  # of the profile's own method
+    assert asked("--defense mart --preset released --beta 3").train.beta == 3.0
+    assert asked("--defense frl --beta 6").train.options == (("beta", 6.0),)
+    assert asked("--recipe fast --seed 2").but(seed=0) == recipes.recipe("fast")
+    with pytest.raises(ConfigError, match="unknown preset 'papr'"):
+        asked("--preset papr")
 
 
 def test_the_readmes_own_method_trains(own_store, monkeypatch):
@@ -91,4 +107,3 @@ def test_every_policy_has_its_base_in_the_table():
         assert name.split()[0] in DEFENSES
         assert base.split()[0] in DEFENSES
     assert issubclass(CFA, Defense)
-    assert RunConfig().train.defense == "pgd_at"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 import torch
@@ -76,6 +76,7 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
     if stray := [name for name in given if name not in own]:
         known = ", ".join(own) or "no options"
         raise ConfigError(f"{config.defense} has no option {stray[0]!r}; it has: {known}")
+    given = {f.name: _typed(config.defense, f, given[f.name]) for f in fields(method) if f.name in given}
     start, mode = method.crafting(**given)
     mode = mode if config.batch_norm == "auto" else config.batch_norm
     attack = PGD(number(config.eps), number(config.step_size), config.steps, start=start, batch_norm=mode)
@@ -83,6 +84,8 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
         raise ConfigError(f"{config.defense} has a beta of its own, {own['beta']}: change it by options")
     common = {"beta": config.beta} if own.get("beta") == TrainConfig.beta else {}
     defense = method(attack, **common | given)
+    if config.awp and given.get("overwrites"):
+        raise ConfigError("overwrites and awp both move the weights of the head in one step: choose one")
     defense.prepare(Task(torch.ones(task)) if isinstance(task, int) else task)
     return defense
 
@@ -105,6 +108,17 @@ def preset(defense: str, which: str = "crat", **chosen: Any) -> dict[str, Any]:
     options = {name: value for name, value in said.items() if name in own}
     changes = {name: value for name, value in said.items() if name in of_the_run and name not in own}
     return {"defense": defense, **changes, "options": options | chosen}
+
+
+def _typed(defense: str, field: Field, value: Any) -> Any:
+    """The value of an option as its annotation wants it: "no" is no bool, and 1 is the float 1.0."""
+    kinds: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
+    annotation = getattr(field.type, "__name__", str(field.type))  # a class, or text where annotations are postponed
+    for kind in annotation.split(" | "):
+        of = kinds.get(kind, tuple)
+        if isinstance(value, of) and (kind == "bool" or not isinstance(value, bool)):
+            return float(value) if kind == "float" else value
+    raise ConfigError(f"{field.name} of {defense} is of type {annotation}, not {value!r}")
 
 
 def method_named(name: str) -> type[Defense]:
