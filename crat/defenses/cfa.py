@@ -115,8 +115,8 @@ class CFA(Defense):
             Row("fawa_threshold", 0.2, 0.24, Words("the median so far"), "a fixed one may never be reached: then the "
                 "code returns a random initialisation, we the plain weights"),
             Row("eps", "8/255", "8/255"),
-            Row("step_size", "2/255", "2/255", why="the same for every class"),
-            Row("steps", 10, 10),
+            Row("step_size", None, "2/255", why="the same for every class"),
+            Row("steps", None, 10),
             Row("model", "preact_resnet18", "preact_resnet18"),
             Row("split", "first", "first"),
             Row("epochs", 200, 200),

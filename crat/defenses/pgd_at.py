@@ -24,13 +24,13 @@ class PGDAT(Defense):
     code = "PKU-ML/CFA@071f3334a59d144cedbe65b18019c9757bece6f2 (attack.py, pgd_loss)"
     rows = (
         Row("eps", "8/255", "8/255"),
-        Row("step_size", "2/255", "2/255"),
-        Row("steps", 10, 10),
+        Row("step_size", None, "2/255"),
+        Row("steps", None, 10),
         Row("epochs", 200, 200),
         Row("lr", 0.1, 0.1),
         Row("schedule", "piecewise", "piecewise"),
         Row("weight_decay", 5e-4, 5e-4),
-        Row("batch_size", 128, 128),
+        Row("batch_size", None, 128),
         Row("BatchNorm while crafting", None, "train, and each attack step moves the running statistics",
             "train, the running statistics left alone", "the attack leaves the model as it found it; "
             "batch_norm=\"moving\" is the code's habit"),
