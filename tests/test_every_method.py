@@ -156,7 +156,7 @@ def test_options_are_checked_and_defaults_do_not_change_the_name():
         Run.of(TINY.but(defense="frl", beta=3.0))
     trades = TINY.but(defense="trades")
     assert Run.of(trades.but(beta=3.0)).name == Run.of(trades.but(options={"beta": 3})).name != Run.of(trades).name
-    assert Run.of(trades.but(beta=3.0).but(**preset("trades", "paper"))).config.train.beta == 6.0
+    assert Run.of(trades.but(beta=3.0).but(**preset("trades", "released"))).config.train.beta == 6.0
     with pytest.raises(ConfigError, match="unknown preset 'papr'; known: paper, released, crat"):
         preset("cfa", "papr")
 

@@ -38,7 +38,7 @@ class TRADES(Defense):
     batch_norm = "eval"
     rows = (
         Row("beta", None, 6.0),
-        Row("normalised", None, False, why="CFA divides by 1 + beta, its own TRADES included: a smaller rate in effect"),
+        Row("normalised", None, False, why="CFA divides by 1 + beta, in its TRADES, too: a smaller rate in effect"),
         Row("passes", None, "clean adversarial clean", "clean adversarial", "the third repeats the first: BatchNorm's "
             "running statistics lean to clean images, and a step takes longer"),
         Row("eps", None, "0.031"),
