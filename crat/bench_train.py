@@ -30,7 +30,7 @@ from crat.peers import peak_memory, textbook_pgd
 
 # class-wise policies and what they are a policy on: their cost over it is theirs
 OVER = {
-    "cfa": "pgd_at", "cfa base=trades": "trades", "tian2021": "pgd_at", "cfol": "pgd_at", "faal": "pgd_at",
+    "cfa": "pgd_at", "cfa base=trades": "trades", "tian2021": "pgd_at", "cfol": "pgd_at", "faal warmup=0": "pgd_at",
     "codat": "pgd_at", "frl": "trades", "wat": "trades", "dafa": "trades",
 }  # fmt: skip
 Step = Callable[[], object]
