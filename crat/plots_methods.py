@@ -13,26 +13,44 @@ from matplotlib.figure import Figure
 from crat.plots import BLUE, GREY, RED, SERIES
 
 
-def policy_curves(history: pd.DataFrame, columns: Sequence[str], title: str = "") -> Figure:
-    """What a method chose for each class over the epochs: a panel for each of the columns (eps, beta, weight ...).
+def policy_table(history: pd.DataFrame, columns: Sequence[str], name: str) -> pd.DataFrame:
+    """What a method chose for each class, tidy: panel ("name: column"), epoch, class, value, accepted.
 
-    history: history.csv of one run. The classes with the smallest and the largest value at the end are named; where
-    there is a gated average, the accepted epochs are marked below.
+    history: history.csv of one run; columns: of it, such as eps, beta, weight. accepted: whether the epoch entered a
+    gated average (False where there is none).
     """
     train = history[history.split == "train"]
-    figure, axes = plt.subplots(1, len(columns), figsize=(3.4 * len(columns) + 0.6, 2.9), squeeze=False)
-    for ax, column in zip(axes[0], columns, strict=True):
-        wide = train.pivot(index="epoch", columns="class", values=column)
-        order = wide.iloc[-1].sort_values().index
-        for name in wide:
-            ax.plot(wide.index, wide[name], color=GREY, lw=0.9, alpha=0.7)
+    gate = train["accepted"].astype(str) == "True" if "accepted" in train else False
+    parts = [
+        train[["epoch", "class"]].assign(panel=f"{name}: {column}", value=train[column], accepted=gate)
+        for column in columns
+    ]
+    return pd.concat(parts, ignore_index=True)[["panel", "epoch", "class", "value", "accepted"]]
+
+
+def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
+    """A panel for each of the table's (`policy_table`, several may be joined), a line a class, `wide` panels a row.
+
+    The classes with the smallest and the largest value at the end are named; accepted epochs are marked below.
+    """
+    panels = list(table.panel.unique())
+    rows, across = -(-len(panels) // wide), min(wide, len(panels))
+    figure, axes = plt.subplots(rows, across, figsize=(3.2 * across + 0.6, 2.7 * rows), squeeze=False)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    for ax, panel in zip(axes.flat, panels, strict=False):
+        part = table[table.panel == panel]
+        values = part.pivot(index="epoch", columns="class", values="value")
+        order = values.iloc[-1].sort_values().index
+        for name in values:
+            ax.plot(values.index, values[name], color=GREY, lw=0.9, alpha=0.7)
         for name, colour in ((order[0], RED), (order[-1], BLUE)):
-            ax.plot(wide.index, wide[name], color=colour, lw=1.8, label=name)
-        if "accepted" in train:
-            accepted = train[train.accepted.astype(str) == "True"].epoch.unique()
-            low = wide.min().min() - 0.06 * (np.ptp(wide.to_numpy()) or 1)
+            ax.plot(values.index, values[name], color=colour, lw=1.8, label=name)
+        accepted = part[part.accepted].epoch.unique()
+        if len(accepted):
+            low = values.min().min() - 0.06 * (np.ptp(values.to_numpy()) or 1)
             ax.plot(accepted, np.full(len(accepted), low), "k^", ms=4, label="enters the average")
-        ax.set(title=f"{title}: {column}" if title else column, xlabel="epoch", ylabel=column)
+        ax.set(title=panel, xlabel="epoch")
         ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1, handlelength=1)
     return figure
 

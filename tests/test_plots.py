@@ -100,7 +100,9 @@ def test_policies_are_drawn_class_by_class_with_the_accepted_epochs():
         for split in ("train", "valid")
         for k, name in enumerate(NAMES)
     ]
-    ax = plots_methods.policy_curves(pd.DataFrame(rows), ["eps"], "CFA").axes[0]
+    table = plots_methods.policy_table(pd.DataFrame(rows), ["eps"], "CFA")
+    ax = plots_methods.policy_curves(table).axes[0]
+    assert ax.get_title("left") == "CFA: eps"
     drawn = {line.get_label(): line for line in ax.get_lines()}
     assert drawn["cat"].get_ydata() == pytest.approx([0.1, 0.2, 0.3])
     assert drawn["ship"].get_ydata() == pytest.approx([0.3, 0.4, 0.5])
