@@ -64,7 +64,7 @@ TRIED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "lift+EMA": (preset("tian2021") | EMA, (0,)),
 }
 # runs of it that AutoAttack judged
-STRONG = ("AT-s0", "AT+EMA-s0", "CFA (AT)-s0", "TRADES+EMA-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
+STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
 
 
 def all_methods(profile_name: str, seed: int = 0) -> dict[str, RunConfig]:

@@ -102,7 +102,7 @@ def test_every_setting_has_a_flag():
         --extra-outputs 5 --defense trades --eps 0.031 --step-size 2/255 --steps 3 --beta 1 --epochs 2 --batch-size 4
         --lr 0.2
         --schedule cosine --momentum 0.8 --weight-decay 0 --eps-warmup 3 --average ema_update --average-decay 0.9
-        --average-start 2 --fawa-threshold 0.2 --awp 0.01 --awp-warmup 1 --options a=0.5 b=word --scale 9
+        --average-start 1 --fawa-threshold 0.2 --awp 0.01 --awp-warmup 1 --options a=0.5 b=word --scale 9
         --batch-norm eval --seed 4 --dtype float32 --trace-per-class 5"""
     parsed = vars(cli._parser().parse_args(["train", *words.split()]))
     config = profile("laptop").but(**{name: parsed[name] for _, _, name in settings()})
@@ -110,7 +110,7 @@ def test_every_setting_has_a_flag():
     assert config.model == ModelConfig("wrn_34_10", 2, 16, "augmented", 9.0, 5)
     assert config.train == TrainConfig(
         "trades", "0.031", "2/255", 3, 1.0, (("a", 0.5), ("b", "word")), 2, 4, 0.2, "cosine", 0.8, 0.0, 3,
-        "ema_update", 0.9, 2, 0.2, 0.01, 1, "eval", 4, "float32", 5,
+        "ema_update", 0.9, 1, 0.2, 0.01, 1, "eval", 4, "float32", 5,
     )
 
 
