@@ -70,7 +70,7 @@ class Tian2021(Defense):
 
 
 def fit_bias(
-    logits: Tensor, y: Tensor, *, rounds: int = 500, step: float = 0.5, max_drop: float | None = None
+    logits: Tensor, y: Tensor, *, rounds: int = 500, step: float = 0.03, max_drop: float | None = None
 ) -> Tensor:
     """The bias b (K,) for `LogitBias` that lifts the worst class's robust accuracy on held-out images, with mean 0.
 
