@@ -55,13 +55,8 @@ TRIED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "CFA (TRADES)": (preset("cfa", base="trades"), SEEDS),
     "SPAT+EMA": (preset("spat") | EMA, SEEDS),
     "Adv+ +EMA": (preset("label_augmentation") | EMA, SEEDS),
-    "MART+EMA": (preset("mart") | EMA, (0,)),
-    "FRL+EMA": (preset("frl") | EMA, (0,)),
     "WAT+EMA": (preset("wat") | EMA, (0,)),
-    "DAFA+EMA": (preset("dafa") | EMA, (0,)),
-    "FAAL+EMA": (preset("faal") | EMA, (0,)),
-    "CODAT+EMA": (preset("codat") | EMA, (0,)),
-    "lift+EMA": (preset("tian2021") | EMA, (0,)),
+    "FRL+EMA": (preset("frl") | EMA, (0,)),
 }
 # runs of it that AutoAttack judged
 STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
