@@ -145,7 +145,9 @@ def _train(a: Namespace) -> None:
     run = train(
         config, device=a.device, compile=a.compile or bool(a.recipe), max_minutes=a.max_minutes, progress=a.progress
     )
-    if distributed.rank():
+    first = distributed.rank() == 0
+    distributed.leave()
+    if not first:
         return
     card, history = run.here.card(), run.here.history()
     epoch = card["best"]["epoch"]

@@ -12,6 +12,7 @@ losses of several passes need no care for DistributedDataParallel's hooks.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import cast
@@ -47,8 +48,16 @@ def join(device: torch.device) -> torch.device:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    atexit.register(dist.destroy_process_group)
+    atexit.register(leave)
     return device
+
+
+def leave() -> None:
+    """Ends the group once all ranks are here: one that went first would take away what the others still wait on."""
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):  # another rank died
+            dist.barrier()
+        dist.destroy_process_group()
 
 
 def share(batch_size: int, device: torch.device) -> tuple[Tensor, float]:

@@ -18,11 +18,14 @@ from crat.train import train
 pytestmark = pytest.mark.usefixtures("own_store")
 
 DRIVER = """
-import json, sys, torch
+import json, os, sys, torch
+from crat import distributed
 from crat.config import RunConfig
 from crat.train import train
 torch.set_num_threads(1)
 run = train(RunConfig().but(**json.loads(sys.argv[1])), progress="none", device="cpu")
+distributed.leave()
+os._exit(0)  # a thread of gloo may outlive the interpreter, and then aborts the process
 """
 
 
@@ -81,7 +84,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, monkeypatch, extra, wit
 
 
 EACH_RANK = """
-import json, sys, torch
+import json, os, sys, torch
 from crat import distributed, store
 from crat.config import RunConfig
 from crat.progress import Progress
@@ -93,7 +96,10 @@ trainer = Trainer(Run.of(RunConfig().but(**json.loads(sys.argv[1])), device), de
 trainer.fit(Progress("none"), None)
 said = {name: value.tolist() for name, value in trainer.defense.state_dict().items()}
 said |= {"weights": store.fingerprint(trainer.current), "best": trainer.best, "gate": vars(trainer.gate)}
-open(f"{sys.argv[2]}-{distributed.rank()}", "w").write(json.dumps(said))
+with open(f"{sys.argv[2]}-{distributed.rank()}", "w") as file:
+    file.write(json.dumps(said))
+distributed.leave()
+os._exit(0)  # a thread of gloo may outlive the interpreter, and then aborts the process
 """
 
 
