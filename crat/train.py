@@ -160,9 +160,7 @@ class Trainer:
             self.average.update(self.model)
         return loss.detach(), stats if weight else stats.times(0)
 
-    def _weights_moved(
-        self, x: Tensor, x_adv: Tensor, y: Tensor, weight: float
-    ) -> AbstractContextManager[None]:
+    def _weights_moved(self, x: Tensor, x_adv: Tensor, y: Tensor, weight: float) -> AbstractContextManager[None]:
         """Adversarial weight perturbation around the update, where the config asks for it and warm-up is over."""
         if not self.config.awp or self.done < self.config.awp_warmup:
             return nullcontext()

@@ -109,8 +109,29 @@ def test_every_setting_has_a_flag():
     assert config.data == DataConfig("cifar10", 7, 8, "first", 9, (2, 5), 10.0, "crop", "zero")
     assert config.model == ModelConfig("wrn_34_10", 2, 16, "augmented", 9.0, 5)
     assert config.train == TrainConfig(
-        "trades", "0.031", "2/255", 3, 1.0, (("a", 0.5), ("b", "word")), 2, 4, 0.2, "cosine", 0.8, 0.0, 3,
-        "ema_update", 0.9, 1, 0.2, 0.01, 1, "eval", 4, "float32", 5,
+        "trades",
+        "0.031",
+        "2/255",
+        3,
+        1.0,
+        (("a", 0.5), ("b", "word")),
+        2,
+        4,
+        0.2,
+        "cosine",
+        0.8,
+        0.0,
+        3,
+        "ema_update",
+        0.9,
+        1,
+        0.2,
+        0.01,
+        1,
+        "eval",
+        4,
+        "float32",
+        5,
     )
 
 

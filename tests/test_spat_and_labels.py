@@ -12,6 +12,7 @@ from crat.defenses import DEFENSES, Task, preset
 from crat.defenses.label_augmentation import OPERATIONS, LabelAugmentation, LabelSmoothing, OfClasses
 from crat.defenses.pgd_at import PGDAT
 from crat.defenses.spat import FORMS, SPAT, cosine_head, hard_pair_divergence, self_paced
+from crat.defenses.trades import TRADES
 from crat.models import build
 from crat.run import Run
 
@@ -46,7 +47,7 @@ def agree(model, loss, expected):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-12)
 
 
-def spat_written_out(model, x, x_adv, y, form):
+def spat_written_out(model, x, x_adv, y, form, squares=True):
     """Image by image and class by class, in cosines, probabilities and plain logarithms."""
     w, b, s = model.head.weight, model.head.bias, model.head.scale
 
@@ -63,20 +64,20 @@ def spat_written_out(model, x, x_adv, y, form):
             a = 1 + M - z[i, j] if j == y[i] else z[i, j] + M
             a = a.detach() if form in ("detached", "circle") else a
             a = a.relu() if form in ("clamped", "circle") else a
-            u.append(s * a * z[i, j])
+            u.append(s * z[i, j] * (1 if form == "plain" else a))
         total = total - (u[y[i]].exp() / sum(v.exp() for v in u)).log()
         terms = [p[i, j] * (p[i, j].log() - q[i, j].log()) for j in range(K)]
-        total = total + BETA * sum(k * (k + N) for k in terms)
+        total = total + BETA * sum(k * (k + N) if squares else k for k in terms)
     return total / len(y)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_spat_is_the_formula_with_its_whole_gradient(form):
+@pytest.mark.parametrize(("form", "squares"), [*((form, True) for form in FORMS), ("released", False)])
+def test_spat_is_the_formula_with_its_whole_gradient(form, squares):
     model, (x, y) = network(), images()
-    spat = ready(SPAT(ATTACK, BETA, M, N, form))
+    spat = ready(SPAT(ATTACK, BETA, M, N, form, squares))
     x_adv = (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)).clamp(0, 1)
     loss, stats = spat.loss(model, x, x_adv, y)
-    agree(model, loss, spat_written_out(model, x, x_adv, y, form))
+    agree(model, loss, spat_written_out(model, x, x_adv, y, form, squares))
     assert stats.n.tolist() == [5, 0, 5]
     torch.testing.assert_close(stats.loss.sum() / len(y), loss.detach(), check_dtype=False)
     assert stats.clean.sum() == (model(x).argmax(1) == y).sum()
@@ -90,6 +91,14 @@ def test_the_forms_differ_where_a_weight_is_negative_and_only_in_gradient_where_
     assert torch.equal(paced["detached"], paced["released"])
     assert torch.equal(paced["circle"], paced["clamped"])
     assert paced["clamped"][0, 1] == 0 < paced["released"][0, 1]
+
+
+def test_without_its_two_ideas_spat_is_trades_on_the_cosine_head():
+    model, (x, y) = network(), images()
+    x_adv = (x + 0.1).clamp(0, 1)
+    spat = ready(SPAT(ATTACK, BETA, M, N, form="plain", squares=False))
+    trades = ready(TRADES(ATTACK, BETA))
+    torch.testing.assert_close(spat.loss(model, x, x_adv, y)[0], trades.loss(model, x, x_adv, y)[0])
 
 
 def test_released_self_pacing_is_stationary_where_papers_say():

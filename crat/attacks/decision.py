@@ -20,9 +20,7 @@ class Decision(nn.Module):
 
     index: Tensor | None
 
-    def __init__(
-        self, model: nn.Module, logit_slice: slice | Sequence[int] | None = None, scale: float = 1.0
-    ) -> None:
+    def __init__(self, model: nn.Module, logit_slice: slice | Sequence[int] | None = None, scale: float = 1.0) -> None:
         super().__init__()
         self.model, self.scale = model, scale
         self.slice = logit_slice if isinstance(logit_slice, slice) else slice(None)

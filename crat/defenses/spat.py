@@ -16,7 +16,7 @@ from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
 from crat.models import CosineHead, plain
 
-FORMS = ("released", "detached", "clamped", "circle")
+FORMS = ("released", "detached", "clamped", "circle", "plain")
 
 
 @dataclass
@@ -32,7 +32,8 @@ class SPAT(Defense):
     beta: float = 6.0
     m: float = 0.2  # margin of the self-paced weights
     n: float = 0.2  # weight of the plain divergence in L_hcp
-    form: str = "released"  # of the self-paced weights: released | detached | clamped | circle
+    form: str = "released"  # of the self-paced weights: released | detached | clamped | circle | plain (none)
+    squares: bool = True  # L_hcp; False: its plain divergence only, the KL of TRADES, with weight 1
     overwrites: bool = False  # the head's weights are made unit vectors at every step, as in the code
 
     paper = "Hou, Han and Li 2023 (AAAI), arXiv 2210.15068"
@@ -47,7 +48,8 @@ class SPAT(Defense):
         Row("scale", None, 8.0, Words("8, the cosine head's")),
         Row("form", None, "released", Words("released"), "the paper's printed equations were not seen; the code "
             "differentiates the weights and does not cut them at 0, so that L_sp is least near z_y = (1 + m) / 2, not "
-            "at 1: the others are variants of circle loss, to be compared"),
+            "at 1: the others are variants of circle loss, to be compared, and plain, for the ablation, leaves it out"),
+        Row("squares", None, True, Words("True"), "False is for the ablation"),
         Row("overwrites", None, True, Words("False"), "with it the gradient keeps its part along w_k and each step "
             "turns unit vectors; the function that is learnt is of the same kind"),
         Row("eps", None, "0.031"),
@@ -76,7 +78,7 @@ class SPAT(Defense):
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
         """PGD on L_hcp."""
         with frozen(model, self.attack.batch_norm), torch.no_grad():
-            target = HardPairsFrom(full(model(x)), self.n)
+            target = HardPairsFrom(full(model(x)), self.n, self.squares)
         return self.search(model, x, y, scale, generator, target)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
@@ -87,7 +89,7 @@ class SPAT(Defense):
         clean, adversarial = full(model(x)), full(model(x_adv))
         paced = head.scale * self_paced(clean / head.scale, y, self.m, self.form)
         losses = F.cross_entropy(paced, y, reduction="none")
-        losses = losses + self.of("beta", y, self.beta) * hard_pair_divergence(clean, adversarial, self.n)
+        losses = losses + self.of("beta", y, self.beta) * hard_pair_divergence(clean, adversarial, self.n, self.squares)
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
 
 
@@ -97,13 +99,14 @@ class HardPairsFrom:
 
     clean_logits: Tensor
     n: float
+    squares: bool = True
 
     def __repr__(self) -> str:
-        return f"HardPairsFrom(clean, n={self.n})"
+        return f"HardPairsFrom(clean, n={self.n}, squares={self.squares})"
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
         """(N, K), (N,) -> (N,); y is not read."""
-        return hard_pair_divergence(self.clean_logits, logits, self.n)
+        return hard_pair_divergence(self.clean_logits, logits, self.n, self.squares)
 
 
 def cosine_head(model: nn.Module) -> CosineHead:
@@ -118,19 +121,22 @@ def self_paced(z: Tensor, y: Tensor, m: float, form: str = "released") -> Tensor
     """a z with a_y = 1 + m - z_y and a_j = z_j + m: the further a cosine is from its aim, the more it weighs.
 
     z: (N, K) cosines plus bias. form: "released", as in the code, a is differentiated, too; "detached", it is a number;
-    "clamped", a is cut at 0 from below; "circle", both, as in circle loss (Sun et al. 2020).
+    "clamped", a is cut at 0 from below; "circle", both, as in circle loss (Sun et al. 2020); "plain", z as it is.
     """
+    if form == "plain":
+        return z
     true = y[:, None] == torch.arange(z.shape[1], device=z.device)
     weight = torch.where(true, 1 + m - z, z + m)
     weight = weight.detach() if form in ("detached", "circle") else weight
     return (weight.clamp_min(0) if form in ("clamped", "circle") else weight) * z
 
 
-def hard_pair_divergence(clean_logits: Tensor, logits: Tensor, n: float) -> Tensor:
+def hard_pair_divergence(clean_logits: Tensor, logits: Tensor, n: float, squares: bool = True) -> Tensor:
     """sum_j k_j (k_j + n) per sample, (N,), where the k_j are the terms of KL(p(x) || p(x')): at least 0, 0 if equal.
 
-    It is n KL plus the squares, by which classes whose probability an attack moves far count most.
+    It is n KL plus the squares, by which classes whose probability an attack moves far count most. Without the squares
+    it is KL alone: with form "plain" SPAT is then TRADES on the cosine head.
     """
     log_p = clean_logits.log_softmax(1)
     terms = log_p.exp() * (log_p - logits.log_softmax(1))
-    return (terms * (terms + n)).sum(1)
+    return (terms * (terms + n)).sum(1) if squares else terms.sum(1)

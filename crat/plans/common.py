@@ -1,0 +1,39 @@
+"""What the plans of several notebooks share: seeds, the average, where the evidence is, the base of the sweeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crat.config import DataConfig, RunConfig, TrainConfig, profile
+from crat.defenses import preset
+
+Runs = dict[str, RunConfig]
+
+SEEDS = (0, 1, 2)
+EMA: dict[str, Any] = {"average": "ema_update"}
+
+
+def evidence(profile_name: str) -> str:
+    """The profile whose runs the figures are drawn from: quick decides nothing, so it shows the laptop's."""
+    return "laptop" if profile_name == "quick" else profile_name
+
+
+def sweep(profile_name: str) -> RunConfig:
+    """The base of ablations and sweeps, which take dozens of runs: AT+EMA on the shipped images, two minutes a run.
+
+    The weights are averaged in all of them, unless averaging is what is studied: single epochs of so short a training
+    jump by more than the settings move. The paper profile sweeps in the paper's own setting.
+    """
+    if profile_name == "paper":
+        return profile("paper").but(**EMA)
+    short = TrainConfig(epochs=6, eps_warmup=1, dtype="bfloat16", average="ema_update")
+    return RunConfig(DataConfig("fashion_mnist_mini"), train=short)
+
+
+def at_and_trades(profile_name: str, seeds: tuple[int, ...] = SEEDS) -> Runs:
+    """Keys "AT-s0" and "TRADES-s0" of the sweeps: the plain methods, with the average that all of them have."""
+    base = sweep(profile_name)
+    return {f"{name}-s{s}": base.but(**preset(m)).but(seed=s) for name, m in BASELINES.items() for s in seeds}
+
+
+BASELINES = {"AT": "pgd_at", "TRADES": "trades"}
