@@ -23,7 +23,7 @@ FLOORS = (
     ("crat.attacks", "crat.averaging", "crat.awp"),
     ("crat.defenses",),
     ("crat.checkpoint", "crat.evaluate", "crat.run", "crat.schedules", "crat.train", "crat.verdicts"),
-    ("crat.claims", "crat.plans", "crat.plots", "crat.plots_methods"),
+    ("crat.claims", "crat.plans", "crat.plots", "crat.plots_methods", "crat.statements"),
     (
         *("crat.__main__", "crat.audit", "crat.bench", "crat.bench_attacks", "crat.bench_train", "crat.cli"),
         *("crat.flags", "crat.foreign", "crat.methods", "crat.recipes"),

@@ -114,4 +114,3 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
         kept = {"x_adv": x_adv, "p": p, "loss": loss.detach(), "gradient": gradient(model, loss)}
         found |= {f"{base}/{item}": value for item, value in kept.items()} | {f"{base}/buffers": buffers(model)}
     return found
-
