@@ -159,9 +159,7 @@ def test_spat_needs_a_cosine_head_and_a_known_form():
     with pytest.raises(ConfigError, match="spat needs a cosine head"):
         cosine_head(network("linear"))
     assert cosine_head(nn.DataParallel(network())).scale == 8
-    with pytest.raises(
-        ConfigError, match="form of spat is one of released, detached, clamped, circle, plain, not 'hard'"
-    ):
+    with pytest.raises(ConfigError, match=f"form of spat is one of {', '.join(FORMS)}, not 'hard'"):
         ready(SPAT(ATTACK, form="hard"))
 
 

@@ -1,4 +1,4 @@
-"""Every claim that a notebook decides, fed effects that are known: each verdict must be reachable, and noise must not decide.
+"""Every claim that a notebook decides, fed known effects: each verdict must be reachable, and noise must not decide.
 
 A claim's functional says how it is decided: one of `metrics.per_run` by `claims.compare`, "share" by `claims.share`,
 "rank correlation" by `claims.rank_correlation`.
@@ -21,7 +21,7 @@ each_claim = pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
 
 
 def runs(class_acc, seed, noise=0.0, shared=None):
-    """(SEEDS, images) bool with these class accuracies; `shared` uniforms make two sets of runs alike image by image."""
+    """(SEEDS, images) bool with these class accuracies; `shared` uniforms make two sets of runs alike by image."""
     rng = np.random.default_rng(seed)
     u = rng.random(Y.size) if shared is None else shared
     moved = class_acc + noise * (rng.standard_normal((SEEDS, 1)) + rng.standard_normal((SEEDS, K)))
