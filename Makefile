@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo $(VENV)/uv/bin/uv)
 NEEDED := crat sets itself up by uv, or by python3 with pip. Install one: uv, or python3-venv (apt install python3-venv)
 
-.PHONY: help reproduce test lab notebooks lint lock
+.PHONY: help reproduce site test lab notebooks lint lock
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -15,6 +15,9 @@ help: ## this list
 
 reproduce: $(VENV)/.ready ## train on the shipped images, draw every figure and the claims table
 	@$(BIN)/crat reproduce $(ARGS)
+
+site: $(VENV)/.ready ## the report as pages, figures/quick/index.html (another profile: ARGS="--profile laptop")
+	@$(BIN)/crat site $(ARGS)
 
 test: $(VENV)/.ready ## every test, the committed notebooks included
 	@$(BIN)/pytest -n logical --maxprocesses=4 --dist=loadscope $(ARGS)

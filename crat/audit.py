@@ -106,7 +106,8 @@ def audit(
     What is kept is read: outcomes belong to the weights, to what the model answers, and to all of the plan. out: the
     folder (None: audits/ in the store). tell: gets a line on what is judged, and each warning, before the battery runs.
     """
-    where, images = pick_device(device), data.load(plan.data)
+    where = pick_device(device)
+    images = data.imagenet_validation(plan.images) if plan.data == "imagenet" else data.load(plan.data)
     x, y = (part[: plan.images or None].to(where) for part in (images.x_test, images.y_test))
     found, doubts = find_model(subject, architecture, images, where)
     model = decision(found, as_images(x[:CHECKED]), images.n_classes, plan.logit_slice, plan.scale)

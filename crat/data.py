@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Batches", "DataError", "Dataset", "data_home", "fetch", "imagenet_loader", "listing", "load", "resolve_augment",
-    "superclasses",
+    "Batches", "DataError", "Dataset", "data_home", "fetch", "imagenet_loader", "imagenet_validation", "listing",
+    "load", "resolve_augment", "superclasses",
 ]  # fmt: skip
 
 
@@ -85,7 +86,8 @@ def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
         config = DataConfig(config)
     if config.name == "imagenet":
         raise DataError(
-            "imagenet does not fit in memory: iterate crat.data.imagenet_loader(split, batch_size, generator)"
+            "imagenet does not fit in memory: iterate crat.data.imagenet_loader(split, batch_size, generator), "
+            "or judge a model on some of it by `crat audit`"
         )
     arrays = read(config.name)
     names = CLASSES.get(config.name) or tuple(arrays["classes"].tolist())
@@ -100,6 +102,26 @@ def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
         tensors[f"x_{split}"] = images.permute(0, 3, 1, 2).contiguous()
         tensors[f"y_{split}"] = torch.from_numpy(renumber[arrays[f"y_{source}"][index]])
     return Dataset(**tensors, classes=tuple(names[k] for k in kept), name=config.name, original_labels=tuple(kept))
+
+
+def imagenet_validation(images: int = 1000, folder: Path | None = None, size: int = 224) -> Dataset:
+    """So many of ImageNet's validation images (0: all, 7.5 GB), spread evenly over the classes, to judge a model on.
+
+    They are the test set; as many others, next to them in the files, are the validation set; none is for training.
+    folder, size and what is raised: as `imagenet_loader` has them.
+    """
+    every: Any = imagenet_loader("val", 1, torch.Generator(), folder, workers=0, size=size).dataset
+    n = min(images or len(every), len(every))
+    chosen = np.arange(n) * len(every) // max(n, 1)
+    tensors: dict[str, Any] = {}
+    for split, index in (("test", chosen), ("valid", (chosen + 1) % len(every)), ("train", chosen[:0])):
+        x = torch.empty((len(index), 3, size, size), dtype=torch.uint8)
+        for i, j in enumerate(index):
+            x[i] = (255 * every[j][0]).round()
+        tensors |= {f"x_{split}": x, f"y_{split}": torch.tensor(every.targets)[torch.from_numpy(index)]}
+    return Dataset(
+        **tensors, classes=tuple(every.classes), name="imagenet", original_labels=tuple(range(len(every.classes)))
+    )
 
 
 def _kept_classes(config: DataConfig, n_classes: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,14 +67,10 @@ def evaluate(
     What was computed before (here or under results/) is read; a killed evaluation resumes where it was.
     Raises ConfigError on an unknown split, store.StoreError where the run has no weights or a file is damaged.
     """
-    if split not in ("test", "valid"):
-        raise ConfigError(f"split is 'test' or 'valid', not {split!r}")
     keep = sorted(keep_classes) if keep_classes is not None else None
-    asked = {"first": first, "bias": None if bias is None else [float(b) for b in bias]}
-    decided_by = {
-        "split": split, "which": which, "seed": seed, "keep": keep, "dtype": dtype, "weights": _weights(run, which),
-        "crafted_on": _weights(crafted_on, which) if crafted_on else None,
-    } | {name: value for name, value in asked.items() if value}  # fmt: skip
+    decided_by = _decided_by(
+        run, split=split, which=which, crafted_on=crafted_on, keep=keep, bias=bias, first=first, dtype=dtype, seed=seed
+    )
 
     def load() -> Subject:
         where = pick_device(device)
@@ -90,8 +87,46 @@ def evaluate(
             model = LogitBias(model, torch.tensor(bias)).to(where)
         return Subject(model, source, x[:first], y[:first])
 
-    folders = [*([run.published] if run.published else []), run.folder]
-    return Verdicts(run.name, folders, decided_by, load, progress).of(battery, split, run.card()["classes"])
+    return Verdicts(run.name, _folders(run), decided_by, load, progress).of(battery, split, run.card()["classes"])
+
+
+def judged(run: Run, battery: Battery) -> bool:
+    """Whether `evaluate(run, battery)` would only read."""
+    if not run.finished:
+        return False
+    places = Verdicts(run.name, (), _decided_by(run), _never)
+    paths = [places.path(attack) for attack in (None, *battery.values())]
+    return all(any((folder / path).exists() for folder in _folders(run)) for path in paths)
+
+
+def _never() -> Subject:
+    raise AssertionError("nothing is judged here")
+
+
+def _folders(run: Run) -> list[Path]:
+    return [*([run.published] if run.published else []), run.folder]
+
+
+def _decided_by(
+    run: Run,
+    *,
+    split: str = "test",
+    which: str = "best",
+    crafted_on: Run | None = None,
+    keep: Sequence[int] | None = None,
+    bias: Sequence[float] | None = None,
+    first: int | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What decides an outcome besides the attack."""
+    if split not in ("test", "valid"):
+        raise ConfigError(f"split is 'test' or 'valid', not {split!r}")
+    asked = {"first": first, "bias": None if bias is None else [float(b) for b in bias]}
+    return {
+        "split": split, "which": which, "seed": seed, "keep": keep, "dtype": dtype, "weights": _weights(run, which),
+        "crafted_on": _weights(crafted_on, which) if crafted_on else None,
+    } | {name: value for name, value in asked.items() if value}  # fmt: skip
 
 
 def outcomes(config: RunConfig, battery: Battery, *, progress: str | None = None, **settings) -> Outcomes:

@@ -7,6 +7,7 @@ import ast
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any
 
 from crat import config as c
@@ -35,6 +36,51 @@ def audit_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", help="such as cpu or cuda:1")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--out", metavar="FOLDER", help="of the report (default: audits/ among the runs)")
+
+
+def evaluate_flags(sub: argparse.ArgumentParser) -> None:
+    """What `crat evaluate` takes."""
+    sub.add_argument("run", help="a run's folder, its name or a part of the name (crat runs lists them)")
+    sub.add_argument("--split", default="test", help="test (default) or valid")
+    sub.add_argument("--which", default="best", help="the epoch: best (default) or last")
+    sub.add_argument(
+        "--attacks",
+        nargs="+",
+        metavar="ATTACK",
+        help="only these: FGSM, PGD-20, CW-20 (default: the three), Square, AA",
+    )
+    sub.add_argument(
+        "--images", type=int, metavar="N", help="the first N images only (AA on a CPU takes hours for all)"
+    )
+    sub.add_argument(
+        "--corruptions", action="store_true", help="the fifteen of CIFAR-10-C instead: error and mean error"
+    )
+    sub.add_argument("--frost", metavar="FOLDER", help="textures for frost, which is left out without them")
+    sub.add_argument("--device", help="such as cpu or cuda:1")
+
+
+def course_flags(sub: argparse.ArgumentParser) -> None:
+    """What `crat course build` takes."""
+    sub.add_argument(
+        "--check", action="store_true", help="only compare; an exercise that is not up to date is an error"
+    )
+    sub.add_argument("--repository", metavar="OWNER/NAME", help="on GitHub, for the badges (default: CITATION.cff's)")
+
+
+def reproduce_flags(sub: argparse.ArgumentParser) -> None:
+    """What `crat reproduce` takes."""
+    sub.add_argument("numbers", nargs="*", metavar="NN", help="which notebooks, such as 01 or 04 (default: all)")
+    sub.add_argument("--papers", nargs="+", default=[], metavar="PAPER", help="the same by name, such as spat or tian")
+    sub.add_argument("--profile", help=f"{' | '.join(PROFILES)} (default: the parameter file's, else quick)")
+    sub.add_argument("--data", choices=c.DATASETS, metavar="NAME", help="another data set for all runs of the profile")
+    sub.add_argument("--seeds", type=int, nargs="+", metavar="N", help="of the runs that are repeated (default: 0 1 2)")
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebooks")
+    sub.add_argument("--parameters", type=Path, metavar="FILE", help="parameters in YAML, as papermill -f takes them")
+    sub.add_argument("--workers", type=int, metavar="N", help="processes here (default: a GPU each, or up to 4 cores)")
+    sub.add_argument("--dask", metavar="ADDRESS|FILE", help="train on the workers of this dask scheduler")
+    sub.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the runs, and no notebook")
+    sub.add_argument("--recompute", action="store_true", help="train everything again, published runs included")
+    sub.add_argument("--dry-run", action="store_true", help="show the plan only: what is to be done, time and memory")
 
 
 def train_flags(sub: argparse.ArgumentParser) -> None:

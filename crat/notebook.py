@@ -1,27 +1,16 @@
-"""One notebook: the parameters it declares, and its run by papermill in a process that ends with whoever started it."""
+"""One notebook: the parameters it declares, how far its run is, and that run, which ends with whoever started it."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
-import os
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-from tqdm import tqdm
-
-from crat.config import ConfigError
-
-GRACE = 5.0  # seconds for the child to end its kernel when it is told to
-GLANCE = 0.5  # seconds between looks at the output notebook
+from crat.children import Child, end_with_starter, last_line
 
 
 class NotebookError(RuntimeError):
@@ -45,7 +34,7 @@ class Progress:
             return cls()
         states = [cell["metadata"].get("papermill", {}).get("status") for cell in cells]
         outputs = [out for cell in cells for out in cell.get("outputs", []) if out.get("name") == "stdout"]
-        return cls(states.count("completed"), len(cells), _last_line("".join("".join(out["text"]) for out in outputs)))
+        return cls(states.count("completed"), len(cells), last_line("".join("".join(out["text"]) for out in outputs)))
 
 
 def declared(notebook: Path) -> dict[str, Any]:
@@ -63,107 +52,14 @@ def declared(notebook: Path) -> dict[str, Any]:
         raise NotebookError(f"{notebook}: no notebook with a cell of literal parameters ({error})") from None
 
 
-def choose_parameters(notebooks: Sequence[Path], profile: str, settings: Sequence[str]) -> dict[Path, dict[str, Any]]:
-    """What each notebook is given: the profile, and of the settings "name=value" those that it knows.
+def start(notebook: Path, output: Path, parameters: Mapping[str, Any], env: Mapping[str, str]) -> Child:
+    """Begins to run a notebook in its own folder; papermill saves it to `output` as it goes.
 
-    Raises ConfigError on a name that no notebook knows, with the names that are known, and on a value of another type.
+    However the caller ends (even by SIGKILL), the child, its kernel and the kernel's processes end too.
     """
-    known = {notebook: declared(notebook) for notebook in notebooks}
-    given = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting}: write it as name=value")
-        if name == "profile":
-            raise ConfigError("the profile is chosen by --profile")
-        if not any(name in defaults for defaults in known.values()):
-            names = sorted({name for defaults in known.values() for name in defaults} - {"profile"})
-            raise ConfigError(f"no chosen notebook has a parameter {name!r}; known: {', '.join(names)}")
-        given[name] = text
-    return {
-        notebook: {name: _typed(name, given[name], default) for name, default in defaults.items() if name in given}
-        | ({"profile": profile} if "profile" in defaults else {})
-        for notebook, defaults in known.items()
-    }
-
-
-def _typed(name: str, text: str, default: Any) -> Any:
-    """The value that is meant, of the default's type."""
-    kind = type(default)
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        return kind(text) if kind in (int, float, str) else kind(ast.literal_eval(text))
-    except (KeyError, ValueError, TypeError, SyntaxError):
-        raise ConfigError(f"--set {name}={text}: {name} is of type {kind.__name__}, such as {default!r}") from None
-
-
-def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], env: Mapping[str, str]) -> str:
-    """Runs a notebook in its own folder and saves it to `output` as it goes; returns "" or what went wrong, in a line.
-
-    env is added to the environment. However this process ends (even by SIGKILL), the child, its kernel and the kernel's
-    processes end with it. The log beside the output is kept where something went wrong.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
-    log = output.with_suffix(".log")
     job = json.dumps({"input_path": str(notebook), "output_path": str(output), "parameters": dict(parameters)})
-    with log.open("w") as noise:
-        child = subprocess.Popen(
-            [sys.executable, "-m", __name__, job], stdin=subprocess.PIPE, stdout=noise, stderr=subprocess.STDOUT,
-            cwd=notebook.parent, env={**os.environ, **env}, process_group=0,  # Ctrl-C is ours to pass on
-        )  # fmt: skip
-    family = {psutil.Process(child.pid)}
-    try:
-        with tqdm(desc=notebook.stem, unit="cell", dynamic_ncols=True, disable=None, leave=False) as bar:
-            while child.poll() is None:
-                family |= _descendants(child.pid)
-                _show(bar, Progress.read(output))
-                time.sleep(GLANCE)
-    finally:
-        assert child.stdin is not None
-        child.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE)
-        _end(family)
-    if child.returncode == 0:
-        log.unlink()
-        return ""
-    said = _last_line(log.read_text(encoding="utf-8", errors="replace")) or "it ended without a word"
-    return said if child.returncode == 1 else f"{said} (exit code {child.returncode})"
-
-
-def _show(bar: tqdm, progress: Progress) -> None:
-    bar.total, bar.n = progress.cells, progress.done
-    bar.set_postfix_str(progress.last_line, refresh=True)
-
-
-def _last_line(text: str) -> str:
-    return text.rstrip().rpartition("\n")[2].strip()
-
-
-def _descendants(pid: int) -> set[psutil.Process]:
-    try:
-        return set(psutil.Process(pid).children(recursive=True))
-    except psutil.NoSuchProcess:
-        return set()
-
-
-def _end(processes: Iterable[psutil.Process]) -> None:
-    """Kills what is left of them; psutil knows a number that was given to another process since."""
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-
-
-def _end_with_driver() -> None:
-    """Waits until the driver closes our standard input, which its death does too, however it came.
-
-    A raw read, as a thread that waits in sys.stdin would block the interpreter's end.
-    """
-    os.read(0, 1)
-    _end(_descendants(os.getpid()))  # a killed kernel would leave its own processes behind
-    os._exit(1)
+    return Child(__name__, job, output.with_suffix(".log"), env, cwd=notebook.parent)
 
 
 def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) -> str:
@@ -176,7 +72,7 @@ def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) 
             input_path, output_path, parameters, progress_bar=False, autosave_cell_every=5
         )
     except papermill.PapermillExecutionError as error:
-        return f"In [{error.exec_count}]: {error.ename}: {_last_line(str(error.evalue))}"
+        return f"In [{error.exec_count}]: {error.ename}: {last_line(str(error.evalue))}"
     except DeadKernelError:
         cells = json.loads(Path(output_path).read_text(encoding="utf-8"))["cells"]
         # it calls all cells completed, but only those that it started know whether there was an exception
@@ -188,5 +84,5 @@ def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) 
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_driver, daemon=True).start()
+    end_with_starter()
     sys.exit(by_papermill(**json.loads(sys.argv[1])) or 0)  # a text goes to the log as its last line, and means code 1

@@ -106,3 +106,36 @@ def atlas(published: pd.DataFrame, value: str = "AA worst", title: str = "") -> 
     ax.set(xlabel=f"{value} (%)", title=title)
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def worst_distributions(table: pd.DataFrame, objective: pd.DataFrame) -> Figure:
+    """CODAT's inner maximum: the probability of each class against its loss, a line a radius; what it is worth.
+
+    table: columns rho, class, loss, p. objective: rho, exact, closed_form, of one set of class losses.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
+    for i, (rho, part) in enumerate(table.sort_values("loss").groupby("rho")):
+        left.plot(part.loss, part.p, marker="o", ms=3, color=SERIES[i % len(SERIES)], label=f"ρ = {rho:g}")
+    left.set(xlabel="loss of the class", ylabel="its probability", title="the worst distribution over classes")
+    left.legend(fontsize=7)
+    right.plot(objective.rho, objective.exact, color=BLUE, label="maximum")
+    right.plot(objective.rho, objective.closed_form, color=RED, ls="--", label="mean + √ρ · sd")
+    right.set(xlabel="ρ", ylabel="loss", title="what is minimised")
+    right.legend(fontsize=7)
+    return figure
+
+
+def radius_curves(table: pd.DataFrame, title: str = "") -> Figure:
+    """Columns what, rho, value, low, high (fractions): a panel for each `what`, a point a radius, 95 % over images."""
+    panels = list(table.what.unique())
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.8 * len(panels) + 0.4, 2.8), squeeze=False)
+    for ax, panel in zip(axes[0], panels, strict=True):
+        part = table[table.what == panel].sort_values("rho").reset_index(drop=True)
+        centre = 100 * part.value
+        whiskers = [centre - 100 * part.low, 100 * part.high - centre]
+        ax.errorbar(part.index, centre, whiskers, color=BLUE, marker="o", ms=4, lw=1, elinewidth=1)
+        ax.set_xticks(part.index, [f"{rho:g}" for rho in part.rho])
+        ax.set(xlabel="ρ", ylabel="accuracy (%)", title=panel)
+        ax.margins(x=0.15)
+    figure.suptitle(title, fontsize=9)
+    return figure

@@ -1,134 +1,109 @@
-"""`crat reproduce`: the plan (which notebooks, which runs), the notebooks one after another, the report."""
+"""`crat reproduce`: the plan (which notebooks, which runs, what they take), the batch, the report."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
 import sys
-import textwrap
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
-from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
-import crat
-from crat import store
-from crat.config import PROFILES, ConfigError, RunConfig
-from crat.notebook import NotebookError, choose_parameters, declared, execute
-from crat.originals import DataError, data_home
-from crat.plans import LIVE, PLANS
+from crat import batch, store
+from crat.batch import ROOT, Entry, Job
+from crat.config import PROFILES, ConfigError, chosen_seeds
+from crat.executors import Local, Place, perform, shown
+from crat.notebook import NotebookError
+from crat.originals import DataError
+from crat.parameters import choose_parameters, from_file
+from crat.report import aligned, report
 
-if TYPE_CHECKING:  # torch and pandas take seconds to import: what is done already needs neither
-    import torch
-
-    from crat.run import Run
-
-ROOT = Path(crat.__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A notebook, the parameters it is run with, the folder for all it writes, and the runs it will ask for."""
-
-    notebook: Path
-    folder: Path
-    parameters: dict[str, Any]
-    runs: dict[str, RunConfig]
-    made_from: dict[str, Any]  # everything that decides the outcome, for the success record
-
-    @property
-    def output(self) -> Path:
-        """The executed notebook."""
-        return self.folder / self.notebook.name
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What the success record says; {} where there is none."""
-        path = self.folder / "success.json"
-        return store.read_json(path) if path.exists() else {}
-
-    @property
-    def done(self) -> bool:
-        """Whether it ran to its end from the same sources, and all it wrote is still there."""
-        record = self.record
-        same = record.get("made_from") == self.made_from
-        return same and all((self.folder / name).exists() for name in record["files"])
-
-    def perform(self) -> str:
-        """Runs it anew; returns "" or what went wrong. The record is written after a clean return only."""
-        for name in [*self.record.get("files", ()), "success.json", "claims.json"]:
-            (self.folder / name).unlink(missing_ok=True)
-        env = {  # absolute: the notebook works in its own folder
-            "CRAT_FIGURES": str(self.folder.parent.absolute()),
-            "CRAT_RUNS": str(store.home().absolute()),
-            "CRAT_DATA": str(data_home().absolute()),
-        }
-        began = time.time()
-        error = execute(self.notebook.absolute(), self.output.absolute(), self.parameters, env)
-        if not error:
-            written = [p for p in self.folder.rglob("*") if p.is_file() and p.stat().st_mtime > began - 2]
-            files = sorted(str(p.relative_to(self.folder)) for p in written)
-            record = {"made_from": self.made_from, "seconds": round(time.time() - began, 1), "files": files}
-            store.write_json(self.folder / "success.json", record)
-        return error
+__all__ = ["aligned", "run", "shown"]
 
 
 def run(
     numbers: Sequence[str] = (),
-    profile: str = "quick",
+    profile: str | None = None,
     settings: Sequence[str] = (),
     *,
+    parameters: Path | None = None,
+    workers: int | None = None,
+    dask: str | None = None,
+    shard: str | None = None,
     recompute: bool = False,
     dry_run: bool = False,
     notebooks: Path = ROOT / "notebooks",
     figures: Path = ROOT / "figures",
 ) -> int:
-    """Shows the plan, runs what of it is not done, reports; returns the exit code, 1 where a notebook failed.
+    """Shows the plan, does what of it is not done, reports; returns the exit code, 1 where something failed.
 
-    numbers: which notebooks ("01"; all where none is named). settings: parameters as "name=value".
-    recompute: train everything again, in a store of its own; a recomputation that was stopped goes on.
-    Raises ConfigError before anything runs on an unknown notebook, profile or parameter; NotebookError.
+    numbers: which notebooks (`choose`; all where none is named). profile: quick, unless the parameter file says more.
+    settings: parameters as "name=value"; parameters: a YAML file of them. workers: processes at a time on this machine;
+    dask: a scheduler's address or file, which does the runs instead. shard: "i/n", this part of the runs and no
+    notebook. recompute: train everything again, in a store of its own; one that was stopped goes on.
+    Raises ConfigError before anything runs on an unknown notebook, profile or parameter; NotebookError, ClusterError.
     """
+    values = from_file(parameters) if parameters else {}
+    profile = profile or str(values.get("profile", "quick"))
     if profile not in PROFILES:
         raise ConfigError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers is at least 1, not {workers}")
+    part = _part(shard, recompute) if shard else None
     chosen = choose(notebooks, numbers)
-    parameters = choose_parameters(chosen, profile, settings)
+    given = choose_parameters(chosen, profile, settings, values)
     again = _start_over(dry_run) if recompute else ""
-    jobs = [_job(notebook, figures / profile, profile, parameters[notebook], again) for notebook in chosen]
-    show_plan(jobs)
+    jobs = [batch.job(path, figures / profile, profile, given[path], again) for path in chosen]
+    _refuse_what_is_not_heeded(jobs)
+    left = jobs if part else [job for job in jobs if not job.is_done]
+    runs = batch.entries(left, profile == "quick") if left else []
+    runs, left = (batch.share(runs, *part), []) if part else (runs, batch.linked(left, runs))
+    show_plan([] if part else jobs, runs, workers)
     sys.stdout.flush()
     if dry_run:
         return 0
-    failed = [job for job in jobs if not job.done and not _performed(job)]
-    if recompute and not failed:
+    errors = _perform(runs, left, workers, dask)
+    if recompute and not errors:
         (store.home() / "unfinished").unlink()
-    _report(jobs, figures / profile)
-    if failed:
-        print(f"failed: {', '.join(job.notebook.stem for job in failed)}")
-    return 1 if failed else 0
+    if not part:
+        report(jobs, figures / profile)
+    if errors:
+        print(f"failed: {', '.join(errors)}")
+    return 1 if errors else 0
 
 
-def choose(notebooks: Path, numbers: Sequence[str]) -> list[Path]:
-    """The notebooks NN_*.ipynb with these numbers (or names), in order; all of them where none is named."""
+def choose(notebooks: Path, names: Sequence[str]) -> list[Path]:
+    """The notebooks NN_*.ipynb of these numbers, names, or papers ("cfa", "tian2021", "tian"), in order; else all."""
     if importlib.util.find_spec("papermill") is None:
         raise NotebookError("running notebooks needs papermill: pip install 'crat[notebooks]'")
     known = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
     if not known:
         raise NotebookError(f"no notebooks in {notebooks}: they come with a clone of the repository")
-    for number in numbers:
-        if not any(number in (path.stem, path.stem[:2]) for path in known):
-            raise ConfigError(f"no notebook {number!r}; known: {', '.join(path.stem for path in known)}")
-    return [path for path in known if not numbers or path.stem in numbers or path.stem[:2] in numbers]
+    for name in names:
+        if not any(_is_called(path, name) for path in known):
+            raise ConfigError(f"no notebook {name!r}; known: {', '.join(path.stem for path in known)}")
+    return [path for path in known if not names or any(_is_called(path, name) for name in names)]
+
+
+def _is_called(path: Path, name: str) -> bool:
+    """By the whole name, or a word of it with or without the year."""
+    words = path.stem.lower().split("_")
+    return name.lower() in (path.stem.lower(), *words, *(re.sub(r"\d{4}$", "", word) for word in words[1:]))
+
+
+def _part(shard: str, recompute: bool) -> tuple[int, int]:
+    """ "2/8" as (2, 8)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ConfigError(f"--shard is i/n with i from 1 to n, such as 1/4, not {shard!r}")
+    if recompute:
+        raise ConfigError("--shard with --recompute: set CRAT_RECOMPUTE=1 and CRAT_RUNS to an empty folder instead")
+    return int(found[1]), int(found[2])
 
 
 def _start_over(dry_run: bool) -> str:
@@ -145,155 +120,83 @@ def _start_over(dry_run: bool) -> str:
     return began
 
 
-def _job(notebook: Path, figures: Path, profile: str, parameters: dict[str, Any], again: str) -> Job:
-    """A notebook's number says which runs it asks for."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    plan = PLANS.get(notebook.stem[:2])
-    seed = parameters.get("seed", declared(notebook).get("seed", 0))
-    made_from = {
-        "notebook": store.digest([(cell["cell_type"], "".join(cell["source"])) for cell in cells]),
-        "parameters": parameters,
-        "package": store.digest([path.read_text(encoding="utf-8") for path in sorted((ROOT / "crat").rglob("*.py"))]),
-        "results": store.digest(
-            [hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((ROOT / "results").rglob("*")) if p.is_file()]
-        ),
-        "recomputation": again,
-    }
-    return Job(notebook, figures / notebook.stem, parameters, plan(profile, seed) if plan else {}, made_from)
+def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
+    """Another data set and other seeds (config.on_chosen_data, chosen_seeds) must reach every run that is planned."""
+    data, seeds = os.environ.get("CRAT_DATA_SET"), set(chosen_seeds())
+    for job in jobs:
+        stray = {config.data.name for config in job.runs.values()} - {data}
+        if data and stray:
+            raise ConfigError(f"--data {data}: {job.name} has runs that stay on {', '.join(sorted(stray))}")
+        used = {config.train.seed for config in job.runs.values()} - {0, job.parameters.get("seed", 0)}
+        if os.environ.get("CRAT_SEEDS") and used - seeds:
+            raise ConfigError(f"--seeds: {job.name} has runs of the seeds {', '.join(map(str, sorted(used - seeds)))}")
 
 
-def show_plan(jobs: Sequence[Job]) -> None:
-    """Prints what is done and what will be run, then the runs those ask for, with the time that training will take."""
-    rows = [(job.notebook.stem, f"done: {shown(job.folder)}" if job.done else "to be run") for job in jobs]
-    print(aligned(("notebook", "state"), rows), end="\n\n")
-    configs = dict.fromkeys(config for job in jobs if not job.done for config in job.runs.values())
-    if configs:
-        _show_runs(configs, {c for j in jobs for key, c in j.runs.items() if key in LIVE.get(j.notebook.stem[:2], ())})
+def show_plan(jobs: Sequence[Job], runs: Sequence[Entry], workers: int | None) -> None:
+    """Prints which notebooks are done, which will be run after which runs, and what those take."""
+    if jobs:
+        rows = [(job.name, *_seen(job)) for job in jobs]
+        print(aligned(("notebook", "state", "last time"), rows), end="\n\n")
+    ready = [entry for entry in runs if not entry.state]
+    if ready:
+        published = sum(entry.published for entry in ready)
+        print(f"{published} runs are read from results/, {len(ready) - published} more are in the store", end="\n\n")
+    if len(ready) < len(runs):
+        _show_runs([entry for entry in runs if entry.state], workers)
 
 
-def _show_runs(configs: Iterable[RunConfig], live: set[RunConfig]) -> None:
+def _seen(job: Job) -> tuple[str, str]:
+    state = f"done: {shown(job.folder)}" if job.is_done else "to be run"
+    seconds = job.record.get("seconds")
+    return state, tqdm.format_interval(round(seconds)) if seconds else "-"
+
+
+def _show_runs(runs: Sequence[Entry], workers: int | None) -> None:
     import torch
 
     from crat.device import describe, pick_device
-    from crat.run import Run
+    from crat.estimates import Cost, alike, measure
 
-    device = pick_device()
-    rows, total = [], 0.0
-    notes: list[str] = []
-    measured: dict[RunConfig, float] = {}  # seconds an epoch, shared by runs that differ little
-    for config in configs:
-        state, epochs = _state(asked := Run.of(config, device), config in live)
-        alike, cost = asked.config.but(seed=0, drop_classes=()), "-"
-        if epochs:
+    device, local, before = pick_device(), Local(workers), torch.get_num_threads()
+    torch.set_num_threads(int(local.slots[0].get("OMP_NUM_THREADS", before)))  # as the workers will have them
+    measured: dict[Any, Cost | str] = {}  # shared by runs that differ little
+    rows, total, longest, most = [], 0.0, 0.0, 0.0
+    for entry in runs:
+        key = alike(entry.run.config)
+        if key not in measured:
             try:
-                seconds = epochs * measured.setdefault(alike, measured.get(alike) or _measure_epoch(asked, device))
-                total, cost = total + seconds, tqdm.format_interval(round(seconds))
-            except DataError as error:
-                cost = "no data"
-                notes.append(str(error))
-        rows.append((asked.name, state, cost))
-    torch.cuda.empty_cache()  # what was measured with is the notebooks' now; does nothing without a GPU
+                measured[key] = measure(entry.run, device)
+            except (DataError, store.StoreError) as error:
+                measured[key] = str(error)
+        cost, took, memory = measured[key], "unknown", "-"
+        if isinstance(cost, Cost):
+            seconds = entry.epochs_left * cost.epoch + (0 if entry.live else cost.judging)
+            total, longest, most = total + seconds, max(longest, seconds), max(most, cost.memory)
+            took, memory = tqdm.format_interval(round(seconds)), _gigabytes(cost.memory)
+        rows.append((entry.run.name, " ".join(entry.notebooks), entry.state, took, memory))
+    torch.set_num_threads(before)
+    torch.cuda.empty_cache()  # what was measured with is the workers' now; does nothing without a GPU
+    notes = dict.fromkeys(cost for cost in measured.values() if isinstance(cost, str))
+    wall = tqdm.format_interval(round(max(longest, total / local.workers)))
+    n = min(local.workers, len(runs))
     about = "at least" if notes else "about"
-    rows.append(("all training", f"on {describe(device)}", f"{about} {tqdm.format_interval(round(total))}"))
-    print(aligned(("run", "state", "training"), rows), *dict.fromkeys(notes), sep="\n", end="\n\n")
+    rows.append(("all of it", "", f"{n} at a time on {describe(device)}", f"{about} {wall}", _gigabytes(n * most)))
+    print(aligned(("run", "for", "state", "takes", "memory"), rows, (72, 11)), *notes, sep="\n", end="\n\n")
 
 
-def _state(run: Run, live: bool) -> tuple[str, int]:
-    """What is there of a run, in words, and how many epochs are left; live: its weights are needed."""
-    if run.trained_here:
-        return "cached", 0
-    if run.published and not live:
-        return f"read from results/{run.config.data.name}", 0
-    done, epochs = run.here.card().get("epochs_done", 0), run.config.train.epochs
-    return f"to be trained, from epoch {done + 1}" if done else "to be trained", epochs - done
+def _gigabytes(n: float) -> str:
+    return f"{n / 1e9:.1f} GB"
 
 
-def _measure_epoch(run: Run, device: torch.device) -> float:
-    """Seconds an epoch takes, by one step and one attack on validation images in a batch as small as will tell."""
-    import torch
+def _perform(runs: Sequence[Entry], left: Sequence[Job], workers: int | None, dask: str | None) -> dict[str, str]:
+    """The runs that are no notebook's own, and the notebooks; returns what failed, and why."""
+    tasks = [entry.task for entry in runs if entry.state and not entry.live]
+    if not tasks and not left:
+        return {}
+    local = Local(workers)
+    runs_on: Place = local
+    if dask and tasks:
+        from crat.cluster import Cluster
 
-    from crat.attacks.judge import as_images, attacked_logits
-    from crat.train import Trainer
-
-    trainer = Trainer(run, device)
-    images, c = trainer.images, trainer.config
-    generator = torch.Generator(device).manual_seed(0)
-    trainer.judged.eval()
-
-    def step(n: int) -> None:
-        loss, _ = trainer.step(as_images(images.x_train[:n]), images.y_train[:n], 0.0, 1.0, generator)
-        loss.item()  # waits for the device
-
-    def judge(n: int) -> None:
-        x, y = images.x_valid[:n], images.y_valid[:n]
-        attacked_logits(trainer.judged, x, y, trainer.valid_attack, seed=0, dtype=c.dtype).sum().item()
-
-    judged, most = len(images.x_valid) + c.trace_per_class * images.n_classes, min(c.batch_size, len(images.x_valid))
-    return len(images.x_train) * _seconds_an_image(step, most) + judged * _seconds_an_image(judge, most)
-
-
-def _seconds_an_image(work: Callable[[int], None], most: int) -> float:
-    """The work of n images is timed for growing n until it takes long enough to be told from noise."""
-    n = min(4, most)
-    work(n)  # sets up
-    while True:
-        began = time.perf_counter()
-        work(n)
-        spent = time.perf_counter() - began
-        if spent > 0.2 or n == most:
-            return spent / n
-        n = min(4 * n, most)
-
-
-def _performed(job: Job) -> bool:
-    began, error = time.monotonic(), job.perform()
-    took = tqdm.format_interval(round(time.monotonic() - began))
-    print(f"{job.notebook.stem}: " + (f"failed after {took}: {error}" if error else f"done in {took}"), flush=True)
-    if error:
-        print(f"  what it did until then: {shown(job.output)}")
-    return not error
-
-
-def _report(jobs: Sequence[Job], figures: Path) -> None:
-    """Tells where the figures are, and the claims of all that is done: in the terminal, claims.csv and claims.md."""
-    import pandas as pd
-
-    from crat import claims
-
-    for job in jobs:
-        if job.done:
-            n = Counter(Path(name).suffix for name in job.record["files"])
-            print(f"{shown(job.folder)}: figures as {n['.png']} PNG, {n['.pdf']} PDF, {n['.csv']} CSV")
-    folders = [path.parent for path in sorted(figures.glob("*/claims.json")) if (path.parent / "success.json").exists()]
-    if not folders:
-        print("no claims: none of the notebooks that are done makes any")
-        return
-    table = pd.concat([claims.read(folder / "claims.json").assign(notebook=folder.name) for folder in folders])
-    short = {"statement": "claim", "number": "the paper's number", "value": "ours", "low": "low", "high": "high"}
-    columns = ["notebook", "paper", "where", *short, "functional", "verdict", "setting", "p_holm", "detectable"]
-    store.write_text(figures / "claims.csv", table[columns].rename(columns=short).to_csv(index=False))
-    markdown = claims.markdown(table)
-    store.write_text(figures / "claims.md", markdown)
-    lines = [line for line in markdown.splitlines() if not line.startswith("|---")]
-    cells = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    print("\n" + aligned(cells[0], cells[1:], (44, 14, 26, 11, 15)))
-    print(f"claims: {shown(figures / 'claims.csv')} and claims.md")
-
-
-def aligned(header: Sequence[str], rows: Iterable[Sequence[str]], widest: Sequence[int] = ()) -> str:
-    """A table for the terminal: columns two spaces apart, cells wrapped to `widest` (78 where it says nothing)."""
-    table = [[str(cell) for cell in row] for row in (header, *rows)]
-    limits = [*widest, *[78] * (len(header) - len(widest))]
-    widths = [min(max(map(len, column)), limit) for column, limit in zip(zip(*table, strict=True), limits, strict=True)]
-    lines = []
-    for row in table:
-        wrapped = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
-        for parts in zip_longest(*wrapped, fillvalue=""):
-            lines.append("  ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip())
-    return "\n".join(lines)
-
-
-def shown(path: Path) -> str:
-    """A path as a person would type it here."""
-    path = path.absolute()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+        runs_on = Cluster(dask)
+    return perform([*tasks, *left], runs_on, local)

@@ -24,6 +24,7 @@ from crat.config import PROTOCOLS, ConfigError, RunConfig, number
 from crat.defenses import ClassStats, Task, make_defense
 from crat.defenses.stats import judged_stats
 from crat.device import autocast, compiled, pick_device
+from crat.lease import Lease, held
 from crat.progress import Progress
 from crat.run import Run, build_model, first_per_class, history_rows
 from crat.schedules import learning_rate
@@ -45,6 +46,7 @@ def train(
 ) -> Run:
     """Trains what the config says and returns its Run; a finished one is returned at once, an unfinished one resumed.
 
+    While another worker trains the same run, this one waits for it (crat.lease).
     progress: "bar" (terminal), "line" (one line an epoch, notebooks), "none"; None chooses.
     max_minutes: stop at the end of the epoch in which they have passed (the Run is then unfinished).
     compile: torch.compile the network (worth its start-up time on long runs).
@@ -57,17 +59,19 @@ def train(
     if run.trained_here:
         return run
     distributed.wait()
-    trainer = Trainer(run, where, compile=compile)
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        trainer.fit(Progress("none" if distributed.rank() else progress, run.name), max_minutes)
+    forked = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
+    with held(run.folder, where) as lease, forked:
+        if not distributed.decided_by_first(run.trained_here, where):  # another may have done it meanwhile
+            trainer = Trainer(run, where, compile=compile, lease=lease)
+            trainer.fit(Progress("none" if distributed.rank() else progress, run.name), max_minutes)
     return run
 
 
 class Trainer:
     """One training in progress: what changes from epoch to epoch, and how it is saved."""
 
-    def __init__(self, run: Run, device: torch.device, *, compile: bool = False):
-        self.run, self.config, self.device = run.here, run.config.train, device
+    def __init__(self, run: Run, device: torch.device, *, compile: bool = False, lease: Lease | None = None):
+        self.run, self.config, self.device, self.lease = run.here, run.config.train, device, lease
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
         self.model = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
@@ -204,6 +208,8 @@ class Trainer:
         top_share = clean.argmax(1).bincount(minlength=images.n_classes).max().item() / len(clean)
         if images.n_classes > 2 and top_share > COLLAPSED:
             self.collapsed.append(self.done)
+        if self.lease:
+            self.lease.confirm()
         self._choose(valid)
         self._trace_epoch()
         if distributed.rank() == 0:

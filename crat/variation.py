@@ -92,7 +92,7 @@ def crossings(y: ArrayLike, robust: ArrayLike, grid: ArrayLike, level: float = 0
     E radii together (Bonferroni) on both sides of 0. Columns first, second (labels), before, after (radii at which
     first, second is ahead most clearly), ahead, behind (the differences there). Rows by how clear the weaker side is.
     """
-    y, robust = np.asarray(y), np.asarray(robust)
+    y, robust, grid = np.asarray(y), np.asarray(robust), np.asarray(grid)
     k = int(y.max()) + 1
     acc = class_accuracy(y, robust, k)  # (E, S, K)
     mean, n = acc.mean(1), np.bincount(y, minlength=k)

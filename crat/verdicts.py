@@ -138,7 +138,12 @@ class _Parts:
 
     def __init__(self, file: Path) -> None:
         self.file, self.saved = file, time.monotonic()
-        kept = store.read_arrays(file) if file.exists() else None
+        try:
+            kept = store.read_arrays(file) if file.exists() else None
+        except store.StoreError:
+            if file.exists():
+                raise
+            kept = None  # another who judges the same has just finished, and took it away
         self.batches = [(kept["logits"], kept["broken_by"])] if kept else []
 
     @property

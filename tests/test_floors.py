@@ -17,17 +17,27 @@ FLOORS = (
     ("crat", "crat.config"),
     (
         *("crat.data", "crat.sources", "crat.mirrors", "crat.originals", "crat.augment"),
+        "crat.imagenet_labels",
         *("crat.bodies", "crat.models", "crat.curves", "crat.metrics", "crat.store", "crat.device"),
         *("crat.progress", "crat.distributed", "crat.corruptions", "crat.mce", "crat.calibration", "crat.longtail"),
+        "crat.lease",
+        *("crat.superclasses", "crat.toy", "crat.variation"),
     ),
     ("crat.attacks", "crat.averaging", "crat.awp"),
     ("crat.defenses",),
     ("crat.checkpoint", "crat.evaluate", "crat.run", "crat.schedules", "crat.train", "crat.verdicts"),
-    ("crat.claims", "crat.plans", "crat.plots", "crat.plots_methods", "crat.statements"),
+    (
+        *("crat.claims", "crat.leaderboard", "crat.plans", "crat.statements"),
+        *("crat.plots", "crat.plots_cfa", "crat.plots_labels", "crat.plots_methods", "crat.plots_spat"),
+        "crat.plots_tail",
+    ),
     (
         *("crat.__main__", "crat.audit", "crat.bench", "crat.bench_attacks", "crat.bench_train", "crat.cli"),
+        "crat.course",
         *("crat.flags", "crat.foreign", "crat.methods", "crat.recipes"),
-        *("crat.notebook", "crat.peers", "crat.precision", "crat.reproduce"),
+        *("crat.batch", "crat.children", "crat.cluster", "crat.estimates", "crat.executors", "crat.parameters"),
+        *("crat.report", "crat.worker"),
+        *("crat.notebook", "crat.peers", "crat.precision", "crat.reproduce", "crat.site"),
     ),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

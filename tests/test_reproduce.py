@@ -6,15 +6,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from crat import reproduce, store
+from crat import batch, plans, reproduce, store
 from crat.config import ConfigError, profile
-from crat.notebook import NotebookError, Progress, by_papermill, choose_parameters
+from crat.notebook import NotebookError, Progress, by_papermill
+from crat.parameters import choose_parameters
 from crat.run import Run
 from crat.train import train
 
@@ -46,7 +48,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CRAT_RUNS", "runs")  # a relative one must mean the same in a notebook
     monkeypatch.setenv("CRAT_RECOMPUTE", "")  # set first, so that it is gone again afterwards, whoever sets it
-    monkeypatch.setattr(reproduce, "PLANS", {})
+    monkeypatch.setattr(plans, "PLANS", {})
     Path("notebooks").mkdir()
     return tmp_path
 
@@ -86,7 +88,7 @@ def test_a_good_and_a_failed_notebook(capsys, monkeypatch, elsewhere):
     def never(*_):
         raise AssertionError("a notebook that is done was run")
 
-    monkeypatch.setattr(reproduce, "execute", never)
+    monkeypatch.setattr(batch.notebook, "start", never)
     assert start("00", settings=["seed=7"]) == 0
     assert re.search(r"00_good +done: figures/quick/00_good", capsys.readouterr().out)
     assert state("00", capsys, settings=["seed=8"]) == "to be run"
@@ -99,9 +101,9 @@ def test_a_good_and_a_failed_notebook(capsys, monkeypatch, elsewhere):
 
 
 def state(number, capsys, **settings):
-    """What the plan says of a notebook."""
+    """What the plan says of a notebook; beside it, the time that it took last."""
     assert start(number, dry_run=True, **settings) == 0
-    return re.search(rf"^{number}_\w+ +(.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+    return re.search(rf"^{number}_\w+ +(.*?) +\d\d:\d\d$", capsys.readouterr().out, re.MULTILINE)[1]
 
 
 @pytest.mark.parametrize(
@@ -170,24 +172,27 @@ def test_the_plan_tells_what_is_cached_published_and_to_be_trained(capsys, monke
     }
     names = {key: Run.of(config).name for key, config in runs.items()}
     write_notebook(Path("notebooks/00_good.ipynb"), GOOD)
-    monkeypatch.setattr(reproduce, "PLANS", {"00": lambda profile_name, seed: runs})
-    monkeypatch.setattr(reproduce, "LIVE", {})
+    monkeypatch.setattr(plans, "PLANS", {"00": lambda profile_name, seed: runs})
+    monkeypatch.setattr(plans, "LIVE", {})
     published = property(lambda run: Path("results") if run.name == names["published"] else None)
     monkeypatch.setattr(Run, "published", published)
     train(runs["cached"], progress="none")
     train(runs["begun"], progress="none", max_minutes=0)
     assert start(dry_run=True) == 0
     told = capsys.readouterr().out
-    assert re.search(rf"{names['cached']} +cached +-\n", told)
-    assert re.search(rf"{names['begun']} +to be trained, from epoch 2 +\d\d:\d\d\n", told)
-    assert re.search(rf"{names['published']} +read from results/fashion_mnist_mini +-\n", told)
+    takes = r"\d\d:\d\d +\d+\.\d GB\n"
+    assert re.search(rf"{names['cached']} +00 +to be judged +{takes}", told)
+    assert re.search(rf"{names['begun']} +00 +to be trained, from epoch 2 +{takes}", told)
+    assert "1 runs are read from results/, 0 more are in the store" in told
+    assert names["published"] not in told
     # a notebook that uses the network itself needs its weights
-    monkeypatch.setattr(reproduce, "LIVE", {"00": ("published",)})
+    monkeypatch.setattr(plans, "LIVE", {"00": ("published",)})
     assert start(dry_run=True) == 0
-    assert re.search(rf"{names['published']} +to be trained +\d\d:\d\d\n", capsys.readouterr().out)
-    assert re.search(rf"{names['new']} +to be trained +\d\d:\d\d\n", told)
-    assert re.search(rf"{names['without data']} +to be trained +no data\n", told)
-    assert re.search(r"all training +on .+ +at least \d\d:\d\d\n", told)
+    live = capsys.readouterr().out
+    assert re.search(rf"{names['published']} +00 +to be trained in notebook 00 +{takes}", live)
+    assert re.search(rf"{names['new']} +00 +to be trained +{takes}", told)
+    assert re.search(rf"{names['without data']} +00 +to be trained +unknown +-\n", told)
+    assert re.search(rf"all of it +\d at a time on .+ +at least {takes}", told)
     assert "`crat data fetch cifar10` downloads it" in told
     assert not Path("figures").exists()
 
@@ -202,14 +207,19 @@ def test_a_recomputation_starts_empty_and_goes_on_where_it_was_stopped(monkeypat
         ran.clear()
         return start(recompute=True, dry_run=dry_run)
 
-    def execute(notebook, output, parameters, env):
-        assert (env["CRAT_RUNS"], os.environ["CRAT_RECOMPUTE"]) == (str(Path("runs/recomputed").absolute()), "1")
-        ran.append(notebook.stem)
-        store.write_text(Path(env["CRAT_RUNS"], notebook.stem, "card.json"), "{}")
-        store.write_text(output, "{}")
-        return "" if works[0] or notebook.stem == "00_good" else "broken"
+    def perform(jobs, *_):
+        assert (os.environ["CRAT_RUNS"], os.environ["CRAT_RECOMPUTE"]) == (str(Path("runs/recomputed").absolute()), "1")
+        broken = [job.name for job in jobs if not works[0] and job.name != "00_good"]
+        for job in jobs:
+            ran.append(job.name)
+            store.write_text(store.home() / job.name / "card.json", "{}")
+            store.write_text(job.output, "{}")
+            job.began.append(time.time())
+            if job.name not in broken:
+                job.finish(SimpleNamespace(told=str))
+        return dict.fromkeys(broken, "broken")
 
-    monkeypatch.setattr(reproduce, "execute", execute)
+    monkeypatch.setattr(reproduce, "perform", perform)
     assert recompute() == 1
     assert ran == ["00_good", "01_other"]
     works[0] = True
@@ -237,10 +247,10 @@ DRIVER = """
 import sys
 from functools import partial
 from pathlib import Path
-from crat import cli, reproduce
-reproduce.PLANS = {}
+from crat import cli, plans, reproduce
+plans.PLANS = {}
 reproduce.run = partial(reproduce.run, notebooks=Path("notebooks"), figures=Path("figures"))
-sys.exit(cli.main(["reproduce"]))
+sys.exit(cli.main(["reproduce", "--workers", "1"]))
 """
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor, nn
 
+from crat import data, store
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward, one_of
 from crat.attacks.hunt import finite_logits
@@ -61,6 +65,47 @@ def fit_universal(
             if spoilt:
                 raise ValueError("the model gives NaN logits or gradients for training images: no delta can be fitted")
     return delta
+
+
+@dataclass(frozen=True)
+class Universal:
+    """Universal perturbations as an attack: fitted on training images, then added to whatever is attacked.
+
+    images: the data set, by its name, whose training images the delta is fitted on (`fit_universal`, with `epochs`, and
+    `seed` for their order), with the model that is attacked: its repr names all that decides its outcomes. A transfer
+    (`crafted_on`) fits on the other model. One fit serves all batches, until the model's tensors change.
+    x (N, C, H, W) in [0, 1], y (N,): the true labels, which choose among the deltas with class_wise.
+    Raises ValueError where another eps is asked for than the one that it was made for.
+    """
+
+    eps: float
+    images: str
+    class_wise: bool = False
+    epochs: int = 5
+    seed: int = 0
+    _fitted: WeakKeyDictionary[nn.Module, tuple[str, Tensor]] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    )
+
+    def delta(self, model: nn.Module, device: torch.device | str = "cpu") -> Tensor:
+        """The perturbations of a model, (1, C, H, W) or with class_wise (K, C, H, W), fitted at the first call."""
+        state = store.fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))
+        if model not in self._fitted or self._fitted[model][0] != state:
+            of = data.load(self.images).to(device)
+            delta = fit_universal(
+                model, of.x_train, of.y_train, eps=self.eps, n_classes=of.n_classes, class_wise=self.class_wise,
+                epochs=self.epochs, generator=torch.Generator(device).manual_seed(self.seed),
+            )  # fmt: skip
+            self._fitted[model] = state, delta
+        return self._fitted[model][1]
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, eps: Budget | None = None, generator: Source = None
+    ) -> Tensor:
+        """The images with their perturbations, (N, C, H, W) within [0, 1]; the generator has nothing to draw."""
+        if eps is not None:
+            raise ValueError("a universal perturbation is fitted at one eps: make a Universal of the other")
+        return apply_universal(x, y, self.delta(model, x.device))
 
 
 def _gradient(model: nn.Module, images: Tensor, y: Tensor, delta: Tensor, objective: Objective) -> Tensor:

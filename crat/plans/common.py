@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from crat.config import DataConfig, RunConfig, TrainConfig, profile
+from crat.config import DataConfig, RunConfig, TrainConfig, chosen_seeds, on_chosen_data, profile
 from crat.defenses import preset
 
 Runs = dict[str, RunConfig]
 
-SEEDS = (0, 1, 2)
+SEEDS = chosen_seeds()  # 0, 1, 2, or those that `crat reproduce --seeds` names
 EMA: dict[str, Any] = {"average": "ema_update"}
 
 
@@ -27,7 +27,7 @@ def sweep(profile_name: str) -> RunConfig:
     if profile_name == "paper":
         return profile("paper").but(**EMA)
     short = TrainConfig(epochs=6, eps_warmup=1, dtype="bfloat16", average="ema_update")
-    return RunConfig(DataConfig("fashion_mnist_mini"), train=short)
+    return on_chosen_data(RunConfig(DataConfig("fashion_mnist_mini"), train=short))
 
 
 def at_and_trades(profile_name: str) -> Runs:

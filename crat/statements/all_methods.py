@@ -1,0 +1,46 @@
+"""Notebook 06: what the papers claim of their methods, asked of all methods at one protocol."""
+
+from crat.claims import Claim
+
+FAMILY = "06"
+CFA, SPAT, LA, CODAT = (
+    "Wei et al. 2023 (CFA)",
+    "Hou et al. 2023 (SPAT)",
+    "Amerehi and Healy 2025",
+    "Zhi et al. 2025 (CODAT)",
+)
+SMALLEST = {"average": 0.01, "worst": 0.02, "spread": 0.005}
+CFA_PAIRS = (("CFA (AT)", "AT"), ("CFA (AT)", "AT+EMA"), ("CFA (TRADES)", "TRADES"), ("CFA (TRADES)", "TRADES+EMA"))
+ADV = ("Adv+ +EMA", "AT+EMA")
+
+
+def _claim(paper: str, where: str, statement: str, functional: str, direction: str = "greater") -> Claim:
+    smallest = SMALLEST[functional]
+    return Claim(paper, where, statement, functional, direction, FAMILY, smallest_difference=smallest)
+
+
+# (method, the one it is compared with, functional, under what) -> the claim; in the order of the notebook's table
+COMPARED: dict[tuple[str, str, str, str], Claim] = {}
+for _a, _b in CFA_PAIRS:
+    for _f, _how in (("average", "on average"), ("worst", "in the worst class")):
+        COMPARED[_a, _b, _f, "PGD"] = _claim(CFA, "abstract, Table 1", f"{_a} is more robust than {_b} {_how}", _f)
+for _f in ("average", "worst"):
+    for _b in ("AT", "TRADES"):
+        COMPARED[f"{_b}+EMA", _b, _f, "PGD"] = _claim(CFA, "Table 1", f"{_b}+EMA above {_b} ({_f})", _f)
+for _b in ("AT", "TRADES"):
+    _said = f"SPAT is more robust than {_b} on average (all with EMA)"
+    COMPARED["SPAT+EMA", f"{_b}+EMA", "average", "PGD"] = _claim(SPAT, "abstract", _said, "average")
+COMPARED |= {
+    (*ADV, "average", "PGD"): _claim(LA, "abstract", "Adv+ is more robust than Adv (with EMA)", "average"),
+    (*ADV, "average", "clean"): _claim(LA, "abstract", "Adv+ is more accurate than Adv on clean images", "average"),
+}
+for _under in ("clean", "PGD"):
+    _said = f"Adv+ spreads the classes less than Adv ({_under}, sd)"
+    COMPARED[*ADV, "spread", _under] = _claim(LA, "abstract", _said, "spread", "less")
+
+_BIAS = "a change at inference lifts the most vulnerable class (AT+EMA: a bias)"
+_WORST = "training on the worst distribution of classes lifts the worst class (sweep scale: rho 1, with EMA)"
+CLAIMS = {", ".join(key): claim for key, claim in COMPARED.items()} | {
+    "bias": _claim("Tian et al. 2021", "abstract", _BIAS, "worst"),
+    "codat": _claim(CODAT, "abstract", _WORST, "worst"),
+}

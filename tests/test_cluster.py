@@ -1,0 +1,63 @@
+"""A dask cluster that cannot be used is refused in one line, before anything is begun."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from crat import cluster, store
+from crat.cluster import Cluster, ClusterError
+
+distributed = pytest.importorskip("distributed")
+pytestmark = pytest.mark.usefixtures("own_store")
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(cluster, "PATIENCE", 1.0)
+
+
+@pytest.fixture
+def scheduler():
+    """One in this process, without processes of its own."""
+    with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as local:
+        yield local
+
+
+@pytest.mark.parametrize("where", ["tcp://127.0.0.1:9", "nothing.json"])
+def test_nobody_answers(where):
+    """In a process of its own, as it is: a client of distributed that found nobody leaves a thread behind."""
+    code = "import sys\nfrom crat import cluster\ncluster.PATIENCE = 1.0\ncluster.Cluster(sys.argv[1])"
+    asked = subprocess.run([sys.executable, "-c", code, where], capture_output=True, text=True, timeout=240)
+    assert asked.returncode == 1
+    assert f"\ncrat.cluster.ClusterError: no dask scheduler at {where}: " in asked.stderr
+
+
+def test_no_worker_has_joined(hasty, scheduler):
+    with pytest.raises(ClusterError, match=r"no worker has joined .*: start `dask worker`"):
+        Cluster(scheduler.scheduler_address)
+    assert not list(store.home().glob(".*"))
+
+
+def test_a_worker_that_does_not_see_the_store(scheduler, monkeypatch, tmp_path):
+    scheduler.scale(1)
+    file = tmp_path / "scheduler.json"
+    file.write_text(json.dumps({"address": scheduler.scheduler_address}))
+    monkeypatch.setattr(cluster, "sees", lambda path, text: False)
+    with pytest.raises(ClusterError, match=r"worker .+ does not see .+/runs: set CRAT_RUNS to a folder that all"):
+        Cluster(str(file))
+    assert not list(store.home().glob(".*"))
+
+
+def test_what_all_see_is_what_was_written(tmp_path):
+    (tmp_path / "proof").write_text("this")
+    assert cluster.sees(tmp_path / "proof", "this")
+    assert not cluster.sees(tmp_path / "proof", "that")
+    assert not cluster.sees(tmp_path / "nothing", "this")
+
+
+def test_without_dask_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ClusterError, match="pip install 'crat\\[dask\\]'"):
+        Cluster("tcp://127.0.0.1:9")

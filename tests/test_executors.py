@@ -1,0 +1,171 @@
+"""The loop that hands out tasks: order, what a failure stops, one more try for what was killed, nothing left over."""
+
+import io
+import os
+import re
+import signal
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from crat import executors
+from crat.batch import RunTask
+from crat.children import Child
+from crat.executors import Local, perform
+from crat.store import StoreError
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from crat import children
+children.end_with_starter()
+exec(sys.argv[1])
+"""
+
+
+class Script(RunTask):
+    """A task whose config is a few words of Python."""
+
+    @property
+    def steps(self):
+        return 1
+
+    def begin(self, env):
+        return Child("script", self.config, self.folder / f"{self.name}.log", {"PYTHONPATH": PATH, **env})
+
+
+PATH = ""
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """Makes tasks that note their name in the folder's file when they begin and end."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    monkeypatch.setitem(globals(), "PATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(executors, "GLANCE", 0.05)
+
+    def make(name, words="", needs=(), after=()):
+        note = f"Path({str(tmp_path / 'notes')!r}).open('a').write"
+        text = f"{note}({name!r} + ' '); {words or 'pass'}; {note}({name.upper()!r} + ' ')"
+        return Script(name, text, tmp_path, frozenset(needs), frozenset(after))
+
+    return make
+
+
+def notes(tmp_path):
+    return (tmp_path / "notes").read_text().split()
+
+
+def do(tasks, workers=2):
+    local = Local(workers)
+    errors = perform(tasks, local, local)
+    assert len(local.slots) == workers
+    return errors
+
+
+def test_a_task_waits_for_what_it_needs_and_a_failure_stops_only_that(script, tmp_path, capsys):
+    tasks = [
+        script("d", needs=["b"]),
+        script("e", needs=["c"]),
+        script("f", after=["c"]),
+        script("b"),
+        script("c", "sys.exit('no such thing')"),
+    ]
+    errors = do(tasks)
+    assert errors["c"].startswith("no such thing (log: ")
+    assert errors["e"] == "it needs c, which failed"
+    assert set(errors) == {"c", "e"}
+    seen = notes(tmp_path)
+    assert seen.index("B") < seen.index("d")
+    assert seen.index("c") < seen.index("f")
+    assert "e" not in seen
+    told = capsys.readouterr().out
+    assert re.search(r"^b: done in \d\d:\d\d$", told, re.MULTILINE)
+    assert re.search(r"^c: failed after \d\d:\d\d: no such thing", told, re.MULTILINE)
+
+
+def test_no_more_at_a_time_than_there_are_workers(script, tmp_path):
+    assert do([script(name, "time.sleep(0.3)") for name in "abcd"], workers=2) == {}
+    running = 0
+    for note in notes(tmp_path):
+        running += 1 if note.islower() else -1
+        assert running <= 2
+    (tmp_path / "notes").unlink()
+    assert do([script(name, "time.sleep(0.1)") for name in "ab"], workers=1) == {}
+    assert notes(tmp_path) == ["a", "A", "b", "B"]
+
+
+def test_what_was_killed_is_begun_once_more(script, tmp_path, capsys):
+    once = f"mark = Path('{tmp_path}/mark'); there = mark.exists(); mark.touch(); there or os.kill(os.getpid(), 9)"
+    assert do([script("a", once), script("b", needs=["a"])]) == {}
+    assert (
+        "a: its worker was killed by SIGKILL (out of memory?); another goes on after epoch 0" in capsys.readouterr().out
+    )
+    assert notes(tmp_path).count("a") == 2
+    errors = do([script("c", "os.kill(os.getpid(), 9)")])
+    assert errors["c"].startswith("killed by SIGKILL")
+    assert notes(tmp_path).count("c") == 2
+
+
+def test_ctrl_c_leaves_nothing_running(script, tmp_path):
+    sleeps = "import subprocess; subprocess.Popen(['sleep', '600']); time.sleep(600)"
+
+    def interrupt():
+        while not (tmp_path / "notes").exists() or len(notes(tmp_path)) < 2:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        family.extend(psutil.Process().children(recursive=True))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    family = []
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        do([script("a", sleeps), script("b", sleeps), script("c")])
+    thread.join()
+    assert len(family) >= 4
+    assert psutil.wait_procs(family, 10)[1] == []
+    assert "c" not in notes(tmp_path)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_one_bar_over_all_runs(script, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(Script, "shown", lambda task: f"{task.name} epoch 1/1")
+    assert do([script("a"), script("b", "time.sleep(0.5)", after=["a"])]) == {}
+    drawn = sys.stderr.getvalue()
+    assert re.search(r"0/2: +0%.+ 0/2 \[.+epoch/s, a epoch 1/1\]", drawn)
+    assert re.search(r"1/2: +50%.+ 1/2 \[\d\d:\d\d<\d\d:\d\d, .+, b epoch 1/1\]", drawn)  # with the time left
+
+
+def test_a_log_that_cannot_be_written_fails_the_task(script, tmp_path):
+    task = script("a")
+    (tmp_path / "a.log").mkdir()
+    assert "a.log: Is a directory" in do([task])["a"]
+
+
+def test_what_cannot_be_kept_is_a_failure(script, monkeypatch):
+    def finish(self, child):
+        raise StoreError("cannot write success.json: No space left on device")
+
+    monkeypatch.setattr(Script, "finish", finish)
+    assert do([script("a")]) == {"a": "cannot write success.json: No space left on device"}
+
+
+def test_each_worker_gets_its_share_of_the_threads(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert executors.slots(2) == [{"OMP_NUM_THREADS": "4"}] * 2
+    assert len(executors.slots(None)) == executors.AT_MOST
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in executors.slots(None)] == ["2", "5"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in executors.slots(3)] == ["2", "5", "2"]
