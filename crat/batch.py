@@ -201,6 +201,7 @@ def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], aga
 
     plan = plans.PLANS.get(path.stem[:2])
     seed = parameters.get("seed", notebook.declared(path).get("seed", 0))
+    data = {"data": parameters["data"]} if parameters.get("data") else {}  # notebook 01's plan knows others
     made_from = {
         "notebook": store.digest([(cell["cell_type"], "".join(cell["source"])) for cell in cells]),
         "parameters": parameters,
@@ -210,7 +211,7 @@ def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], aga
         ),
         "recomputation": again,
     }
-    return Job(path, figures / path.stem, parameters, plan(profile, seed) if plan else {}, made_from)
+    return Job(path, figures / path.stem, parameters, plan(profile, seed, **data) if plan else {}, made_from)
 
 
 def entries(jobs: Iterable[Job], quick: bool) -> list[Entry]:

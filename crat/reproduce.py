@@ -72,6 +72,8 @@ def run(
         (store.home() / "unfinished").unlink()
     if not part:
         report(jobs, figures / profile)
+        if figures == ROOT / "figures":
+            _pages(profile, anew=bool(left))
     if errors:
         print(f"failed: {', '.join(errors)}")
     return 1 if errors else 0
@@ -182,6 +184,18 @@ def _show_runs(runs: Sequence[Entry], workers: int | None) -> None:
     about = "at least" if notes else "about"
     rows.append(("all of it", "", f"{n} at a time on {describe(device)}", f"{about} {wall}", _gigabytes(n * most)))
     print(aligned(("run", "for", "state", "takes", "memory"), rows, (72, 11)), *notes, sep="\n", end="\n\n")
+
+
+def _pages(profile: str, anew: bool) -> None:
+    """The report as pages, where something was run or they are missing; says what to install where it cannot."""
+    from crat import site
+
+    index = ROOT / "figures" / profile / "index.html"
+    os.environ.pop("CRAT_RECOMPUTE", None)  # the leaderboard is of published runs, whatever was recomputed
+    try:
+        print(f"report: {shown(site.build(profile) if anew or not index.exists() else index)}")
+    except site.SiteError as error:
+        print(error)
 
 
 def _gigabytes(n: float) -> str:

@@ -43,8 +43,8 @@ def attacks_side_by_side(profile_name: str, seed: int = 0) -> Runs:
 # runs of a notebook whose networks are used themselves, so that published outcomes are not enough
 LIVE = {"00": ("standard", "pgd_at"), "02": ("live",), "05": ("live",), "07": ("live",)}
 
-# number of the notebook -> (profile, seed) -> its runs
-PLANS: dict[str, Callable[[str, int], Runs]] = {
+# number of the notebook -> (profile, seed) -> its runs; 01 takes another data set, too
+PLANS: dict[str, Callable[..., Runs]] = {
     "00": start_here,
     "01": tian2021,
     "02": attacks_side_by_side,

@@ -7,10 +7,11 @@ from typing import Any
 from crat.config import RunConfig, number, profile
 from crat.defenses import preset
 from crat.plans.all_methods import all_methods_evidence
-from crat.plans.common import SEEDS, Runs, at_and_trades, evidence, sweep
+from crat.plans.common import EMA, SEEDS, Runs, at_and_trades, evidence, sweep
 
 # training margins of Figure 2 as shares of the one that judges (the paper: 2 to 16 in steps of 2, of 8)
 MARGINS = (0.4, 0.7, 1.3, 1.6)
+LAMBDA_1 = (0.3, 0.5, 0.7)  # of CCM on AT (Figure 5: 0.3 to 0.7 in steps of 0.1)
 # Tables 2 and 3. An average of 200 epochs at 0.85 forgets in 6; one of 6 epochs needs a decay that keeps two or three
 EPOCH, GATED = ({"average": kind, "average_decay": 0.5} for kind in ("ema_epoch", "fawa"))
 NONE: dict[str, Any] = {"average": "none", "average_decay": None}
@@ -52,4 +53,5 @@ def cfa_evidence(profile_name: str) -> Runs:
     runs["AT-s0"] = at_and_trades(profile_name)["AT-s0"]
     eps = number(base.resolved().train.eps or 0)
     runs |= {f"eps {share:g}-s0": base.but(eps=round(share * eps, 6)) for share in MARGINS}
+    runs |= {f"lambda_1 {v:g}": base.but(**preset("cfa", lambda_1=v) | EMA) for v in LAMBDA_1}
     return runs | {name: base.but(**changes) for name, changes in (ON_AT | ON_TRADES).items()}

@@ -9,10 +9,13 @@ from crat.defenses import preset
 from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
 
 # The two terms, each with what it replaces, and seeds; all on the cosine head. "CE + KL" is TRADES on that head: the
-# control. Also: "L_sp + KL" {"squares": False}, "CE + L_hcp" {"form": "plain"}, "L_sp alone" {"beta": 0.0}.
+# control
 TERMS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "CE + KL": ({"form": "plain", "squares": False}, (0,)),
+    "L_sp + KL": ({"squares": False}, (0,)),
+    "CE + L_hcp": ({"form": "plain"}, (0,)),
     "L_sp + L_hcp": ({}, (0,)),
+    "L_sp alone": ({"beta": 0.0}, (0,)),
 }
 FORMS: tuple[str, ...] = ()  # of the self-paced weights, beside the released one: detached, clamped, circle
 SWEPT: dict[str, tuple[float, ...]] = {}  # of scale, m, n or beta: values beside 8, 0.2, 0.2, 6
