@@ -23,7 +23,7 @@ TRIED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 }
 # runs of it that AutoAttack judged
 STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
-RADII: tuple[float, ...] = ()  # rho of CODAT's ball of class distributions
+RADII = (0.25, 1.0)  # rho of CODAT's ball of class distributions
 
 
 def all_methods(profile_name: str, seed: int = 0) -> Runs:
