@@ -16,7 +16,7 @@ COMPARED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "Adv+": (preset("label_augmentation"), (0,)),
     "smoothing": (preset("label_smoothing"), (0,)),
 }
-DELTAS: tuple[float, ...] = ()  # of Adv+, beside 0.1
+DELTAS = (0.05, 0.2, 0.4)  # of Adv+, beside 0.1
 MAIN = {"Adv": preset("pgd_at"), "Adv+": preset("label_augmentation")}
 
 
