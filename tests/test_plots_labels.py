@@ -4,11 +4,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from crat import plots_labels
+from crat import plots, plots_labels
 
 
 @pytest.fixture(autouse=True)
-def close():
+def styled():
+    plots.use_style()
     yield
     plt.close("all")
 
@@ -65,4 +66,4 @@ def test_delta_has_a_dot_a_run_and_a_line_through_means():
     assert [list(v) for v in (clean.lines[0].get_xdata(), clean.lines[0].get_ydata())] == [
         [0.1, 0.2], pytest.approx([85, 70])]  # fmt: skip
     assert len(clean.collections[0].get_offsets()) == 3
-    assert (clean.get_title(), spread.get_title()) == ("clean", "spread")
+    assert (clean.get_title("left"), spread.get_title("left")) == ("clean", "spread")
