@@ -85,6 +85,14 @@ def test_bfloat16_is_near_and_gives_float32():
     assert (found[0] - found[1]).abs().mean() < 0.02
 
 
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_in_bfloat16_the_last_layer_computes_in_float32(head):
+    model, x = trained_like("small_cnn", width=4, head=head).eval(), images(64)
+    logits = searcher(model, x, "bfloat16")(x)
+    assert not torch.equal(logits, model(x)), "nothing was computed in bfloat16"
+    assert not torch.equal(logits, logits.bfloat16().float()), "the logits were rounded to bfloat16"
+
+
 def test_the_decision_function_is_a_parameter():
     model, x = trained_like("small_cnn", width=4).eval(), images()
     logits = model(x)

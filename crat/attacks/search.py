@@ -28,10 +28,11 @@ class Searcher(nn.Module):
         super().__init__()
         self.net, self.dtype, self.unfolded = net, dtype, unfolded
         if dtype == "bfloat16":
-            layers = [m for m in net.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))]
+            layers = [m for m in net.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
             for layer in layers[:-1]:  # autocast would cast frozen weights anew in each forward pass
-                layer.to(torch.bfloat16)
-            if layers:
+                if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
+                    layer.to(torch.bfloat16)
+            if layers:  # a cosine head, too
                 _keep_float32(layers[-1])
 
     def forward(self, x: Tensor) -> Tensor:
