@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import socket
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ import crat
 from crat import notebook, store
 from crat.children import Child
 from crat.config import RunConfig
+from crat.lease import Lease
 from crat.originals import data_home
 
 if TYPE_CHECKING:  # torch takes seconds to import, which a worker of a cluster need not
@@ -64,7 +67,7 @@ class RunTask:
     def finish(self, child: Child) -> str:
         """ "" or what went wrong."""
         error = child.told()
-        return f"{error} (log: {child.log})" if child.log.exists() else error
+        return f"{error} (log: {child.log} on {socket.gethostname()})" if child.log.exists() else error
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class Job:
     made_from: dict[str, Any]  # everything that decides the outcome, for the success record
     needs: frozenset[str] = frozenset()
     after: frozenset[str] = frozenset()
-    began: list[float] = field(default_factory=list, compare=False)
+    began: list[float] = field(default_factory=list, compare=False)  # by time.monotonic
+    before: dict[Path, int] = field(default_factory=dict, compare=False)  # what lay in the folder then, as `_files`
 
     @property
     def name(self) -> str:
@@ -94,6 +98,11 @@ class Job:
     def output(self) -> Path:
         """The executed notebook."""
         return self.folder / self.notebook.name
+
+    @cached_property
+    def lease(self) -> Lease:
+        """Kept while it is run, so that no other driver writes to the folder meanwhile."""
+        return Lease(self.folder)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -130,18 +139,25 @@ class Job:
             "CRAT_RUNS": str(store.home().absolute()),
             "CRAT_DATA": str(data_home().absolute()),
         }
-        self.began.append(time.time())
+        self.began.append(time.monotonic())
+        self.before.update(self._files())
         return notebook.start(self.notebook.absolute(), self.output.absolute(), self.parameters, {**where, **env})
 
     def finish(self, child: Child) -> str:
-        """ "" or what went wrong; the record is written after a clean end only."""
+        """ "" or what went wrong; the record is written after a clean end only. Raises StoreError, LeaseLost."""
         error = child.told()
         if not error:
-            written = [p for p in self.folder.rglob("*") if p.is_file() and p.stat().st_mtime > self.began[-1] - 2]
-            files = sorted(str(p.relative_to(self.folder)) for p in written)
-            seconds = round(time.time() - self.began[-1], 1)
+            self.lease.confirm()
+            written = [path for path, time_ns in self._files().items() if self.before.get(path) != time_ns]
+            files = sorted(str(path.relative_to(self.folder)) for path in written)
+            seconds = round(time.monotonic() - self.began[-1], 1)
             store.write_json(self.folder / "success.json", dict(made_from=self.made_from, seconds=seconds, files=files))
         return error
+
+    def _files(self) -> dict[Path, int]:
+        """The files of its folder with their times in nanoseconds, which are compared with each other only."""
+        found = (path for path in self.folder.rglob("*") if path != self.lease.path and path.is_file())
+        return {path: path.stat().st_mtime_ns for path in found}
 
 
 Task = RunTask | Job
@@ -202,16 +218,18 @@ def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], aga
     plan = plans.PLANS.get(path.stem[:2])
     seed = parameters.get("seed", notebook.declared(path).get("seed", 0))
     data = {"data": parameters["data"]} if parameters.get("data") else {}  # notebook 01's plan knows others
+    runs = plan(profile, seed, **data) if plan else {}
     made_from = {
         "notebook": store.digest([(cell["cell_type"], "".join(cell["source"])) for cell in cells]),
         "parameters": parameters,
+        "runs": store.digest({key: config.as_dict() for key, config in runs.items()}),  # by --data and --seeds, too
         "package": store.digest([p.read_text(encoding="utf-8") for p in sorted((ROOT / "crat").rglob("*.py"))]),
         "results": store.digest(
             [hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((ROOT / "results").rglob("*")) if p.is_file()]
         ),
         "recomputation": again,
     }
-    return Job(path, figures / path.stem, parameters, plan(profile, seed, **data) if plan else {}, made_from)
+    return Job(path, figures / path.stem, parameters, runs, made_from)
 
 
 def entries(jobs: Iterable[Job], quick: bool) -> list[Entry]:

@@ -82,7 +82,10 @@ def _weight_norms(t: Trainer) -> list[float] | None:
 
 
 def restore(t: Trainer) -> None:
-    """Goes back to the end of the last saved epoch; to the beginning, where the best weights are lost."""
+    """Goes back to the end of the last saved epoch; to the beginning, where the best weights are lost.
+
+    Best weights that are lost and are the last ones are written again by whoever holds the lease (rank 0 only).
+    """
     folder = t.run.folder
     tensors, meta = store.read_tensors(folder / "checkpoint.safetensors")
     best = folder / "best.safetensors"
@@ -108,5 +111,5 @@ def restore(t: Trainer) -> None:
         for name in ("clean", "pgd"):
             t.trace[name] = [torch.from_numpy(kept) for kept in trace[name][: t.done]]
     t.judged.load_state_dict(t.current)
-    if distributed.rank() == 0 and best_epoch != t.best["epoch"]:
+    if t.lease and t.lease.held and best_epoch != t.best["epoch"]:
         _write_best(t)

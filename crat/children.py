@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -63,10 +64,27 @@ class Child:
             return "killed by SIGKILL (out of memory?)"
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
-        line = last_line(self.log.read_text(encoding="utf-8", errors="replace")) or "it ended without a word"
-        if code == TOLD:
+        try:
+            line = last_line(self.log.read_text(encoding="utf-8", errors="replace"))
+        except OSError as error:
+            line = f"its log cannot be read: {error.strerror or error}"
+        if code == TOLD and line:
             self.log.unlink(missing_ok=True)
+            return line
+        line = (line or "it ended without a word") + _disk_error(self.log.parent)  # why the log may say little
         return line if code in (1, TOLD) else f"{line} (exit code {code})"
+
+
+def _disk_error(folder: Path) -> str:
+    """What keeps a file from being written in a folder, in brackets; "" where nothing does."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return f" (cannot write to {folder}: {error.strerror or error})"
+    return ""
 
 
 def end(children: Iterable[Child]) -> None:

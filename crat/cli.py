@@ -24,7 +24,7 @@ Command = Callable[[Namespace], int | None]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0, 1 (it failed), 2 (asked wrongly) or 130 (interrupted).
+    """Runs a command; returns its exit code: 0, 1 (it failed), 2 (asked wrongly), 130 (interrupted), 141 (pipe closed).
 
     crat's own errors are one line on stderr; any other is a bug and keeps its traceback.
     """
@@ -35,9 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return _fail("stopped; the same command resumes from what is done", 130)
-    except BrokenPipeError:  # `crat runs | head -1`
+    except BrokenPipeError:  # `crat reproduce | head -1`: it ended early, as a shell tells of SIGPIPE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141
     except Exception as error:
         if not type(error).__module__.startswith("crat."):
             raise

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 PATIENCE = 30.0  # seconds for the scheduler to answer, and for a first worker to join
+AGAIN = 5.0  # seconds after which the workers are counted again
 
 
 class ClusterError(RuntimeError):
@@ -44,6 +45,11 @@ class Remote:
         if self.future.status == "finished":
             error, self.died = self.future.result()
             return error
+        from distributed import KilledWorker
+
+        error = self.future.exception(timeout=PATIENCE) if self.future.status == "error" else None
+        if error and not isinstance(error, KilledWorker):
+            return f"{type(error).__name__}: {' '.join(str(error).split())}"
         self.died = True  # it lost its worker, more than once, or the scheduler
         return f"lost by the cluster ({self.future.status})"
 
@@ -53,8 +59,6 @@ class Cluster:
 
     Raises ClusterError where there is none, or where a worker has no crat or does not see our store.
     """
-
-    free = True  # dask holds the queue
 
     def __init__(self, where: str):
         try:
@@ -67,6 +71,8 @@ class Cluster:
             self.client: Client = Client(**address, timeout=PATIENCE, set_as_default=False)
         except (OSError, ValueError) as error:
             raise ClusterError(f"no dask scheduler at {where}: {str(error).splitlines()[0]}") from None
+        self.futures: list[Future] = []
+        self.threads, self.counted = 0, -AGAIN
         self.proof = store.home().absolute() / f".seen-by-all-{secrets.token_hex(4)}", secrets.token_hex(8)
         try:
             store.write_text(*self.proof)
@@ -85,11 +91,23 @@ class Cluster:
             if answer is not True:
                 raise ClusterError(_unfit(worker, self.proof[0].parent) if answer is False else f"{worker}: {answer!r}")
 
+    @property
+    def free(self) -> bool:
+        """As executors.Place has it: a run for each thread and one that waits for it; what is queued looks begun."""
+        if time.monotonic() - self.counted >= AGAIN:
+            self.counted = time.monotonic()
+            with contextlib.suppress(OSError):  # of a scheduler that is gone the futures tell
+                self.threads = sum(self.client.nthreads().values())
+        self.futures = [future for future in self.futures if future.status == "pending"]
+        return len(self.futures) < 2 * max(1, self.threads)
+
     def begin(self, task: Task) -> Remote:
         """As executors.Place has it."""
         assert isinstance(task, RunTask)
         env = {name: os.environ[name] for name in ("CRAT_RECOMPUTE",) if name in os.environ}
-        return Remote(task, self.client.submit(make, task, env, self.proof, key=f"{task.name}-{secrets.token_hex(4)}"))
+        future = self.client.submit(make, task, env, self.proof, key=f"{task.name}-{secrets.token_hex(4)}")
+        self.futures.append(future)
+        return Remote(task, future)
 
     def end(self, working: Iterable[Any]) -> None:
         """As executors.Place has it; a worker that is at it sees that nobody wants it any more."""
@@ -129,6 +147,7 @@ def make(task: RunTask, env: dict[str, str], proof: tuple[Path, str]) -> tuple[s
         while child.running:
             state = worker.state.tasks.get(key)
             if state is None or state.state != "executing":  # the driver is gone, or wants it no more
+                child.log.unlink(missing_ok=True)  # it tells of no fault
                 return "stopped", False
             time.sleep(GLANCE)
     finally:

@@ -3,6 +3,7 @@ that hands tasks out, shows how far they are, and tells what became of each."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -79,13 +80,17 @@ class Local:
         slot = self.slots.pop(0)
         try:
             return Process(task, task.begin(slot), slot)
-        except StoreError:
+        except (StoreError, OSError):
             self.slots.append(slot)
             raise
 
     def end(self, working: Iterable[Working]) -> None:
         """As `Place` has it."""
-        children.end(w.child for w in working if isinstance(w, Process))
+        ended = [w.child for w in working if isinstance(w, Process)]
+        children.end(ended)
+        for child in ended:
+            with contextlib.suppress(OSError):
+                child.log.unlink()  # it tells of no fault
 
     def give_back(self, working: Working) -> None:
         """Its place is free again."""
@@ -115,7 +120,7 @@ def perform(tasks: Sequence[Task], runs_on: Place, notebooks_on: Local) -> dict[
     try:
         while loop.left or loop.working:
             loop.turn()
-            time.sleep(GLANCE if loop.working else 0)
+            time.sleep(GLANCE if loop.working or loop.waiting else 0)
     finally:
         loop.close()
     return loop.errors
@@ -126,11 +131,13 @@ class _Loop:
 
     def __init__(self, tasks: Sequence[Task], runs_on: Place, notebooks_on: Local):
         self.left, self.names, self.bars = list(tasks), {task.name for task in tasks}, Bars(tasks)
+        self.jobs = [task for task in tasks if isinstance(task, Job)]
         self.runs_on, self.notebooks_on = runs_on, notebooks_on
         self.working: dict[str, tuple[Working, float]] = {}
         self.finished: set[str] = set()
         self.errors: dict[str, str] = {}
         self.again: set[str] = set()  # runs that were begun once more
+        self.waiting: dict[str, str] = {}  # notebooks that another driver has: for whom
 
     def turn(self) -> None:
         """Begins what can be, looks at what goes on."""
@@ -148,16 +155,32 @@ class _Loop:
             self.left.remove(task)
             self._conclude(task, f"it needs {lacking[0]}, which failed", 0)
         elif place.free:
-            self.left.remove(task)
             try:
-                self.working[task.name] = place.begin(task), time.monotonic()
-            except StoreError as error:
+                if isinstance(task, Job) and self._waits(task):
+                    return
+                if isinstance(task, Job) and task.is_done:  # by the other driver
+                    self._conclude(task, "", 0)
+                else:
+                    self.working[task.name] = place.begin(task), time.monotonic()
+            except (StoreError, OSError) as error:
                 self._conclude(task, str(error), 0)
+            self.left.remove(task)
+
+    def _waits(self, job: Job) -> bool:
+        """Whether another driver is running this notebook; says once who."""
+        if job.lease.attempt():
+            self.waiting.pop(job.name, None)
+            return False
+        holder = job.lease.holder
+        if holder not in ("", self.waiting.get(job.name)):
+            tqdm.write(f"{job.name}: waiting for {holder}, which is running it")
+        self.waiting[job.name] = holder
+        return True
 
     def _look_at(self, work: Working, seconds: float) -> None:
         try:
             error = work.ended()
-        except StoreError as failed:  # what it made cannot be kept
+        except (StoreError, OSError) as failed:  # what it made cannot be kept
             error = str(failed)
         if error is None:
             return
@@ -173,6 +196,8 @@ class _Loop:
 
     def _conclude(self, task: Task, error: str, seconds: float) -> None:
         self.finished.add(task.name)
+        if isinstance(task, Job):
+            task.lease.release()
         took = tqdm.format_interval(round(seconds))
         tqdm.write(f"{task.name}: " + (f"failed after {took}: {error}" if error else f"done in {took}"))
         if error:
@@ -185,6 +210,8 @@ class _Loop:
         self.bars.close()
         for place in {id(p): p for p in (self.runs_on, self.notebooks_on)}.values():
             place.end([work for work, _ in self.working.values()])
+        for job in self.jobs:
+            job.lease.release()
 
 
 class Bars:

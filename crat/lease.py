@@ -8,6 +8,7 @@ files are compared with each other and never with ours.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 BEAT = 10.0  # seconds between heartbeats
 STALE = 60.0  # seconds without one after which a holder that cannot be asked is taken for gone
 PAUSE = 1.0  # seconds between attempts of one who waits
+GONE = (errno.ENOENT, errno.ESTALE)  # what is said of a file that was removed, by a disk and by NFS
 
 
 class LeaseLost(store.StoreError):
@@ -40,7 +42,7 @@ class Lease:
 
     def __init__(self, folder: Path):
         self.path = folder / ".lease"  # hidden: never published
-        self.own = {"token": secrets.token_hex(8), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        self.own = {"token": secrets.token_hex(8), "pid": os.getpid(), "started": _started(os.getpid())}
         self.own |= {"host": socket.gethostname(), "processes": _processes()}
         self.held = False
         self._seen: tuple[bytes, int] = (b"", 0)  # the other's file as it was when it last changed
@@ -63,17 +65,19 @@ class Lease:
         return self.held
 
     def confirm(self) -> None:
-        """Raises LeaseLost where another has taken over; to be asked before anything is written."""
+        """Raises LeaseLost where another has taken over; to be asked before anything is written. Or StoreError."""
         if not self.held:
             return
-        with contextlib.suppress(FileNotFoundError):
-            content = self.path.read_bytes()
-            if content and _read(content).get("token") != self.own["token"]:
-                self.held = False
-                raise LeaseLost(f"{self.path.parent.name}: {_who(content)} has taken over; this worker stops")
-            return
-        if not self._create():  # a waiter held it in his hands for a moment
-            self.confirm()
+        try:
+            while (seen := _look(self.path)) is None:
+                if self._create():  # it was removed with its folder
+                    return
+                time.sleep(0.1)  # a waiter holds it in his hands for a moment
+        except OSError as error:
+            raise store.StoreError(f"cannot read {self.path}: {error.strerror or error}") from error
+        if seen[0] and _read(seen[0]).get("token") != self.own["token"]:
+            self.held = False
+            raise LeaseLost(f"{self.path.parent.name}: {_who(seen[0])} has taken over; this worker stops")
 
     def release(self) -> None:
         """Gives it back, if it is still ours; a folder in which nothing was made goes with it."""
@@ -81,7 +85,8 @@ class Lease:
         if self.held:
             self.held = False
             with contextlib.suppress(OSError):
-                if _read(self.path.read_bytes()).get("token") == self.own["token"]:
+                seen = _look(self.path)
+                if seen and _read(seen[0]).get("token") == self.own["token"]:
                     self.path.unlink()
                     self.path.parent.rmdir()
 
@@ -107,10 +112,8 @@ class Lease:
                 os.utime(self.path)
 
     def _holder_is_gone(self) -> bool:
-        try:
-            with self.path.open("rb") as file:  # opening it asks a network's server anew
-                now = file.read(), os.fstat(file.fileno()).st_mtime_ns
-        except FileNotFoundError:
+        now = _look(self.path)
+        if now is None:
             return False
         if now != self._seen:
             self._seen, self._since = now, time.monotonic()
@@ -121,7 +124,9 @@ class Lease:
         aside = self.path.with_name(f"{self.path.name}-{self.own['token']}")
         try:
             self.path.rename(aside)
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
             return False
         stale = aside.read_bytes() == self._seen[0]
         if not stale:
@@ -149,11 +154,35 @@ def held(folder: Path, device: torch.device) -> Iterator[Lease]:
 
 
 def _processes() -> str:
-    """The world in which a process number means something: containers of one name may have several."""
+    """The world in which a process number means something: one start of a machine, and in it the container.
+
+    Containers of one name may have several such worlds, and the first one is called the same on all machines.
+    """
     try:
-        return os.readlink("/proc/self/ns/pid")
+        started = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{started} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
+
+
+def _started(pid: int) -> float:
+    """When a process began, in seconds that no setting of the clock changes. Raises psutil.NoSuchProcess.
+
+    Linux counts from the machine's start, and psutil adds the time of that, which moves with the clock.
+    """
+    boot = psutil.boot_time() if psutil.LINUX else 0.0
+    return psutil.Process(pid).create_time() - boot
+
+
+def _look(path: Path) -> tuple[bytes, int] | None:
+    """What a lease's file holds and when it was last touched; None where there is none (any more)."""
+    try:
+        with path.open("rb") as file:  # opening it asks a network's server anew
+            return file.read(), os.fstat(file.fileno()).st_mtime_ns
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        return None
 
 
 def _read(content: bytes) -> dict[str, Any]:
@@ -173,8 +202,9 @@ def _ended_here(other: dict[str, Any]) -> bool:
     if (other.get("host"), other.get("processes")) != (socket.gethostname(), _processes()):
         return False
     try:
-        process = psutil.Process(other["pid"])
-        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - other["started"]) > 1
+        if abs(_started(other["pid"]) - other["started"]) > 3:  # both times of a start are rounded
+            return True
+        return psutil.Process(other["pid"]).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
     except psutil.Error:

@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from crat.batch import ROOT, Entry, Job
 from crat.config import PROFILES, ConfigError, chosen_seeds
 from crat.executors import Local, Place, perform, shown
 from crat.notebook import NotebookError
-from crat.originals import DataError
 from crat.parameters import choose_parameters, from_file
 from crat.report import aligned, report
 
@@ -45,7 +45,7 @@ def run(
     numbers: which notebooks (`choose`; all where none is named). profile: quick, unless the parameter file says more.
     settings: parameters as "name=value"; parameters: a YAML file of them. workers: processes at a time on this machine;
     dask: a scheduler's address or file, which does the runs instead. shard: "i/n", this part of the runs and no
-    notebook. recompute: train everything again, in a store of its own; one that was stopped goes on.
+    notebook. recompute: train everything again, in a store of its own; the same request goes on where it was stopped.
     Raises ConfigError before anything runs on an unknown notebook, profile or parameter; NotebookError, ClusterError.
     """
     values = from_file(parameters) if parameters else {}
@@ -57,19 +57,22 @@ def run(
     part = _part(shard, recompute) if shard else None
     chosen = choose(notebooks, numbers)
     given = choose_parameters(chosen, profile, settings, values)
-    again = _start_over(dry_run) if recompute else ""
+    fresh = Recomputation.of(profile, given) if recompute else None
+    again = fresh.began if fresh else ""
     jobs = [batch.job(path, figures / profile, profile, given[path], again) for path in chosen]
     _refuse_what_is_not_heeded(jobs)
+    if fresh:
+        fresh.start(dask, dry_run)
     left = jobs if part else [job for job in jobs if not job.is_done]
     runs = batch.entries(left, profile == "quick") if left else []
     runs, left = (batch.share(runs, *part), []) if part else (runs, batch.linked(left, runs))
-    show_plan([] if part else jobs, runs, workers)
+    show_plan([] if part else jobs, runs, workers, measured=dry_run or not dask)
     sys.stdout.flush()
     if dry_run:
         return 0
     errors = _perform(runs, left, workers, dask)
-    if recompute and not errors:
-        (store.home() / "unfinished").unlink()
+    if fresh and not errors:
+        fresh.marker.unlink(missing_ok=True)
     if not part:
         report(jobs, figures / profile)
         if figures == ROOT / "figures":
@@ -108,18 +111,48 @@ def _part(shard: str, recompute: bool) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _start_over(dry_run: bool) -> str:
-    """Turns to the store of recomputed runs, emptied unless the last recomputation was stopped; returns its start."""
-    home = store.home().absolute() / "recomputed"
-    marker = home / "unfinished"
-    began = marker.read_text() if marker.exists() else datetime.now().isoformat()
-    if dry_run and not marker.exists():
-        home = home / began  # nothing is there, as it will be
-    elif not marker.exists():
-        shutil.rmtree(home, ignore_errors=True)
-        store.write_text(marker, began)
-    os.environ.update(CRAT_RUNS=str(home), CRAT_RECOMPUTE="1")
-    return began
+@dataclass(frozen=True)
+class Recomputation:
+    """A request to train everything again: its store, and its marker there, which is left until all of it is done."""
+
+    home: Path
+    marker: Path
+    began: str
+
+    @classmethod
+    def of(cls, profile: str, given: Mapping[Path, dict[str, Any]]) -> Recomputation:
+        """The request for these notebooks with these parameters: a new one, or the one that was stopped."""
+        home = store.home().absolute() / "recomputed"
+        chosen = {path.stem: parameters for path, parameters in given.items()}
+        by_environment = [os.environ.get(name) or "" for name in ("CRAT_DATA_SET", "CRAT_SEEDS")]
+        marker = home / f"unfinished-{store.digest([profile, chosen, by_environment])}"
+        return cls(home, marker, marker.read_text() if marker.exists() else datetime.now().isoformat())
+
+    def start(self, dask: str | None, dry_run: bool) -> None:
+        """Turns to its store, emptied unless this or another request is unfinished there.
+
+        Raises ClusterError before anything is removed, StoreError where something cannot be.
+        """
+        home, new = self.home, not self.marker.exists()
+        others = [path for path in home.glob("unfinished-*") if path != self.marker]
+        if new and others:
+            again = f"remove {shown(others[0])} to train that again, too"
+            print(f"another recomputation is unfinished, and what it trained is used: {again}", end="\n\n")
+        elif new and dry_run:
+            home = home / self.began  # nothing is there, as it will be
+        os.environ.update(CRAT_RUNS=str(home), CRAT_RECOMPUTE="1")
+        if not new or dry_run:
+            return
+        if dask:
+            from crat.cluster import Cluster
+
+            Cluster(dask).close()
+        try:
+            if home.exists() and not others:
+                shutil.rmtree(home)
+        except OSError as error:
+            raise store.StoreError(f"what was trained before cannot be removed: {error}") from None
+        store.write_text(self.marker, self.began)
 
 
 def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
@@ -134,8 +167,8 @@ def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
             raise ConfigError(f"--seeds: {job.name} has runs of the seeds {', '.join(map(str, sorted(used - seeds)))}")
 
 
-def show_plan(jobs: Sequence[Job], runs: Sequence[Entry], workers: int | None) -> None:
-    """Prints which notebooks are done, which will be run after which runs, and what those take."""
+def show_plan(jobs: Sequence[Job], runs: Sequence[Entry], workers: int | None, measured: bool = True) -> None:
+    """Prints which notebooks are done, which will be run after which runs, and what those take where it is measured."""
     if jobs:
         rows = [(job.name, *_seen(job)) for job in jobs]
         print(aligned(("notebook", "state", "last time"), rows), end="\n\n")
@@ -144,7 +177,12 @@ def show_plan(jobs: Sequence[Job], runs: Sequence[Entry], workers: int | None) -
         published = sum(entry.published for entry in ready)
         print(f"{published} runs are read from results/, {len(ready) - published} more are in the store", end="\n\n")
     if len(ready) < len(runs):
-        _show_runs([entry for entry in runs if entry.state], workers)
+        left = [entry for entry in runs if entry.state]
+        if measured:
+            _show_runs(left, workers)
+        else:  # other machines do it
+            rows = [(entry.run.name, " ".join(entry.notebooks), entry.state) for entry in left]
+            print(aligned(("run", "for", "state"), rows, (72, 11)), end="\n\n")
 
 
 def _seen(job: Job) -> tuple[str, str]:
@@ -168,8 +206,8 @@ def _show_runs(runs: Sequence[Entry], workers: int | None) -> None:
         if key not in measured:
             try:
                 measured[key] = measure(entry.run, device)
-            except (DataError, store.StoreError) as error:
-                measured[key] = str(error)
+            except RuntimeError as error:  # DataError, StoreError, or a GPU with too little memory left
+                measured[key] = " ".join(str(error).split())
         cost, took, memory = measured[key], "unknown", "-"
         if isinstance(cost, Cost):
             seconds = entry.epochs_left * cost.epoch + (0 if entry.live else cost.judging)

@@ -86,8 +86,8 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_half_written(folder: Path) -> None:
-    """Removes what a killed session left of its writings: the temporary names of `written_whole`."""
-    for path in folder.glob(f"{TEMPORARY}*"):
+    """Removes what a killed session left of its writings: the temporary names of `written_whole`, eval/ included."""
+    for path in folder.rglob(f"{TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
 
@@ -103,11 +103,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON; raises StoreError where it is missing or damaged."""
+    """Reads JSON; raises StoreError where it is missing, damaged or cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise StoreError(f"{path} is damaged ({error}); remove it to make it anew") from None
 

@@ -1,17 +1,20 @@
 """The graph of runs and notebooks, what chooses its parts, and what is refused in one line."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
-from crat import batch, cli, plans, reproduce
+from crat import batch, cli, plans, reproduce, store
 from crat.config import ConfigError, chosen_seeds, profile
+from crat.executors import Local, perform
 from crat.notebook import NotebookError, declared
 from crat.parameters import choose_parameters
 from crat.plans import PLANS
@@ -145,10 +148,18 @@ def test_the_parameter_files_are_for_crat_and_papermill_alike():
 def test_the_command_line_goes_before_the_file(notebooks, monkeypatch, capsys):
     Path("own.yml").write_text("profile: laptop\nseed: 5\neps: 1\n")
     seen = {}
-    monkeypatch.setattr(reproduce.batch, "job", lambda path, _, profile, given, __: seen.update({profile: given}))
+
+    class Enough(Exception):
+        pass
+
+    def job(path, figures, profile, given, again):
+        seen[profile] = given
+        raise Enough
+
+    monkeypatch.setattr(reproduce.batch, "job", job)
     asked = dict(parameters=Path("own.yml"), notebooks=notebooks, dry_run=True)
     for given in (["seed=7"], []):
-        with pytest.raises(AttributeError):  # there is no job to go on with
+        with pytest.raises(Enough):
             reproduce.run(["03"], None if given else "paper", given, **asked)
     assert seen["laptop"] == {"profile": "laptop", "seed": 7, "eps": 1.0}
     assert seen["paper"] == {"profile": "paper", "seed": 5, "eps": 1.0}
@@ -180,6 +191,61 @@ def test_seeds_are_chosen_in_the_environment(monkeypatch):
         monkeypatch.setenv("CRAT_SEEDS", wrong)
         with pytest.raises(ConfigError, match=re.escape(wrong)):
             chosen_seeds()
+
+
+def test_a_notebook_on_another_data_set_is_another(monkeypatch):
+    """What was done for one is not done for the other."""
+    path = next((Path(__file__).parents[1] / "notebooks").glob("00_*.ipynb"))
+
+    def made_from(data):
+        monkeypatch.setenv("CRAT_DATA_SET", data)
+        return batch.job(path, Path("figures"), "quick", {}, "").made_from
+
+    plain, mnist = made_from(""), made_from("mnist")
+    assert {key for key in plain if plain[key] != mnist[key]} == {"runs"}
+    assert made_from("") == plain
+
+
+def test_what_a_notebook_wrote_is_what_changed(notebooks, monkeypatch):
+    """Whatever the clock of the disk says."""
+    job = jobs_of(notebooks)[0]
+    for name in ("before", "rewritten", "drawn"):
+        (job.folder / "deep").mkdir(parents=True, exist_ok=True)
+        (job.folder / "deep" / name).touch()
+        os.utime(job.folder / "deep" / name, (4e9, 4e9))  # as if of a day to come
+    (job.folder / "deep" / "drawn").unlink()
+    monkeypatch.setattr(batch.notebook, "start", lambda *_: SimpleNamespace(told=str))
+    assert job.lease.attempt()
+    child = job.begin({})
+    for name in ("rewritten", "drawn"):
+        (job.folder / "deep" / name).touch()
+        os.utime(job.folder / "deep" / name, (1e9, 1e9))  # as if of long ago
+    assert job.finish(child) == ""
+    assert job.record["files"] == ["deep/drawn", "deep/rewritten"]
+    job.lease.release()
+
+
+def test_what_cannot_be_removed_fails_that_notebook_only(notebooks, monkeypatch):
+    first, second, third = jobs_of(notebooks)
+    (first.folder / "bars.png").mkdir(parents=True)
+    store.write_json(first.folder / "success.json", {"files": ["bars.png"]})
+    began = []
+    monkeypatch.setattr(batch.Job, "steps", 1)
+    right = batch.Job.begin
+
+    def begin(job, env):
+        began.append(job.name)
+        if job.name != first.name:
+            raise store.StoreError("that far")
+        return right(job, env)
+
+    monkeypatch.setattr(batch.Job, "begin", begin)
+    local = Local(1)
+    errors = perform([first, second, third], local, local)
+    assert "bars.png" in errors.pop(first.name)
+    assert errors == dict.fromkeys((second.name, third.name), "that far")
+    assert began == list(NAMES)
+    assert not list(first.folder.glob(".lease"))
 
 
 def test_what_starts_tasks_imports_no_torch():

@@ -90,6 +90,15 @@ def test_an_interrupt_is_one_line_and_a_bug_keeps_its_traceback(monkeypatch, cap
         cli.main(["data", "list"])
 
 
+def test_a_closed_pipe_is_no_success():
+    """`crat reproduce | head -1` did not do all that it was asked for."""
+    code = "import sys\nfrom crat import cli\ncli._runs = lambda _: print('a' * 100)\nsys.exit(cli.main(['runs']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 def test_a_full_disk_is_one_line(runs, capsys):
     runs.write_text("a file where the folder should be")
     assert cli.main(["train", *TINY]) == 1

@@ -1,12 +1,16 @@
-"""A dask cluster that cannot be used is refused in one line, before anything is begun."""
+"""A dask cluster that cannot be used is refused in one line, before anything is begun; what it is given, and says."""
 
 import json
 import subprocess
 import sys
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from crat import cluster, store
+from crat.batch import RunTask
 from crat.cluster import Cluster, ClusterError
 
 distributed = pytest.importorskip("distributed")
@@ -48,6 +52,50 @@ def test_a_worker_that_does_not_see_the_store(scheduler, monkeypatch, tmp_path):
     with pytest.raises(ClusterError, match=r"worker .+ does not see .+/runs: set CRAT_RUNS to a folder that all"):
         Cluster(str(file))
     assert not list(store.home().glob(".*"))
+
+
+GO = threading.Event()
+
+
+def fails(task, *_):
+    """Instead of cluster.make."""
+    assert GO.wait(120)
+    if task.name == "a":
+        raise ValueError("no such\nthing")
+    raise distributed.KilledWorker(task.name, SimpleNamespace(address="there"), 3)
+
+
+def ended(work):
+    deadline = time.monotonic() + 120
+    while (error := work.ended()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return error
+
+
+def test_no_more_is_handed_out_than_will_be_begun_soon(scheduler, monkeypatch, tmp_path):
+    """Two for each thread of the workers; and an error that is no lost worker is told as what it is, once."""
+    scheduler.scale(1)
+    GO.clear()
+    monkeypatch.setattr(cluster, "make", fails)
+    place = Cluster(scheduler.scheduler_address)
+    try:
+        threads = sum(place.client.nthreads().values())
+        handed = []
+        while place.free:
+            handed.append(place.begin(RunTask("ab"[len(handed) % 2], {}, tmp_path)))
+        assert len(handed) == 2 * threads
+        GO.set()
+        assert ended(handed[0]) == "ValueError: no such thing"
+        assert not handed[0].died
+        assert ended(handed[1]) == "lost by the cluster (error)"
+        assert handed[1].died
+        for work in handed:
+            ended(work)
+        assert place.free
+    finally:
+        GO.set()
+        place.close()
 
 
 def test_what_all_see_is_what_was_written(tmp_path):

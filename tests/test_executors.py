@@ -3,18 +3,22 @@
 import io
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-from crat import executors
-from crat.batch import RunTask
+from crat import executors, store
+from crat.batch import Job, RunTask
 from crat.children import Child
 from crat.executors import Local, perform
+from crat.lease import Lease
 from crat.store import StoreError
 
 SCRIPT = """
@@ -114,7 +118,10 @@ def test_ctrl_c_leaves_nothing_running(script, tmp_path):
     sleeps = "import subprocess; subprocess.Popen(['sleep', '600']); time.sleep(600)"
 
     def interrupt():
+        deadline = time.monotonic() + 120
         while not (tmp_path / "notes").exists() or len(notes(tmp_path)) < 2:
+            if time.monotonic() > deadline:
+                break  # the interrupt ends the test, which then fails
             time.sleep(0.05)
         time.sleep(0.5)
         family.extend(psutil.Process().children(recursive=True))
@@ -129,6 +136,7 @@ def test_ctrl_c_leaves_nothing_running(script, tmp_path):
     assert len(family) >= 4
     assert psutil.wait_procs(family, 10)[1] == []
     assert "c" not in notes(tmp_path)
+    assert not list(tmp_path.glob("*.log"))  # they tell of no fault
 
 
 class Terminal(io.StringIO):
@@ -149,6 +157,93 @@ def test_a_log_that_cannot_be_written_fails_the_task(script, tmp_path):
     task = script("a")
     (tmp_path / "a.log").mkdir()
     assert "a.log: Is a directory" in do([task])["a"]
+
+
+def test_a_log_that_is_gone_is_told(script, tmp_path):
+    error = do([script("a", f"os.unlink({str(tmp_path / 'a.log')!r}); sys.exit(1)")])["a"]
+    assert error == "its log cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize("when", ["begin", "finish"])
+def test_an_error_of_the_disk_is_that_task_s_alone(script, monkeypatch, tmp_path, when):
+    right = getattr(Script, when)
+
+    def fails(self, given):
+        if self.name == "a":
+            raise PermissionError(13, "Permission denied", "bars.png")
+        return right(self, given)
+
+    monkeypatch.setattr(Script, when, fails)
+    assert do([script("a"), script("b")]) == {"a": "[Errno 13] Permission denied: 'bars.png'"}
+    assert "B" in notes(tmp_path)
+
+
+SPEAKS = """
+import os, sys, tempfile
+from pathlib import Path
+from crat.children import Child
+child = Child("script", "sys.exit('the last word')", Path("disk/a.log"), {})
+child.process.wait()
+print(child.told())
+with open("disk/filled", "wb", buffering=0) as file:
+    try:
+        while file.write(bytes(4096)):
+            pass
+    except OSError:
+        pass
+child = Child("script", "sys.exit('the last word')", Path("disk/b.log"), {})
+child.process.wait()
+print(child.told())
+"""
+
+
+def test_a_full_disk_under_the_log_is_told(script, tmp_path, monkeypatch):
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("a disk of this test's own needs user name spaces (unshare), which this machine does not allow")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", PATH)
+    Path("disk").mkdir()
+    python = ["sh", "-c", 'mount -t tmpfs -o size=128k none disk && exec "$@"', "sh", sys.executable, "-c", SPEAKS]
+    done = subprocess.run([*alone, *python], capture_output=True, text=True, check=True)
+    whole, full = done.stdout.splitlines()
+    assert whole == "the last word"
+    assert full == "it ended without a word (cannot write to disk: No space left on device)"
+
+
+class Page(Job):
+    """A notebook that only notes that it was run."""
+
+    steps = 1
+
+    def begin(self, env):
+        self.began.append(time.monotonic())
+        (self.folder / "drawn").touch()
+        return Child("script", "pass", self.folder / "page.log", {"PYTHONPATH": PATH, **env})
+
+
+@pytest.mark.parametrize("did_it", [True, False])
+def test_a_notebook_that_another_driver_runs_is_waited_for(script, tmp_path, capsys, did_it):
+    """And begun only if it is not done then."""
+    page = Page(tmp_path / "00_page.ipynb", tmp_path / "00_page", {}, {}, {"from": "this"})
+    other = Lease(page.folder)
+    assert other.attempt()
+
+    def end():
+        if did_it:
+            store.write_json(page.folder / "success.json", dict(made_from=page.made_from, files=[]))
+        other.release()
+
+    timer = threading.Timer(0.5, end)
+    timer.start()
+    assert do([page]) == {}
+    timer.join()
+    told = capsys.readouterr().out
+    assert told.count(f"00_page: waiting for process {os.getpid()} on ") == 1
+    assert "00_page: done in" in told
+    files = {True: {"success.json"}, False: {"success.json", "drawn"}}[did_it]
+    assert {path.name for path in page.folder.iterdir()} == files  # the lease is given back
+    assert page.is_done
 
 
 def test_what_cannot_be_kept_is_a_failure(script, monkeypatch):

@@ -1,13 +1,16 @@
 """One worker a run: who holds the lease, who waits, and what becomes of one that lost it."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from tiny_runs import TINY, same, weights
@@ -78,6 +81,53 @@ def test_a_number_that_another_process_has_now_is_no_holder(tmp_path):
     kept = json.loads(other.path.read_text())
     other.path.write_text(json.dumps(kept | {"started": kept["started"] - 100}))
     assert Lease(tmp_path).attempt()
+
+
+def test_a_clock_that_is_set_ends_no_holder(tmp_path, another, monkeypatch):
+    """On Linux both times are counted from the clock of now."""
+    begun, booted = psutil.Process.create_time, psutil.boot_time
+    monkeypatch.setattr(psutil, "LINUX", True)
+    mine = Lease(tmp_path)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: begun(process) + 100)
+    monkeypatch.setattr(psutil, "boot_time", lambda: booted() + 100)
+    assert not mine.attempt()
+    assert mine.holder.startswith(f"process {another.pid} on ")
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="what is asked of /proc")
+def test_another_machine_of_the_same_name_is_not_this_one(tmp_path):
+    """The first world of process numbers is called the same on all machines."""
+    other = Lease(tmp_path)
+    assert other.attempt()
+    start, world = other.own["processes"].split()
+    assert world == os.readlink("/proc/self/ns/pid")
+    for processes in (world, f"another-{start} {world}"):
+        other.path.write_text(json.dumps(other.own | {"processes": processes, "started": -1000.0}))
+        assert not Lease(tmp_path).attempt()
+    other.path.write_text(json.dumps(other.own | {"started": -1000.0}))
+    assert Lease(tmp_path).attempt()
+
+
+def test_a_file_that_the_server_has_removed_is_a_missing_one(tmp_path, monkeypatch):
+    """NFS says ESTALE where a disk says that there is none; the holder asks once more."""
+    own, opened, asked = Lease(tmp_path), Path.open, []
+
+    def stale_once(path, *mode, **more):
+        asked.append(path)
+        if len(asked) == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return opened(path, *mode, **more)
+
+    assert own.attempt()
+    monkeypatch.setattr(Path, "open", stale_once)
+    own.confirm()
+    assert own.held
+    assert len(asked) == 2
+    asked.clear()
+    assert not Lease(tmp_path).attempt()
+    monkeypatch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(store.StoreError, match=r"cannot read .*\.lease: Input/output error"):
+        own.confirm()
 
 
 def test_another_machines_holder_is_gone_when_its_file_stands_still(tmp_path, monkeypatch):

@@ -1,19 +1,17 @@
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from crat import batch, plans, reproduce, store
+from crat import batch, estimates, plans, reproduce, store
 from crat.config import ConfigError, profile
 from crat.notebook import NotebookError, Progress, by_papermill
 from crat.parameters import choose_parameters
@@ -197,42 +195,23 @@ def test_the_plan_tells_what_is_cached_published_and_to_be_trained(capsys, monke
     assert not Path("figures").exists()
 
 
-def test_a_recomputation_starts_empty_and_goes_on_where_it_was_stopped(monkeypatch):
+def test_a_measurement_that_fails_or_is_of_no_use_stops_nothing(capsys, monkeypatch):
     write_notebook(Path("notebooks/00_good.ipynb"), GOOD)
-    write_notebook(Path("notebooks/01_other.ipynb"), GOOD)
-    ran, works = [], [False]
+    monkeypatch.setattr(plans, "PLANS", {"00": lambda profile_name, seed: {"new": TINY.but(seed=4)}})
+    monkeypatch.setattr(plans, "LIVE", {})
+    monkeypatch.setattr(reproduce, "_perform", lambda *_: {"all": "not today"})
 
-    def recompute(dry_run=False):
-        monkeypatch.setenv("CRAT_RUNS", "runs")
-        ran.clear()
-        return start(recompute=True, dry_run=dry_run)
+    def measure(run, device):
+        raise RuntimeError("CUDA out of memory.\nTried to allocate 2 GB")
 
-    def perform(jobs, *_):
-        assert (os.environ["CRAT_RUNS"], os.environ["CRAT_RECOMPUTE"]) == (str(Path("runs/recomputed").absolute()), "1")
-        broken = [job.name for job in jobs if not works[0] and job.name != "00_good"]
-        for job in jobs:
-            ran.append(job.name)
-            store.write_text(store.home() / job.name / "card.json", "{}")
-            store.write_text(job.output, "{}")
-            job.began.append(time.time())
-            if job.name not in broken:
-                job.finish(SimpleNamespace(told=str))
-        return dict.fromkeys(broken, "broken")
-
-    monkeypatch.setattr(reproduce, "perform", perform)
-    assert recompute() == 1
-    assert ran == ["00_good", "01_other"]
-    works[0] = True
-    assert recompute() == 0
-    assert ran == ["01_other"]
-    stale = Path("runs/recomputed/00_good/card.json")
-    assert stale.exists()
-    assert recompute(dry_run=True) == 0
-    assert ran == []
-    stale.write_text("from the last time")
-    assert recompute() == 0
-    assert ran == ["00_good", "01_other"]
-    assert stale.read_text() == "{}"
+    monkeypatch.setattr(estimates, "measure", measure)
+    assert start(dry_run=True) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"to be trained +unknown +-\n", told)
+    assert "\nCUDA out of memory. Tried to allocate 2 GB\n" in told
+    monkeypatch.setattr(estimates, "measure", None)
+    assert start(dask="tcp://127.0.0.1:9") == 1  # other machines do it
+    assert re.search(r"small_cnn-\S+-s4-\S+ +00 +to be trained\n", capsys.readouterr().out)
 
 
 SLEEPS = """

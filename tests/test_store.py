@@ -78,6 +78,20 @@ def test_missing_and_damaged(tmp_path, read, name):
         read(tmp_path / name)
 
 
+def test_what_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "card.json").mkdir()
+    with pytest.raises(store.StoreError, match=r"^cannot read .*card.json: Is a directory$"):
+        store.read_json(tmp_path / "card.json")
+
+
+def test_half_written_outcomes_are_removed_as_well(tmp_path):
+    (tmp_path / "eval").mkdir()
+    for name in (".half-card.json", "eval/.half-a.npz", "eval/a.npz"):
+        (tmp_path / name).touch()
+    store.remove_half_written(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.npz"]
+
+
 def test_where_runs_live(monkeypatch, tmp_path):
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path))
     assert store.home() == tmp_path
