@@ -25,8 +25,8 @@ def leaderboard(profile_name: str) -> pd.DataFrame:
     runs = {key: Run.of(config) for key, config in all_methods_evidence(evidence(profile_name)).items()}
     dataset = profile(evidence(profile_name)).data.name
     rows = []
-    for method, (_, seeds) in TRIED.items():
-        published = [run for seed in seeds if (run := runs[f"{method}-s{seed}"]).published]
+    for method in TRIED:
+        published = [run for key, run in runs.items() if key.rpartition("-s")[0] == method and run.published]
         if published:
             rows.append({"method": method, "seeds": len(published)} | _numbers(published, dataset))
     board = pd.DataFrame(

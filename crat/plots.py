@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +18,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike, NDArray
 
 from crat.store import root, written_whole
@@ -196,11 +199,19 @@ def rank_heat(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def class_scatter(
-    table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, *, robust: str = "robust_acc", by: str = "panel"
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    xlabel: str,
+    ylabel: str,
+    *,
+    robust: str = "robust_acc",
+    by: str = "panel",
+    xscale: str = "linear",
 ) -> Figure:
     """A point a class, named, one panel per value of `by`; y in percent with whiskers where low and high are given.
 
-    The class that is worst by the column `robust` is marked.
+    The class that is worst by the column `robust` is marked. xscale: given here, not afterwards, as names depend on it.
     """
     panels = list(table[by].unique())
     figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels) + 0.5, 3), sharey=True, squeeze=False)
@@ -210,13 +221,38 @@ def class_scatter(
         ax.scatter(part[x], 100 * part[y], c=colours, s=22, zorder=3)
         if "low" in part:
             _whiskers(ax, part[x], part, y, colour=GREY, zorder=1)
-        for i, (_, row) in enumerate(part.sort_values(x).iterrows()):  # neighbours above and below in turn
-            place = (3, 3) if i % 2 else (3, -8)
-            ax.annotate(row["class"], (row[x], 100 * row[y]), fontsize=6.5, xytext=place, textcoords="offset points")
-        ax.set(title=panel, xlabel=xlabel)
+        ax.set(title=panel, xlabel=xlabel, xscale=xscale)
         ax.margins(x=0.15, y=0.12)
     axes[0][0].set_ylabel(ylabel)
+    figure.draw_without_rendering()  # settles the size of the axes, in which the names find their places
+    for ax, panel in zip(axes[0], panels, strict=True):
+        part = table[table[by] == panel]
+        _name_points(ax, np.column_stack([part[x], 100 * part[y]]), list(part["class"]), figure.dpi / 72)
     return figure
+
+
+def _name_points(ax: Axes, points: NDArray, names: Sequence[str], unit: float) -> None:
+    """Each name at the nearest free place beside its point (x, y), further off with a line; no free place, no name.
+
+    unit: the pixels of a typographic point.
+    """
+    style: dict[str, Any] = {"fontsize": 6.5, "ha": "center", "va": "center", "in_layout": False}
+    line = {"arrowstyle": "-", "color": "black", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
+    frame, places = ax.get_window_extent(), ax.transData.transform(points)
+    taken = [Bbox([place - 3 * unit, place + 3 * unit]) for place in places]
+    ways = [(np.cos(a), np.sin(a)) for a in np.deg2rad([90, -90, 0, 180, 60, -60, 120, 240, 30, -30, 150, 210])]
+    for i in np.argsort(-points[:, 1]):
+        measured = ax.annotate(names[i], points[i], **style)
+        box = measured.get_window_extent()
+        measured.remove()
+        for distance, way in product((4, 10, 16, 22, 30, 40), ways):
+            shift = np.array(way) * (np.array([box.width, box.height]) / 2 + distance * unit)
+            moved = box.translated(*shift)
+            if frame.contains(*moved.min) and frame.contains(*moved.max) and not moved.count_overlaps(taken):
+                arrow = line if distance > 4 else None
+                ax.annotate(names[i], points[i], shift / unit, textcoords="offset points", arrowprops=arrow, **style)
+                taken.append(moved)
+                break
 
 
 def temperature_curves(table: pd.DataFrame) -> Figure:

@@ -99,13 +99,15 @@ def panel_frontiers(table: pd.DataFrame) -> Figure:
     for ax, panel in zip(axes[0], panels, strict=True):
         for i, method in enumerate(methods):
             part = 100 * table[(table.panel == panel) & (table.method == method)][["average", "worst"]]
-            colour, mark = SERIES[i % len(SERIES)], "osD^vP*X"[i // len(SERIES) % 8]
+            colour, mark = SERIES[i % len(SERIES)], "osD^vP*X"[i % 8]
             ax.plot(part.average, part.worst, color=colour, lw=1)
             ax.scatter(part.average[:1], part.worst[:1], s=42, marker=mark, color=colour, label=method)
             ax.scatter(part.average[1:], part.worst[1:], s=42, marker=mark, facecolor="white", edgecolor=colour)
         ax.set(title=panel, xlabel="average robust accuracy (%)")
         _room(ax)
     axes[0][0].set_ylabel("worst class (%)")
+    if table.duplicated(["panel", "method"]).any():
+        axes[0][-1].scatter([], [], s=42, facecolor="white", edgecolor=GREY, label="hollow: the last epoch")
     axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

@@ -11,9 +11,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from crat.plots import BLUE, GREEN, GREY, ORANGE, PINK, SERIES
+from crat.plots import BLUE, GREEN, GREY, ORANGE, PINK, SERIES, SKY
 
-COLOURS = {"base": GREY, "LA": GREEN, "Adv": BLUE, "Adv+": ORANGE, "smoothing": PINK}
+COLOURS = {"base": GREY, "LA": GREEN, "Adv": BLUE, "Adv+": ORANGE, "smoothing": PINK, "half clean": SKY}
 
 
 def _colour(method: str, place: int) -> str:

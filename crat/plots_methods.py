@@ -116,6 +116,9 @@ def worst_distributions(table: pd.DataFrame, objective: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
     for i, (rho, part) in enumerate(table.sort_values("loss").groupby("rho")):
         left.plot(part.loss, part.p, marker="o", ms=3, color=SERIES[i % len(SERIES)], label=f"ρ = {rho:g}")
+    lightest = table[table.rho == table.rho.min()].sort_values("loss")
+    named = left.secondary_xaxis("top")
+    named.set_xticks(lightest.loss, lightest["class"], rotation=90, fontsize=5)
     left.set(xlabel="loss of the class", ylabel="its probability", title="the worst distribution over classes")
     left.legend(fontsize=7)
     right.plot(objective.rho, objective.exact, color=BLUE, label="maximum")

@@ -21,7 +21,7 @@ FLOORS = (
         *("crat.bodies", "crat.models", "crat.curves", "crat.metrics", "crat.store", "crat.device"),
         *("crat.progress", "crat.distributed", "crat.corruptions", "crat.mce", "crat.calibration", "crat.longtail"),
         "crat.lease",
-        *("crat.superclasses", "crat.toy", "crat.variation"),
+        *("crat.comparisons", "crat.superclasses", "crat.toy", "crat.variation"),
     ),
     ("crat.attacks", "crat.averaging", "crat.awp"),
     ("crat.defenses",),

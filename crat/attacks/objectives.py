@@ -35,9 +35,10 @@ class CrossEntropy:
     """Cross-entropy of softmax(z / T) in a form that does not saturate; T = 1 is PGD's, else Temperature-PGD's.
 
     Returned is m = logsumexp_{j != y}(z_j / T) - z_y / T, of which the cross-entropy is softplus(m): strictly
-    increasing, so each sample's gradient has the same direction. Cross-entropy itself has a zero gradient in float32
-    once p_y rounds to 1 (large logits, small T), and sign(0) = 0 stops the attack there. Where BatchNorm normalises by
-    the batch, samples meet in each other's gradients, and the two forms weigh them differently (PlainCrossEntropy).
+    increasing, so each sample's gradient has the same direction. In float32 cross-entropy itself loses the part of its
+    gradient that goes through z_y once p_y rounds to 1, from a margin z_y - z_j of 17 T on, and all of it from 104 T
+    on, where sign(0) = 0 stops the attack. Where BatchNorm normalises by the batch, samples meet in each other's
+    gradients, and the two forms weigh them differently (PlainCrossEntropy).
     Source: Tian et al. 2021 (temperature in the confidence distribution); the safe form is ours.
     """
 
@@ -55,7 +56,7 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class PlainCrossEntropy:
-    """-log p_y as all released code ascends it; 0, with a zero gradient, where p_y rounds to 1."""
+    """-log p_y as all released code ascends it; 0 where p_y rounds to 1 (CrossEntropy says what its gradient loses)."""
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
         """(N, K), (N,) -> (N,)."""

@@ -38,8 +38,8 @@ class ATBSL(Defense):
         Row("padding", None, "zero"),
         Row("augmentation", None, "AutoAugment, RandAugment(2, 8) or none", "crop and flip", "an option of the code's, "
             "beside the loss"),
-        Row("cross-entropy that is ascended", None, "as it is", "its log-odds", "the same steps in eval mode, but none "
-            "of 0 where p_y rounds to 1"),
+        Row("cross-entropy that is ascended", None, "as it is", "its log-odds", "the same steps in eval mode, and no "
+            "part of the gradient lost where p_y rounds to 1"),
         Row("best epoch chosen on", None, "test, from epoch 75 on", "validation", "the test set is for reporting"),
     )  # fmt: skip
 

@@ -35,8 +35,8 @@ class PGDAT(Defense):
             "train, the running statistics left alone", "the attack leaves the model as it found it; "
             "batch_norm=\"moving\" is the code's habit"),
         Row("cross-entropy that is ascended", None, "as it is", "its log-odds (as it is under \"moving\")",
-            "its gradient is 0 in float32 once p_y rounds to 1. In train mode the samples of a batch meet in each "
-            "other's gradients, which the two forms weigh differently"),
+            "in float32 its gradient loses the true class's part once p_y rounds to 1. In train mode the samples of a "
+            "batch meet in each other's gradients, which the two forms weigh differently"),
     )  # fmt: skip
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:

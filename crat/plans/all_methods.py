@@ -8,18 +8,17 @@ from crat.config import profile
 from crat.defenses import preset
 from crat.plans.common import EMA, SEEDS, Runs, at_and_trades, evidence, sweep
 
-# changes of the profile's base run, and seeds. One seed is never a verdict.
-TRIED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "AT": (preset("pgd_at"), SEEDS),
-    "AT+EMA": (preset("pgd_at") | EMA, SEEDS),
-    "CFA (AT)": (preset("cfa"), SEEDS),
-    "TRADES": (preset("trades"), SEEDS),
-    "TRADES+EMA": (preset("trades") | EMA, SEEDS),
-    "CFA (TRADES)": (preset("cfa", base="trades"), SEEDS),
-    "SPAT+EMA": (preset("spat") | EMA, SEEDS),
-    "Adv+ +EMA": (preset("label_augmentation") | EMA, SEEDS),
-    "WAT+EMA": (preset("wat") | EMA, (0,)),
-    "FRL+EMA": (preset("frl") | EMA, (0,)),
+TRIED: dict[str, dict[str, Any]] = {
+    "AT": preset("pgd_at"),
+    "AT+EMA": preset("pgd_at") | EMA,
+    "CFA (AT)": preset("cfa"),
+    "TRADES": preset("trades"),
+    "TRADES+EMA": preset("trades") | EMA,
+    "CFA (TRADES)": preset("cfa", base="trades"),
+    "SPAT+EMA": preset("spat") | EMA,
+    "Adv+ +EMA": preset("label_augmentation") | EMA,
+    "WAT+EMA": preset("wat") | EMA,
+    "FRL+EMA": preset("frl") | EMA,
 }
 # runs of it that AutoAttack judged
 STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
@@ -36,7 +35,7 @@ def all_methods(profile_name: str, seed: int = 0) -> Runs:
 def all_methods_evidence(profile_name: str) -> Runs:
     """Keys "AT-s0" ... "CFA (TRADES)-s2"."""
     base = profile(profile_name)
-    return {f"{m}-s{s}": base.but(**changes).but(seed=s) for m, (changes, seeds) in TRIED.items() for s in seeds}
+    return {f"{m}-s{s}": base.but(**changes).but(seed=s) for m, changes in TRIED.items() for s in SEEDS}
 
 
 def codat_sweep(profile_name: str) -> Runs:

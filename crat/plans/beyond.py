@@ -14,7 +14,6 @@ FEW = 5000  # test images of that
 
 # a worst-class number is also made of these: what is averaged, and whether a gate chooses the epochs that are
 AVERAGED = {"AT, plain": NONE, "AT, FAWA": GATED}
-SHORT_SEEDS = SEEDS[:2]
 
 
 def beyond(profile_name: str, seed: int = 0) -> Runs:
@@ -31,7 +30,7 @@ def beyond_evidence(profile_name: str) -> Runs:
     """Keys of notebook 06, "AT+EMA-s0" ..., and "short AT+EMA-s0", "short AT, plain-s0", "short AT, FAWA-s0"."""
     runs = all_methods_evidence(profile_name)
     base = sweep(profile_name)
-    for s in SHORT_SEEDS:
+    for s in SEEDS:
         runs[f"short AT+EMA-s{s}"] = base.but(seed=s)
         runs |= {f"short {name}-s{s}": base.but(**changes).but(seed=s) for name, changes in AVERAGED.items()}
     return runs

@@ -8,13 +8,14 @@ from crat.config import RunConfig, profile
 from crat.defenses import preset
 from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
 
-# the paper's three, LA of 2024, and plain label smoothing of the same strength, the control; and their seeds
-COMPARED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "base": (preset("standard"), SEEDS),
-    "LA": (preset("label_augmentation", adversarial=False), SEEDS),
-    "Adv": (preset("pgd_at"), (0, 1)),
-    "Adv+": (preset("label_augmentation"), (0,)),
-    "smoothing": (preset("label_smoothing"), (0,)),
+# the paper's three, LA of 2024, and two controls on the half-clean batches of Adv+: smooth labels, and hard ones
+COMPARED: dict[str, dict[str, Any]] = {
+    "base": preset("standard"),
+    "LA": preset("label_augmentation", adversarial=False),
+    "Adv": preset("pgd_at"),
+    "Adv+": preset("label_augmentation"),
+    "smoothing": preset("label_smoothing"),
+    "half clean": preset("label_smoothing", delta=0.0),
 }
 DELTAS = (0.05, 0.2, 0.4)  # of Adv+, beside 0.1
 MAIN = {"Adv": preset("pgd_at"), "Adv+": preset("label_augmentation")}
@@ -34,11 +35,7 @@ def live(profile_name: str, seed: int) -> RunConfig:
 def label_augmentation_evidence(profile_name: str) -> Runs:
     """Keys "base-s0", "Adv+-s0", "delta 0.4" of the sweeps; "main base-s0" ... "main Adv+-s2" of the profile."""
     base, main = sweep(profile_name), profile(profile_name)
-    runs = {
-        f"{name}-s{s}": base.but(**changes | EMA).but(seed=s)
-        for name, (changes, seeds) in COMPARED.items()
-        for s in seeds
-    }
+    runs = {f"{name}-s{s}": base.but(**changes | EMA).but(seed=s) for name, changes in COMPARED.items() for s in SEEDS}
     runs |= {f"delta {d:g}": base.but(**preset("label_augmentation", delta=d) | EMA) for d in DELTAS}
     runs |= {f"main base-s{s}": main.but(defense="standard", seed=s) for s in SEEDS}
     return runs | {

@@ -11,14 +11,16 @@ from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
 # The two terms, each with what it replaces, and seeds; all on the cosine head. "CE + KL" is TRADES on that head: the
 # control
 TERMS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "CE + KL": ({"form": "plain", "squares": False}, (0,)),
+    "CE + KL": ({"form": "plain", "squares": False}, SEEDS),
+    "CE + n KL": ({"form": "plain", "squares": False, "beta": 1.2}, (0,)),  # what L_hcp leaves without its squares
     "L_sp + KL": ({"squares": False}, (0,)),
     "CE + L_hcp": ({"form": "plain"}, (0,)),
-    "L_sp + L_hcp": ({}, (0,)),
+    "L_sp + L_hcp": ({}, SEEDS),
     "L_sp alone": ({"beta": 0.0}, (0,)),
 }
-FORMS: tuple[str, ...] = ()  # of the self-paced weights, beside the released one: detached, clamped, circle
-SWEPT: dict[str, tuple[float, ...]] = {}  # of scale, m, n or beta: values beside 8, 0.2, 0.2, 6
+FORMS = ("detached", "clamped", "circle")  # of the self-paced weights, beside the released one
+# one setting at a time, beside s = 8, m = 0.2, n = 0.2, beta = 6
+SWEPT = {"scale": (4.0, 16.0), "m": (0.0, 0.5), "n": (0.0, 1.0), "beta": (1.0, 12.0)}
 LINEAR = {"undefended": "standard", "AT": "pgd_at", "TRADES": "trades"}  # the methods on the usual head
 MAIN: dict[str, dict[str, Any]] = {
     "undefended": preset("standard"),

@@ -29,9 +29,7 @@ PAPER: dict[str, dict[str, Any]] = {
     "svhn": {"lr": 0.01},
     "stl10": {"model": "resnet18", "epochs": 100},
 }
-# the lift of the most vulnerable class in training, ours: its form and seeds; the seeds of AT, lifted at inference
-LIFTS: dict[str, tuple[int, ...]] = {"weight": (0,)}
-LIFTED = (0,)
+LIFTS = ("weight",)  # forms of the lift of the most vulnerable class in training, which is ours
 
 
 def tian2021(profile_name: str, seed: int = 0, data: str = "") -> Runs:
@@ -57,11 +55,11 @@ def lifts(profile_name: str, data: str = "") -> Runs:
     """AT+EMA of the sweeps and the same with a factor that grows for the weakest class."""
     default = data in ("", profile(profile_name).data.name)
     base = on(sweep(profile_name), profile_name, "" if default else data)
-    runs = {f"AT-s{s}": base.but(**preset("pgd_at")).but(seed=s) for s in LIFTED}
+    runs = {f"AT-s{s}": base.but(**preset("pgd_at")).but(seed=s) for s in SEEDS}
     return runs | {
         f"lift {form}-s{s}": base.but(**preset("tian2021", form=form) | EMA).but(seed=s)
-        for form, seeds in LIFTS.items()
-        for s in seeds
+        for form in LIFTS
+        for s in SEEDS
     }
 
 

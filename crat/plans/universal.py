@@ -28,10 +28,6 @@ def live(profile_name: str, seed: int) -> RunConfig:
 
 
 def universal_evidence(profile_name: str) -> Runs:
-    """Keys "standard-s0" ... "class-wise universal AT-s2", of the sweeps; "AT-s0", the control, on one seed."""
+    """Keys "standard-s0" ... "class-wise universal AT-s2", of the sweeps; "AT-s0" ..., the control."""
     base = sweep(profile_name)
-    return {
-        f"{name}-s{s}": base.but(**changes | EMA).but(seed=s)
-        for name, changes in COMPARED.items()
-        for s in (SEEDS if name != "AT" else SEEDS[:1])
-    }
+    return {f"{name}-s{s}": base.but(**changes | EMA).but(seed=s) for name, changes in COMPARED.items() for s in SEEDS}

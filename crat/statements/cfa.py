@@ -19,7 +19,8 @@ CLAIMS = {
         "Table 1", "CFA on TRADES is above TRADES+EMA in the worst class", "worst", 0.02, "AA 24.2 to 26.5"
     ),
     "jumps": _claim(
-        "Figure 4 and its text", "from epoch to epoch the worst class moves more than the average (share - 1/2)",
+        "Figure 4 and its text",
+        "from epoch to epoch the worst class moves more than the average oftener than any class does (share of steps)",
         "share", 0.1, "PGD-10, epochs 108 and 110: worst 23.5, 28.1, average 53.2, 52.6",
     ),
     "clean gap": _claim(
