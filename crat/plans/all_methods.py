@@ -6,7 +6,7 @@ from typing import Any
 
 from crat.config import profile
 from crat.defenses import preset
-from crat.plans.common import EMA, SEEDS, Runs, at_and_trades, evidence, sweep
+from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
 
 TRIED: dict[str, dict[str, Any]] = {
     "AT": preset("pgd_at"),
@@ -41,5 +41,4 @@ def all_methods_evidence(profile_name: str) -> Runs:
 def codat_sweep(profile_name: str) -> Runs:
     """Keys "rho 0.25-s0" and, for rho = 0, "AT-s0", of the sweeps."""
     base = sweep(profile_name)
-    runs = {key: run for key, run in at_and_trades(profile_name).items() if key == "AT-s0"}
-    return runs | {f"rho {rho:g}-s0": base.but(**preset("codat", rho=rho) | EMA) for rho in RADII}
+    return {"AT-s0": base} | {f"rho {rho:g}-s0": base.but(**preset("codat", rho=rho) | EMA) for rho in RADII}

@@ -7,7 +7,7 @@ from typing import Any
 from crat.config import RunConfig, number, profile
 from crat.defenses import preset
 from crat.plans.all_methods import all_methods_evidence
-from crat.plans.common import EMA, SEEDS, Runs, at_and_trades, evidence, sweep
+from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
 
 # training margins of Figure 2 as shares of the one that judges (the paper: 2 to 16 in steps of 2, of 8)
 MARGINS = (0.4, 0.7, 1.3, 1.6)
@@ -52,7 +52,7 @@ def cfa_evidence(profile_name: str) -> Runs:
     base, every = sweep(profile_name), all_methods_evidence(profile_name)
     runs = {f"main {m}-s{s}": every[f"{m}-s{s}"] for m in MAIN for s in SEEDS}
     runs |= {f"main standard-s{s}": profile(profile_name).but(defense="standard", seed=s) for s in SEEDS}  # no margin
-    runs["AT-s0"] = at_and_trades(profile_name)["AT-s0"]
+    runs["AT-s0"] = base
     eps = number(base.resolved().train.eps or 0)
     runs |= {f"eps {share:g}-s0": base.but(eps=round(share * eps, 6)) for share in MARGINS}
     runs |= {f"beta {v:g}": base.but(**preset("trades", normalised=True) | EMA).but(beta=v) for v in BETAS}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from crat.config import DataConfig, RunConfig, TrainConfig, chosen_seeds, on_chosen_data, profile
-from crat.defenses import preset
 
 Runs = dict[str, RunConfig]
 
@@ -28,10 +27,3 @@ def sweep(profile_name: str) -> RunConfig:
         return profile("paper").but(**EMA)
     short = TrainConfig(epochs=6, eps_warmup=1, dtype="bfloat16", average="ema_update")
     return on_chosen_data(RunConfig(DataConfig("fashion_mnist_mini"), train=short))
-
-
-def at_and_trades(profile_name: str) -> Runs:
-    """Keys "AT-s0" ... "AT-s2" and "TRADES-s0" of the sweeps: the plain methods, with the average that all have."""
-    base = sweep(profile_name)
-    runs = {f"AT-s{s}": base.but(**preset("pgd_at")).but(seed=s) for s in SEEDS}
-    return runs | {"TRADES-s0": base.but(**preset("trades"))}
