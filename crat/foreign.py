@@ -17,14 +17,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from crat import data, metrics, models
 from crat.attacks import Decision, checks, frozen
+from crat.attacks.door import check_model
 from crat.attacks.gradient import forward_backward
-from crat.attacks.hunt import finite_logits
 from crat.attacks.judge import as_images, attacked_logits
+from crat.attacks.logits import finite_logits, logits_of
 from crat.attacks.objectives import Margin
 from crat.config import MODELS, ConfigError, ModelConfig
 
 CHECKED = 64  # images on which outputs and gradients are checked
 DIAGNOSED = 1000  # images, at most, on which other scalings of the input are tried
+BATCH = 500  # images that are passed at once
 SAME = 1e-3  # of the largest logit: what may differ by rounding between batches
 Found = tuple[nn.Module, list[str]]  # a model in eval mode or not, and lines on what is doubtful
 
@@ -33,17 +35,22 @@ class ModelError(ValueError):
     """A model that cannot be judged: one line with what it does and what is expected."""
 
 
-def find_model(subject: str, architecture: str | None, images: data.Dataset, device: torch.device) -> Found:
+def find_model(
+    subject: str, architecture: str | None, images: data.Dataset, device: torch.device, key: str | None = None
+) -> Found:
     """The model of "module:function", "file.py:function" or, with an architecture, a weights file; on the device.
 
+    key: which of several state_dicts in a weights file (crat.models.load_checkpoint).
     Nothing is unpickled; of a function, its own code runs. Raises ConfigError where there is no such thing, ModelError
     where the function fails, CheckpointError where the weights do not fit.
     """
     if architecture is not None:
-        return _from_weights(Path(subject), architecture, images, device)
+        return _from_weights(Path(subject), architecture, images, device, key)
     if ":" not in subject:
         names = " | ".join(MODELS)
         raise ConfigError(f"{subject!r} is neither module:function nor a weights file with --model {names}")
+    if key is not None:
+        raise ConfigError("--key chooses among the weights of a file, with --model; a function returns its own model")
     model = _from_function(subject)
     training = any(isinstance(part, _BatchNorm) and part.training for part in model.modules())
     return model.to(device), ["BatchNorm came in train mode; the model is judged in eval mode"] * training
@@ -87,22 +94,22 @@ def _blamed(kind: type[ValueError], what: str) -> Iterator[None]:
         raise kind(f"{what}: {why}") from error
 
 
-def _from_weights(path: Path, architecture: str, images: data.Dataset, device: torch.device) -> Found:
+def _from_weights(path: Path, architecture: str, images: data.Dataset, device: torch.device, key: str | None) -> Found:
     """Where a file says nothing of normalisation, validation images tell whether it was trained with the data set's."""
     tried = []
     for mean, std in (models.normalisation(images.name), ((0.0,), (1.0,))):
         model = models.build(ModelConfig(architecture), images.n_classes, images.image_shape, mean=mean, std=std)
-        models.load_checkpoint(model, path)
+        line = models.load_checkpoint(model, path, key)
         tried.append(model.eval().to(device))
     if torch.equal(tried[0].normalize.mean, tried[1].normalize.mean):
-        return tried[0], []
+        return tried[0], [line] * bool(line)
     x, y = as_images(images.x_valid[:CHECKED].to(device)), images.y_valid[:CHECKED].to(device)
     right = [accuracy(model, x, y) for model in tried]
-    line = (
+    normalised = (
         f"{path.name} says nothing of normalisation: {right[0]:.0%} of {len(x)} validation images are right with that "
         f"of {images.name}, {right[1]:.0%} without; it is judged {'without' if right[1] > right[0] else 'with it'}"
     )
-    return tried[right[1] > right[0]], [line]
+    return tried[right[1] > right[0]], [line] * bool(line) + [normalised]
 
 
 def decision(
@@ -111,21 +118,20 @@ def decision(
     """The model with its first `logit_slice` logits, times `scale`; ModelError where that is not K logits an image.
 
     example: (N, C, H, W) in [0, 1]; its first image is also given alone, as attacks do with the last one unbroken.
+    Raises AttackError on a model that no attack can work on (crat.attacks.door).
     """
+    check_model(model)
     for x in (example, example[:1]):
         refused = _blamed(ModelError, f"the model takes no float32 images of shape {tuple(x.shape)}")
         with refused, frozen(model), torch.no_grad():
-            logits = model(x)
-        what = type(logits).__name__
-        if isinstance(logits, Tensor):
-            what = f"{str(logits.dtype)[6:]} of shape {tuple(logits.shape)} for {len(x)} images"
-        if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.shape[:-1] != x.shape[:1]:
-            raise ModelError(f"the model returns {what}, not logits of shape (N, {n_classes})")
+            answer = model(x)
+        logits = logits_of(answer, x)
     outputs = logits.shape[1]
     if len(range(outputs)[:logit_slice]) != n_classes:
         hint = f"; --logit-slice {n_classes} lets the first {n_classes} answer" if outputs > n_classes else ""
         raise ModelError(f"the model answers with {len(range(outputs)[:logit_slice])} logits, not {n_classes}{hint}")
-    return model if logit_slice is None and scale == 1 else Decision(model, slice(logit_slice), scale)
+    plain = answer is logits and logit_slice is None and scale == 1
+    return model if plain else Decision(model, slice(logit_slice), scale)
 
 
 def examine(model: nn.Module, x: Tensor, y: Tensor, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
@@ -177,9 +183,11 @@ def diagnosis(model: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> list[st
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """The share that is right of images (N, C, H, W), in [0, 1] or not; 0 where the model refuses them."""
     try:
-        return (attacked_logits(model, x, y, None).argmax(1) == y).double().mean().item()
+        with frozen(model):
+            answers = [finite_logits(model, images).argmax(1) for images in x.split(BATCH)]
     except Exception:  # its own code may check what it is given
         return 0.0
+    return (torch.cat(answers) == y).double().mean().item()
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -198,19 +199,23 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """The inverse of `save_weights`, onto the model's device. Raises CheckpointError, and then changes nothing."""
-    _fill(model, path, _read(Path(path)))
+    _fill(model, path, _chosen(_read(Path(path)), Path(path), None)[0])
 
 
-def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> str:
     """Weights from safetensors or a foreign .pt, under our names or those of CFA, FRL, TRADES, AdverTorch, torchvision.
 
-    The file may be a state_dict or hold one, and say `module.` before each name. What such files do not carry stays as
-    built: normalisation and a head's scale. Raises CheckpointError, and then changes nothing.
+    The file may be a state_dict or hold some, and say `module.` before each name. key: which of those it holds ("ema",
+    "nets.student"); None: the only one, else the first of state_dict, model_state_dict, model and net. Returned is a
+    line on which of several was taken, "" where there was no choice. What such files do not carry stays as built:
+    normalisation and a head's scale. Raises CheckpointError, and then changes nothing.
     """
-    foreign = {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in _read(Path(path)).items()}
+    found, line = _chosen(_read(Path(path)), Path(path), key)
+    foreign = {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in found.items()}
     tensors = {_our_name(name): tensor for name, tensor in foreign.items() if not _UNUSED.match(name)}
     kept = {name: tensor for name, tensor in plain(model).state_dict().items() if _NOT_CARRIED.search(name)}
     _fill(model, path, kept | tensors)
+    return line
 
 
 def _our_name(name: str) -> str:
@@ -220,21 +225,56 @@ def _our_name(name: str) -> str:
     return name if name.startswith("head.") else f"body.{name}"
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name; nothing in it is executed."""
+def _read(path: Path) -> Any:
+    """What a file holds; nothing in it is executed."""
     if not path.is_file():
         raise CheckpointError(f"there is no weights file {path}")
     try:
         safe = path.suffix == ".safetensors"
         found = safetensors.torch.load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "Weights only" in str(error):
+            raise CheckpointError(
+                f"{path} holds more than tensors, such as a whole pickled model, and opening that would run its code: "
+                "where it was made, write torch.save(model.state_dict(), file) instead"
+            ) from error
+        raise CheckpointError(f"{path} cannot be read: it is damaged, or no file of torch.save") from error
     except Exception as error:  # the readers raise whatever a damaged file makes them stumble over
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read: it is damaged, or more than tensors is in it ({why})") from error
-    while isinstance(found, dict) and (inner := [found[key] for key in _NESTS if isinstance(found.get(key), dict)]):
-        found = inner[0]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"{path} holds no state_dict, neither itself nor as {', '.join(_NESTS)}")
+        raise CheckpointError(f"{path} cannot be read: it is damaged ({type(error).__name__})") from error
     return found
+
+
+def _chosen(found: Any, path: Path, key: str | None) -> tuple[dict[str, Tensor], str]:
+    """The state_dict in what a file holds, and a line on which it is where there are several."""
+    if _is_state_dict(found) and key is None:
+        return found, ""
+    known = _state_dicts(found)
+    listed = ", ".join(known) or "none"
+    if key is not None:
+        if key not in known:
+            raise CheckpointError(f"{path} holds no weights named {key!r}; there are: {listed}")
+        return known[key], ""
+    usual = [name for name in known if name.split(".")[-1] in _NESTS]
+    usual.sort(key=lambda name: (name.count("."), _NESTS.index(name.split(".")[-1])))
+    if not usual and len(known) != 1:
+        why = f"several: {listed}; --key chooses" if known else "no state_dict, neither itself nor inside"
+        raise CheckpointError(f"{path} holds {why}")
+    taken = usual[0] if usual else listed
+    line = f"{path.name} holds the weights {listed}: {taken} is taken; --key chooses another" if len(known) > 1 else ""
+    return known[taken], line
+
+
+def _is_state_dict(found: Any) -> bool:
+    return isinstance(found, dict) and bool(found) and all(isinstance(value, Tensor) for value in found.values())
+
+
+def _state_dicts(found: Any, front: str = "") -> dict[str, dict[str, Tensor]]:
+    """Every dict of tensors in nested dicts, by its keys joined with dots."""
+    if _is_state_dict(found):
+        return {front: found}
+    parts = found.items() if isinstance(found, dict) else ()
+    inner = [_state_dicts(part, f"{front}.{name}" if front else str(name)) for name, part in parts]
+    return {name: tensors for some in inner for name, tensors in some.items()}
 
 
 def _fill(model: nn.Module, path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
+from crat.attacks.door import check_radius, checked
 from crat.attacks.gradient import forward_backward, one_of
 from crat.attacks.hunt import Hunt, Run, hunted
 from crat.attacks.noise import PerImage, Source, normal, uniform
@@ -59,6 +60,7 @@ class APGD:
 
     def __post_init__(self) -> None:
         one_of("norm", self.norm, NORMS)
+        check_radius(self.eps, self.norm)
         one_of("loss", self.loss, LOSSES)
         if min(self.steps, self.restarts, self.eot) < 1 or self.targets < 0:
             raise ValueError(
@@ -68,7 +70,7 @@ class APGD:
         if self.larger_radii and self.norm != "L1":
             raise ValueError(f"larger_radii is for the norm L1, not {self.norm}")
 
-    def __call__(
+    def perturb(
         self,
         model: nn.Module,
         x: Tensor,
@@ -81,6 +83,8 @@ class APGD:
     ) -> Tensor:
         """Adversarial images of the shape of x; where none was found, the point of the largest objective."""
         return hunted(self, model, x, y, eps=eps, generator=generator, target=target, judge=judge)
+
+    __call__ = checked(perturb)
 
     def runs(self, n_classes: int) -> Iterator[Run]:
         """One run a restart, or a target and restart."""

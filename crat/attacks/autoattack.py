@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from crat.attacks import checks
 from crat.attacks.apgd import APGD
+from crat.attacks.door import check_radius, checked
 from crat.attacks.fab import FAB
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward, one_of
@@ -46,6 +48,7 @@ class AutoAttack:
     def __post_init__(self) -> None:
         one_of("norm", self.norm, NORMS)
         one_of("version", self.version, tuple(ORDER))
+        check_radius(self.eps, self.norm)
 
     def attacks(self, n_classes: int) -> dict[str, Kernel]:
         """Name -> attack, in the order in which they run."""
@@ -69,7 +72,7 @@ class AutoAttack:
         """What the numbers of `broken_by` stand for."""
         return ("clean", *ORDER[self.version])
 
-    def __call__(
+    def perturb(
         self,
         model: nn.Module,
         x: Tensor,
@@ -79,8 +82,8 @@ class AutoAttack:
         generator: Source = None,
         target: Tensor | None = None,
         judge: nn.Module | None = None,
-    ) -> Broken:
-        """x (N, C, H, W) in [0, 1], y (N,) -> Broken. Raises ValueError where the model gives NaN logits."""
+    ) -> tuple[Broken, Tensor]:
+        """x (N, C, H, W) in [0, 1], y (N,) -> Broken, and the judge's logits (N, K) by which it passed each verdict."""
         judge, noise = judge or model, source(generator, x)
         radius = budget(self.eps if eps is None else eps, x)
         broken_by = torch.full((len(x),), -1, dtype=torch.int8, device=x.device)
@@ -96,7 +99,19 @@ class AutoAttack:
         if "square" in self.names and self.version == "standard":
             checks.check_square(int((broken_by == self.names.index("square")).sum()), len(x))
         x_adv = torch.where(hunt.broken.view(-1, *[1] * (x.ndim - 1)), hunt.x_adv, x)
-        return Broken(x_adv, broken_by, self.names)
+        return Broken(x_adv, broken_by, self.names), hunt.logits
+
+    def _nothing(self, x: Tensor) -> tuple[Broken, Tensor]:
+        return Broken(x.clone(), torch.empty(0, dtype=torch.int8, device=x.device), self.names), x.new_empty(0, 2)
+
+    judged = checked(perturb, _nothing)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Broken:
+        """Images and what broke each; eps, generator, target and judge as `perturb` takes them.
+
+        Raises AttackError (crat.attacks.door) on what cannot be attacked.
+        """
+        return self.judged(model, x, y, **settings)[0]
 
     def _check(self, judge: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> None:
         checks.check_outputs(judge, x, randomised=self.version == "rand")

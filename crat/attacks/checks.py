@@ -11,11 +11,12 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from crat.attacks.hunt import finite_logits
+from crat.attacks.logits import finite_logits
 
 REPEATS, MOVED = 5, 1e-4  # forward passes, and how far normalised logits may differ between them
 PROBABILITY = 1e-5
 SQUARE_SHARE = 0.002  # of all images
+ZERO_GRADIENT = "some images have a zero gradient: gradient-based attacks may overrate the robustness"
 
 
 class RobustnessWarning(UserWarning):
@@ -45,7 +46,7 @@ def check_outputs(model: nn.Module, x: Tensor, randomised: bool = False) -> None
 def check_gradients(gradient: Tensor) -> None:
     """Before: images whose gradient is zero everywhere; gradient-based attacks cannot move them."""
     if (gradient.flatten(1).abs().amax(1) == 0).any():
-        warn("some images have a zero gradient: gradient-based attacks may overrate the robustness")
+        warn(ZERO_GRADIENT)
 
 
 def check_square(by_square: int, images: int) -> None:

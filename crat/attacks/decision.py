@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from crat.attacks.logits import logits_of
 from crat.attacks.objectives import full
 
 
@@ -29,7 +30,7 @@ class Decision(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> logits (N, number of answers)."""
-        logits = self.model(x)[:, self.slice]
+        logits = logits_of(self.model(x), x)[:, self.slice]
         return self.scale * (logits if self.index is None else logits.index_select(1, self.index))
 
 
@@ -57,5 +58,5 @@ class LogitBias(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> logits (N, K), float32 where the model gives less."""
-        logits = full(self.model(x))
+        logits = full(logits_of(self.model(x), x))
         return (logits if self.temperature is None else logits / self.temperature) + self.bias

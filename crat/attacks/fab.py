@@ -16,10 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from crat.attacks.door import check_radius, checked
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward, one_of
-from crat.attacks.hunt import Hunt, Run, finite_logits, hunted
+from crat.attacks.hunt import Hunt, Run, hunted
 from crat.attacks.hyperplane import to_hyperplane
+from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage, Source, source
 from crat.attacks.objectives import Margin, Toward, full, other_logits, true_logit
 from crat.attacks.threat import NORMS, Budget, budget, over_images, project, size
@@ -69,6 +71,7 @@ class FAB:
 
     def __post_init__(self) -> None:
         one_of("norm", self.norm, NORMS)
+        check_radius(self.eps, self.norm)
         if self.steps < 1 or self.restarts < 1 or self.targets < 0:
             raise ValueError(
                 f"steps >= 1, restarts >= 1 and targets >= 0, not {self.steps}, {self.restarts} and {self.targets}"
@@ -78,7 +81,7 @@ class FAB:
                 f"alpha_max and beta in [0, 1] and eta > 0, not {self.alpha_max}, {self.beta} and {self.eta}"
             )
 
-    def __call__(
+    def perturb(
         self,
         model: nn.Module,
         x: Tensor,
@@ -92,12 +95,14 @@ class FAB:
         """Adversarial images of the shape of x; eps overrides the attack's own."""
         return hunted(self, model, x, y, eps=eps, generator=generator, target=target, judge=judge)
 
+    __call__ = checked(perturb)
+
     def runs(self, n_classes: int) -> Iterator[Run]:
         """A run for each target (one for all if targets = 0) and restart."""
         for rank, restart in self._tries(n_classes):
             yield partial(self._run, rank, restart)
 
-    def radius(
+    def _radius(
         self,
         model: nn.Module,
         x: Tensor,
@@ -125,6 +130,8 @@ class FAB:
                 nearer = (norm < least) & hunt.hit(finite_logits(judge, found))
                 best, least = torch.where(over_images(nearer, x), found, best), torch.where(nearer, norm, least)
         return least.new_zeros(len(x)).index_copy(0, left, least), x.index_copy(0, left, best)
+
+    radius = checked(_radius, lambda attack, x: (x.new_empty(0), x.clone()))
 
     def _tries(self, n_classes: int) -> Iterator[tuple[int, int]]:
         """(rank of the class to aim at, 0: the closest; restart), one for each run."""

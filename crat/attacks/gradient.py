@@ -12,7 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from crat.attacks.door import check_radius, checked
 from crat.attacks.frozen import BATCH_NORM_MODES, frozen
+from crat.attacks.logits import NO_GRADIENT, AttackError
 from crat.attacks.noise import PerImage, Share, Source
 from crat.attacks.objectives import CrossEntropy, Margin, Objective, Toward, full
 from crat.attacks.threat import (
@@ -42,12 +44,19 @@ class Attack(Protocol):
 
 
 def forward_backward(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of each sample's objective at x, its value (N,), and the logits (N, K), in one pass each way."""
+    """The gradient of each sample's objective at x, its value (N,), and the logits (N, K), in one pass each way.
+
+    Raises AttackError where the logits have no gradient by the images.
+    """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = full(model(x))
         values = objective(logits, y)
-    return torch.autograd.grad(values.sum(), x)[0], values.detach(), logits.detach()
+        total = values.sum()
+    gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
+    if gradient is None:
+        raise AttackError(NO_GRADIENT)
+    return gradient, values.detach(), logits.detach()
 
 
 def ascend(
@@ -77,6 +86,9 @@ def ascend(
 @dataclass(frozen=True)
 class PGD:
     """Projected gradient descent attack (Madry et al. 2018). Call it: `PGD(...)(model, x, y) -> x_adv`.
+
+    A call goes through the door (crat.attacks.door); a training's inner loop calls `perturb`, which checks nothing and
+    never waits for the device.
 
     eps, step_size: radius and step in units of [0, 1]; at call time also an (N,) tensor, one per sample
         (class-wise margins are `eps_k[y]`).
@@ -108,8 +120,10 @@ class PGD:
         one_of("stop", self.stop, STOPS)
         if self.steps < 0 or self.restarts < 1:
             raise ValueError(f"steps >= 0 and restarts >= 1, not {self.steps} and {self.restarts}")
+        check_radius(self.eps, self.norm)
+        check_radius(self.step_size, self.norm, what="step_size")
 
-    def __call__(
+    def perturb(
         self,
         model: nn.Module,
         x: Tensor,
@@ -139,6 +153,8 @@ class PGD:
                 value = _worth(model, x_adv, y, objective, target)
                 best, worth = torch.where(over_images(value > worth, x), x_adv, best), value.maximum(worth)
         return best
+
+    __call__ = checked(perturb)
 
     def _start(self, x: Tensor, eps: Tensor | float, generator: torch.Generator | PerImage | Share) -> Tensor:
         if self.start == "uniform":
@@ -172,7 +188,13 @@ class FGSM:
     objective: Objective = CrossEntropy()  # noqa: RUF009
     batch_norm: str = "eval"
 
-    def __call__(
+    def __post_init__(self) -> None:
+        self._one_step()  # which refuses what cannot be
+
+    def _one_step(self) -> PGD:
+        return PGD(self.eps, self.eps, 1, self.norm, self.objective, "none", batch_norm=self.batch_norm)
+
+    def perturb(
         self,
         model: nn.Module,
         x: Tensor,
@@ -184,8 +206,9 @@ class FGSM:
     ) -> Tensor:
         """Adversarial images; eps as a number or (N,) tensor. `generator` is unread: the method draws nothing."""
         radius = self.eps if eps is None else eps
-        one_step = PGD(self.eps, self.eps, 1, self.norm, self.objective, "none", batch_norm=self.batch_norm)
-        return one_step(model, x, y, eps=radius, step_size=radius, target=target)
+        return self._one_step().perturb(model, x, y, eps=radius, step_size=radius, target=target)
+
+    __call__ = checked(perturb)
 
 
 @dataclass(frozen=True)
@@ -208,8 +231,12 @@ class MIFGSM:
         one_of("norm", self.norm, NORMS)
         if self.steps < 1 or self.decay < 0:
             raise ValueError(f"steps >= 1 and decay >= 0, not {self.steps} and {self.decay}")
+        one_of("batch_norm", self.batch_norm, BATCH_NORM_MODES)
+        check_radius(self.eps, self.norm)
+        if self.step_size is not None:
+            check_radius(self.step_size, self.norm, what="step_size")
 
-    def __call__(
+    def perturb(
         self,
         model: nn.Module,
         x: Tensor,
@@ -231,6 +258,8 @@ class MIFGSM:
                 gathered = self.decay * gathered + unit
                 x_adv = project(x_adv + step * ascent_direction(gathered, self.norm), x, radius, self.norm)
         return x_adv
+
+    __call__ = checked(perturb)
 
 
 def temperature_pgd(pgd: PGD, temperature: float) -> PGD:

@@ -14,15 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from crat.attacks.frozen import frozen
+from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage, Source, source
-from crat.attacks.objectives import full
 from crat.attacks.threat import Budget, budget
-from crat.device import exact
-
-
-class AttackError(ValueError):
-    """A model that cannot be attacked: one line that says why."""
-
 
 Run = Callable[..., Tensor]  # run(model, x, y, eps, noise, hunt, target=None) -> x_adv of those that did not leave
 
@@ -33,17 +27,6 @@ class Kernel(Protocol):
     @property
     def eps(self) -> float: ...  # noqa: D102
     def runs(self, n_classes: int) -> Iterator[Run]: ...  # noqa: D102
-
-
-@torch.no_grad()
-def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (N, K) in float32 proper, of a frozen model; raises AttackError where one is NaN."""
-    with exact(), torch.autocast(x.device.type, enabled=False):  # a caller's autocast is for the search
-        logits = full(model(x))
-    if logits.isnan().any():
-        images = int(logits.isnan().any(1).sum())
-        raise AttackError(f"the model gives NaN logits for {images} of {len(x)} images: there is no verdict on them")
-    return logits
 
 
 class Broken(NamedTuple):
@@ -62,15 +45,16 @@ class Hunt:
 
     judge: the model whose float32 prediction decides; broken means misclassified, or with `target` (N,) taken for it.
     every: look for images that may leave every so many iterations; 0: never within a run.
-    Afterwards x_adv (N, C, H, W) holds what broke each image, else the last run's best point, and broken is (N,) bool.
+    Afterwards x_adv (N, C, H, W) holds what broke each image, else the last run's best point, and broken is (N,) bool;
+    logits (N, K) are those by which the judge passed its verdict: of what broke an image, else of the clean image.
     """
 
     def __init__(self, judge: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = None, every: int = 0) -> None:
         self.judge, self.y, self.target, self.every = judge, y, target, every
         self.x_adv = x.clone()
-        logits = finite_logits(judge, x)
-        self.n_classes = logits.shape[1]
-        self.broken = self._reached(logits, torch.arange(len(x), device=x.device))
+        self.logits = finite_logits(judge, x)
+        self.n_classes = self.logits.shape[1]
+        self.broken = self._reached(self.logits, torch.arange(len(x), device=x.device))
         self.index = (~self.broken).nonzero().flatten()
 
     def __len__(self) -> int:
@@ -99,12 +83,13 @@ class Hunt:
         self._settle(torch.arange(len(self), device=x_adv.device), x_adv)
 
     def _settle(self, at: Tensor, x_adv: Tensor) -> Tensor | None:
-        reached = self._reached(finite_logits(self.judge, x_adv), self.index[at])
+        logits = finite_logits(self.judge, x_adv)
+        reached = self._reached(logits, self.index[at])
         if not reached.any():
             return None
         right = at[reached]
         gone = self.index[right]
-        self.x_adv[gone], self.broken[gone] = x_adv[reached], True
+        self.x_adv[gone], self.broken[gone], self.logits[gone] = x_adv[reached], True, logits[reached]
         stay = torch.ones(len(self), dtype=torch.bool, device=at.device)
         stay[right] = False
         keep = stay.nonzero().flatten()

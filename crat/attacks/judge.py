@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from crat.attacks.autoattack import AutoAttack
+from crat.attacks.door import as_tensor, check_classes, check_images, check_labels, check_model
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import Attack
-from crat.attacks.hunt import Broken, finite_logits
+from crat.attacks.hunt import Broken
+from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage
 from crat.attacks.objectives import full
 from crat.attacks.search import searcher
 from crat.device import autocast, exact
 from crat.store import seed_for
 
-if TYPE_CHECKING:
-    from crat.attacks.autoattack import AutoAttack
-
+TRIED = 16  # images on which the copy that is searched with is tried against the model
 REVISION = 2  # of the attacks and of judging: raised when outcomes may change, so that kept ones are made anew
 
 
@@ -54,23 +55,32 @@ def attacked_batches(
     x: (N, C, H, W) uint8 or [0, 1] float; dtype: "float32" or "bfloat16", of the search; `crafted_on`: another model to
     craft on (a transfer attack). What is random depends on the seed and on each image's place in the set only, so two
     models meet the same starts, and neither the batch size nor `begin`, the image to resume at, changes them.
-    Raises ValueError where the model gives NaN logits.
+    The logits of a battery are those by which it passed its verdict, so that a model whose outputs are random gets one.
+    Raises AttackError on images, labels or models that cannot be attacked (crat.attacks.door).
     """
     source = crafted_on or model
+    check_model(model)
+    y = check_labels(y, as_tensor(x))
     search = None
-    for at in range(begin, len(x), batch_size):
-        images, labels = as_images(x[at : at + batch_size]), y[at : at + batch_size]
-        broken_by = None
-        if attack is not None:
+    for at in range(begin, max(len(x), 1), batch_size):
+        images, labels = check_images(as_images(x[at : at + batch_size])), y[at : at + batch_size]
+        logits, broken_by = None, None
+        if attack is not None and len(images):
             if search is None:
                 foldable = getattr(attack, "batch_norm", "eval") == "eval"
-                search = searcher(source, images[:16], dtype, fold=foldable)
+                search = searcher(source, images[:TRIED], dtype, fold=foldable)
             places = torch.arange(at, at + len(images), device=x.device)
             decides: dict[str, Any] = {"judge": source} if keeps_what_it_found(attack) else {}
-            found = attack(search, images, labels, generator=PerImage(seed, places), **decides)
-            images, broken_by = found[:2] if isinstance(found, Broken) else (found, None)
-        with frozen(model):
-            logits = finite_logits(model, images)
+            draws = PerImage(seed, places)
+            if isinstance(attack, AutoAttack):
+                (images, broken_by, _), logits = attack.judged(search, images, labels, generator=draws, **decides)
+            else:
+                found = attack(search, images, labels, generator=draws, **decides)
+                images, broken_by = found[:2] if isinstance(found, Broken) else (found, None)
+        if logits is None or crafted_on is not None:
+            with frozen(model):
+                logits = finite_logits(model, images)
+        check_classes(labels, logits)
         yield Judged(logits, broken_by)  # outside: a caller who stops here keeps its gradients
 
 

@@ -1,21 +1,39 @@
 """The copy of a model that attacks search with: BatchNorm folded into convolutions, channels last, bfloat16.
 
-Only the search runs on it. Whether an image is broken is decided by the model itself, in float32.
+Only the search runs on it. Whether an image is broken is decided by the model itself, in float32. A copy is believed
+only where it was tried: its logits and its input gradients on a few images are the model's, up to rounding.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
+from math import inf
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from crat.attacks.frozen import frozen
-from crat.attacks.objectives import full
+from crat.attacks.gradient import forward_backward
+from crat.attacks.logits import logits_of
+from crat.attacks.objectives import CrossEntropy, full
 from crat.device import autocast, exact
 
-TOLERANCE = 1e-3  # of the largest logit: what folding may change by rounding
+FOLDED = (1e-3, 0.05)  # what folding may change: of the largest logit, of the gradient's length (a ReLU may tip over)
+ROUNDED = (0.1, 0.7)  # the same for bfloat16, whose numbers have 8 bits: a ResNet-50 changes by .01 and .35
+
+
+class SearchWarning(UserWarning):
+    """A search that is slower than was asked for: one line with the reason."""
+
+
+class Looked(NamedTuple):
+    """What a network gives for images: logits (N, K), and the gradient of its own answer's log-odds (N, C, H, W)."""
+
+    logits: Tensor
+    gradient: Tensor
 
 
 class Searcher(nn.Module):
@@ -38,7 +56,7 @@ class Searcher(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K)."""
         with autocast(x.device, self.dtype):
-            return full(self.net(x))
+            return full(logits_of(self.net(x), x))
 
 
 def _keep_float32(head: nn.Module) -> None:
@@ -55,16 +73,91 @@ def _keep_float32(head: nn.Module) -> None:
 def searcher(model: nn.Module, example: Tensor, dtype: str = "float32", fold: bool = True) -> Searcher:
     """A frozen copy of `model` for searching in "float32" or "bfloat16"; the model itself is left as it is.
 
-    example: a few images, on which folding is checked against the model; where the model cannot be traced or the
-    logits differ by more than rounding, BatchNorm stays, and `unfolded` says why; fold=False leaves it in any case, for
-    attacks that normalise by the batch.
+    example: a few images, on which the copy is tried. Where the model cannot be traced, has hooks, or folding changes
+    logits or gradients by more than rounding, BatchNorm stays, and `unfolded` says why; fold=False leaves it in any
+    case, for attacks that normalise by the batch. Where bfloat16 fails or changes them by more than its rounding, the
+    search is in float32, and a SearchWarning says why.
     """
     with frozen(model):
-        net, unfolded = _folded(model, example) if fold else (None, "not asked for")
+        expected = _look(model, example)
+        net, unfolded = _folded(model, example, expected) if fold else (None, "not asked for")
         if net is None:
-            net = copy.deepcopy(model)
-    net.requires_grad_(False)
-    return Searcher(net.eval().to(memory_format=torch.channels_last), dtype, unfolded).eval()
+            net = _copied(model, example, expected)
+        if dtype == "bfloat16":
+            rounded, why = _in_bfloat16(net, unfolded, example, expected)
+            if rounded is not None:
+                return rounded
+            warnings.warn(f"the search is in float32: in bfloat16 {why}", SearchWarning, stacklevel=2)
+    return Searcher(net, "float32", unfolded)
+
+
+def _in_bfloat16(net: nn.Module, unfolded: str, example: Tensor, expected: Looked) -> tuple[Searcher | None, str]:
+    """The network in bfloat16, or why it cannot be had."""
+    try:
+        rounded = Searcher(copy.deepcopy(net), "bfloat16", unfolded)
+        why = _difference(expected, _look(rounded, example), ROUNDED)
+    except Exception as error:  # layers that want another precision raise whatever they like
+        return None, f"it fails ({_first_line(error)})"
+    return (None, f"it {why}") if why else (rounded, "")
+
+
+def _copied(model: nn.Module, example: Tensor, expected: Looked) -> nn.Module:
+    """A frozen copy that gives what the model gives; the model itself where none can be had."""
+    try:
+        net = copy.deepcopy(model).requires_grad_(False).to(memory_format=torch.channels_last)
+        return model if _difference(expected, _look(net, example), FOLDED) else net
+    except Exception:  # what hangs on a module need not be copyable: weight_norm's old form is not
+        return model
+
+
+def _folded(model: nn.Module, example: Tensor, expected: Looked) -> tuple[nn.Module | None, str]:
+    if not _has_batch_norm(model):
+        return None, ""
+    if any(_has_hooks(part) for part in model.modules()):
+        return None, "it has hooks"
+    try:
+        net = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)
+        net = net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        why = _difference(expected, _look(net, example), FOLDED)
+    except Exception as error:  # tracing runs the model's own code: whatever it raises, it cannot be folded
+        return None, f"it cannot be traced ({_first_line(error)})"
+    return (None, f"folding {why}") if why else (net, "")
+
+
+def _look(net: nn.Module, x: Tensor) -> Looked:
+    """Without a gradient (a model that only Square can attack), zeros."""
+
+    def logits(images: Tensor) -> Tensor:
+        return full(logits_of(net(images), images))
+
+    with exact():
+        with torch.no_grad():
+            answer = logits(x)
+        try:
+            gradient = forward_backward(logits, x, answer.argmax(1), CrossEntropy())[0]  # type: ignore[arg-type]
+        except Exception:  # whatever a backward pass may raise; an attack that needs it will say so
+            gradient = torch.zeros_like(x)
+    return Looked(answer, gradient)
+
+
+def _difference(expected: Looked, found: Looked, allowed: tuple[float, float]) -> str:
+    """How the found differs by more than is allowed, "" where it does not; what is not finite differs."""
+    logits = (expected.logits - found.logits).abs().max() / expected.logits.abs().max().clamp_min(1e-12)
+    if not logits <= allowed[0]:
+        return f"changed the logits by {logits:.1%} of the largest"
+    length = expected.gradient.norm()
+    gradient = (expected.gradient - found.gradient).norm()
+    if not gradient <= allowed[1] * length < inf:
+        return f"changed the gradient by {gradient / length.clamp_min(1e-12):.0%} of its length"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _has_hooks(part: nn.Module) -> bool:
+    return any(value for name, value in vars(part).items() if name.endswith("_hooks") and "state_dict" not in name)
 
 
 def _has_batch_norm(module: nn.Module) -> bool:
@@ -76,16 +169,3 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not _has_batch_norm(m) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module | None, str]:
-    if not _has_batch_norm(model):
-        return None, ""
-    try:
-        net = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)
-    except Exception as error:  # tracing runs the model's own code: whatever it raises, it cannot be folded
-        return None, f"it cannot be traced ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-    with torch.no_grad(), exact():
-        plain, folded = full(model(example)), full(net(example))
-    gap = ((plain - folded).abs().max() / plain.abs().max().clamp_min(1e-12)).item()
-    return (net, "") if gap <= TOLERANCE else (None, f"folding changed the logits by {gap:.1%} of the largest")

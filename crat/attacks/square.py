@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from crat.attacks.door import check_radius, checked
 from crat.attacks.gradient import one_of
 from crat.attacks.hunt import Hunt, Run, hunted
 from crat.attacks.noise import PerImage, Source
@@ -55,13 +56,14 @@ class Square:
 
     def __post_init__(self) -> None:
         one_of("norm", self.norm, NORMS)
+        check_radius(self.eps, self.norm)
         one_of("loss", self.loss, tuple(LOSSES))
         if self.queries < 1 or self.restarts < 1:
             raise ValueError(f"queries and restarts are at least 1, not {self.queries} and {self.restarts}")
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init is a share of the image in (0, 1], not {self.p_init!r}")
 
-    def __call__(
+    def perturb(
         self,
         model: nn.Module,
         x: Tensor,
@@ -74,6 +76,8 @@ class Square:
     ) -> Tensor:
         """Adversarial images of the shape of x; see `hunted` for the arguments."""
         return hunted(self, model, x, y, eps=eps, generator=generator, target=target, judge=judge)
+
+    __call__ = checked(perturb)
 
     def runs(self, n_classes: int) -> Iterator[Run]:
         """One run a restart."""

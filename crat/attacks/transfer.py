@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from crat.attacks.door import check_model
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import Attack
-from crat.attacks.hunt import finite_logits
+from crat.attacks.logits import finite_logits
 from crat.attacks.noise import Source
 from crat.attacks.threat import Budget
 
@@ -24,8 +25,10 @@ def transfer(
     """The float32 logits (N, K) of `target_model` on the adversarial images that `attack` crafts on `crafted_on`.
 
     x (N, C, H, W) in [0, 1], y (N,); eps a number or (N,), instead of the attack's own. Whole sets go through
-    `attacked_batches`, with the same `crafted_on`. Raises ValueError where the target model gives NaN logits.
+    `attacked_batches`, with the same `crafted_on`. Raises AttackError (crat.attacks.door), also where
+    the target model gives logits that are not finite.
     """
     x_adv = attack(crafted_on, x, y, eps=eps, generator=generator)
+    check_model(target_model)
     with frozen(target_model):
         return finite_logits(target_model, x_adv)

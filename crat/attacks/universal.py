@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from crat import data, store
+from crat.attacks.door import admitted, check_images, check_labels, check_model, check_radius
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward, one_of
-from crat.attacks.hunt import finite_logits
 from crat.attacks.judge import as_images
+from crat.attacks.logits import finite_logits
 from crat.attacks.noise import Source, source
 from crat.attacks.objectives import CrossEntropy, Objective
 from crat.attacks.threat import Budget, ascent_direction, length, per_sample
@@ -45,9 +46,17 @@ def fit_universal(
     images with their labels, those that the model gets wrong included; class-wise deltas: Benz et al. 2021
     (2104.03000). Shafahi et al. also cut each image's loss off from above, lest a few images rule the mean. Here the
     gradient of the log-odds is bounded, and the cut is left out; an objective that ends in `.clamp_max(9)` brings it.
-    Raises ValueError on an unknown norm, labels outside the classes, another number of eps than of deltas, and NaN.
+    Raises ValueError on an unknown norm, labels outside the classes, another number of eps than of deltas, and NaN, and
+    AttackError as every attack does (crat.attacks.door).
     """
     one_of("norm", norm, ("Linf", "L2"))
+    check_model(model)
+    if x_train.dtype != torch.uint8:
+        x_train = check_images(x_train)
+    y_train = check_labels(y_train, x_train)
+    for what, value in (("eps", eps), ("step_size", step_size)):
+        if value is not None:
+            check_radius(value, norm, x_train, what)
     if y_train.numel() and not 0 <= y_train.min() <= y_train.max() < n_classes:
         raise ValueError(f"labels are 0 to {n_classes - 1}, not {int(y_train.min())} to {int(y_train.max())}")
     dtype = torch.promote_types(x_train.dtype, torch.float32)
@@ -87,6 +96,9 @@ class Universal:
         default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
     )
 
+    def __post_init__(self) -> None:
+        check_radius(self.eps, "Linf")
+
     def delta(self, model: nn.Module, device: torch.device | str = "cpu") -> Tensor:
         """The perturbations of a model, (1, C, H, W) or with class_wise (K, C, H, W), fitted at the first call."""
         state = store.fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))
@@ -105,6 +117,7 @@ class Universal:
         """The images with their perturbations, (N, C, H, W) within [0, 1]; the generator has nothing to draw."""
         if eps is not None:
             raise ValueError("a universal perturbation is fitted at one eps: make a Universal of the other")
+        x, y, _ = admitted(self, model, x, y, {})
         return apply_universal(x, y, self.delta(model, x.device))
 
 
@@ -138,7 +151,10 @@ def _members(y: Tensor, n_classes: int) -> Tensor:
 
 
 def apply_universal(x: Tensor, y: Tensor, delta: Tensor) -> Tensor:
-    """Images (N, C, H, W), uint8 or in [0, 1], with the delta of their class y (N,), or the only one, within [0, 1]."""
+    """Images (N, C, H, W), uint8 or in [0, 1], with the delta of their class y (N,), or the only one, within [0, 1].
+
+    Nothing is checked: training against universal perturbations calls it in every step.
+    """
     images = as_images(x)
     return (images + _of(delta, y)).clamp(0, 1).to(images.dtype)
 
@@ -162,12 +178,14 @@ def fooling_rates(
     Raises ValueError on NaN logits, an unknown choice, or deltas for another number of classes.
     """
     one_of("counted", counted, COUNTED)
+    check_model(model)
+    y = check_labels(y, x)
     if len(delta) not in (1, n_classes):
         raise ValueError(f"delta holds 1 or {n_classes} perturbations, not {len(delta)}")
     clean, moved = [], []
     with frozen(model):
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            clean.append(finite_logits(model, as_images(images)).argmax(1))
+            clean.append(finite_logits(model, check_images(as_images(images))).argmax(1))
             moved.append(finite_logits(model, apply_universal(images, labels, delta)).argmax(1))
     before, after = torch.cat(clean), torch.cat(moved)
     among = before == (before if counted == "all" else y)

@@ -105,7 +105,7 @@ class Defense:
         a = self.attack
         objective = self.ascended() if objective is None else objective
         eps, step = self.of("eps", y, a.eps), self.of("step_size", y, a.step_size)
-        return a(model, x, y, eps=eps * scale, step_size=step * scale, objective=objective, generator=generator)
+        return a.perturb(model, x, y, eps=eps * scale, step_size=step * scale, objective=objective, generator=generator)
 
     def ascended(self) -> Objective:
         """Cross-entropy as it is ascended: its log-odds, but itself under BatchNorm "moving", as in released code."""

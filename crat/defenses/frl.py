@@ -75,7 +75,7 @@ class FRL(Defense):
             target = KLFrom(full(model(x)))
         eps = self.of("eps", y, self.attack.eps) * scale
         step = self.attack.step_size * scale * (self.widths()[y].max() if self.remargin else 1.0)
-        return self.attack(model, x, y, eps=eps, step_size=step, objective=target, generator=generator)
+        return self.attack.perturb(model, x, y, eps=eps, step_size=step, objective=target, generator=generator)
 
     def widths(self) -> Tensor:
         """eps_k / eps (K,)."""

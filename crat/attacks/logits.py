@@ -1,0 +1,65 @@
+"""What a model answers: logits (N, K) with K >= 2, all of them finite, or one line that says what came instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crat.attacks.objectives import full
+from crat.device import exact
+
+NO_GRADIENT = "the logits have no gradient by the images: is there a no_grad, detach or numpy inside?"
+LARGEST = 1e30  # of a logit: beyond it differences, and their share of a temperature, overflow float32
+
+
+class AttackError(ValueError):
+    """Something that cannot be attacked or judged: one line that says what, and what is expected."""
+
+
+def logits_of(answer: Any, x: Tensor) -> Tensor:
+    """The logits (N, K) among what a model answers to x (N, ...): itself, or what is named `logits` in it.
+
+    Raises AttackError on a tuple, an output without logits, another shape, integers, and fewer than two classes.
+    """
+    if not isinstance(answer, Tensor):
+        named = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+        if not isinstance(named, Tensor):
+            held = f" of {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
+            raise AttackError(
+                f"the model answers with a {type(answer).__name__}{held}, not with logits (N, K) or an output that "
+                "names its `logits`: wrap it in a module whose forward returns them"
+            )
+        answer = named
+    shape = tuple(answer.shape)
+    if answer.ndim != 2 or len(answer) != len(x) or not answer.is_floating_point():
+        kind = str(answer.dtype).removeprefix("torch.")
+        raise AttackError(f"the model answers with {kind} of shape {shape} for {len(x)} images, not logits (N, K)")
+    if shape[1] < 2:
+        raise AttackError(
+            f"the model answers with one output an image, {shape}; attacks need K >= 2 logits: of a sigmoid's z, "
+            "return torch.cat([-z, z], 1) / 2"
+        )
+    return answer
+
+
+def spoilt(logits: Tensor) -> Tensor:
+    """(N,) bool: where a logit is NaN, infinite, or too large for two of them to be subtracted."""
+    return ~(logits.abs() < LARGEST).all(1)
+
+
+def not_finite(images: int, total: int) -> str:
+    """The line that says so."""
+    return f"the model gives NaN, infinite or huge logits for {images} of {total} images: there is no verdict on them"
+
+
+@torch.no_grad()
+def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits (N, K) in float32 proper, of a frozen model; raises AttackError where one is not finite."""
+    with exact(), torch.autocast(x.device.type, enabled=False):  # a caller's autocast is for the search
+        logits = full(logits_of(model(x), x))
+    if images := int(spoilt(logits).sum()):
+        raise AttackError(not_finite(images, len(x)))
+    return logits
