@@ -266,7 +266,7 @@ def bad_file(kind, path):
 
 
 BAD_FILES = {
-    "code": "cannot be read: .* more than tensors",
+    "code": r"holds more than tensors, such as a whole pickled model, .*: where it was made, write torch\.save\(model",
     "prose": "holds no state_dict",
     "classes": r"2 of another shape \(head.weight \(100, 1024\), here \(10, 1024\); head.bias",
     "names": r"1 missing \(body.conv1.weight\), 1 unexpected \(body.conv9.weight\)$",
@@ -298,3 +298,38 @@ def test_frl_weights_in_a_net_with_final_bn_are_refused_with_a_hint(tmp_path):
     torch.save(formula_weights(preact_resnet18_names(False)), tmp_path / "frl.pt")
     with pytest.raises(CheckpointError, match=r"4 missing \(body.bn.weight.* final_bn of build decides"):
         load_checkpoint(build("preact_resnet18", 10), tmp_path / "frl.pt")
+
+
+def test_of_several_weights_in_a_file_one_is_chosen_and_told(tmp_path):
+    plain, mean = (weights(thin("small_cnn", seed=seed)) for seed in (1, 2))
+    path = tmp_path / "run.pt"
+    torch.save({"model": plain, "ema": mean, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}, path)
+    model = thin("small_cnn")
+    assert load_checkpoint(model, path) == (
+        "run.pt holds the weights model, ema: model is taken; --key chooses another"
+    )
+    assert same(weights(model), plain)
+    assert load_checkpoint(model, path, "ema") == ""
+    assert same(weights(model), mean)
+    with pytest.raises(CheckpointError, match=r"no weights named 'swa'; there are: model, ema$"):
+        load_checkpoint(model, path, "swa")
+    torch.save({"student": plain, "teacher": mean}, path)
+    with pytest.raises(CheckpointError, match=r"holds several: student, teacher; --key chooses$"):
+        load_checkpoint(model, path)
+    torch.save({"nets": {"student": plain}, "epoch": 3}, path)
+    assert load_checkpoint(model, path) == ""
+    assert same(weights(model), plain)
+
+
+def test_a_pickled_model_is_told_in_a_sentence_of_ours(tmp_path):
+    path = tmp_path / "whole.pt"
+    for held in (thin("small_cnn"), {"model": thin("small_cnn")}):
+        torch.save(held, path)
+        with pytest.raises(CheckpointError, match="more than tensors, such as a whole pickled model") as error:
+            load_checkpoint(thin("small_cnn"), path)
+        assert str(error.value).isprintable()
+    for damaged in (b"", b"hello", path.read_bytes()[:-200]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="cannot be read: it is damaged") as error:
+            load_checkpoint(thin("small_cnn"), path)
+        assert str(error.value).isprintable()
