@@ -10,6 +10,7 @@ import inspect
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -233,12 +234,12 @@ def _read(path: Path) -> Any:
         safe = path.suffix == ".safetensors"
         found = safetensors.torch.load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Weights only" in str(error):
-            raise CheckpointError(
-                f"{path} holds more than tensors, such as a whole pickled model, and opening that would run its code: "
-                "where it was made, write torch.save(model.state_dict(), file) instead"
-            ) from error
-        raise CheckpointError(f"{path} cannot be read: it is damaged, or no file of torch.save") from error
+        if not (zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80"):
+            raise CheckpointError(f"{path} cannot be read: it is damaged, or no file of torch.save") from error
+        raise CheckpointError(
+            f"{path} holds more than tensors, such as a whole pickled model, and opening that would run its code: "
+            "where it was made, write torch.save(model.state_dict(), file) instead"
+        ) from error
     except Exception as error:  # the readers raise whatever a damaged file makes them stumble over
         raise CheckpointError(f"{path} cannot be read: it is damaged ({type(error).__name__})") from error
     return found

@@ -158,11 +158,11 @@ def test_a_folder_of_something_else_is_left_alone(crat, tmp_path):
         ("nets.py:wide", 1, "answers with 13 logits, not 10; --logit-slice 10 lets the first 10 answer"),
         ("nets.py:narrow", 1, "the model answers with 9 logits, not 10\n"),
         ("nets.py:wide --logit-slice 11", 1, "answers with 11 logits, not 10; --logit-slice 10"),
-        ("nets.py:nan", 1, "the model gives NaN, infinite or huge logits for 60 of 60 images"),
+        ("nets.py:nan", 1, "the model gives NaN logits for 60 of 60 images"),
         ("nets.py:cut", 1, "the logits have no gradient by the images (is there a no_grad or detach inside?)"),
         ("linear.pt --model vgg", 2, "unknown model 'vgg'; known: small_cnn"),
         ("nothing.pt --model small_cnn", 1, "there is no weights file nothing.pt"),
-        ("nets.py --model small_cnn", 1, "nets.py cannot be read: it is damaged, or more than tensors is in it"),
+        ("nets.py --model small_cnn", 1, "nets.py cannot be read: it is damaged, or no file of torch.save"),
         ("linear.pt --model small_cnn", 1, "linear.pt does not fit this small_cnn"),
         ("nets.py:linear --attacks PGD", 2, "unknown attack 'PGD'; known: FGSM, PGD-20, CW-20, Square, AA, AA-plus"),
         ("nets.py:linear --attacks FGSM --norm L1 --eps 3", 2, "unknown attack 'FGSM'; known: Square, AA, AA-plus"),
@@ -196,7 +196,7 @@ def test_nothing_is_unpickled(crat, tmp_path):
     torch.save({"state_dict": {"a": torch.zeros(1)}, "args": Trap()}, tmp_path / "trap.pt")
     code, _, error = crat(f"{tmp_path / 'trap.pt'} --model small_cnn")
     assert (code, error.count("\n")) == (1, 1)
-    assert "more than tensors is in it" in error
+    assert "holds more than tensors" in error
     assert not (tmp_path / "sprung").exists()
 
 

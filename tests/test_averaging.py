@@ -51,25 +51,25 @@ def test_swa_is_the_mean():
 
 def test_swa_takes_batch_norm_statistics_anew():
     """The averaged network, passed over the training images: the first BatchNorm's mean is that of its input."""
-    run = train(TINY.but(average="swa", average_start=1), progress="none")
+    run = train(TINY.but(average="swa", average_start=1), progress="none", device="cpu")
     assert run.card()["accepted_epochs"] == [2, 3]
-    model, images = run.model("last"), data.load(TINY.data)
+    model, images = run.model("last", "cpu"), data.load(TINY.data)
     with torch.no_grad():
         seen = model.body.conv1(model.normalize(images.x_train.float() / 255)).mean((0, 2, 3))
     torch.testing.assert_close(model.body.bn1.running_mean, seen, rtol=1e-3, atol=1e-4)
 
 
 def test_a_gate_that_never_opens_leaves_the_plain_weights_and_says_so():
-    shut = train(TINY.but(average="fawa", fawa_threshold=1.0), progress="none")
+    shut = train(TINY.but(average="fawa", fawa_threshold=1.0), progress="none", device="cpu")
     assert shut.card()["accepted_epochs"] == []
-    assert same(weights(shut), weights(train(TINY, progress="none")))
+    assert same(weights(shut), weights(train(TINY, progress="none", device="cpu")))
     history = shut.history()
     assert not history[history.split == "train"].accepted.astype(str).eq("True").any()
 
 
 def test_an_open_gate_is_the_recursion():
-    both = train(TINY.but(average="fawa", fawa_threshold=0.0, average_start=0, average_decay=0.6), progress="none")
-    plain = train(TINY.but(average="ema_epoch", average_decay=0.6), progress="none")
+    both = train(TINY.but(average="fawa", fawa_threshold=0.0, average_start=0, average_decay=0.6), progress="none", device="cpu")
+    plain = train(TINY.but(average="ema_epoch", average_decay=0.6), progress="none", device="cpu")
     assert same(weights(both), weights(plain))
     assert both.card()["accepted_epochs"] == [1, 2, 3]
 
@@ -103,6 +103,6 @@ def test_weights_move_by_gamma_of_their_length_along_the_gradient_and_come_back(
 
 
 def test_awp_waits_for_its_warm_up():
-    plain, late = train(TINY, progress="none"), train(TINY.but(awp=0.01, awp_warmup=3), progress="none")
+    plain, late = train(TINY, progress="none", device="cpu"), train(TINY.but(awp=0.01, awp_warmup=3), progress="none", device="cpu")
     assert same(weights(plain), weights(late))
-    assert not same(weights(plain), weights(train(TINY.but(awp=0.01), progress="none")))
+    assert not same(weights(plain), weights(train(TINY.but(awp=0.01), progress="none", device="cpu")))

@@ -50,9 +50,9 @@ def spoilt(logits: Tensor) -> Tensor:
     return ~(logits.abs() < LARGEST).all(1)
 
 
-def not_finite(images: int, total: int) -> str:
+def not_finite(images: int, total: int, kind: str = "NaN, infinite or huge") -> str:
     """The line that says so."""
-    return f"the model gives NaN, infinite or huge logits for {images} of {total} images: there is no verdict on them"
+    return f"the model gives {kind} logits for {images} of {total} images: there is no verdict on them"
 
 
 @torch.no_grad()
@@ -61,5 +61,5 @@ def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
     with exact(), torch.autocast(x.device.type, enabled=False):  # a caller's autocast is for the search
         logits = full(logits_of(model(x), x))
     if images := int(spoilt(logits).sum()):
-        raise AttackError(not_finite(images, len(x)))
+        raise AttackError(not_finite(images, len(x), "NaN" if logits.isnan().any() else "infinite or huge"))
     return logits
