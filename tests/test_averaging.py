@@ -68,7 +68,8 @@ def test_a_gate_that_never_opens_leaves_the_plain_weights_and_says_so():
 
 
 def test_an_open_gate_is_the_recursion():
-    both = train(TINY.but(average="fawa", fawa_threshold=0.0, average_start=0, average_decay=0.6), progress="none", device="cpu")
+    gated = TINY.but(average="fawa", fawa_threshold=0.0, average_start=0, average_decay=0.6)
+    both = train(gated, progress="none", device="cpu")
     plain = train(TINY.but(average="ema_epoch", average_decay=0.6), progress="none", device="cpu")
     assert same(weights(both), weights(plain))
     assert both.card()["accepted_epochs"] == [1, 2, 3]
@@ -103,6 +104,7 @@ def test_weights_move_by_gamma_of_their_length_along_the_gradient_and_come_back(
 
 
 def test_awp_waits_for_its_warm_up():
-    plain, late = train(TINY, progress="none", device="cpu"), train(TINY.but(awp=0.01, awp_warmup=3), progress="none", device="cpu")
+    plain = train(TINY, progress="none", device="cpu")
+    late = train(TINY.but(awp=0.01, awp_warmup=3), progress="none", device="cpu")
     assert same(weights(plain), weights(late))
     assert not same(weights(plain), weights(train(TINY.but(awp=0.01), progress="none", device="cpu")))

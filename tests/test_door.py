@@ -241,13 +241,11 @@ def test_logits_that_are_not_finite_are_no_verdict(attack, value):
     x, y = batch()
     bad = Answer(lambda z: torch.where(torch.arange(len(z))[:, None] == 1, value, z))
     for call in (lambda: attack(bad, x, y), lambda: attacked_logits(bad, x, y, attack)):
-        with pytest.raises(
-            AttackError, match=r"(NaN|infinite or huge|NaN, infinite or huge) logits for \d of \d images"
-        ):
+        with pytest.raises(AttackError, match=r"(NaN|huge) logits for \d of \d images"):
             call()
-    with pytest.raises(AttackError, match="(NaN|huge) logits for 1 of 6 images"):
+    with pytest.raises(AttackError, match=r"(NaN|huge) logits for 1 of 6 images"):
         attacked_logits(bad, x, y, None)
-    with pytest.raises(AttackError, match="(NaN|huge) logits for 1 of 6 images"):
+    with pytest.raises(AttackError, match=r"(NaN|huge) logits for 1 of 6 images"):
         transfer(FGSM(0.1), net(), bad, x, y)
 
 

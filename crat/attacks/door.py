@@ -174,7 +174,8 @@ class Watched(nn.Module):
         self.ends = [[int(end) for end in labels.aminmax()] for labels in (y, target) if labels is not None]
         zero = torch.zeros((), dtype=torch.long, device=y.device)
         self.spoilt_logits = self.spoilt_gradients = zero
-        self.unmoved = zero + len(y)
+        self.spoilt_at_first: Tensor | None = None
+        self.unmoved, self.looked = zero + len(y), False
 
     def forward(self, x: Tensor) -> Tensor:
         """Images -> logits (N, K); raises AttackError where they are something else, or K is below a label."""
@@ -184,7 +185,9 @@ class Watched(nn.Module):
         for low, high in self.ends:
             _among(low, high, logits.shape[1])
         answers = logits.detach()
-        self.spoilt_logits = self.spoilt_logits.maximum(spoilt(answers).sum())
+        bad = spoilt(answers).sum()
+        self.spoilt_at_first = bad if self.spoilt_at_first is None else self.spoilt_at_first
+        self.spoilt_logits = self.spoilt_logits.maximum(bad)
         if x.requires_grad:
             x.register_hook(lambda gradient: self._see(gradient, answers))
         return logits
@@ -197,12 +200,13 @@ class Watched(nn.Module):
             self.unmoved = self.unmoved.minimum(((largest == 0) & (logits.argmax(1) == self.labels)).sum())
             self.looked = True
 
-    looked = False
-
     def report(self) -> None:
         """Raises AttackError where gradients or logits were not finite; warns of images that no pass could move."""
-        gradients, logits, unmoved = torch.stack([self.spoilt_gradients, self.spoilt_logits, self.unmoved]).tolist()
-        if gradients:  # first: a step along one makes the next logits NaN
+        if self.spoilt_at_first is None:
+            return  # the model itself failed
+        seen = (self.spoilt_at_first, self.spoilt_gradients, self.spoilt_logits, self.unmoved)
+        first, gradients, logits, unmoved = torch.stack(seen).tolist()
+        if gradients and not first:  # a step along one makes the next logits NaN
             raise AttackError(
                 f"the gradient by the image is NaN or infinite for {gradients} of {len(self.labels)} images: an attack "
                 "cannot move them, and they would look robust"
