@@ -57,11 +57,30 @@ def join(device: torch.device) -> torch.device:
     return device
 
 
-def leave() -> None:
-    """Ends the group once all ranks are here: one that went first would take away what the others still wait on."""
+@contextlib.contextmanager
+def failing_alone(but: type[Exception]) -> Iterator[None]:
+    """Within, a rank that fails leaves the group at once, so that the others fail, too, instead of waiting for it.
+
+    but: an error that all ranks raise together.
+    """
+    try:
+        yield
+    except but:
+        raise
+    except BaseException:
+        leave(alone=True)
+        raise
+
+
+def leave(*, alone: bool = False) -> None:
+    """Ends the group once all ranks are here: one that went first would take away what the others still wait on.
+
+    alone: at once, for this rank has failed, and the others wait for messages that will not come: they fail by it.
+    """
     if dist.is_initialized():
         with contextlib.suppress(RuntimeError):  # another rank died
-            dist.barrier()
+            if not alone:
+                dist.barrier()
         dist.destroy_process_group()
 
 

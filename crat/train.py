@@ -64,7 +64,8 @@ def train(
     with held(run.folder, where) as lease, forked:
         if not distributed.decided_by_first(run.trained_here, where):  # another may have done it meanwhile
             trainer = Trainer(run, where, compile=compile, lease=lease)
-            trainer.fit(Progress("none" if distributed.rank() else progress, run.name), max_minutes)
+            with distributed.failing_alone(but=TrainingError):  # of which all ranks know
+                trainer.fit(Progress("none" if distributed.rank() else progress, run.name), max_minutes)
     return run
 
 
@@ -77,7 +78,7 @@ class Trainer:
         self.augment = data.resolve_augment(run.config.data)
         self.model = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
         if distributed.world() > 1:
-            see_the_whole_batch(self.model)
+            see_the_whole_batch(self.model, compiled=compile)
         self.network: nn.Module = compiled(self.model) if compile else self.model
         c, counts = self.config, self.images.y_train.bincount(minlength=self.images.n_classes)
         self.defense = make_defense(c, Task(counts, self.images.image_shape, c.epochs)).to(device)

@@ -17,12 +17,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from crat import distributed
 
 
-def see_the_whole_batch(model: nn.Module) -> None:
-    """Changes BatchNorm and dropout of a network in place; names and tensors stay, and so do both between batches."""
+def see_the_whole_batch(model: nn.Module, *, compiled: bool = False) -> None:
+    """Changes BatchNorm and dropout of a network in place; names and tensors stay, and so do both between batches.
+
+    compiled: the network will be; its graphs then break at these layers, whose messages are not compiled.
+    """
     for module in model.modules():
         for kind, shared in ((_BatchNorm, SharedBatchNorm), (nn.Dropout, SharedDropout)):
             if isinstance(module, kind) and not isinstance(module, shared):
-                apart = {"forward": torch.compiler.disable(shared.forward)}  # torch.compile breaks its graphs here
+                apart = {"forward": torch.compiler.disable(shared.forward)} if compiled else {}
                 module.__class__ = type(f"Shared{type(module).__name__}", (shared, type(module)), apart)
 
 
