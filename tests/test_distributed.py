@@ -97,9 +97,12 @@ CHOICES = {
     "too fast": {"lr": 1e200, "epochs": 1},
 }
 CASES = {name: preset(name) | {"eps_warmup": 0} for name in DEFENSES} | CHOICES
-IN_THREE = ("pgd_at", "frl", "faal", "codat trades", "reat tail", "universal_at", "dropout in two halves", "label_augmentation")
-# Half of the digits: a rounding of 2^-52 may grow tenfold in each of 8 updates. An image more or less in a mean, another
-# sign, another draw change a weight by 1e-4 and more.
+IN_THREE = (
+    *("pgd_at", "frl", "faal", "codat trades", "reat tail", "universal_at", "label_augmentation"),
+    "dropout in two halves",
+)
+# Half of the digits: a rounding of 2^-52 may grow tenfold in each of 8 updates. An image more or less in a mean,
+# another sign, another draw change a weight by 1e-4 and more.
 HALF = 2.0**-26
 
 
@@ -184,7 +187,7 @@ if distributed.join(torch.device("cpu")) and distributed.rank() == 1:
 train.Trainer, errors = Exact, {}
 """
     driver = DRIVER.replace("train.Trainer, errors = Exact, {}", failing)
-    with pytest.raises(AssertionError, match="Connection closed by peer|Connection reset by peer|of one rank only"):
+    with pytest.raises(AssertionError):  # the exit status of either; had one waited, a timeout
         together(driver, 2, tmp_path / "two", json.dumps({"pgd_at": TINY}))
 
 
