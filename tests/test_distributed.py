@@ -75,12 +75,12 @@ def together(driver, processes, folder, *arguments):
 
 # Batches of 23 leave one image for the last step of an epoch: of several ranks all but one have none there.
 TINY = dict(
-    model="small_cnn", width=4, train_per_class=7, valid_per_class=3, epochs=2, steps=2, batch_size=23, lr=0.05,
+    model="small_cnn", width=4, train_per_class=7, valid_per_class=3, epochs=2, steps=2, batch_size=23, lr=0.01,
     dtype="float32",
 )  # fmt: skip
 CFA_WHOLE = {"base": "trades", "released_passes": True}
 CHOICES = {
-    "preact_resnet18": {"model": "preact_resnet18", "width": 2},
+    "preact_resnet18": {"model": "preact_resnet18", "width": 2, "epochs": 1},
     "dropout": {"model": "mnist_small_cnn", "width": None, "defense": "standard"},
     "dropout in two halves": {"model": "mnist_small_cnn", "width": None, "defense": "label_smoothing", "steps": 1},
     "moving": {"batch_norm": "moving"},
