@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from crat.lease import Lease, held
 from crat.progress import Progress
 from crat.run import Run, build_model, first_per_class, history_rows
 from crat.schedules import learning_rate
+from crat.whole_batch import see_the_whole_batch
 
 COLLAPSED = 0.9  # share of validation images that one class may draw before the epoch is called collapsed (K > 2)
 
@@ -63,7 +64,8 @@ def train(
     with held(run.folder, where) as lease, forked:
         if not distributed.decided_by_first(run.trained_here, where):  # another may have done it meanwhile
             trainer = Trainer(run, where, compile=compile, lease=lease)
-            trainer.fit(Progress("none" if distributed.rank() else progress, run.name), max_minutes)
+            with distributed.failing_alone(but=TrainingError):  # of which all ranks know
+                trainer.fit(Progress("none" if distributed.rank() else progress, run.name), max_minutes)
     return run
 
 
@@ -75,6 +77,8 @@ class Trainer:
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
         self.model = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
+        if distributed.world() > 1:
+            see_the_whole_batch(self.model, compiled=compile)
         self.network: nn.Module = compiled(self.model) if compile else self.model
         c, counts = self.config, self.images.y_train.bincount(minlength=self.images.n_classes)
         self.defense = make_defense(c, Task(counts, self.images.image_shape, c.epochs)).to(device)
@@ -121,18 +125,19 @@ class Trainer:
             self.images.x_train, self.images.y_train, self.config.batch_size, generator=generator,
             augment=self.augment, padding=self.run.config.data.padding, class_probs=self.defense.class_probs(),
         )  # fmt: skip
-        first_bad, total = torch.full((), -1, device=self.device), None
+        none = len(batches)
+        first_bad, total = torch.full((), none, device=self.device), None
         self.network.train()
         for i, (x, y) in enumerate(batches):
             x = x.contiguous(memory_format=torch.channels_last)
             rate = learning_rate(self.config, epoch * len(batches) + i, len(batches))
             loss, stats = self.step(x, y, rate, self.eps_scale(epoch), generator)
             total = stats if total is None else total + stats
-            first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), i, first_bad)
+            first_bad = torch.where((first_bad == none) & ~loss.isfinite(), i, first_bad)
             # about once a second, so the check costs nothing; several ranks must fail together, behind the epoch
             if progress.step(len(x)) and distributed.world() == 1:
                 self._refuse_non_finite(epoch, first_bad, len(batches))
-        self._refuse_non_finite(epoch, distributed.largest(first_bad), len(batches))
+        self._refuse_non_finite(epoch, distributed.smallest(first_bad), len(batches))
         assert total is not None
         return ClassStats(*distributed.sum_over_ranks(list(vars(total).values())))
 
@@ -141,14 +146,21 @@ class Trainer:
         return min(1.0, (epoch + 1) / (self.config.eps_warmup + 1))
 
     def step(
-        self, x: Tensor, y: Tensor, rate: float, scale: float, generator: torch.Generator | Share
+        self, x: Tensor, y: Tensor, rate: float, scale: float, generator: torch.Generator
     ) -> tuple[Tensor, ClassStats]:
-        """Craft, loss, update, on this rank's share of the batch."""
-        weight = 1.0
-        if distributed.world() > 1:
-            own, weight = distributed.share(len(x), self.device)
-            generator = Share(cast(torch.Generator, generator), own, len(x))
-            x, y = x[own], y[own]
+        """Craft, loss, update; of several processes each takes its share of the batch."""
+        if distributed.world() == 1:
+            return self._update(x, y, rate, scale, generator)
+        part = distributed.share(len(x), self.device)
+        draws = Share(generator, part.own, part.total)
+        with distributed.sharing(part):
+            loss, stats = self._update(x[part.own], y[part.own], rate, scale, draws, part.weight)
+        return loss, stats if part.weight else stats.times(0)
+
+    def _update(
+        self, x: Tensor, y: Tensor, rate: float, scale: float, generator: torch.Generator | Share, weight: float = 1.0
+    ) -> tuple[Tensor, ClassStats]:
+        """`weight` of the mean loss in the average over processes."""
         with autocast(self.device, self.config.dtype):
             x_adv = self.defense.craft(self.network, x, y, scale=scale, generator=generator)
         with self._weights_moved(x, x_adv, y, weight):
@@ -162,7 +174,7 @@ class Trainer:
         self.defense.after_step(self.network, x, y)
         if self.average and self.config.average == "ema_update":
             self.average.update(self.model)
-        return loss.detach(), stats if weight else stats.times(0)
+        return loss.detach(), stats
 
     def _weights_moved(self, x: Tensor, x_adv: Tensor, y: Tensor, weight: float) -> AbstractContextManager[None]:
         """Adversarial weight perturbation around the update, where the config asks for it and warm-up is over."""
@@ -177,7 +189,7 @@ class Trainer:
 
     def _refuse_non_finite(self, epoch: int, first_bad: Tensor, n_batches: int) -> None:
         batch = int(first_bad)
-        if batch < 0:
+        if batch == n_batches:
             return
         kept = (
             f"the checkpoint after epoch {self.done} is kept in {self.run.folder}" if self.done else "no checkpoint yet"
@@ -190,9 +202,6 @@ class Trainer:
     def finish_epoch(self, epoch: int, stats: ClassStats, seconds: float, progress: Progress) -> None:
         """Averages, validates, notes, chooses the best, and writes all of it."""
         images = self.images
-        distributed.agree(self.model.buffers())
-        if self.average:
-            distributed.agree(self.average.state.get(name, b) for name, b in self.model.named_buffers())
         accepted = self._average_epoch()
         self.judged.load_state_dict(self.current)
         clean, valid = self._validate()
@@ -246,7 +255,7 @@ class Trainer:
         """Clean logits of the judged weights on validation, and what they and those under PGD count up to."""
         self.judged.eval()
         x, y = self.images.x_valid, self.images.y_valid
-        clean, robust = self._logits(x, y, None), self._logits(x, y, self.valid_attack)
+        clean, robust = (distributed.of_first(self._logits(x, y, attack)) for attack in (None, self.valid_attack))
         return clean, judged_stats(y, clean, robust)
 
     def _logits(self, x: Tensor, y: Tensor, attack: PGD | None) -> Tensor:

@@ -20,7 +20,7 @@ FLOORS = (
         "crat.imagenet_labels",
         *("crat.bodies", "crat.models", "crat.curves", "crat.metrics", "crat.store", "crat.device"),
         *("crat.progress", "crat.distributed", "crat.corruptions", "crat.mce", "crat.calibration", "crat.longtail"),
-        "crat.lease",
+        *("crat.lease", "crat.whole_batch"),
         *("crat.comparisons", "crat.superclasses", "crat.toy", "crat.variation"),
     ),
     ("crat.attacks", "crat.averaging", "crat.awp"),

@@ -84,7 +84,11 @@ class Defense:
         return self.search(model, x, y, scale, generator)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
-        """The scalar to descend and the batch's statistics; the model is in train mode."""
+        """The scalar to descend and the batch's statistics; the model is in train mode.
+
+        Of several processes each passes its own images: what is no mean over images (a class's mean, a weighted mean,
+        a maximum) is taken over crat.distributed.whole(values), all of the batch, here and in `craft`.
+        """
         raise TypeError(f"{type(self).__name__} must define its loss")
 
     def after_step(self, model: nn.Module, x: Tensor, y: Tensor) -> None:

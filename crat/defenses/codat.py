@@ -15,6 +15,7 @@ from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.pgd_at import PGDAT
 from crat.defenses.stats import ClassStats
 from crat.defenses.trades import TRADES
+from crat.distributed import whole
 
 BASES: dict[str, type[Defense]] = {"pgd_at": PGDAT, "trades": TRADES}
 
@@ -24,8 +25,7 @@ class CODAT(Defense):
     """min over theta of max over p of sum_k p_k L_k, p on the simplex with chi^2(p || uniform) <= rho.
 
     L_k: the mean robust loss of class k in the batch, CE(f(x'), y), or that of TRADES. p is `worst_distribution`, fixed
-    in the gradient, which by Danskin's theorem is that of the maximum. Classes that the batch lacks have no part in p;
-    with several processes a batch is the share of one.
+    in the gradient, which by Danskin's theorem is that of the maximum. Classes that the batch lacks have no part in p.
     Only a description of the method was seen, and no code: the closed form and its constants are derived here.
     """
 
@@ -52,9 +52,9 @@ class CODAT(Defense):
         losses = F.cross_entropy(adversarial if clean is None else clean, y, reduction="none")
         if clean is not None:
             losses = losses + self.beta * kl_divergence(clean, adversarial)
-        n, means = class_means(losses.detach(), y, adversarial.shape[1])
+        n, means = class_means(whole(losses.detach()), whole(y), adversarial.shape[1])
         p = worst_distribution(means, n > 0, self.rho)
-        losses = (len(y) * p / n.clamp_min(1))[y] * losses
+        losses = (len(whole(y)) * p / n.clamp_min(1))[y] * losses
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
 
     @classmethod

@@ -18,6 +18,7 @@ from crat.defenses.mart import FLOOR, boosted_cross_entropy
 from crat.defenses.pgd_at import PGDAT
 from crat.defenses.stats import ClassStats
 from crat.defenses.trades import TRADES
+from crat.distributed import whole
 
 BASES = ("pgd_at", "trades", "mart")
 
@@ -31,7 +32,6 @@ class FAAL(Defense):
     As in the authors' code: eval mode while crafting, on the cross-entropy from a uniform start or (trades, mart) on
     the KL from x + 0.001 N(0, 1); the adversarial pass before the clean one; a class counts as often as it has samples
     in the batch, so that one the batch lacks enters with margin 0.
-    With several processes a batch is the share of one.
     Deviation: the code hands the inner problem to a convex solver on the CPU; `worst_distribution` solves it in place.
     """
 
@@ -73,7 +73,7 @@ class FAAL(Defense):
         """p (K,) of a batch: logits (B, K) under attack, y (B,). Uniform during the warm-up."""
         probabilities = logits.softmax(1)
         margin = other_logits(probabilities, y).amax(1) - true_logit(probabilities, y)
-        n, means = class_means(margin, y, logits.shape[1])
+        n, means = class_means(whole(margin), whole(y), logits.shape[1])
         p = worst_distribution(n * means, self.radius)
         return torch.where(self.state["epoch"] < self.first, torch.full_like(p, 1 / len(p)), p)
 

@@ -15,6 +15,7 @@ from crat.attacks.objectives import full
 from crat.attacks.threat import over_images, per_sample, project, uniform_start
 from crat.defenses.base import Defense, Row, Task, Words
 from crat.defenses.stats import ClassStats
+from crat.distributed import whole
 
 
 @dataclass
@@ -63,7 +64,7 @@ class FAT(Defense):
                 gradient, _, logits = forward_backward(model, x_adv, y, self.ascended())
                 wrong = logits.argmax(1) != y
                 goes = (slack > 0) | (~wrong & self.resumes)
-                if a.batch_norm == "moving" and not goes.any():  # CFA's code: each pass counts there
+                if a.batch_norm == "moving" and not whole(goes.long()).any():  # CFA's code: each pass counts there
                     break
                 slack -= (wrong & goes).long()
                 stepped = project(x_adv + step * gradient.sign() + self._noise(x, generator), x, eps, a.norm)

@@ -18,6 +18,7 @@ from crat.attacks.objectives import full, kl_divergence
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
 from crat.defenses.trades import TRADES
+from crat.distributed import whole
 
 BOUND = {False: 0.1, True: 0.07}  # the released code's, without and with remargin, as are the two rates
 RATE_1, RATE_2, EPOCHS = 0.05, 0.2, 40
@@ -35,8 +36,7 @@ class FRL(Defense):
         u_k = (1 - sum_j lambda_j) / K + lambda_k, v_k the same of mu;
         phi_k = phi_k + rate_2 (b_k - d), eps_k = eps clamp(exp(2 phi_k), 0.98, 3), and the step grows with the widest
         eps_k of the batch.
-    A class that validation lacks keeps its multipliers. The mean is over a batch, so processes that share one take
-    each the mean over their share.
+    A class that validation lacks keeps its multipliers.
     """
 
     remargin: bool = True  # False: the weights only
@@ -74,7 +74,7 @@ class FRL(Defense):
         with frozen(model, self.attack.batch_norm), torch.no_grad():
             target = KLFrom(full(model(x)))
         eps = self.of("eps", y, self.attack.eps) * scale
-        step = self.attack.step_size * scale * (self.widths()[y].max() if self.remargin else 1.0)
+        step = self.attack.step_size * scale * (self.widths()[whole(y)].max() if self.remargin else 1.0)
         return self.attack.perturb(model, x, y, eps=eps, step_size=step, objective=target, generator=generator)
 
     def widths(self) -> Tensor:
@@ -89,7 +89,7 @@ class FRL(Defense):
                 model(x)
         errors, divergences = F.cross_entropy(clean, y, reduction="none"), kl_divergence(clean, adversarial)
         u, v = self.state["clean_weight"][y], self.state["boundary_weight"][y]
-        loss = (u * errors).sum() / u.sum() + self.beta * (v * divergences).sum() / v.sum()
+        loss = weighted_mean(errors, u) + self.beta * weighted_mean(divergences, v)
         return loss, ClassStats.of(y, errors + self.beta * divergences, adversarial, clean)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
@@ -147,3 +147,9 @@ class FRL(Defense):
                 "the house's R_k; they differ where an attack turns a wrong prediction right"),
             Row("released_passes", None, True, why="p(x) is computed twice there; only running statistics change"),
         )  # fmt: skip
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """sum w l / sum w over the batch, of (B,) each; of several processes each gives what its mean is to be averaged."""
+    every = whole(weights)
+    return len(every) / len(weights) * (weights * values).sum() / every.sum()

@@ -16,6 +16,7 @@ from crat.attacks.threat import over_images
 from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
+from crat.distributed import places
 
 Drawing = torch.Generator | PerImage | Share
 
@@ -133,7 +134,7 @@ class LabelAugmentation(LabelSmoothing):
 
     def operation(self, y: Tensor) -> Tensor:
         """1, 2 ... M - 1 in turn."""
-        return 1 + torch.arange(len(y), device=y.device) % (len(self.names) - 1)
+        return 1 + places(y) % (len(self.names) - 1)
 
     def cost(self, logits: Tensor, y: Tensor, operation: Tensor) -> Tensor:
         """Cross-entropy with the label of class and operation, (B,)."""

@@ -12,6 +12,7 @@ from crat.attacks.objectives import Objective, full
 from crat.defenses.at_bsl import balanced_softmax_loss, log_counts
 from crat.defenses.base import Defense, Row, Task, Words
 from crat.defenses.stats import ClassStats
+from crat.distributed import whole
 from crat.models import plain
 
 
@@ -98,15 +99,15 @@ def effective_weights(n: Tensor, a: Tensor) -> Tensor:
 def tail_terms(features: Tensor, y: Tensor, rare: Tensor, bias: Tensor) -> Tensor:
     """REAT's TAIL of each image (N,), whose mean is the batch's: 0 for images of common classes.
 
-    features (N, D); y (N,); rare (K,) 1.0 or 0.0; bias (K,) = log n.
+    features (N, D); y (N,); rare (K,) 1.0 or 0.0; bias (K,) = log n. Of several processes each has some of the i, and
+    the j are those of all.
     """
-    among = rare[y]
-    v = (0.5 * (bias.logsumexp(0) - bias)).exp().to(features)[y]
-    log_q = features.log_softmax(1)
+    every, of_class = whole(y), (0.5 * (bias.logsumexp(0) - bias)).exp().to(features)
+    v, log_q = of_class[y], features.log_softmax(1)
     p = log_q.detach().exp()
     with torch.autocast(features.device.type, enabled=False):  # a difference of near equals
-        divergence = (p * log_q.detach()).sum(1, keepdim=True) - p @ log_q.T  # KL(i || j)
-    sign = 1 - 2 * (y[:, None] == y).to(v)
-    factor = (sign * (v[:, None] + v)).mean(1)
-    per_image = among * factor * divergence.mean(1) / features.shape[1]
-    return per_image * len(y) / among.sum().clamp_min(1)
+        divergence = (p * log_q.detach()).sum(1, keepdim=True) - p @ whole(log_q).T  # KL(i || j)
+    sign = 1 - 2 * (y[:, None] == every).to(v)
+    factor = (sign * (v[:, None] + of_class[every])).mean(1)
+    per_image = rare[y] * factor * divergence.mean(1) / features.shape[1]
+    return per_image * len(every) / rare[every].sum().clamp_min(1)
