@@ -19,6 +19,7 @@ from crat import batch, store
 from crat.batch import ROOT, Entry, Job
 from crat.config import PROFILES, ConfigError, chosen_seeds
 from crat.executors import Local, Place, perform, shown
+from crat.names import did_you_mean, one_of
 from crat.notebook import NotebookError
 from crat.parameters import choose_parameters, from_file
 from crat.report import aligned, report
@@ -49,9 +50,7 @@ def run(
     Raises ConfigError before anything runs on an unknown notebook, profile or parameter; NotebookError, ClusterError.
     """
     values = from_file(parameters) if parameters else {}
-    profile = profile or str(values.get("profile", "quick"))
-    if profile not in PROFILES:
-        raise ConfigError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
+    profile = one_of("profile", profile or str(values.get("profile", "quick")), PROFILES)
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers is at least 1, not {workers}")
     part = _part(shard, recompute) if shard else None
@@ -91,14 +90,21 @@ def choose(notebooks: Path, names: Sequence[str]) -> list[Path]:
         raise NotebookError(f"no notebooks in {notebooks}: they come with a clone of the repository")
     for name in names:
         if not any(_is_called(path, name) for path in known):
-            raise ConfigError(f"no notebook {name!r}; known: {', '.join(path.stem for path in known)}")
+            near = did_you_mean(name, [word for path in known for word in (path.stem, *_words(path))])
+            raise ConfigError(f"no notebook {name!r}; known: {', '.join(path.stem for path in known)}{near}")
     return [path for path in known if not names or any(_is_called(path, name) for name in names)]
 
 
 def _is_called(path: Path, name: str) -> bool:
-    """By the whole name, or a word of it with or without the year."""
+    """By the whole name or file, the number with or without its 0, or a word with or without the year."""
+    name = Path(name).stem.lower() if name.lower().endswith(".ipynb") else name.lower()
+    return name in (path.stem.lower(), *_words(path)) or (name.isdecimal() and f"{int(name):02}" == path.stem[:2])
+
+
+def _words(path: Path) -> list[str]:
+    """What a notebook may be called in short: 04, wei2023, cfa, wei."""
     words = path.stem.lower().split("_")
-    return name.lower() in (path.stem.lower(), *words, *(re.sub(r"\d{4}$", "", word) for word in words[1:]))
+    return [*words, *(re.sub(r"\d{4}$", "", word) for word in words[1:])]
 
 
 def _part(shard: str, recompute: bool) -> tuple[int, int]:

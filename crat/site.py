@@ -24,8 +24,9 @@ from typing import Any
 
 import crat
 from crat import store
-from crat.config import PROFILES, ConfigError
+from crat.config import PROFILES
 from crat.config import profile as base_run
+from crat.names import one_of
 from crat.plans.common import evidence
 
 ROOT = Path(crat.__file__).parents[1]
@@ -98,8 +99,7 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path = RO
     What was there stays until the new pages are whole. Raises ConfigError on an unknown profile, SiteError where the
     extra is not installed, the repository is not there, or sphinx fails.
     """
-    if profile not in PROFILES:
-        raise ConfigError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
+    profile = one_of("profile", profile, PROFILES)
     missing = [name for name in ("sphinx", "myst_nb", "sphinx_book_theme") if importlib.util.find_spec(name) is None]
     if missing:
         raise SiteError(f"the report as pages needs {', '.join(missing)}: pip install 'crat[site]'")
