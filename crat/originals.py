@@ -29,6 +29,10 @@ SHAPES = {  # height, width and channels of an image; number of classes
     MINI: (28, 28, 1, 10), "fashion_mnist": (28, 28, 1, 10), "mnist": (28, 28, 1, 10), "cifar10": (32, 32, 3, 10),
     "cifar100": (32, 32, 3, 100), "svhn": (32, 32, 3, 10), "stl10": (96, 96, 3, 10), "tiny_imagenet": (64, 64, 3, 200),
 }  # fmt: skip
+IMAGES = {  # for training and for testing
+    MINI: (8000, 2000), "fashion_mnist": (60_000, 10_000), "mnist": (60_000, 10_000), "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000), "svhn": (73_257, 26_032), "stl10": (5000, 8000), "tiny_imagenet": (100_000, 10_000),
+}  # fmt: skip
 
 _DIGITS = tuple("0123456789")
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")

@@ -198,36 +198,24 @@ def _seen(job: Job) -> tuple[str, str]:
 
 
 def _show_runs(runs: Sequence[Entry], workers: int | None) -> None:
-    import torch
-
     from crat.device import describe, pick_device
-    from crat.estimates import Cost, alike, measure
+    from crat.estimates import SAID, estimate, lacking
 
-    device, local, before = pick_device(), Local(workers), torch.get_num_threads()
-    torch.set_num_threads(int(local.slots[0].get("OMP_NUM_THREADS", before)))  # as the workers will have them
-    measured: dict[Any, Cost | str] = {}  # shared by runs that differ little
+    device, local = pick_device(), Local(workers)
+    threads = int(local.slots[0].get("OMP_NUM_THREADS", 1))
     rows, total, longest, most = [], 0.0, 0.0, 0.0
     for entry in runs:
-        key = alike(entry.run.config)
-        if key not in measured:
-            try:
-                measured[key] = measure(entry.run, device)
-            except RuntimeError as error:  # DataError, StoreError, or a GPU with too little memory left
-                measured[key] = " ".join(str(error).split())
-        cost, took, memory = measured[key], "unknown", "-"
-        if isinstance(cost, Cost):
-            seconds = entry.epochs_left * cost.epoch + (0 if entry.live else cost.judging)
-            total, longest, most = total + seconds, max(longest, seconds), max(most, cost.memory)
-            took, memory = tqdm.format_interval(round(seconds)), _gigabytes(cost.memory)
+        cost = estimate(entry.run.config, device, threads)
+        seconds = entry.epochs_left * cost.epoch + (0 if entry.live else cost.judging)
+        total, longest, most = total + seconds, max(longest, seconds), max(most, cost.memory)
+        took, memory = _duration(seconds), _gigabytes(cost.memory)
         rows.append((entry.run.name, " ".join(entry.notebooks), entry.state, took, memory))
-    torch.set_num_threads(before)
-    torch.cuda.empty_cache()  # what was measured with is the workers' now; does nothing without a GPU
-    notes = dict.fromkeys(cost for cost in measured.values() if isinstance(cost, str))
-    wall = tqdm.format_interval(round(max(longest, total / local.workers)))
+    notes = dict.fromkeys(filter(None, (lacking(entry.run.config) for entry in runs)))
+    wall = _duration(max(longest, total / local.workers))
     n = min(local.workers, len(runs))
-    about = "at least" if notes else "about"
-    rows.append(("all of it", "", f"{n} at a time on {describe(device)}", f"{about} {wall}", _gigabytes(n * most)))
-    print(aligned(("run", "for", "state", "takes", "memory"), rows, (72, 11)), *notes, sep="\n", end="\n\n")
+    rows.append(("all of it", "", f"{n} at a time on {describe(device)}", f"about {wall}", _gigabytes(n * most)))
+    print(aligned(("run", "for", "state", "takes", "memory"), rows, (72, 11)), *notes, sep="\n")
+    print(f"times by the operations of the networks at the rate of {SAID}", end="\n\n")
 
 
 def _pages(profile: str, anew: bool) -> None:
@@ -240,6 +228,10 @@ def _pages(profile: str, anew: bool) -> None:
         print(f"report: {shown(site.build(profile) if anew or not index.exists() else index)}")
     except site.SiteError as error:
         print(error)
+
+
+def _duration(seconds: float) -> str:
+    return tqdm.format_interval(round(seconds)) if seconds < 2 * 86_400 else f"{seconds / 86_400:.0f} days"
 
 
 def _gigabytes(n: float) -> str:

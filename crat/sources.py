@@ -66,10 +66,8 @@ def read(name: str) -> Arrays:
     """
     if name == MINI or cache_path(name).exists():
         return _read_npz(name)
-    landmark, packed = ORIGINALS[name]
     if not found(name):
-        looked = f"{name}.npz, {landmark} and {packed}"
-        raise DataError(f"{name} is not in {data_home()} (looked for {looked}): {', or '.join(_ways(name))}")
+        raise DataError(not_here(name))
     home = data_home()
     writable = os.access(home, os.W_OK)
     with (
@@ -126,6 +124,12 @@ def found(name: str) -> str | None:
     landmark, packed = ORIGINALS[name]
     there = (home / landmark).exists() or any(home.glob(packed))
     return f"original files in {home}, not decoded yet" if there else None
+
+
+def not_here(name: str) -> str:
+    """The line that says where a data set was looked for, and how to get it."""
+    looked = f"{name}.npz, {' and '.join(ORIGINALS[name])}"
+    return f"{name} is not in {data_home()} (looked for {looked}): {', or '.join(_ways(name))}"
 
 
 def _ways(name: str) -> list[str]:
