@@ -134,7 +134,7 @@ class Job:
         """Starts it anew; nothing of an earlier run is taken for its own."""
         for name in [*self.record.get("files", ()), "success.json", "claims.json"]:
             (self.folder / name).unlink(missing_ok=True)
-        where = {  # absolute: the notebook works in its own folder
+        where = notebook.folders_of_jupyter(store.home().absolute()) | {  # absolute: it works in its own folder
             "CRAT_FIGURES": str(self.folder.parent.absolute()),
             "CRAT_RUNS": str(store.home().absolute()),
             "CRAT_DATA": str(data_home().absolute()),

@@ -131,14 +131,14 @@ def _site(a: Namespace) -> None:
 
 def _train(a: Namespace) -> None:
     config = asked_for(a)
-    from crat import distributed
+    from crat import distributed, store
     from crat.executors import shown
     from crat.report import aligned
     from crat.train import train
 
-    run = train(
-        config, device=a.device, compile=a.compile or bool(a.recipe), max_minutes=a.max_minutes, progress=a.progress
-    )
+    store.must_be_writable(store.home(), "CRAT_RUNS")
+    settings = {"device": a.device, "max_minutes": a.max_minutes, "progress": a.progress}
+    run = train(config, compile=a.compile or bool(a.recipe), **settings)
     first = distributed.rank() == 0
     distributed.leave()
     if not first:

@@ -39,7 +39,7 @@ def run(
     recompute: bool = False,
     dry_run: bool = False,
     notebooks: Path = ROOT / "notebooks",
-    figures: Path = ROOT / "figures",
+    figures: Path | None = None,
 ) -> int:
     """Shows the plan, does what of it is not done, reports; returns the exit code, 1 where something failed.
 
@@ -47,8 +47,10 @@ def run(
     settings: parameters as "name=value"; parameters: a YAML file of them. workers: processes at a time on this machine;
     dask: a scheduler's address or file, which does the runs instead. shard: "i/n", this part of the runs and no
     notebook. recompute: train everything again, in a store of its own; the same request goes on where it was stopped.
+    figures: None is CRAT_FIGURES, else the checkout's own, where the pages are built, too.
     Raises ConfigError before anything runs on an unknown notebook, profile or parameter; NotebookError, ClusterError.
     """
+    home = figures or store.figures_home()
     values = from_file(parameters) if parameters else {}
     profile = one_of("profile", profile or str(values.get("profile", "quick")), PROFILES)
     if workers is not None and workers < 1:
@@ -58,7 +60,7 @@ def run(
     given = choose_parameters(chosen, profile, settings, values)
     fresh = Recomputation.of(profile, given) if recompute else None
     again = fresh.began if fresh else ""
-    jobs = [batch.job(path, figures / profile, profile, given[path], again) for path in chosen]
+    jobs = [batch.job(path, home / profile, profile, given[path], again) for path in chosen]
     _refuse_what_is_not_heeded(jobs)
     if fresh:
         fresh.start(dask, dry_run)
@@ -69,13 +71,17 @@ def run(
     sys.stdout.flush()
     if dry_run:
         return 0
+    if not part:
+        store.must_be_writable(home / profile, "CRAT_FIGURES")
+    if runs or left:
+        store.must_be_writable(store.home(), "CRAT_RUNS")
     errors = _perform(runs, left, workers, dask)
     if fresh and not errors:
         fresh.marker.unlink(missing_ok=True)
     if not part:
-        report(jobs, figures / profile)
-        if figures == ROOT / "figures":
-            _pages(profile, anew=bool(left))
+        report(jobs, home / profile)
+        if figures is None:
+            _pages(home / profile, anew=bool(left))
     if errors:
         print(f"failed: {', '.join(errors)}")
     return 1 if errors else 0
@@ -218,14 +224,16 @@ def _show_runs(runs: Sequence[Entry], workers: int | None) -> None:
     print(f"times by the operations of the networks at the rate of {SAID}", end="\n\n")
 
 
-def _pages(profile: str, anew: bool) -> None:
+def _pages(folder: Path, anew: bool) -> None:
     """The report as pages, where something was run or they are missing; says what to install where it cannot."""
     from crat import site
 
-    index = ROOT / "figures" / profile / "index.html"
+    index = folder / "index.html"
     os.environ.pop("CRAT_RECOMPUTE", None)  # the leaderboard is of published runs, whatever was recomputed
     try:
-        print(f"report: {shown(site.build(profile) if anew or not index.exists() else index)}")
+        if anew or not index.exists():
+            site.build(folder.name, figures=folder.parent)
+        print(f"report: {shown(index)}")
     except site.SiteError as error:
         print(error)
 
