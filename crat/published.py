@@ -25,8 +25,8 @@ def at_hand(run: Run, battery: Battery, settings: dict[str, Any], error: Excepti
     missing = [name for name in battery if name not in there]
     if not there and run.published:
         line = f"`crat evaluate {run.name}` shows what is, and how to make the rest"
-        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
-        raise type(error)(f"{names} of {run.name}: not published as asked, nor is its network; {line}")
+        what = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
+        raise type(error)(f"{what} of {run.name}: not published as asked, nor is its network; {line}")
     if not there:
         raise error
     return evaluate(run, there, **settings), _lacking(run, missing, settings)
