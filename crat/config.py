@@ -117,6 +117,8 @@ class DataConfig:
         _one_of(self, "padding", "padding", ("reflect", "zero"))
         _at_least("imbalance_ratio", self.imbalance_ratio, 1)
         _at_least("valid_per_class", self.valid_per_class, 1)
+        if self.train_per_class is not None:
+            _at_least("train_per_class", self.train_per_class, 1)
         _at_least("split_seed", self.split_seed, 0)
         object.__setattr__(self, "drop_classes", tuple(sorted(set(self.drop_classes))))
 
@@ -201,6 +203,8 @@ class TrainConfig:
             if value is not None:
                 object.__setattr__(self, name, as_written(value))
                 _at_least(name, number(value), 0)
+                if number(value) > 1:
+                    raise ConfigError(f"{name} is of images in [0, 1], such as 8/255, not {value!r}")
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def check(name: str, arrays: Arrays, where: str) -> None:
             raise DataError(f"{where}: label {y.max()} in y_{part} is out of range, {name} has 0 to {n_classes - 1}")
         if absent := sorted(set(range(n_classes)) - set(y.tolist())):
             raise DataError(f"{where}: no image of class {absent[0]} in y_{part}, of {n_classes} classes")
-    if np.shape(CLASSES.get(name) or arrays.get("classes", ())) != (n_classes,):
+    if np.asarray(CLASSES.get(name) or arrays.get("classes", ())).shape != (n_classes,):
         raise DataError(f"{where}: `classes` are not the names of {n_classes} classes")
     for key, known in zip(KEYS, SHA256.get(name, ()), strict=False):
         given = hashlib.sha256(np.ascontiguousarray(arrays[key]).data).hexdigest()

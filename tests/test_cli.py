@@ -48,6 +48,8 @@ def test_the_module_is_the_command():
         ("--versio", 2, "did you mean --version?"),
         ("train --epochs three", 2, "invalid int value: 'three'"),
         ("train --epochs 0", 2, "epochs must be at least 1, not 0"),
+        ("train --eps 8", 2, "eps is of images in [0, 1], such as 8/255, not '8'"),
+        ("train --train-per-class -5", 2, "train_per_class must be at least 1, not -5"),
         ("train --eps 8/0", 2, "'8/0' is not a number: write 0.1 or 8/255"),
         ("train --defense trade", 2, "unknown defense 'trade'; known: standard, pgd_at, trades"),
         ("train --data cifar", 2, "stl10, tiny_imagenet, imagenet; did you mean cifar10 or cifar100?"),
