@@ -67,7 +67,7 @@ def run(
     left = jobs if part else [job for job in jobs if not job.is_done]
     runs = batch.entries(left, profile == "quick") if left else []
     runs, left = (batch.share(runs, *part), []) if part else (runs, batch.linked(left, runs))
-    show_plan([] if part else jobs, runs, workers, measured=dry_run or not dask)
+    show_plan([] if part else jobs, runs, workers, timed=dry_run or not dask)
     sys.stdout.flush()
     if dry_run:
         return 0
@@ -179,8 +179,8 @@ def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
             raise ConfigError(f"--seeds: {job.name} has runs of the seeds {', '.join(map(str, sorted(used - seeds)))}")
 
 
-def show_plan(jobs: Sequence[Job], runs: Sequence[Entry], workers: int | None, measured: bool = True) -> None:
-    """Prints which notebooks are done, which will be run after which runs, and what those take where it is measured."""
+def show_plan(jobs: Sequence[Job], runs: Sequence[Entry], workers: int | None, timed: bool = True) -> None:
+    """Prints which notebooks are done, which will be run after which runs; timed: and what those take here."""
     if jobs:
         rows = [(job.name, *_seen(job)) for job in jobs]
         print(aligned(("notebook", "state", "last time"), rows), end="\n\n")
@@ -190,7 +190,7 @@ def show_plan(jobs: Sequence[Job], runs: Sequence[Entry], workers: int | None, m
         print(f"{published} runs are read from results/, {len(ready) - published} more are in the store", end="\n\n")
     if len(ready) < len(runs):
         left = [entry for entry in runs if entry.state]
-        if measured:
+        if timed:
             _show_runs(left, workers)
         else:  # other machines do it
             rows = [(entry.run.name, " ".join(entry.notebooks), entry.state) for entry in left]
