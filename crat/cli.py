@@ -16,14 +16,7 @@ from typing import TYPE_CHECKING, Any
 import crat
 from crat.config import DATASETS, MODELS, PROFILES, ConfigError
 from crat.flags import (
-    Parser,
-    asked_for,
-    audit_flags,
-    commands,
-    course_flags,
-    evaluate_flags,
-    reproduce_flags,
-    train_flags,
+    EVALUATED, Parser, asked_for, audit_flags, commands, course_flags, evaluate_flags, reproduce_flags, train_flags,
 )  # fmt: skip
 from crat.names import did_you_mean, one_of
 
@@ -166,11 +159,13 @@ def _evaluate(a: Namespace) -> int:
     from crat.evaluate import MissingWeights, evaluate, standard_battery, strong_battery
 
     standard = standard_battery(run.config.data.name)
-    known = standard | strong_battery(run.config.data.name)
-    asked = [one_of("attack", name, known) for name in a.attacks or standard]
-    battery: dict[str, Any] = {name: known[name] for name in asked}
+    attacks = standard | strong_battery(run.config.data.name)
+    asked = [one_of("attack", name, attacks) for name in a.attacks or standard]
+    battery: dict[str, Any] = {name: attacks[name] for name in asked}
     if a.corruptions:
         battery = corruption_battery(frost=a.frost)
+    for setting, known in EVALUATED.items():
+        setattr(a, setting, one_of(setting, getattr(a, setting), known))
     settings = {"split": a.split, "which": a.which, "first": a.images, "device": a.device, "dtype": a.dtype}
     told = ""
     try:

