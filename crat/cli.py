@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import crat
 from crat.config import DATASETS, MODELS, PROFILES, ConfigError
 from crat.flags import (
-    EVALUATED, Parser, asked_for, audit_flags, commands, course_flags, evaluate_flags, reproduce_flags, train_flags,
+    EVALUATED,
+    Parser,
+    asked_for,
+    audit_flags,
+    commands,
+    course_flags,
+    evaluate_flags,
+    reproduce_flags,
+    train_flags,
 )  # fmt: skip
 from crat.names import did_you_mean, one_of
 
