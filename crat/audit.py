@@ -22,10 +22,11 @@ from crat import data, metrics, store
 from crat.attacks import FGSM, Attack, AutoAttack, Square, checks, cw
 from crat.attacks.judge import as_images
 from crat.attacks.threat import NORMS
-from crat.config import DTYPES, PROTOCOLS, ConfigError, DataConfig, as_written, number
+from crat.config import DATASETS, DTYPES, PROTOCOLS, ConfigError, as_written, number
 from crat.device import describe, pick_device, pick_dtype
 from crat.evaluate import protocol_pgd
 from crat.foreign import CHECKED, decision, examine, find_model, noted
+from crat.names import one_of
 from crat.reproduce import aligned, shown
 from crat.verdicts import Battery, Outcomes, Subject, Verdicts
 
@@ -52,10 +53,9 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        DataConfig(self.data)  # knows the names
-        for what, value, allowed in (("norm", self.norm, NORMS), ("dtype", self.dtype, DTYPES)):
-            if value not in allowed:
-                raise ConfigError(f"{what} is one of {', '.join(allowed)}, not {value!r}")
+        names = (("data", "data set", DATASETS), ("norm", "norm", NORMS), ("dtype", "dtype", DTYPES))
+        for setting, what, allowed in names:
+            object.__setattr__(self, setting, one_of(what, getattr(self, setting), allowed))
         if self.eps is None and self.norm != "Linf":
             raise ConfigError(f"{self.norm} needs an eps: the protocol of {self.data} has one for Linf only")
         object.__setattr__(self, "eps", as_written(PROTOCOLS[self.data].eps if self.eps is None else self.eps))
@@ -65,8 +65,7 @@ class Plan:
         if not 0 < self.scale < np.inf or self.images < 0 or (self.logit_slice or 2) < 2:
             told = f"{self.scale:g}, {self.images} and {self.logit_slice}"
             raise ConfigError(f"scale is above 0, images at least 0 and logit_slice at least 2, not {told}")
-        if unknown := [name for name in self.attacks if name not in self.known]:
-            raise ConfigError(f"unknown attack {unknown[0]!r}; known: {', '.join(self.known)}")
+        object.__setattr__(self, "attacks", tuple(one_of("attack", name, self.known) for name in self.attacks))
 
     @property
     def radius(self) -> float:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +134,7 @@ class Job:
         """Starts it anew; nothing of an earlier run is taken for its own."""
         for name in [*self.record.get("files", ()), "success.json", "claims.json"]:
             (self.folder / name).unlink(missing_ok=True)
-        where = {  # absolute: the notebook works in its own folder
+        where = notebook.folders_of_jupyter(store.home().absolute()) | {  # absolute: it works in its own folder
             "CRAT_FIGURES": str(self.folder.parent.absolute()),
             "CRAT_RUNS": str(store.home().absolute()),
             "CRAT_DATA": str(data_home().absolute()),
@@ -223,13 +223,23 @@ def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], aga
         "notebook": store.digest([(cell["cell_type"], "".join(cell["source"])) for cell in cells]),
         "parameters": parameters,
         "runs": store.digest({key: config.as_dict() for key, config in runs.items()}),  # by --data and --seeds, too
-        "package": store.digest([p.read_text(encoding="utf-8") for p in sorted((ROOT / "crat").rglob("*.py"))]),
-        "results": store.digest(
-            [hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((ROOT / "results").rglob("*")) if p.is_file()]
-        ),
+        "package": _package(),
+        "results": _results(),
         "recomputation": again,
     }
     return Job(path, figures / path.stem, parameters, runs, made_from)
+
+
+@cache
+def _package() -> str:
+    """Once for all notebooks of a batch, as what follows."""
+    return store.digest([p.read_text(encoding="utf-8") for p in sorted((ROOT / "crat").rglob("*.py"))])
+
+
+@cache
+def _results() -> str:
+    files = [p for p in sorted((ROOT / "results").rglob("*")) if p.is_file()]
+    return store.digest([hashlib.sha256(p.read_bytes()).hexdigest() for p in files])
 
 
 def entries(jobs: Iterable[Job], quick: bool) -> list[Entry]:

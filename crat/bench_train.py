@@ -202,6 +202,8 @@ def run(
 
 def main(names: Sequence[str], model: str, batch: int, n_steps: int, authors: Path | None, out: Path | None) -> None:
     """Prints the table with its machine and versions, and writes it as markdown where asked."""
+    if batch < 1:
+        raise ConfigError(f"batch is at least 1, not {batch}")
     device = pick_device()
     dtype = pick_dtype("auto", device)
     head = f"{describe(device)}, torch {torch.__version__}, {model}, batch {batch}, PGD-{n_steps}, crat in {dtype}"

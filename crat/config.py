@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any
 
+from crat.names import ConfigError, one_of, unknown
+
 DATASETS = (
     "fashion_mnist_mini", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "tiny_imagenet", "imagenet",
 )  # fmt: skip
@@ -21,10 +23,6 @@ AVERAGES = ("none", "ema_epoch", "ema_update", "swa", "fawa")
 BATCH_NORMS = ("auto", "eval", "train", "moving")
 DTYPES = ("auto", "float32", "bfloat16")
 PROFILES = ("quick", "laptop", "paper")
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used: one line that says what is wrong and what is allowed."""
 
 
 def number(text: str | float) -> float:
@@ -79,9 +77,8 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"unknown {what} {value!r}; known: {', '.join(allowed)}")
+def _one_of(config: Any, what: str, setting: str, allowed: tuple[str, ...]) -> None:
+    object.__setattr__(config, setting, one_of(what, getattr(config, setting), allowed))
 
 
 def _at_least(what: str, value: float, least: float) -> None:
@@ -114,12 +111,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _floats(self)
-        _one_of("data set", self.name, DATASETS)
-        _one_of("split", self.split, ("stratified", "first"))
-        _one_of("augmentation", self.augment, ("auto", "none", "crop", "crop_flip"))
-        _one_of("padding", self.padding, ("reflect", "zero"))
+        _one_of(self, "data set", "name", DATASETS)
+        _one_of(self, "split", "split", ("stratified", "first"))
+        _one_of(self, "augmentation", "augment", ("auto", "none", "crop", "crop_flip"))
+        _one_of(self, "padding", "padding", ("reflect", "zero"))
         _at_least("imbalance_ratio", self.imbalance_ratio, 1)
         _at_least("valid_per_class", self.valid_per_class, 1)
+        _at_least("train_per_class", 1 if self.train_per_class is None else self.train_per_class, 1)
         _at_least("split_seed", self.split_seed, 0)
         object.__setattr__(self, "drop_classes", tuple(sorted(set(self.drop_classes))))
 
@@ -137,8 +135,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _floats(self)
-        _one_of("model", self.name, MODELS)
-        _one_of("head", self.head, HEADS)
+        _one_of(self, "model", "name", MODELS)
+        _one_of(self, "head", "head", HEADS)
+        for name in ("scale", "extra_outputs"):
+            _at_least(name, getattr(self, name) or 0, 0)
 
 
 Options = tuple[tuple[str, Any], ...]
@@ -180,10 +180,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _floats(self)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("average", self.average, AVERAGES)
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("batch_norm", self.batch_norm, BATCH_NORMS)
+        _one_of(self, "schedule", "schedule", SCHEDULES)
+        _one_of(self, "average", "average", AVERAGES)
+        _one_of(self, "dtype", "dtype", DTYPES)
+        _one_of(self, "batch_norm", "batch_norm", BATCH_NORMS)
         _at_least("epochs", self.epochs, 1)
         _at_least("eps_warmup", self.eps_warmup, 0)
         _at_least("trace_per_class", self.trace_per_class, 0)
@@ -203,7 +203,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, as_written(value))
-                _at_least(name, number(value), 0)
+                if not 0 <= number(value) <= 1:
+                    raise ConfigError(f"{name} is of images in [0, 1], such as 8/255, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class RunConfig:
             if key == part:  # data="cifar10", model="resnet18"
                 return part, "name"
         known = [f.name for part in (self.data, self.model, self.train) for f in fields(part) if f.name != "name"]
-        raise ConfigError(f"unknown setting {key!r}; known: data, model, {', '.join(known)}")
+        raise ConfigError(unknown("setting", key, ["data", "model", *known]))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dict for JSON."""
@@ -255,7 +256,7 @@ def profile(name: str) -> RunConfig:
 
     The published laptop runs fix the dtype, so that every machine finds them; "auto" would not.
     """
-    _one_of("profile", name, PROFILES)
+    name = one_of("profile", name, PROFILES)
     if name == "quick":
         base = RunConfig(train=TrainConfig(eps_warmup=1))
     elif name == "laptop":

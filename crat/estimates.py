@@ -1,25 +1,36 @@
-"""What a run will take on this machine, measured before it is trained: time of an epoch, time of judging, memory."""
+"""What a run will take, by arithmetic: no network is trained or timed for a plan, so that it is there at once.
+
+    seconds = passes x images x operations of a forward pass of one image / operations a second
+
+A pass forward counts once, one back to the images or to the weights as much again. Right to a factor of two on
+machines like those that the rates are of; an idle or another machine is not asked.
+"""
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
 
-import psutil
 import torch
 from torch import Tensor, nn
 
-from crat.attacks.judge import as_images, attacked_logits
-from crat.config import RunConfig
-from crat.run import Run
-from crat.train import Trainer
-from crat.verdicts import BATCH
+from crat import models
+from crat.config import PROTOCOLS, ModelConfig, RunConfig
+from crat.data import long_tail
+from crat.defenses import make_defense
+from crat.originals import IMAGES, SHAPES
 from crat.worker import usual_battery
 
-BARE = psutil.Process().memory_info().rss  # a process that has imported all this and done nothing
+LARGE = 1e8  # operations of a forward pass from which a network uses the machine well
+# Operations a second of small and of large networks, by the device and the precision; of a CPU, a thread of it.
+RATES = {
+    ("cpu", "bfloat16"): (80e9, 300e9),  # AMD EPYC with AVX512-BF16: the published runs; benchmarks/training.md
+    ("cpu", "float32"): (45e9, 150e9),  # half of it: benchmarks/attacks.md
+    ("cuda", "bfloat16"): (2e12, 38e12),  # H100, batch 128, not compiled; of small networks not measured
+    ("cuda", "float32"): (2e12, 34e12),
+}
+SAID = "an AMD EPYC's thread with AVX512-BF16, 0.08 to 0.3 TFLOP/s, or an H100, 2 to 38"
+BARE = 0.7e9  # bytes of a process that has imported all this and done nothing
 
 
 @dataclass(frozen=True)
@@ -31,97 +42,74 @@ class Cost:
     memory: float
 
 
-def alike(config: RunConfig) -> RunConfig:
-    """Runs of one cost: they differ in seeds, in classes left out, and in numbers that a method multiplies by."""
-    chosen = {name: value for name, value in config.train.options if not isinstance(value, float)}
-    return config.but(seed=0, drop_classes=(), epochs=1, eps_warmup=0, average_start=None, beta=6.0, options=chosen)
+def estimate(config: RunConfig, device: torch.device, threads: int) -> Cost:
+    """The cost of a run (`Run.config`: resolved) on a device, on a CPU by so many threads."""
+    c, data = config.train, config.data
+    *shape, n_all = SHAPES[data.name]
+    classes = n_all - len(data.drop_classes)
+    network = _network(config.model, (shape[2], shape[0], shape[1]), classes)
+    train, test = (round(n * classes / n_all) for n in IMAGES[data.name])
+    images = train_images(config, train, classes)
+    attacked = make_defense(c, classes).selects_on != "clean"
+    step = 3 + (2 * (c.steps or 0) if attacked else 0)
+    judged = classes * (data.valid_per_class + c.trace_per_class)
+    passes = images * step + judged * (1 + 2 * PROTOCOLS[data.name].steps)
+    judging = test * (1 + sum(1 + 2 * getattr(attack, "steps", 1) for attack in usual_battery(data.name).values()))
+
+    def seconds(passes: float, dtype: str) -> float:
+        rate = RATES[device.type if device.type == "cpu" else "cuda", dtype][network.operations >= LARGE]
+        return passes * network.operations / (rate * (threads if device.type == "cpu" else 1))
+
+    copies = 4 + (c.average != "none") + (c.awp > 0)  # the network, the judged one, gradients, momentum
+    kept = 4 * copies * network.weights + (train + test) * shape[0] * shape[1] * shape[2]
+    size = 2 if device.type != "cpu" and c.dtype == "bfloat16" else 4  # a CPU keeps what it casts from, too
+    memory = kept + c.batch_size * size * network.activations + (BARE if device.type == "cpu" else 0)
+    return Cost(seconds(passes, c.dtype), seconds(judging, "float32"), memory)
 
 
-def measure(run: Run, device: torch.device) -> Cost:
-    """By one step and one attack on validation images, in a batch as small as will tell.
-
-    Memory: on a CPU that of the process, on a GPU that of the tensors. It counts weights, gradients, momentum,
-    averages, images and what the backward pass keeps; what a convolution borrows meanwhile comes on top.
-    Raises DataError and StoreError.
-    """
-    trainer = Trainer(run, device)
-    images, c = trainer.images, trainer.config
-    generator = torch.Generator(device).manual_seed(0)
-    trainer.judged.eval()
-
-    def step(n: int) -> None:
-        loss, _ = trainer.step(as_images(images.x_train[:n]), images.y_train[:n], 0.0, 1.0, generator)
-        loss.item()  # waits for the device
-
-    def judge(n: int) -> None:
-        x, y = images.x_valid[:n], images.y_valid[:n]
-        attacked_logits(trainer.judged, x, y, trainer.valid_attack, seed=0, dtype=c.dtype).sum().item()
-
-    most = min(c.batch_size, len(images.x_valid))
-    stepping, judging = _seconds_an_image(step, most), _seconds_an_image(judge, most)
-    battery = usual_battery(run.config.data.name).values()
-    attack_steps = sum(getattr(attack, "steps", 1) for attack in battery) / trainer.valid_attack.steps
-    judged = len(images.x_valid) + c.trace_per_class * images.n_classes
-    epoch = len(images.x_train) * stepping + judged * judging
-    batch = max(c.batch_size, BATCH.get(device.type, 500))
-    memory = _kept(trainer) + batch * _saved_an_image(step, min(8, most // 2)) + (BARE if device.type == "cpu" else 0)
-    return Cost(epoch, len(images.x_test) * attack_steps * judging, memory)
+def train_images(config: RunConfig, available: int, classes: int) -> int:
+    """How many images an epoch has, out of so many training images of the classes that are left."""
+    data = config.data
+    most = max(1, available // classes - data.valid_per_class)
+    n_max = most if data.train_per_class is None else min(most, data.train_per_class)
+    return sum(long_tail(n_max, classes, data.imbalance_ratio))
 
 
-def _seconds_an_image(work: Callable[[int], None], most: int) -> float:
-    """The work of n images is timed for growing n until it takes long enough to be told from noise."""
-    n = min(4, most)
-    work(n)  # sets up
-    while True:
-        began = time.perf_counter()
-        work(n)
-        spent = time.perf_counter() - began
-        if spent > 0.2 or n == most:
-            return spent / n
-        n = min(4 * n, most)
+@dataclass(frozen=True)
+class Network:
+    """Of one image's forward pass: operations (two a multiplication) and outputs of all layers; and weights."""
+
+    operations: int
+    activations: int
+    weights: int
 
 
-def _kept(trainer: Trainer) -> int:
-    """Bytes that stay from step to step."""
-    networks: list[nn.Module] = [trainer.model, trainer.judged]
-    tensors = [t for network in networks for t in network.state_dict().values()]
-    parameters = list(trainer.model.parameters())
-    tensors += parameters + parameters  # gradients and momentum
-    tensors += trainer.average.state.values() if trainer.average else []
-    tensors += parameters if trainer.config.awp else []
-    return sum(map(_bytes, [*tensors, *(t for t in vars(trainer.images).values() if isinstance(t, Tensor))]))
+@cache
+def _network(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> Network:
+    """Counted while one image passes."""
+    network = models.build(config, classes, shape).eval()
+    operations = activations = 0
+
+    def count(layer: nn.Module, _: object, output: Tensor) -> None:
+        nonlocal operations, activations
+        activations += output.numel()
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim > 1:
+            operations += 2 * output.numel() * weight[0].numel()
+
+    for layer in network.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(count)
+    with torch.inference_mode():
+        network(torch.zeros(1, *shape))
+    return Network(operations, activations, sum(p.numel() for p in network.parameters()))
 
 
-def _saved_an_image(work: Callable[[int], None], n: int) -> float:
-    """Bytes that the backward pass keeps for one image more."""
-    return max(0.0, (_peak_saved(work, 2 * n) - _peak_saved(work, n)) / n)
+def lacking(config: RunConfig) -> str:
+    """Why the images of a run cannot be had here, in a line; "" where they are."""
+    from crat.sources import DataError, found, not_here
 
-
-def _peak_saved(work: Callable[[int], None], n: int) -> int:
-    """The largest sum of bytes that autograd holds at one time while n images are worked on, each storage once."""
-    holders: Counter[int] = Counter()
-    now = peak = 0
-
-    class Held:
-        def __init__(self, tensor: Tensor):
-            nonlocal now, peak
-            self.tensor, self.place = tensor, tensor.untyped_storage().data_ptr()
-            now += 0 if holders[self.place] else _bytes(tensor)
-            peak = max(peak, now)
-            holders[self.place] += 1
-
-        def __del__(self) -> None:
-            nonlocal now
-            holders[self.place] -= 1
-            now -= 0 if holders[self.place] else _bytes(self.tensor)
-
-    def unpack(held: Any) -> Tensor:
-        return held.tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(Held, unpack):
-        work(n)
-    return peak
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    try:
+        return "" if found(config.data.name) else not_here(config.data.name)
+    except DataError as error:
+        return str(error)

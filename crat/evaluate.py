@@ -92,11 +92,16 @@ def evaluate(
 
 def judged(run: Run, battery: Battery) -> bool:
     """Whether `evaluate(run, battery)` would only read."""
+    return len(kept(run, battery)) == 1 + len(battery)
+
+
+def kept(run: Run, battery: Battery, **settings: Any) -> list[str]:
+    """The names of a battery, "clean" among them, that `evaluate` with these settings would only read."""
     if not run.finished:
-        return False
-    places = Verdicts(run.name, (), _decided_by(run), _never)
-    paths = [places.path(attack) for attack in (None, *battery.values())]
-    return all(any((folder / path).exists() for folder in _folders(run)) for path in paths)
+        return []
+    places = Verdicts(run.name, (), _decided_by(run, **settings), _never)
+    paths = {name: places.path(attack) for name, attack in {"clean": None, **battery}.items()}
+    return [name for name, path in paths.items() if any((folder / path).exists() for folder in _folders(run))]
 
 
 def _never() -> Subject:

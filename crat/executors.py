@@ -3,7 +3,6 @@ that hands tasks out, shows how far they are, and tells what became of each."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -86,11 +85,7 @@ class Local:
 
     def end(self, working: Iterable[Working]) -> None:
         """As `Place` has it."""
-        ended = [w.child for w in working if isinstance(w, Process)]
-        children.end(ended)
-        for child in ended:
-            with contextlib.suppress(OSError):
-                child.log.unlink()  # it tells of no fault
+        children.end([w.child for w in working if isinstance(w, Process)])
 
     def give_back(self, working: Working) -> None:
         """Its place is free again."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
+import shlex
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import Field, fields
@@ -11,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from crat import config as c
-from crat.config import PROFILES, RunConfig, profile
+from crat.config import PROFILES, ConfigError, RunConfig, profile
+from crat.names import did_you_mean, one_of
 from crat.recipes import RECIPES, recipe
 
 KNOWN = {
@@ -19,6 +22,40 @@ KNOWN = {
     "defense": ("one that crat methods lists",), "split": ("stratified", "first"), "padding": ("reflect", "zero"),
     "augment": ("auto", "none", "crop", "crop_flip"), "batch_norm": c.BATCH_NORMS, "dtype": c.DTYPES,
 }  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with errors of one line that know what is near."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> Any:
+        """One line instead of the usage; of a command or flag that is mistyped, with those that are near."""
+        said = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if said:
+            message += did_you_mean(said[1], re.findall(r"[\w-]+", said[2]))
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Each command refuses what it does not know itself, as it knows which of its flags are near."""
+        namespace, stray = super().parse_known_args(args, namespace)
+        if stray:
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            near = did_you_mean(stray[0].partition("=")[0], flags) if stray[0].startswith("-") else ""
+            self.error(f"unrecognized arguments: {' '.join(stray)}{near}")
+        return namespace, stray
+
+
+def commands(parser: argparse.ArgumentParser, names: str, **settings: Any) -> Any:
+    """What adds a command to a parser; alone, without one, the parser prints its help."""
+
+    def help(_: Namespace) -> int:
+        parser.print_help()
+        return 2
+
+    parser.set_defaults(command=help)
+    return parser.add_subparsers(metavar=names, **settings).add_parser
 
 
 def audit_flags(sub: argparse.ArgumentParser) -> None:
@@ -50,8 +87,9 @@ def evaluate_flags(sub: argparse.ArgumentParser) -> None:
         help="only these: FGSM, PGD-20, CW-20 (default: the three), Square, AA",
     )
     sub.add_argument(
-        "--images", type=int, metavar="N", help="the first N images only (AA on a CPU takes hours for all)"
+        "--images", type=count, metavar="N", help="the first N images only (AA on a CPU takes hours for all)"
     )
+    sub.add_argument("--dtype", default="float32", help="of the search: float32 (default) or bfloat16")
     sub.add_argument(
         "--corruptions", action="store_true", help="the fifteen of CIFAR-10-C instead: error and mean error"
     )
@@ -72,7 +110,7 @@ def reproduce_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("numbers", nargs="*", metavar="NN", help="which notebooks, such as 01 or 04 (default: all)")
     sub.add_argument("--papers", nargs="+", default=[], metavar="PAPER", help="the same by name, such as spat or tian")
     sub.add_argument("--profile", help=f"{' | '.join(PROFILES)} (default: the parameter file's, else quick)")
-    sub.add_argument("--data", choices=c.DATASETS, metavar="NAME", help="another data set for all runs of the profile")
+    sub.add_argument("--data", metavar="NAME", help=f"another data set for all runs: {' | '.join(c.DATASETS)}")
     sub.add_argument("--seeds", type=int, nargs="+", metavar="N", help="of the runs that are repeated (default: 0 1 2)")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebooks")
     sub.add_argument("--parameters", type=Path, metavar="FILE", help="parameters in YAML, as papermill -f takes them")
@@ -120,6 +158,16 @@ def _kind(setting: Field) -> dict[str, Any]:
 WORDS = {"true": True, "false": False, "none": None}
 
 
+EVALUATED = {"split": ("test", "valid"), "which": ("best", "last"), "dtype": ("float32", "bfloat16")}
+
+
+def count(text: str) -> int:
+    """A number that is not negative."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a number from 0 on, not {text!r}")
+    return int(text)
+
+
 def option(text: str) -> tuple[str, Any]:
     """A setting of a method: "lambda_1=0.5"."""
     name, _, value = text.partition("=")
@@ -129,15 +177,38 @@ def option(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def words_for(config: RunConfig) -> str:
+    """The flags with which `crat train` makes the run of a config: what differs from the profile and the preset."""
+    from crat.run import Run
+
+    chosen: dict[str, Any] = {"defense": config.train.defense}
+    for _ in range(2):  # the first makes the method's preset known, the second undoes what is other than it
+        made = Run.of(asked_for(Namespace(profile="quick", recipe=None, preset=None, **chosen))).config
+        for part, setting, name in settings():
+            value = getattr(getattr(config, part), setting.name)
+            if value != getattr(getattr(made, part), setting.name):
+                chosen[name] = value
+    return " ".join(f"--{name.replace('_', '-')} {_typed(value)}".rstrip() for name, value in chosen.items())
+
+
+def _typed(value: Any) -> str:
+    """A setting as it is typed after its flag."""
+    if not isinstance(value, tuple):
+        return str(value)
+    words = ("=".join(map(str, item)) if isinstance(item, tuple) else str(item) for item in value)
+    return " ".join(map(shlex.quote, words))
+
+
 def asked_for(a: Namespace) -> RunConfig:
     """The config that the flags ask for: the profile or recipe, then the preset, then what is given by hand."""
     names = {name for _, _, name in settings()}
     given = {name: value for name, value in vars(a).items() if name in names}
     config = recipe(a.recipe) if a.recipe else profile(a.profile)
     if a.preset or "defense" in given:
-        from crat.defenses import method_named, preset
+        from crat.defenses import DEFENSES, method_named, preset
 
-        defense, chosen = given.get("defense", config.train.defense), dict(given.pop("options", ()))
+        given["defense"] = defense = one_of("defense", given.get("defense", config.train.defense), DEFENSES)
+        chosen = dict(given.pop("options", ()))
         if method_named(defense).options().get("beta", c.TrainConfig.beta) != c.TrainConfig.beta and "beta" in given:
             chosen["beta"] = given.pop("beta")  # a method whose own default is another takes it as an option
         changes = preset(defense, a.preset or "crat", **chosen)

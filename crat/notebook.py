@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,15 @@ def declared(notebook: Path) -> dict[str, Any]:
         return {ast.unparse(node.target): ast.literal_eval(node.value or node) for node in typed}
     except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
         raise NotebookError(f"{notebook}: no notebook with a cell of literal parameters ({error})") from None
+
+
+def folders_of_jupyter(instead: Path) -> dict[str, str]:
+    """Where Jupyter and Matplotlib keep their own files, where they cannot write into the user's home folder."""
+    home = Path.home()
+    if os.access(home, os.W_OK):
+        return {}
+    names = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")
+    return {name: str(instead / ".jupyter" / name.lower()) for name in names if name not in os.environ}
 
 
 def start(notebook: Path, output: Path, parameters: Mapping[str, Any], env: Mapping[str, str]) -> Child:

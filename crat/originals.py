@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import gzip
+import lzma
+import math
 import os
 import pickle
 import shutil
+import struct
 import sys
 import tarfile
 import zipfile
@@ -21,6 +24,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
     from torch.utils.data import DataLoader
 
 Arrays = dict[str, np.ndarray]
@@ -28,6 +32,10 @@ MINI = "fashion_mnist_mini"  # shipped in the package
 SHAPES = {  # height, width and channels of an image; number of classes
     MINI: (28, 28, 1, 10), "fashion_mnist": (28, 28, 1, 10), "mnist": (28, 28, 1, 10), "cifar10": (32, 32, 3, 10),
     "cifar100": (32, 32, 3, 100), "svhn": (32, 32, 3, 10), "stl10": (96, 96, 3, 10), "tiny_imagenet": (64, 64, 3, 200),
+}  # fmt: skip
+IMAGES = {  # for training and for testing
+    MINI: (8000, 2000), "fashion_mnist": (60_000, 10_000), "mnist": (60_000, 10_000), "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000), "svhn": (73_257, 26_032), "stl10": (5000, 8000), "tiny_imagenet": (100_000, 10_000),
 }  # fmt: skip
 
 _DIGITS = tuple("0123456789")
@@ -72,9 +80,11 @@ ORIGINALS = {
     "tiny_imagenet": ("tiny-imagenet-200", "tiny-imagenet-200.zip"),
 }
 DAMAGE = (  # what readers of images and archives raise on them, and downloads
-    AssertionError, EOFError, HTTPException, KeyError, OSError, RuntimeError, SyntaxError, ValueError,
-    pickle.UnpicklingError, tarfile.TarError, zipfile.BadZipFile, zlib.error,
+    AssertionError, AttributeError, EOFError, HTTPException, LookupError, MemoryError, OSError, OverflowError,
+    RuntimeError, SyntaxError, TypeError, ValueError, lzma.LZMAError, pickle.UnpicklingError, struct.error,
+    tarfile.TarError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+NO_NPZ = "it is no npz of plain arrays"  # instead of numpy's advice to load whatever code lies in the file
 
 
 class DataError(RuntimeError):
@@ -103,6 +113,7 @@ def one_line(what: str, how: str = "") -> Iterator[None]:
         raise
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = NO_NPZ if "allow_pickle" in reason else reason
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason, how = "no space left", "free some, or set CRAT_DATA to another folder"
         raise DataError(f"{what}: {reason}; nothing was replaced" + (f"; {how}" if how else "")) from error
@@ -124,13 +135,14 @@ def read_originals(name: str, root: Path, scratch: Path) -> Arrays:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .gz file, a .zip or a tar archive into a folder."""
+    """Unpack a .gz file, a .zip or a tar archive into a folder; raises DataError with the archive's name."""
     folder.mkdir(parents=True, exist_ok=True)
-    if archive.name.endswith("-ubyte.gz"):
-        with gzip.open(archive) as packed, (folder / archive.stem).open("wb") as file:
-            shutil.copyfileobj(packed, file)
-    else:
-        shutil.unpack_archive(archive, folder)
+    with one_line(f"unpacking {archive}", "if it is truncated or damaged, get it anew"):
+        if archive.name.endswith("-ubyte.gz"):
+            with gzip.open(archive) as packed, (folder / archive.stem).open("wb") as file:
+                shutil.copyfileobj(packed, file)
+        else:
+            shutil.unpack_archive(archive, folder)
 
 
 def read_torchvision(name: str, root: Path, download: bool = False) -> Arrays:
@@ -180,6 +192,20 @@ def _check_files(kind: Any, root: Path) -> None:
             raise DataError(f"{root / file} is missing beside the other files of its data set")
         if md5:
             _check_md5(root / file, md5)
+        elif "-ubyte" in file:
+            _check_idx(root / file)
+
+
+def _check_idx(path: Path) -> None:
+    """An IDX file of bytes has the size that its head tells: 0, 0, 8, the number of axes, then their lengths."""
+    with one_line(f"{path} cannot be read"), path.open("rb") as file:
+        head = file.read(4)
+        n = head[3] if len(head) == 4 else 0
+        lengths = [int.from_bytes(file.read(4), "big") for _ in range(n)]
+    size, right = path.stat().st_size, len(head) + 4 * n + math.prod(lengths)
+    if head[:3] != b"\0\0\x08" or n not in (1, 3) or size != right:
+        told = f"{size} bytes" + (f", not the {right} that its head tells" if n in (1, 3) else ", with another head")
+        raise DataError(f"{path} is truncated or no IDX file of bytes ({told}); nothing was replaced; get it anew")
 
 
 def _check_md5(path: Path, md5: str) -> None:
@@ -193,10 +219,13 @@ def _tiny_imagenet(root: Path) -> Arrays:
     """Decode the original folders; its labelled validation images serve as the test set, whose labels are secret."""
     labels = {path.name: i for i, path in enumerate(sorted(p for p in (root / "train").iterdir() if p.is_dir()))}
     train = [(file, y) for wnid, y in labels.items() for file in sorted((root / "train" / wnid).glob("images/*.JPEG"))]
-    lines = [line.split("\t") for line in (root / "val" / "val_annotations.txt").read_text().splitlines()]
-    test = [(root / "val" / "images" / file, labels[wnid]) for file, wnid, *_ in lines]
-    words = dict(line.split("\t")[:2] for line in (root / "words.txt").read_text().splitlines())
-    names = [words[wnid].split(",")[0] for wnid in labels]
+    annotations = root / "val" / "val_annotations.txt"
+    with one_line(f"{annotations} cannot be used", "its lines are: file, tab, folder of the class"):
+        lines = [line.split("\t") for line in annotations.read_text(encoding="utf-8").splitlines()]
+        test = [(root / "val" / "images" / file, labels[wnid]) for file, wnid, *_ in lines]
+    with one_line(f"{root / 'words.txt'} cannot be used", "it has a line for each class: folder, tab, name"):
+        words = dict(line.split("\t")[:2] for line in (root / "words.txt").read_text(encoding="utf-8").splitlines())
+        names = [words[wnid].split(",")[0] for wnid in labels]
     names = names if len(set(names)) == len(names) else list(labels)
     (x_train, y_train), (x_test, y_test) = _decode(train), _decode(test)
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test, "classes": np.array(names)}
@@ -214,10 +243,19 @@ def imagenet_loader(
 
     split "train": shuffled, a random resized crop, flips; "val": in order, the centre of the image scaled to
     size * 256 / 224. folder: None is `data_home()/imagenet`. The generator seeds the order and the workers, which
-    alone draw random numbers. Raises DataError where the images or, for training, the workers are missing.
+    alone draw random numbers. Raises DataError where the images or, for training, the workers are missing; while
+    iterated, with the name of an image that cannot be decoded.
     """
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
+
+    class Images(DataLoader):
+        def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+            try:
+                yield from super().__iter__()
+            except DataError as error:  # a worker's comes with its traceback, of which it is the last line
+                told = str(error).strip().splitlines()
+                raise DataError(told[0] if len(told) == 1 else told[-1].partition(": ")[2]) from None
 
     train, folder = split == "train", folder or data_home() / "imagenet"
     if train and workers < 1:
@@ -227,18 +265,30 @@ def imagenet_loader(
     else:
         steps = [transforms.Resize(size * 256 // 224), transforms.CenterCrop(size)]
     with one_line(f"imagenet in {folder}", f"images are looked for in {folder / split}/<class>/"):
-        images = datasets.ImageFolder(str(folder / split), transforms.Compose([*steps, transforms.ToTensor()]))
-    return DataLoader(images, batch_size, shuffle=train, num_workers=workers, generator=generator)
+        transform = transforms.Compose([*steps, transforms.ToTensor()])
+        images = datasets.ImageFolder(str(folder / split), transform, loader=decoded)
+    return Images(images, batch_size, shuffle=train, num_workers=workers, generator=generator)
+
+
+def decoded(path: str | Path) -> Image.Image:
+    """The image of a file, in RGB; raises DataError with its name where it is truncated or none."""
+    from PIL import Image
+
+    with one_line(f"{path} is truncated or no image", "get it anew, or remove it"):
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except Image.DecompressionBombError as error:
+            raise ValueError(error) from None
 
 
 def _decode(files: list[tuple[Path, int]]) -> tuple[np.ndarray, np.ndarray]:
-    from PIL import Image
     from tqdm import tqdm
 
     x = np.empty((len(files), *SHAPES["tiny_imagenet"][:3]), np.uint8)
     for i, (file, _) in enumerate(tqdm(files, "decoding", unit=" images", disable=None)):
-        with one_line(f"{file} is truncated or damaged"), Image.open(file) as image:
-            if image.size != (x.shape[2], x.shape[1]):
-                raise DataError(f"{file} has a wrong shape: {image.size}, not {(x.shape[2], x.shape[1])}")
-            x[i] = np.asarray(image.convert("RGB"))
+        image = decoded(file)
+        if image.size != (x.shape[2], x.shape[1]):
+            raise DataError(f"{file} has a wrong shape: {image.size}, not {(x.shape[2], x.shape[1])}")
+        x[i] = np.asarray(image)
     return x, np.array([y for _, y in files], np.uint8)

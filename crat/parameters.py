@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crat.config import ConfigError
+from crat.names import did_you_mean
 from crat.notebook import NotebookError, declared
 
 
@@ -48,7 +49,8 @@ def choose_parameters(
     for name in given:
         if not any(name in defaults for defaults in known.values()):
             names = sorted({name for defaults in known.values() for name in defaults} - {"profile"})
-            raise ConfigError(f"no chosen notebook has a parameter {name!r}; known: {', '.join(names)}")
+            near = did_you_mean(name, names)
+            raise ConfigError(f"no chosen notebook has a parameter {name!r}; known: {', '.join(names)}{near}")
     return {
         notebook: {name: _typed(name, given[name], default) for name, default in defaults.items() if name in given}
         | ({"profile": profile} if "profile" in defaults else {})

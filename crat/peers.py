@@ -25,7 +25,7 @@ from crat.attacks.gradient import PGD
 from crat.attacks.judge import as_images
 from crat.attacks.noise import PerImage
 from crat.attacks.search import searcher
-from crat.config import ConfigError
+from crat.names import one_of
 
 
 class Counted(nn.Module):
@@ -185,10 +185,8 @@ AUTOATTACK_OF: dict[str, Make] = {"pyautoattack": _pyautoattack, "torchattacks":
 
 def releases(peers: Sequence[str] = tuple(PEERS)) -> tuple[dict[str, str], dict[str, str]]:
     """Name -> version of the peers that can be imported, and name -> why of those that cannot."""
-    if unknown := [name for name in peers if name not in PEERS]:
-        raise ConfigError(f"unknown peer {unknown[0]!r}; known: {', '.join(PEERS)}")
     present, absent = {}, {}
-    for name in peers:
+    for name in (one_of("peer", peer, PEERS) for peer in peers):
         module, package = PEERS[name]
         try:
             importlib.import_module(module)

@@ -42,7 +42,10 @@ def use_style() -> None:
 
 
 def figures_folder(notebook: str) -> Path:
-    """Where a notebook's figures go: $CRAT_FIGURES/<notebook>, as `crat reproduce` sets it, else figures/quick/..."""
+    """Where a notebook's figures go: CRAT_FIGURES/<notebook>, else figures/quick/<notebook>.
+
+    `crat reproduce` gives each notebook the folder of the profile below its own CRAT_FIGURES.
+    """
     given = os.environ.get("CRAT_FIGURES")
     return (Path(given) if given else root() / "figures" / "quick") / notebook
 

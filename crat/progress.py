@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from crat.config import ConfigError
+from crat.names import one_of
 
 STYLES = ("bar", "line", "none")
 
@@ -16,9 +16,7 @@ class Progress:
     """Counts images over all epochs. `step` says whether a second has passed, the time for anything that costs."""
 
     def __init__(self, style: str | None = None, title: str = ""):
-        self.style = style or ("bar" if sys.stderr.isatty() else "line")
-        if self.style not in STYLES:
-            raise ConfigError(f"progress is one of {', '.join(STYLES)}, not {style!r}")
+        self.style = one_of("progress", style or ("bar" if sys.stderr.isatty() else "line"), STYLES)
         self.title, self.bar, self.epochs, self.last = title, None, 0, time.monotonic()
 
     def start(self, epochs: int, done: int, images_per_epoch: int) -> None:

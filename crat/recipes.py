@@ -12,7 +12,8 @@ fast    CIFAR-10, PreActResNet-18, PGD-10 AT, to what Wei et al. 2023 (CFA, Tabl
 
 from __future__ import annotations
 
-from crat.config import ConfigError, RunConfig, profile
+from crat.config import RunConfig, profile
+from crat.names import one_of
 
 RECIPES: dict[str, RunConfig] = {
     "fast": profile("paper").but(
@@ -30,6 +31,4 @@ RECIPES: dict[str, RunConfig] = {
 
 def recipe(name: str) -> RunConfig:
     """The base run of a recipe. Raises ConfigError with the known names."""
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
-    return RECIPES[name]
+    return RECIPES[one_of("recipe", name, RECIPES)]

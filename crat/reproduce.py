@@ -19,6 +19,7 @@ from crat import batch, store
 from crat.batch import ROOT, Entry, Job
 from crat.config import PROFILES, ConfigError, chosen_seeds
 from crat.executors import Local, Place, perform, shown
+from crat.names import did_you_mean, one_of
 from crat.notebook import NotebookError
 from crat.parameters import choose_parameters, from_file
 from crat.report import aligned, report
@@ -38,7 +39,7 @@ def run(
     recompute: bool = False,
     dry_run: bool = False,
     notebooks: Path = ROOT / "notebooks",
-    figures: Path = ROOT / "figures",
+    figures: Path | None = None,
 ) -> int:
     """Shows the plan, does what of it is not done, reports; returns the exit code, 1 where something failed.
 
@@ -46,12 +47,12 @@ def run(
     settings: parameters as "name=value"; parameters: a YAML file of them. workers: processes at a time on this machine;
     dask: a scheduler's address or file, which does the runs instead. shard: "i/n", this part of the runs and no
     notebook. recompute: train everything again, in a store of its own; the same request goes on where it was stopped.
+    figures: None is CRAT_FIGURES, else the checkout's own, where the pages are built, too.
     Raises ConfigError before anything runs on an unknown notebook, profile or parameter; NotebookError, ClusterError.
     """
+    home = figures or store.figures_home()
     values = from_file(parameters) if parameters else {}
-    profile = profile or str(values.get("profile", "quick"))
-    if profile not in PROFILES:
-        raise ConfigError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
+    profile = one_of("profile", profile or str(values.get("profile", "quick")), PROFILES)
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers is at least 1, not {workers}")
     part = _part(shard, recompute) if shard else None
@@ -59,24 +60,28 @@ def run(
     given = choose_parameters(chosen, profile, settings, values)
     fresh = Recomputation.of(profile, given) if recompute else None
     again = fresh.began if fresh else ""
-    jobs = [batch.job(path, figures / profile, profile, given[path], again) for path in chosen]
+    jobs = [batch.job(path, home / profile, profile, given[path], again) for path in chosen]
     _refuse_what_is_not_heeded(jobs)
     if fresh:
         fresh.start(dask, dry_run)
     left = jobs if part else [job for job in jobs if not job.is_done]
     runs = batch.entries(left, profile == "quick") if left else []
     runs, left = (batch.share(runs, *part), []) if part else (runs, batch.linked(left, runs))
-    show_plan([] if part else jobs, runs, workers, measured=dry_run or not dask)
+    show_plan([] if part else jobs, runs, workers, timed=dry_run or not dask)
     sys.stdout.flush()
     if dry_run:
         return 0
+    if not part:
+        store.must_be_writable(home / profile, "CRAT_FIGURES")
+    if runs or left:
+        store.must_be_writable(store.home(), "CRAT_RUNS")
     errors = _perform(runs, left, workers, dask)
     if fresh and not errors:
         fresh.marker.unlink(missing_ok=True)
     if not part:
-        report(jobs, figures / profile)
-        if figures == ROOT / "figures":
-            _pages(profile, anew=bool(left))
+        report(jobs, home / profile)
+        if figures is None:
+            _pages(home / profile, anew=bool(left))
     if errors:
         print(f"failed: {', '.join(errors)}")
     return 1 if errors else 0
@@ -91,14 +96,21 @@ def choose(notebooks: Path, names: Sequence[str]) -> list[Path]:
         raise NotebookError(f"no notebooks in {notebooks}: they come with a clone of the repository")
     for name in names:
         if not any(_is_called(path, name) for path in known):
-            raise ConfigError(f"no notebook {name!r}; known: {', '.join(path.stem for path in known)}")
+            near = did_you_mean(name, [word for path in known for word in (path.stem, *_words(path))])
+            raise ConfigError(f"no notebook {name!r}; known: {', '.join(path.stem for path in known)}{near}")
     return [path for path in known if not names or any(_is_called(path, name) for name in names)]
 
 
 def _is_called(path: Path, name: str) -> bool:
-    """By the whole name, or a word of it with or without the year."""
+    """By the whole name or file, the number with or without its 0, or a word with or without the year."""
+    name = Path(name).stem.lower() if name.lower().endswith(".ipynb") else name.lower()
+    return name in (path.stem.lower(), *_words(path)) or (name.isdecimal() and f"{int(name):02}" == path.stem[:2])
+
+
+def _words(path: Path) -> list[str]:
+    """What a notebook may be called in short: 04, wei2023, cfa, wei."""
     words = path.stem.lower().split("_")
-    return name.lower() in (path.stem.lower(), *words, *(re.sub(r"\d{4}$", "", word) for word in words[1:]))
+    return [*words, *(re.sub(r"\d{4}$", "", word) for word in words[1:])]
 
 
 def _part(shard: str, recompute: bool) -> tuple[int, int]:
@@ -167,8 +179,8 @@ def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
             raise ConfigError(f"--seeds: {job.name} has runs of the seeds {', '.join(map(str, sorted(used - seeds)))}")
 
 
-def show_plan(jobs: Sequence[Job], runs: Sequence[Entry], workers: int | None, measured: bool = True) -> None:
-    """Prints which notebooks are done, which will be run after which runs, and what those take where it is measured."""
+def show_plan(jobs: Sequence[Job], runs: Sequence[Entry], workers: int | None, timed: bool = True) -> None:
+    """Prints which notebooks are done, which will be run after which runs; timed: and what those take here."""
     if jobs:
         rows = [(job.name, *_seen(job)) for job in jobs]
         print(aligned(("notebook", "state", "last time"), rows), end="\n\n")
@@ -178,7 +190,7 @@ def show_plan(jobs: Sequence[Job], runs: Sequence[Entry], workers: int | None, m
         print(f"{published} runs are read from results/, {len(ready) - published} more are in the store", end="\n\n")
     if len(ready) < len(runs):
         left = [entry for entry in runs if entry.state]
-        if measured:
+        if timed:
             _show_runs(left, workers)
         else:  # other machines do it
             rows = [(entry.run.name, " ".join(entry.notebooks), entry.state) for entry in left]
@@ -192,48 +204,42 @@ def _seen(job: Job) -> tuple[str, str]:
 
 
 def _show_runs(runs: Sequence[Entry], workers: int | None) -> None:
-    import torch
-
     from crat.device import describe, pick_device
-    from crat.estimates import Cost, alike, measure
+    from crat.estimates import SAID, estimate, lacking
 
-    device, local, before = pick_device(), Local(workers), torch.get_num_threads()
-    torch.set_num_threads(int(local.slots[0].get("OMP_NUM_THREADS", before)))  # as the workers will have them
-    measured: dict[Any, Cost | str] = {}  # shared by runs that differ little
+    device, local = pick_device(), Local(workers)
+    threads = int(local.slots[0].get("OMP_NUM_THREADS", 1))
     rows, total, longest, most = [], 0.0, 0.0, 0.0
     for entry in runs:
-        key = alike(entry.run.config)
-        if key not in measured:
-            try:
-                measured[key] = measure(entry.run, device)
-            except RuntimeError as error:  # DataError, StoreError, or a GPU with too little memory left
-                measured[key] = " ".join(str(error).split())
-        cost, took, memory = measured[key], "unknown", "-"
-        if isinstance(cost, Cost):
-            seconds = entry.epochs_left * cost.epoch + (0 if entry.live else cost.judging)
-            total, longest, most = total + seconds, max(longest, seconds), max(most, cost.memory)
-            took, memory = tqdm.format_interval(round(seconds)), _gigabytes(cost.memory)
+        cost = estimate(entry.run.config, device, threads)
+        seconds = entry.epochs_left * cost.epoch + (0 if entry.live else cost.judging)
+        total, longest, most = total + seconds, max(longest, seconds), max(most, cost.memory)
+        took, memory = _duration(seconds), _gigabytes(cost.memory)
         rows.append((entry.run.name, " ".join(entry.notebooks), entry.state, took, memory))
-    torch.set_num_threads(before)
-    torch.cuda.empty_cache()  # what was measured with is the workers' now; does nothing without a GPU
-    notes = dict.fromkeys(cost for cost in measured.values() if isinstance(cost, str))
-    wall = tqdm.format_interval(round(max(longest, total / local.workers)))
+    notes = dict.fromkeys(filter(None, (lacking(entry.run.config) for entry in runs)))
+    wall = _duration(max(longest, total / local.workers))
     n = min(local.workers, len(runs))
-    about = "at least" if notes else "about"
-    rows.append(("all of it", "", f"{n} at a time on {describe(device)}", f"{about} {wall}", _gigabytes(n * most)))
-    print(aligned(("run", "for", "state", "takes", "memory"), rows, (72, 11)), *notes, sep="\n", end="\n\n")
+    rows.append(("all of it", "", f"{n} at a time on {describe(device)}", f"about {wall}", _gigabytes(n * most)))
+    print(aligned(("run", "for", "state", "takes", "memory"), rows, (72, 11)), *notes, sep="\n")
+    print(f"times by the operations of the networks at the rate of {SAID}", end="\n\n")
 
 
-def _pages(profile: str, anew: bool) -> None:
+def _pages(folder: Path, anew: bool) -> None:
     """The report as pages, where something was run or they are missing; says what to install where it cannot."""
     from crat import site
 
-    index = ROOT / "figures" / profile / "index.html"
+    index = folder / "index.html"
     os.environ.pop("CRAT_RECOMPUTE", None)  # the leaderboard is of published runs, whatever was recomputed
     try:
-        print(f"report: {shown(site.build(profile) if anew or not index.exists() else index)}")
+        if anew or not index.exists():
+            site.build(folder.name, figures=folder.parent)
+        print(f"report: {shown(index)}")
     except site.SiteError as error:
         print(error)
+
+
+def _duration(seconds: float) -> str:
+    return tqdm.format_interval(round(seconds)) if seconds < 2 * 86_400 else f"{seconds / 86_400:.0f} days"
 
 
 def _gigabytes(n: float) -> str:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from crat import data, models, store
 from crat.config import ConfigError, RunConfig, TrainConfig, different_from_default
-from crat.defenses import ClassStats, make_defense
+from crat.defenses import DEFENSES, ClassStats, make_defense
 from crat.device import pick_device, pick_dtype
+from crat.names import one_of
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Run:
 def _canonical(config: RunConfig) -> tuple[RunConfig, int]:
     """The config with the head that its method brings and without options at their default; the method's revision."""
     defense = make_defense(config.train, 2)
-    model, train = config.model, config.train
+    model, train = config.model, replace(config.train, defense=one_of("defense", config.train.defense, DEFENSES))
     if defense.head and defense.head != model.head:
         if model.head != "linear":
             raise ConfigError(f"{train.defense} needs the {defense.head} head, not {model.head}")

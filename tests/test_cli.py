@@ -42,20 +42,35 @@ def test_the_module_is_the_command():
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        ("", 2, "arguments are required: command"),
-        ("tarin", 2, "invalid choice: 'tarin'"),
-        ("train --epoch 3", 2, "unrecognized arguments: --epoch 3"),
+        ("tarin", 2, "did you mean train?; see crat --help"),
+        ("data lst", 2, "did you mean list?; see crat data --help"),
+        ("train --epoch 3", 2, "unrecognized arguments: --epoch 3; did you mean --epochs?; see crat train --help"),
+        ("--versio", 2, "did you mean --version?"),
         ("train --epochs three", 2, "invalid int value: 'three'"),
         ("train --epochs 0", 2, "epochs must be at least 1, not 0"),
+        ("train --head cosine --scale -1", 2, "scale must be at least 0, not -1.0"),
+        ("train --head augmented --extra-outputs -3", 2, "extra_outputs must be at least 0, not -3"),
+        ("train --eps -1", 2, "eps is of images in [0, 1], such as 8/255, not '-1'"),
+        ("train --eps 8", 2, "eps is of images in [0, 1], such as 8/255, not '8'"),
+        ("train --train-per-class -5", 2, "train_per_class must be at least 1, not -5"),
         ("train --eps 8/0", 2, "'8/0' is not a number: write 0.1 or 8/255"),
         ("train --defense trade", 2, "unknown defense 'trade'; known: standard, pgd_at, trades"),
-        ("train --data cifar", 2, "unknown data set 'cifar'; known: fashion_mnist_mini"),
+        ("train --data cifar", 2, "stl10, tiny_imagenet, imagenet; did you mean cifar10 or cifar100?"),
+        ("train --options lambda_1=1 lamda_2=1 --defense cfa", 2, "cfa has no option 'lamda_2'; it has: base,"),
+        ("train --defense tradez", 2, "did you mean trades?"),
+        ("train --model preact-resnet-18x", 2, "did you mean preact_resnet18?"),
+        ("train --recipe fats", 2, "unknown recipe 'fats'; known: fast; did you mean fast?"),
+        ("methods trade", 2, "did you mean trades?"),
+        ("audit m:f --data cifar", 2, "did you mean cifar10 or cifar100?"),
+        ("audit m:f --data mnist --attacks AutoAtack", 2, "unknown attack 'AutoAtack'; known: FGSM, PGD-100,"),
+        ("site --profile laptopp", 2, "did you mean laptop?"),
         ("train --model vgg", 2, "unknown model 'vgg'; known: small_cnn"),
         ("train --profile slow", 2, "unknown profile 'slow'; known: quick, laptop, paper"),
         ("train --device tpu", 2, "device 'tpu' cannot be used here"),
+        ("bench train --batch 0", 2, "batch is at least 1, not 0"),
         ("bench steps", 2, "invalid choice: 'steps'"),
         ("bench attacks --images 0", 2, "batch, steps and images are at least 1"),
-        ("train --progress loud", 2, "progress is one of bar, line, none"),
+        ("train --progress loud", 2, "unknown progress 'loud'; known: bar, line, none"),
         ("train --data cifar10", 1, "cifar10 is not in"),
         ("train --train-per-class 9000", 1, "class 0 (T-shirt/top) of fashion_mnist_mini has 800 training images"),
         ("train --drop-classes 11", 2, "11"),
@@ -73,6 +88,14 @@ def test_errors_are_one_line(words, code, line, runs, capsys):
     assert told.err.count("\n") == 1
     assert line in told.err
     assert not runs.exists() or not list(runs.iterdir())
+
+
+@pytest.mark.parametrize("words", ["", "data", "bench", "course"])
+def test_a_command_that_needs_another_prints_its_help(words, capsys):
+    assert cli.main(words.split()) == 2
+    told = capsys.readouterr()
+    assert told.out.startswith(f"usage: crat {words}".rstrip())
+    assert told.err == ""
 
 
 def test_an_interrupt_is_one_line_and_a_bug_keeps_its_traceback(monkeypatch, capsys):
@@ -174,8 +197,8 @@ def test_train_evaluate_publish(runs, tmp_path, monkeypatch, capsys):
         assert re.search(r"class +n +clean +FGSM\n", told)
         assert re.search(rf"Shirt +10 +{100 * shirt.clean_acc:.1f} \[[\d.]+, [\d.]+\]", told)
         assert len(list((run.folder / "eval").glob("*.npz"))) == 2
-    assert cli.main(["evaluate", run.name, "--attacks", "PGD"]) == 2
-    assert "unknown attack 'PGD'; known: FGSM, PGD-20, CW-20" in capsys.readouterr().err
+    assert cli.main(["evaluate", run.name, "--attacks", "PGB"]) == 2
+    assert "unknown attack 'PGB'; known: FGSM, PGD-20, CW-20, Square, AA; did you mean" in capsys.readouterr().err
 
     monkeypatch.setattr(store, "results_home", lambda: tmp_path / "results")
     assert cli.main(["publish", run.name]) == 0

@@ -73,7 +73,7 @@ def test_names_hash_only_what_differs_from_the_defaults():
 def test_bad_values_get_one_line():
     for make, message in (
         (lambda: number("a lot"), "'a lot' is not a number: write 0.1 or 8/255"),
-        (lambda: TrainConfig(eps=-0.1), "eps must be at least 0"),
+        (lambda: TrainConfig(eps=-0.1), "eps is of images in"),
         (lambda: TrainConfig(batch_norm="off"), "unknown batch_norm 'off'; known: auto, eval, train"),
         (lambda: TrainConfig(lr=float("inf")), "lr must be at least 0 and finite, not inf"),
         (lambda: TrainConfig(momentum=-1), "momentum must be at least 0"),

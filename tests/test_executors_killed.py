@@ -79,6 +79,8 @@ def test_every_result_is_there_and_as_if_undisturbed(on, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr(plans, "PLANS", {"00": lambda profile, seed: RUNS})
     Path("notebooks").mkdir()
     cell = new_code_cell('profile: str = "quick"\nseed: int = 0', metadata={"tags": ["parameters"]})
@@ -109,6 +111,7 @@ def test_every_result_is_there_and_as_if_undisturbed(on, tmp_path, monkeypatch, 
     left = {run.name: run.card()["epochs_done"] for run in (first, second)}
     assert left[first.name] < SETTINGS["epochs"]
     assert psutil.wait_procs(workers_of(tmp_path / "runs"), 60)[1] == []
+    assert not list((tmp_path / "temporary").glob("*.log"))  # of the killed worker and of those that lost their driver
 
     again = dict(shard="1/1", dask=address, workers=2, notebooks=Path("notebooks"))
     assert reproduce.run(**again) == 0

@@ -14,7 +14,7 @@ FILES = [*MODULES, *sorted(p.relative_to(ROOT) for p in ROOT.glob("tests/**/*.py
 
 # A module may import from its own floor and from those below it (a package stands for all its modules).
 FLOORS = (
-    ("crat", "crat.config"),
+    ("crat", "crat.config", "crat.names"),
     (
         *("crat.data", "crat.sources", "crat.mirrors", "crat.originals", "crat.augment"),
         "crat.imagenet_labels",
@@ -34,7 +34,7 @@ FLOORS = (
     (
         *("crat.__main__", "crat.audit", "crat.bench", "crat.bench_attacks", "crat.bench_train", "crat.cli"),
         "crat.course",
-        *("crat.flags", "crat.foreign", "crat.methods", "crat.recipes"),
+        *("crat.flags", "crat.foreign", "crat.methods", "crat.published", "crat.recipes"),
         *("crat.batch", "crat.children", "crat.cluster", "crat.estimates", "crat.executors", "crat.parameters"),
         *("crat.report", "crat.worker"),
         *("crat.notebook", "crat.peers", "crat.precision", "crat.reproduce", "crat.site"),

@@ -22,6 +22,7 @@ from crat.corruptions import blur, digital, noise, weather
 from crat.corruptions.tools import Draws
 from crat.corruptions.weather import CorruptionError
 from crat.mce import CORRUPTIONS
+from crat.names import unknown
 from crat.store import fingerprint
 
 __all__ = ["CORRUPTIONS", "EXTRAS", "Corruption", "CorruptionError", "corruption_battery"]
@@ -82,7 +83,7 @@ class Corruption:
 
     def __post_init__(self) -> None:
         if self.name not in KINDS:
-            raise CorruptionError(f"unknown corruption {self.name!r}; known: {', '.join(KINDS)}")
+            raise CorruptionError(unknown("corruption", self.name, KINDS))
         if isinstance(self.severity, bool) or self.severity not in SEVERITIES:
             raise CorruptionError(f"severity is 1 to 5, not {self.severity!r}")
         if self.name == "frost" and self.frost is None:

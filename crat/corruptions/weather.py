@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crat.config import ConfigError
 from crat.corruptions.tools import Draws, separable, smear, zoom_matrix
+from crat.originals import DataError, decoded
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
 FROST_FILES = (".png", ".jpg", ".jpeg")
@@ -70,12 +71,10 @@ def frost_panes(folder: str) -> list[Tensor]:
 
     Raises CorruptionError where there are none or one cannot be read.
     """
-    from PIL import Image
-
     try:
         files = sorted(p for p in Path(folder).expanduser().iterdir() if p.suffix.lower() in FROST_FILES)
-        images = [np.asarray(Image.open(file).convert("RGB"), np.float64) for file in files]
-    except OSError as error:
+        images = [np.asarray(decoded(file), np.float64) for file in files]
+    except (OSError, DataError) as error:
         raise CorruptionError(f"the frost images cannot be read: {error}") from None
     if not images:
         raise CorruptionError(f"no frost images ({', '.join(FROST_FILES)}) in {folder}")

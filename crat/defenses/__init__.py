@@ -33,6 +33,7 @@ from crat.defenses.tian2021 import Tian2021
 from crat.defenses.trades import TRADES
 from crat.defenses.universal_at import UniversalAT
 from crat.defenses.wat import WAT
+from crat.names import did_you_mean, one_of
 
 __all__ = ["DEFENSES", "PRESETS", "ClassStats", "Defense", "Row", "Task", "make_defense", "method_named", "preset"]
 
@@ -75,7 +76,7 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
     own, given = method.options(), dict(config.options)
     if stray := [name for name in given if name not in own]:
         known = ", ".join(own) or "no options"
-        raise ConfigError(f"{config.defense} has no option {stray[0]!r}; it has: {known}")
+        raise ConfigError(f"{config.defense} has no option {stray[0]!r}; it has: {known}{did_you_mean(stray[0], own)}")
     given = {f.name: _typed(config.defense, f, given[f.name]) for f in fields(method) if f.name in given}
     start, mode = method.crafting(**given)
     mode = mode if config.batch_norm == "auto" else config.batch_norm
@@ -96,9 +97,8 @@ def preset(defense: str, which: str = "crat", **chosen: Any) -> dict[str, Any]:
     "crat" holds what a method needs beyond the profile, such as CFA's gated average.
     chosen: options that decide between variants, such as base="trades" of CFA; they stay as they are given.
     """
+    defense, which = one_of("defense", defense, DEFENSES), one_of("preset", which, PRESETS)
     method = method_named(defense)
-    if which not in PRESETS:
-        raise ConfigError(f"unknown preset {which!r}; known: {', '.join(PRESETS)}")
     said = {row.name: value for row in method.table(**chosen) if (value := getattr(row, which)) is not None}
     said = {name: value for name, value in said.items() if not isinstance(value, Words)}
     own = method.options()
@@ -123,6 +123,4 @@ def _typed(defense: str, field: Field, value: Any) -> Any:
 
 def method_named(name: str) -> type[Defense]:
     """The class of a method; raises ConfigError with the known names."""
-    if name not in DEFENSES:
-        raise ConfigError(f"unknown defense {name!r}; known: {', '.join(DEFENSES)}")
-    return DEFENSES[name]
+    return DEFENSES[one_of("defense", name, DEFENSES)]

@@ -6,6 +6,7 @@ from typing import Any
 
 from crat.config import DATASETS, ConfigError, RunConfig, profile
 from crat.defenses import preset
+from crat.names import one_of
 from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
 
 METHODS = ("standard", "pgd_at", "trades")
@@ -68,13 +69,11 @@ def on(base: RunConfig, profile_name: str, data: str) -> RunConfig:
 
     Raises ConfigError on an unknown name, and on ImageNet, which is not trained here.
     """
-    own, data = base.data.name, data or base.data.name
+    own, data = base.data.name, one_of("data set", data, DATASETS) if data else base.data.name
     if data == own == "fashion_mnist_mini":
         return base
     if data == "imagenet":
         raise ConfigError("imagenet is not trained here: `crat audit module:function --data imagenet` judges a model")
-    if data not in SMALLEST:
-        raise ConfigError(f"unknown data set {data!r}; known: {', '.join(DATASETS)}")
     valid = min(base.data.valid_per_class, SMALLEST[data] // 5)
     wanted, left = base.data.train_per_class, SMALLEST[data] - valid
     if own == "fashion_mnist_mini":  # a subset: as many of the other data set, not all it has

@@ -1,0 +1,69 @@
+"""Names as people write them: `CIFAR-10` is cifar10, `AutoAttack` is AA, `pgd` the one PGD; else "did you mean"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+ALIASES = {  # other names of the field, plain -> plain
+    "autoattack": "aa", "standardautoattack": "aa", "autoattackplus": "aaplus", "autoattackrand": "aarand",
+    "aastandard": "aa", "squareattack": "square", "fastgradientsign": "fgsm",
+    "fmnist": "fashionmnist", "tinyimagenet200": "tinyimagenet", "imagenet1k": "imagenet", "ilsvrc2012": "imagenet",
+    "wideresnet3410": "wrn3410", "prn18": "preactresnet18", "at": "pgdat", "adversarialtraining": "pgdat",
+    "fp32": "float32", "bf16": "bfloat16", "linfinity": "linf",
+}  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: one line that says what is wrong and what is allowed."""
+
+
+def plain(name: str) -> str:
+    """A name without case, spaces and punctuation: "CIFAR-10" and "cifar_10" are both "cifar10"."""
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def unnumbered(name: str) -> str:
+    """A plain name without the number that it ends in: that of "PGD-20" is "pgd"."""
+    return plain(name).rstrip("0123456789")
+
+
+def known_as(name: str, allowed: Iterable[str]) -> str | None:
+    """The one of the allowed names that is meant; None where none is, or more than one may be.
+
+    As it stands, in another spelling, by another name of the field, or without its number ("PGD" for "PGD-20").
+    """
+    allowed = list(allowed)
+    if name in allowed or not isinstance(name, str):
+        return name if name in allowed else None
+    meant = ALIASES.get(plain(name), plain(name))
+    for spelling in (plain, unnumbered):
+        found = [other for other in allowed if meant and spelling(other) == meant]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """ "; did you mean a or b?", or "" where none of the allowed names is near."""
+    allowed = list(allowed)
+    spelt, meant = {plain(other): other for other in allowed}, plain(str(name))
+    near = [other for other in spelt if len(meant) > 2 and (other.startswith(meant) or meant.startswith(other))]
+    either = {unnumbered(other): other for other in allowed} | spelt
+    found = dict.fromkeys(either[other] for other in near[:3] or get_close_matches(meant, either, 3))
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
+    """The line of an unknown name: what it is, which are known, which may be meant."""
+    allowed = list(allowed)
+    return f"unknown {what} {name!r}; known: {', '.join(allowed)}{did_you_mean(name, allowed)}"
+
+
+def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
+    """The allowed name that is meant (`known_as`); raises ConfigError, with those that are near."""
+    name = known_as(value, allowed)
+    if name is None:
+        raise ConfigError(unknown(what, value, allowed))
+    return name
