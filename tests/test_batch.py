@@ -111,7 +111,7 @@ def test_notebooks_are_chosen_by_number_author_or_method(notebooks, names, found
         ("--shard 3/2", "--shard is i/n with i from 1 to n, such as 1/4, not '3/2'"),
         ("--shard 1/2 --recompute", "--shard with --recompute: set CRAT_RECOMPUTE=1"),
         ("--workers 0", "--workers is at least 1, not 0"),
-        ("--data imagenet1k", "invalid choice: 'imagenet1k'"),
+        ("--data flowers", "'flowers'"),
         ("--data cifar10", "--data cifar10: 00_start_here has runs that stay on fashion_mnist_mini"),
         ("--seeds 1 2", "seeds are numbers, 0 among them for what is run once: 0 1 2, not 1 2"),
         ("03 --seeds 0 1", "--seeds: 03_hou2023_spat has runs of the seeds 2"),
