@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from crat.config import RunConfig, profile
+from crat.config import RunConfig
 from crat.defenses import preset
-from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
+from crat.plans.common import EMA, SEEDS, Runs, evidence, shown_live, sweep
 
 COMPARED: dict[str, dict[str, Any]] = {
     "standard": preset("standard"),
@@ -23,7 +23,7 @@ def universal(profile_name: str, seed: int = 0) -> Runs:
 
 def live(profile_name: str, seed: int) -> RunConfig:
     """Class-wise universal adversarial training, trained in the notebook: as small on a laptop as in quick."""
-    base = profile("paper" if profile_name == "paper" else "quick")
+    base = shown_live("paper" if profile_name == "paper" else "quick")
     return base.but(**preset("universal_at")).but(seed=seed)
 
 
