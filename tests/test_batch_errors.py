@@ -15,7 +15,7 @@ from test_executors_killed import SETTINGS
 STORY = """
 import json, subprocess, sys
 from pathlib import Path
-from crat import cli, plans, reproduce
+from crat import cli, plans, reproduce, worker
 from crat.config import RunConfig
 from crat.run import Run
 from crat.train import train
@@ -44,7 +44,9 @@ whole = checkpoint.read_bytes()
 checkpoint.write_bytes(whole[:-100])
 told("damaged")
 checkpoint.write_bytes(whole)
-told("whole")
+first = Run.of(config).history()
+worker.make(config)  # in this process: most of what a worker of its own takes is importing torch
+print("<whole>", Run.of(config).finished, Run.of(config).history()[: len(first)].equals(first), sep="\\n")
 """
 INSIDE = 'mount -t tmpfs -o size=16k none runs && exec "$@"'
 
@@ -76,4 +78,4 @@ def test_each_ends_in_one_line_and_loses_nothing(tmp_path, monkeypatch):
     assert ".half-" not in parts["full"]
     assert parts["read-only"].endswith("code 1\n")
     assert "failed" not in parts["read-only"]
-    assert re.search(r"to be trained, from epoch 2 .*\n(.|\n)*: done in \d\d:\d\d\ncode 0\n", parts["whole"])
+    assert parts["whole"] == "True\nTrue\n"

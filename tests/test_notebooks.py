@@ -1,15 +1,17 @@
-"""The committed notebooks: their anatomy, that they hold outputs worth comparing, and one run through papermill.
+"""The committed notebooks: their anatomy, that they hold outputs worth comparing, that what they train is small.
 
 pytest runs nbval on them besides (pyproject.toml): every cell again, its output compared.
 """
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
+from nbval.plugin import get_sanitize_patterns
 
-from crat import plans
+from crat import data, plans
 from crat.notebook import declared
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +87,30 @@ def test_figures_come_with_their_tables(path):
         drawn = {file.stem for file in published.glob("*.png")}
         assert len(drawn) == saved
         assert drawn == {file.stem for file in published.glob("*.csv")}
+
+
+@pytest.mark.parametrize("number", plans.PLANS)
+def test_what_a_notebook_trains_while_its_reader_waits_is_small(number):
+    """Counted, not timed: an image through the network, there and back, is a pass. 110,000 took 10 s of one core."""
+    live = plans.LIVE.get(number, ()) if number == "00" else ("live",)
+    runs = {key: run.resolved() for key, run in plans.PLANS[number]("quick", 0).items() if key in live}
+    assert runs.keys() == set(live)
+    for key, run in runs.items():
+        images = data.load(run.data)
+        passes = run.train.epochs * (len(images.y_train) + len(images.y_valid)) * (run.train.steps + 1)
+        assert passes <= 120_000, key
+        assert run.model.width == 8, key
+
+
+def test_a_kept_run_is_not_compared():
+    """A cell prints one line more where another notebook of the session trained the same run."""
+    text = (ROOT / "tests" / "nbval_sanitize.cfg").read_text()
+    patterns = get_sanitize_patterns(text)
+    assert len(patterns) == text.count("regex: ")
+    told = "before\nkept: mini-pgd_at-s0-12ab, trained 26 November 14:02\nafter: kept: 3\n"
+    for pattern, instead in patterns:
+        told = re.sub(pattern, instead, told)
+    assert told == "before\nafter: kept: 3\n"
 
 
 @pytest.mark.parametrize("number", [number for number in plans.PLANS if number != "00"])

@@ -12,7 +12,7 @@ from crat.config import profile
 from crat.plans.all_methods import STRONG, TRIED, all_methods, all_methods_evidence, codat_sweep
 from crat.plans.beyond import beyond, beyond_evidence
 from crat.plans.cfa import cfa, cfa_evidence
-from crat.plans.common import EMA, SEEDS, Runs, sweep
+from crat.plans.common import EMA, SEEDS, Runs, evidence, shown_live, sweep
 from crat.plans.label_augmentation import label_augmentation, label_augmentation_evidence
 from crat.plans.long_tail import long_tail, long_tail_evidence
 from crat.plans.spat import spat, spat_evidence
@@ -22,21 +22,21 @@ from crat.plans.universal import universal, universal_evidence
 __all__ = [
     "EMA", "LIVE", "METHODS", "PLANS", "REMOVED", "SEEDS", "STRONG", "TRIED", "Runs", "all_methods",
     "all_methods_evidence", "attacks_side_by_side", "beyond", "beyond_evidence", "cfa", "cfa_evidence", "codat_sweep",
-    "label_augmentation", "label_augmentation_evidence", "long_tail", "long_tail_evidence", "spat", "spat_evidence",
-    "start_here", "sweep", "tian2021", "tian2021_evidence", "universal", "universal_evidence",
+    "label_augmentation", "label_augmentation_evidence", "long_tail", "long_tail_evidence", "shown_live", "spat",
+    "spat_evidence", "start_here", "sweep", "tian2021", "tian2021_evidence", "universal", "universal_evidence",
 ]  # fmt: skip
 
 
 def start_here(profile_name: str, seed: int = 0) -> Runs:
     """Notebook 00: standard and adversarial training of a tiny net, live."""
-    base = profile(profile_name).but(seed=seed)
+    base = shown_live(profile_name).but(seed=seed)
     return {name: base.but(defense=name) for name in ("standard", "pgd_at")}
 
 
 def attacks_side_by_side(profile_name: str, seed: int = 0) -> Runs:
     """Notebook 02: one adversarially trained net to look into, and the published ones of notebook 01 to count on."""
-    live = {"live": profile(profile_name).but(defense="pgd_at", seed=seed)}
-    base = profile("laptop" if profile_name == "quick" else profile_name)
+    live = {"live": shown_live(profile_name).but(defense="pgd_at", seed=seed)}
+    base = profile(evidence(profile_name))
     return live | {f"pgd_at-s{s}": base.but(defense="pgd_at", seed=s) for s in SEEDS}
 
 

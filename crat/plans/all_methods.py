@@ -6,7 +6,7 @@ from typing import Any
 
 from crat.config import profile
 from crat.defenses import preset
-from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
+from crat.plans.common import EMA, SEEDS, Runs, evidence, shown_live, sweep
 
 TRIED: dict[str, dict[str, Any]] = {
     "AT": preset("pgd_at"),
@@ -27,7 +27,7 @@ RADII = (0.25, 1.0)  # rho of CODAT's ball of class distributions
 
 def all_methods(profile_name: str, seed: int = 0) -> Runs:
     """Notebook 06: one live training with a class-wise policy, every method at one protocol, then CODAT's sweep."""
-    live = {"live": profile(profile_name).but(**preset("cfa", base="trades")).but(seed=seed)}
+    live = {"live": shown_live(profile_name).but(**preset("cfa", base="trades")).but(seed=seed)}
     shown = evidence(profile_name)
     return live | all_methods_evidence(shown) | {f"codat {key}": run for key, run in codat_sweep(shown).items()}
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from crat.config import RunConfig, profile
+from crat.config import RunConfig
 from crat.plans.all_methods import all_methods_evidence
 from crat.plans.cfa import GATED, NONE
-from crat.plans.common import SEEDS, Runs, evidence, sweep
+from crat.plans.common import SEEDS, Runs, evidence, shown_live, sweep
 
 TWO_POINTS = 0.02  # what a bias may cost on average, on validation; fitted on all seeds, the others on the first
 DROPS = (0.005, 0.01, TWO_POINTS, 0.05)  # the points of its frontier
@@ -23,7 +23,7 @@ def beyond(profile_name: str, seed: int = 0) -> Runs:
 
 def live(seed: int) -> RunConfig:
     """AT, trained in the notebook, small in every profile: it only shows the idea, and its weights are needed."""
-    return profile("quick").but(defense="pgd_at", seed=seed)
+    return shown_live("quick").but(defense="pgd_at", seed=seed)
 
 
 def beyond_evidence(profile_name: str) -> Runs:

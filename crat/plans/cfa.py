@@ -7,7 +7,7 @@ from typing import Any
 from crat.config import RunConfig, number, profile
 from crat.defenses import preset
 from crat.plans.all_methods import all_methods_evidence
-from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
+from crat.plans.common import EMA, SEEDS, Runs, evidence, shown_live, sweep
 
 # training margins of Figure 2 as shares of the one that judges (the paper: 2 to 16 in steps of 2, of 8)
 MARGINS = (0.4, 0.7, 1.3, 1.6)
@@ -44,7 +44,7 @@ def cfa(profile_name: str, seed: int = 0) -> Runs:
 
 def live(profile_name: str, seed: int) -> RunConfig:
     """CFA on AT, trained in the notebook."""
-    return profile(profile_name).but(**preset("cfa")).but(seed=seed)
+    return shown_live(profile_name).but(**preset("cfa")).but(seed=seed)
 
 
 def cfa_evidence(profile_name: str) -> Runs:

@@ -6,7 +6,7 @@ from typing import Any
 
 from crat.config import RunConfig, profile
 from crat.defenses import preset
-from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
+from crat.plans.common import EMA, SEEDS, Runs, evidence, shown_live, sweep
 
 # the paper's three, LA of 2024, and two controls on the half-clean batches of Adv+: smooth labels, and hard ones
 COMPARED: dict[str, dict[str, Any]] = {
@@ -27,9 +27,9 @@ def label_augmentation(profile_name: str, seed: int = 0) -> Runs:
 
 
 def live(profile_name: str, seed: int) -> RunConfig:
-    """Adv+, trained in the notebook on a part of the images; it demonstrates only: laptop is no longer than quick."""
-    base = profile("quick" if profile_name == "laptop" else profile_name).but(**preset("label_augmentation"))
-    return base.but(seed=seed) if profile_name == "paper" else base.but(seed=seed, train_per_class=300)
+    """Adv+, trained in the notebook; it demonstrates only. Laptop: the training that figures/laptop shows."""
+    base = profile("quick").but(train_per_class=300) if profile_name == "laptop" else shown_live(profile_name)
+    return base.but(**preset("label_augmentation")).but(seed=seed)
 
 
 def label_augmentation_evidence(profile_name: str) -> Runs:

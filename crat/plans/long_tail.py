@@ -6,10 +6,11 @@ from typing import Any
 
 from crat.config import RunConfig
 from crat.defenses import preset
-from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
+from crat.plans.common import EMA, SEEDS, SMALL, Runs, evidence, sweep
 
 RATIO = 50.0  # images of the largest class over those of the smallest; the authors' code writes it as 0.02
 BALANCED = 196  # images a class that hold as many in all as the tail of 700, 453 ... 14
+TAIL: dict[str, Any] = {"train_per_class": 700, "epochs": 4, "dtype": "auto"}  # live: the largest class as in evidence
 COMPARED: dict[str, dict[str, Any]] = {
     "AT": preset("pgd_at"),
     "TRADES": preset("trades"),
@@ -31,9 +32,9 @@ def long_tail(profile_name: str, seed: int = 0) -> Runs:
 
 
 def live(profile_name: str, seed: int) -> RunConfig:
-    """AT-BSL on the tail, trained in the notebook: fewer epochs than the evidence has, and no average."""
+    """AT-BSL on the tail, trained in the notebook: the evidence's images, a smaller net, fewer epochs, no average."""
     base = tailed(evidence(profile_name)).but(**preset("at_bsl") | {"average": "none"}).but(seed=seed)
-    return base if profile_name == "paper" else base.but(epochs=4)
+    return base if profile_name == "paper" else base.but(**SMALL | TAIL)
 
 
 def long_tail_evidence(profile_name: str) -> Runs:

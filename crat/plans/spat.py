@@ -6,7 +6,7 @@ from typing import Any
 
 from crat.config import RunConfig, profile
 from crat.defenses import preset
-from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
+from crat.plans.common import EMA, SEEDS, Runs, evidence, shown_live, sweep
 
 # The two terms, each with what it replaces, and seeds; all on the cosine head. "CE + KL" is TRADES on that head: the
 # control
@@ -38,7 +38,7 @@ def spat(profile_name: str, seed: int = 0) -> Runs:
 
 def live(profile_name: str, seed: int) -> RunConfig:
     """SPAT, trained in the notebook; in the larger profiles it is one of the runs that are compared."""
-    return profile(profile_name).but(**preset("spat") | ({} if profile_name == "quick" else EMA)).but(seed=seed)
+    return shown_live(profile_name).but(**preset("spat") | ({} if profile_name == "quick" else EMA)).but(seed=seed)
 
 
 def spat_evidence(profile_name: str) -> Runs:

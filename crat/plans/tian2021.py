@@ -7,7 +7,7 @@ from typing import Any
 from crat.config import DATASETS, ConfigError, RunConfig, profile
 from crat.defenses import preset
 from crat.names import one_of
-from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
+from crat.plans.common import EMA, SEEDS, Runs, evidence, shown_live, sweep
 
 METHODS = ("standard", "pgd_at", "trades")
 # Class removal: the top confuser of each of the two hardest classes, and a dissimilar class as control. A plan must
@@ -39,7 +39,7 @@ def tian2021(profile_name: str, seed: int = 0, data: str = "") -> Runs:
     The quick profile decides nothing, so its figures are drawn from the laptop profile's published runs; on a data set
     that has none, from runs at its own settings.
     """
-    live = {"live": on(profile(profile_name), profile_name, data).but(defense="pgd_at", seed=seed)}
+    live = {"live": on(shown_live(profile_name), profile_name, data).but(defense="pgd_at", seed=seed)}
     published = profile(evidence(profile_name)).data.name
     return live | tian2021_evidence(evidence(profile_name) if data in ("", published) else profile_name, data)
 
@@ -76,7 +76,7 @@ def on(base: RunConfig, profile_name: str, data: str) -> RunConfig:
         raise ConfigError("imagenet is not trained here: `crat audit module:function --data imagenet` judges a model")
     valid = min(base.data.valid_per_class, SMALLEST[data] // 5)
     wanted, left = base.data.train_per_class, SMALLEST[data] - valid
-    if own == "fashion_mnist_mini":  # a subset: as many of the other data set, not all it has
+    if wanted is None and own == "fashion_mnist_mini":  # a subset: as many of the other data set, not all it has
         wanted = SMALLEST[own] - base.data.valid_per_class
     images = {"train_per_class": None if wanted is None else min(wanted, left), "valid_per_class": valid}
     return base.but(data=data, **images, **(PAPER.get(data, {}) if profile_name == "paper" else {}))

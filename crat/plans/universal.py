@@ -6,7 +6,7 @@ from typing import Any
 
 from crat.config import RunConfig, profile
 from crat.defenses import preset
-from crat.plans.common import EMA, SEEDS, Runs, evidence, sweep
+from crat.plans.common import EMA, SEEDS, Runs, evidence, shown_live, sweep
 
 COMPARED: dict[str, dict[str, Any]] = {
     "standard": preset("standard"),
@@ -22,8 +22,8 @@ def universal(profile_name: str, seed: int = 0) -> Runs:
 
 
 def live(profile_name: str, seed: int) -> RunConfig:
-    """Class-wise universal adversarial training, trained in the notebook: as small on a laptop as in quick."""
-    base = profile("paper" if profile_name == "paper" else "quick")
+    """Class-wise universal adversarial training, trained in the notebook. Laptop: what figures/laptop shows."""
+    base = profile("quick") if profile_name == "laptop" else shown_live(profile_name)
     return base.but(**preset("universal_at")).but(seed=seed)
 
 
