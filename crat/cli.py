@@ -160,7 +160,7 @@ def _evaluate(a: Namespace) -> None:
     from crat import mce
     from crat.audit import class_table
     from crat.corruptions import corruption_battery
-    from crat.evaluate import evaluate, standard_battery, strong_battery
+    from crat.evaluate import evaluate, judged_as_published, standard_battery, strong_battery
 
     standard = standard_battery(run.config.data.name)
     known = standard | strong_battery(run.config.data.name)
@@ -170,9 +170,12 @@ def _evaluate(a: Namespace) -> None:
     battery: dict[str, Any] = {name: known[name] for name in a.attacks or standard}
     if a.corruptions:
         battery = corruption_battery(frost=a.frost)
-    settings = {"split": a.split, "which": a.which, "first": a.images, "device": a.device}
+    settings = {"split": a.split, "which": a.which, "first": a.images}
+    in_order = judged_as_published(run, battery, **settings)  # notebooks ask for the first images as they come
+    settings |= {"spread": not in_order, "device": a.device, "loud": True}
     found = evaluate(run, battery, **settings, progress=sys.stderr.isatty())
-    print(f"{run.name}, {a.split} images, {a.which} epoch")
+    chosen = "" if a.images is None else f"the first {a.images} " if in_order else f"{a.images} spread "
+    print(f"{run.name}, {chosen}{a.split} images, {a.which} epoch")
     if not a.corruptions:
         return print(class_table(found))
     errors = mce.corruption_errors(found.y, found.clean, {name: found.predictions[name] for name in battery})

@@ -1,0 +1,360 @@
+"""A key holds everything that decides: state that a repr hides, code that is not ours; what cannot be read is told."""
+
+import enum
+import functools
+import os
+import random
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from crat import attacks, defenses, ours
+from crat.attacks import FGSM, PGD, AutoAttack, Square, cw
+from crat.attacks.objectives import DLR, CrossEntropy, KLFrom, TargetedDLR, Toward
+from crat.attacks.universal import Universal
+from crat.corruptions import Corruption
+from crat.identity import attack_identity, identity, is_plain, put_in_place
+
+LABELS = torch.arange(4)
+SCALE = 2.0
+
+
+def pgd(objective):
+    return PGD(0.1, 0.05, 2, objective=objective)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """An attack of a user's, of which the repr says nothing."""
+
+    weights: torch.Tensor = field(repr=False, compare=False, default_factory=lambda: torch.ones(3))
+    name: str = field(repr=False, default="a")
+
+
+def test_our_own_plain_attacks_are_named_by_their_repr():
+    """The names of all published outcomes hang on it."""
+    universal = Universal(0.1, "fashion_mnist_mini")
+    for attack in (None, FGSM(0.1), pgd(DLR()), cw(PGD(0.1, 0.1)), AutoAttack(0.1), Square(0.1), universal,
+                   Corruption("fog", 3), PGD(np.float64(0.1), 0.1)):  # fmt: skip
+        assert attack_identity(attack) == (repr(attack), ())
+    universal._fitted[nn.Linear(1, 1)] = ("", torch.ones(1))  # a cache decides nothing
+    assert attack_identity(universal).text == repr(universal)
+
+
+OTHERS = {
+    "target": lambda i: pgd(Toward(torch.full((4,), i))),
+    "dlr": lambda i: pgd(TargetedDLR(torch.full((4,), i))),
+    "clean logits": lambda i: pgd(KLFrom(torch.full((4, 3), float(i)))),
+    "nested": lambda i: pgd(Toward(LABELS, Toward(LABELS + i))),
+    "hidden tensor": lambda i: Hidden(torch.full((3,), i)),
+    "hidden name": lambda i: Hidden(torch.ones(3), name=str(i)),
+    "array": lambda i: pgd(functools.partial(max, np.full(3, i))),
+    "partial": lambda i: pgd(functools.partial(int.__add__, i)),
+    "closure": lambda i: pgd(lambda z, y: z[:, 0] * i),
+    "bound method": lambda i: pgd(Hidden(torch.full((3,), i)).__repr__),
+    "module": lambda i: pgd(nn.Linear(2, 2, bias=False).requires_grad_(False).apply(lambda m: m.weight.fill_(i))),
+    "attribute set from outside": lambda i: _with_attribute(pgd(CrossEntropy()), i),
+    "regular expression": lambda i: pgd(re.compile(str(i)).match),
+    "random state": lambda i: pgd(random.Random(i)),
+    "numpy's random state": lambda i: pgd(np.random.default_rng(i)),
+    "torch's random state": lambda i: pgd(torch.Generator().manual_seed(i)),
+    "frozen set": lambda i: pgd(frozenset({"a", "b", i})),
+    "cached function": lambda i: pgd(functools.lru_cache(lambda z, y: z * i)),
+}
+
+
+def _with_attribute(attack, value):
+    object.__setattr__(attack, "scale", value)
+    return attack
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_what_a_repr_hides_is_in_the_key(make):
+    assert attack_identity(make(5)) == attack_identity(make(5))
+    assert attack_identity(make(5)) != attack_identity(make(8))
+    assert attack_identity(make(5)).unread == ()
+
+
+UNREAD = {
+    "lock": threading.Lock,
+    "file": lambda: open(__file__),  # noqa: SIM115
+    "generator": lambda: (i for i in range(3)),
+    "compiled": lambda: np.frompyfunc(lambda z: z, 1, 1),
+}
+
+
+@pytest.mark.parametrize("make", UNREAD.values(), ids=UNREAD)
+def test_what_cannot_be_read_equals_nothing_and_is_told(make):
+    one, other = make(), make()
+    assert attack_identity(pgd(one)).text != attack_identity(pgd(other)).text
+    assert len(attack_identity(pgd(one)).unread) >= 1
+    assert type(one).__name__ in attack_identity(pgd(one)).unread[-1]
+
+
+# a class, the line that is edited in it, and what it becomes
+SOURCE = """
+import torch
+import torch.nn.functional as F
+from dataclasses import dataclass, field
+from pathlib import Path
+from crat import defenses
+from crat.attacks.objectives import full
+
+FACTOR, WEIGHTS, NAMES = 2.0, torch.ones(3), {"a", "b"}
+
+
+def helper(losses):
+    return inner(losses)
+
+
+def inner(losses):
+    return losses * FACTOR
+
+
+def wrapped(function):
+    return lambda *args: function(*args)
+
+
+class Base(defenses.Defense):
+    shift = 0.0
+
+    @property
+    def doubled(self):
+        return self.shift * 2
+
+    @staticmethod
+    def sized(x):
+        return len(x)
+
+
+@dataclass
+class Mine(Base):
+    strength: float = 1.0
+    made: list = field(default_factory=lambda: [1])
+
+    @wrapped
+    def loss(self, model, x, x_adv, y):
+        logits = full(model(x_adv))
+        losses = helper(F.cross_entropy(logits, y, reduction="none", weight=WEIGHTS))
+        return losses.mean() if "a" in NAMES else None, defenses.ClassStats.of(y, losses, logits)
+
+    @torch.no_grad()
+    def after_step(self, model, x, y):
+        self.strength += 1
+"""
+EDITS = {
+    "loss": ('reduction="none"', 'reduction="sum"'),
+    "helper of a helper": ("losses * FACTOR", "losses + FACTOR"),
+    "a global number": ("FACTOR, WEIGHTS, NAMES = 2.0", "FACTOR, WEIGHTS, NAMES = 3.0"),
+    "a global tensor": ("torch.ones(3)", "torch.zeros(3)"),
+    "a global set": ('{"a", "b"}', '{"a", "c"}'),
+    "a base's attribute": ("shift = 0.0", "shift = 0.1"),
+    "a base's property": ("self.shift * 2", "self.shift * 3"),
+    "a static method": ("return len(x)", "return len(x) + 1"),
+    "an option's default": ("strength: float = 1.0", "strength: float = 2.0"),
+    "a default that is made": ("lambda: [1]", "lambda: [2]"),
+    "a decorator": ("lambda *args: function(*args)", "lambda *args: function(*args[::-1])"),
+    "inside a library's wrapper": ("self.strength += 1", "self.strength += 2"),
+    "one for 1.0": ("shift = 0.0", "shift = 0"),
+}
+
+
+def made(source, how, folder):
+    """The class Mine of a source: of a module's file, run in __main__'s way, or by exec with nothing around it."""
+    if how == "exec":
+        return _run(source, {})
+    if how == "main":
+        return _run(source, {"__name__": "__main__"})
+    (folder / "users_own.py").write_text(source)
+    sys.modules.pop("users_own", None)
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+    try:
+        import users_own
+    finally:
+        sys.path.remove(str(folder))
+        sys.dont_write_bytecode = before
+    return users_own.Mine
+
+
+def _run(source, names):
+    exec(compile(source, "<cell>", "exec"), names)
+    return names["Mine"]
+
+
+@pytest.mark.parametrize("how", ["file", "main", "exec"])
+def test_a_users_class_is_its_code(how, tmp_path):
+    same = identity(made(SOURCE, how, tmp_path))
+    assert same == identity(made("# moved down\n\n" + SOURCE, how, tmp_path))
+    assert same.unread == ()
+    for name, (old, new) in EDITS.items():
+        assert SOURCE.count(old) == 1, name
+        assert identity(made(SOURCE.replace(old, new), how, tmp_path)).text != same.text, name
+
+
+def test_the_same_code_has_the_same_key_in_another_process(tmp_path):
+    (tmp_path / "own.py").write_text(SOURCE)
+    code = "import own\nfrom crat.identity import identity\nprint(identity(own.Mine).text)"
+    env = os.environ | {"PYTHONPATH": str(Path(ours.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
+    run = functools.partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run(cwd=tmp_path, env=env).stdout == run(cwd=tmp_path, env=env | {"PYTHONHASHSEED": "7"}).stdout != ""
+
+
+def test_a_helper_in_another_module_is_read_as_far_as_it_is_used(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    asks = "import {0}\ndef f(z, y):\n    return {0}.used(z)"
+    texts = []
+    for name, body in (("tools_a", "z + 1"), ("tools_b", "z + 1"), ("tools_b", "z + 2")):
+        source = f"import threading\nLOCK = threading.Lock()\ndef used(z):\n    return {body}"
+        (tmp_path / f"{name}.py").write_text(source)
+        sys.modules.pop(name, None)
+        names = {}
+        exec(asks.format(name), names)
+        texts.append(identity(names["f"]))
+        assert texts[-1].unread == ()  # the lock is not used
+    assert len({found.text for found in texts}) == 3  # the module's name is part of it, and the body
+
+
+def test_a_helper_that_is_imported_when_it_runs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    found = []
+    for body in ("z + 1", "z + 2"):
+        (tmp_path / "late.py").write_text(f"def used(z):\n    return {body}")
+        sys.modules.pop("late", None)
+        names = {}
+        exec("def f(z, y):\n    from late import used\n    return used(z)\nimport late", names)
+        found.append(identity(names["f"]))
+    assert found[0] != found[1]
+
+
+def test_crats_and_the_libraries_code_is_named():
+    assert ours.is_named(PGD)
+    assert ours.is_named(nn.Linear)
+    assert ours.is_named(torch.nn.functional.relu)
+    assert not ours.is_named(Hidden)
+    assert not ours.is_named(pgd)
+    assert is_plain(PGD(0.1, 0.1))
+    assert not is_plain(type("PGD", (PGD,), {"__module__": "crat.attacks.gradient"})(0.1, 0.1))
+
+
+class MyTrades(defenses.DEFENSES["trades"]):
+    pass
+
+
+def test_what_stands_in_crats_tables(monkeypatch):
+    assert all(put_in_place(method=name, network="small_cnn") == {} for name in defenses.DEFENSES)
+    monkeypatch.setitem(defenses.DEFENSES, "trades", MyTrades)
+    assert put_in_place(method="trades", network="small_cnn").keys() == {"method"}
+    monkeypatch.setitem(defenses.DEFENSES, "trades", defenses.DEFENSES["mart"])  # ours, under another's name
+    assert put_in_place(method="trades", network="small_cnn").keys() == {"method"}
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        (defenses.DEFENSES["trades"], "start", "none"),
+        (defenses.DEFENSES["trades"], "loss", lambda *args: None),
+        (defenses.DEFENSES["pgd_at"], "epoch_end", lambda *args: None),
+        (attacks.gradient, "ascend", lambda *args: None),
+    ],
+)
+def test_what_a_session_changes_in_crats_own_is_in_every_key(place, name, value, monkeypatch):
+    assert put_in_place(method="trades", network="small_cnn") == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, value)
+        (found,) = put_in_place(method="trades", network="small_cnn").values()
+        assert found.unread == ()
+        assert attack_identity(FGSM(0.1)).text != repr(FGSM(0.1))
+    assert put_in_place(method="trades", network="small_cnn") == {}
+    assert attack_identity(FGSM(0.1)).text == repr(FGSM(0.1))
+
+
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Rounded(nn.Module):
+    def __init__(self, levels=1):
+        super().__init__()
+        self.linear, self.levels = nn.Linear(2, 2), levels
+        nn.init.ones_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x):
+        return self.linear(Straight.apply(x * self.levels))
+
+
+def hooked(by):
+    net = Rounded()
+    net.linear.register_forward_hook(lambda module, given, out: out * by)
+    return net
+
+
+def test_a_model_is_its_code_state_and_hooks(monkeypatch):
+    assert identity(Rounded()) == identity(Rounded())
+    assert identity(Rounded(1)) != identity(Rounded(2))
+    assert identity(hooked(1)) == identity(hooked(1))  # its number, which torch counts up, is none of it
+    assert len({identity(net).text for net in (Rounded(), hooked(1), hooked(2))}) == 3
+    same = identity(Rounded())
+    monkeypatch.setattr(Straight, "backward", staticmethod(lambda ctx, gradient: gradient * 0))
+    assert identity(Rounded()) != same
+    bound = Rounded()
+    bound.forward = lambda x: x
+    assert identity(bound) != identity(Rounded())
+
+
+def test_usual_networks_are_read_whole():
+    from crat import models
+
+    nets = [nn.LSTM(2, 2), nn.MultiheadAttention(4, 2), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))]
+    nets += [models.build(models.ModelConfig("preact_resnet18"), 10, (3, 32, 32), seed=0)]
+    for net in nets:
+        assert identity(net).unread == ()
+        assert identity(net) == identity(net)
+
+
+class Kind(enum.Enum):
+    A, B = "a", "b"
+
+
+def test_names_that_are_values_and_cycles_are_read():
+    assert identity(Kind.A) != identity(Kind.B)
+    ring: list = [1]
+    ring.append(ring)
+    other: list = [2]
+    other.append(other)
+    assert identity(ring) != identity(other)
+    deep: list = []
+    for _ in range(10_000):
+        deep = [deep]
+    assert identity(deep).unread == ("an object of type builtins.list",)  # too deep to walk
+
+
+def test_numbers_of_another_type_differ():
+    texts = [identity(value).text for value in (1, 1.0, True, "1", b"1", np.float64(1), np.int64(1), (1,), [1], {1: 1})]
+    assert len(set(texts)) == len(texts)
+    assert identity(0.0) != identity(-0.0)
+    assert identity(torch.zeros(2, 3)) != identity(torch.zeros(3, 2))
+    assert identity(torch.zeros(2)) != identity(torch.zeros(2, dtype=torch.float64))
+
+
+def test_the_source_that_is_edited_compiles():
+    for old, new in EDITS.values():
+        compile(textwrap.dedent(SOURCE.replace(old, new)), "edited", "exec")
