@@ -16,11 +16,12 @@ from crat import store
 from crat.attacks import frozen
 from crat.attacks.gradient import forward_backward
 from crat.attacks.judge import as_images
+from crat.attacks.noise import PerImage
 from crat.attacks.objectives import Margin
 from crat.attacks.threat import over_images, size
 
 PROBED = 8  # images
-STEPS = (0.0, 0.25, -0.25, 0.5, -0.5, 1.0, -1.0)  # of eps, along one direction a image
+STEPS = (0.0, 0.25, -0.25, 0.5, -0.5, 1.0, -1.0)  # of eps, along one direction an image
 SAME = 1e-3  # of the largest value: what rounding may change from run to run
 
 Answers = dict[str, np.ndarray]
@@ -37,7 +38,8 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str) -> Answ
     logits, gradients = [], []
     with torch.random.fork_rng(devices=cuda), frozen(model):
         torch.manual_seed(0)
-        signs = torch.randint(2, (2, *images.shape), device=images.device) * 2.0 - 1
+        draws = PerImage(0, torch.arange(len(images), device=images.device))
+        signs = torch.stack([draws.uniform(*images.shape[1:]) for _ in range(2)]).round() * 2 - 1
         direction = signs[0] / over_images(size(signs[0], norm), images)
         for step in STEPS:
             moved = (images + step * eps * direction).clamp(0, 1)

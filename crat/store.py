@@ -81,8 +81,8 @@ def published_file(run: Path, name: str) -> Path | None:
 
     Raises StoreError, one line, where it was altered, and where any file of the run is missing or was added.
     """
-    as_published(run / SUMS, run.parents[1])
     said, there = _said(run), files_of_run(run)
+    as_published(run / SUMS, run.parents[1])
     if missing := sorted(said.keys() - there):
         raise StoreError(f"{run / missing[0]} was published and is missing; `git checkout` brings it back")
     if added := sorted(there - said.keys()):

@@ -69,8 +69,8 @@ def test_a_battery_is_continued_with_what_broke_each_image():
     names = ("one", "two")
     parts = kept.Parts(None)
     arrays = {
-        "y": np.zeros(3, np.int16), "prediction": np.array([1, 0, 1], np.int16), "broken_by": np.array(["two", "", "one"]),
-        "logits": np.array([[0, 1], [1, 0], [0, 2]], np.float16),
+        "y": np.zeros(3, np.int16), "prediction": np.array([1, 0, 1], np.int16),
+        "broken_by": np.array(["two", "", "one"]), "logits": np.array([[0, 1], [1, 0], [0, 2]], np.float16),
     }  # fmt: skip
     parts.begin_with(arrays, names)
     parts.add(torch.tensor([[3.0, 1.0]]), torch.tensor([0], dtype=torch.int8))

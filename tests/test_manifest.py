@@ -141,5 +141,5 @@ def test_claims_and_tables_are_checked(tmp_path, monkeypatch):
     manifest.main(results)
     assert store.results_home() == results
     (results / "new.csv").write_text("")
-    with pytest.raises(store.StoreError, match="new.csv was never published"):
+    with pytest.raises(store.StoreError, match=r"new\.csv was never published"):
         store.results_home()
