@@ -171,11 +171,12 @@ def _evaluate(a: Namespace) -> None:
     if a.corruptions:
         battery = corruption_battery(frost=a.frost)
     settings = {"split": a.split, "which": a.which, "first": a.images}
-    in_order = judged_as_published(run, battery, **settings)  # notebooks ask for the first images as they come
-    settings |= {"spread": not in_order, "device": a.device, "loud": True}
+    # published: the first images as they come, some searched in bfloat16
+    known_as = [d for d in ("float32", "bfloat16") if judged_as_published(run, battery, **settings, dtype=d)]
+    settings |= {"spread": not known_as, "device": a.device, "loud": True, "dtype": [*known_as, "float32"][0]}
     found = evaluate(run, battery, **settings, progress=sys.stderr.isatty())
-    chosen = "" if a.images is None else f"the first {a.images} " if in_order else f"{a.images} spread "
-    print(f"{run.name}, {chosen}{a.split} images, {a.which} epoch")
+    chosen = "" if a.images is None else f"the first {a.images} " if known_as else f"{a.images} spread "
+    print(f"{run.name}, {chosen}{a.split} images, {a.which} epoch, search in {settings['dtype']}")
     if not a.corruptions:
         return print(class_table(found))
     errors = mce.corruption_errors(found.y, found.clean, {name: found.predictions[name] for name in battery})
@@ -239,7 +240,9 @@ def _runs(a: Namespace) -> None:
     rows = []
     for folder in _run_folders():
         try:
-            card = store.read_json(folder / "card.json")
+            published = store.published_home() in folder.parents
+            path = store.published_file(folder, "card.json") if published else None
+            card = store.read_json(path or folder / "card.json")
             state = f"{card['epochs_done']} of {card['config']['train']['epochs']}"
             best = f"{card['best']['epoch']}: {_percent(card['best']['average'])} %"
         except (store.StoreError, KeyError, TypeError):

@@ -4,18 +4,19 @@ import functools
 import re
 import threading
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_runs import TINY
 
-from crat import cli, data, evaluate, kept, store, verdicts
+from crat import cli, data, defenses, evaluate, kept, store, verdicts
 from crat.attacks import FGSM, PGD
 from crat.attacks.judge import attacked_logits
 from crat.attacks.objectives import Toward
 from crat.config import ConfigError
-from crat.run import classes_in_turn
+from crat.run import Run, classes_in_turn
 from crat.train import train
 
 ATTACK = {"PGD-1": PGD(0.1, 0.05, 1)}
@@ -114,10 +115,11 @@ def test_a_users_attack_and_hidden_tensors_have_outcomes_of_their_own(run, judge
 def test_what_cannot_be_keyed_is_computed_each_time_and_said(run, judged):
     lock = threading.Lock()
     attack, lines = replace(FGSM(0.1), objective=lambda z, y, lock=lock: -z.gather(1, y[:, None])[:, 0]), []
+    under(run, FGSM(0.1))
     files = set((run.folder / "eval").iterdir())
     for _ in range(2):
         under(run, attack, tell=lines.append)
-    assert [a for a, _ in judged if a is not None] == [attack] * 2
+    assert [a for a, _ in judged if a == attack] == [attack] * 2
     assert {path for path in (run.folder / "eval").iterdir() if path not in files} == set()
     assert [line for line in lines if line.startswith("not kept")] == [
         f"not kept: it of {run.name}, as no key can hold an object of type _thread.lock"
@@ -221,7 +223,7 @@ def test_images_are_spread_over_the_classes(run, judged, capsys):
     words = ["evaluate", run.name, "--attacks", "FGSM", "--device", "cpu", "--images", "4"]
     assert cli.main(words) == 0
     told = capsys.readouterr().out
-    assert f"{run.name}, 4 spread test images, best epoch" in told
+    assert f"{run.name}, 4 spread test images, best epoch, search in float32" in told
     assert re.search(r"T-shirt/top +1 ", told)
     assert "Sandal" not in told
     assert "nan" not in told
@@ -232,3 +234,59 @@ def test_images_are_spread_over_the_classes(run, judged, capsys):
 def test_only_kept_classes_are_named(run):
     found = evaluate.evaluate(run, {}, keep_classes=[2, 4], tell=None)
     assert found.classes == ("Pullover", "Coat")
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+LIFT = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class Lift" in block)
+LIFT = LIFT.partition("\ndefenses.DEFENSES")[0]
+
+
+def lifted(source, monkeypatch):
+    """The run of a method that this source defines, as a notebook's cell would."""
+    names = {"__name__": "__main__"}
+    exec(source, names)
+    monkeypatch.setitem(defenses.DEFENSES, "lift", names["Lift"])
+    return CONFIG.but(defense="lift", options={"strength": 2.0}, train_per_class=5)
+
+
+def test_an_edited_method_is_trained_anew_and_the_same_found_again(own_store, monkeypatch, capsys):
+    first = train(lifted(LIFT, monkeypatch), progress="none")
+    assert Run.of(lifted(LIFT, monkeypatch)) == first
+    train(lifted("\n" + LIFT, monkeypatch), progress="line")
+    assert capsys.readouterr().out.startswith(f"kept: {first.name}, trained ")
+    edits = {
+        "the loss": ("losses.mean()", "losses.sum()"),
+        "an option's default": ("strength: float = 1.0", "strength: float = 3.0"),
+        "the policy": ("1 + self.strength", "2 + self.strength"),
+        "the start": ("torch.ones(task.n_classes)", "torch.zeros(task.n_classes)"),
+    }
+    runs = {name: Run.of(lifted(LIFT.replace(*edit), monkeypatch)) for name, edit in edits.items()}
+    assert all(edit[0] in LIFT for edit in edits.values())
+    assert len({run.name for run in (first, *runs.values())}) == 5
+    assert not any(run.trained_here for run in runs.values())
+    trained = train(lifted(LIFT.replace(*edits["the loss"]), monkeypatch), progress="line")
+    assert trained == runs["the loss"]
+    assert "kept" not in capsys.readouterr().out
+
+
+def test_a_method_that_no_key_can_hold_is_trained_anew_by_the_next_session(own_store, monkeypatch, capsys):
+    source = LIFT.replace("@dataclass", "import threading\nLOCK = threading.Lock()\n\n\n@dataclass").replace(
+        "        losses =", "        LOCK.locked()\n        losses ="
+    )
+    run = train(lifted(source, monkeypatch), progress="line")
+    told = "type _thread.lock: cannot be read into the key of this run, so a later session will train it anew"
+    assert told in capsys.readouterr().out
+    assert Run.of(lifted(source, monkeypatch)) != run
+
+
+def test_a_users_method_under_crats_name_is_another_run(own_store, monkeypatch):
+    class Mine(defenses.DEFENSES["trades"]):
+        """TRADES, with nothing changed yet."""
+
+    ours = Run.of(CONFIG.but(defense="trades"))
+    with monkeypatch.context() as patch:
+        patch.setitem(defenses.DEFENSES, "trades", Mine)
+        assert Run.of(CONFIG.but(defense="trades")) != ours
+    assert Run.of(CONFIG.but(defense="trades")) == ours
+    monkeypatch.setattr(defenses.DEFENSES["trades"], "start", "none")
+    assert Run.of(CONFIG.but(defense="trades")) != ours

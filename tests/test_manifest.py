@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_runs import TINY
 
-from crat import claims, evaluate, manifest, store
+from crat import claims, cli, evaluate, manifest, store
 from crat.attacks import PGD
 from crat.run import Run
 from crat.train import train
@@ -143,3 +143,12 @@ def test_claims_and_tables_are_checked(tmp_path, monkeypatch):
     (results / "new.csv").write_text("")
     with pytest.raises(store.StoreError, match=r"new\.csv was never published"):
         store.results_home()
+
+
+def test_the_command_shows_what_is_published_without_data_or_weights(own_store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CRAT_DATA", str(tmp_path))
+    name = "fashion_mnist-small_cnn-label_augmentation-s0-2a3771a36341f2aa"
+    assert cli.main(["evaluate", name, "--attacks", "AA", "--images", "1000", "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"published: clean, AA of {name}\n{name}, the first 1000 test images, best epoch")
+    assert re.search(r"\nmean over classes +87\.7 +71\.8\nall images +1000 +87\.5 +71\.1\n", told)
