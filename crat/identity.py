@@ -2,8 +2,8 @@
 
 A key of the store must hold all of that. Code of crat, of Python and of installed packages is named (crat.ours); what
 else is reached (a class, its bases and helpers, globals, closures, hooks; from a file, a notebook or exec) is read as
-it runs: bytecode, constants, values, tensors. What cannot be read (a lock, an open file, a compiled callable) is told
-in `unread`, and then nothing that was kept is used again.
+it runs: bytecode (another Python has another), constants, values, tensors. What cannot be read (a lock, an open file, a
+compiled callable) is told in `unread`, and then nothing that was kept is used again.
 """
 
 from __future__ import annotations
