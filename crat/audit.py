@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import crat
-from crat import data, metrics, store
+from crat import data, metrics, probes, store
 from crat.attacks import FGSM, Attack, AutoAttack, Square, checks, cw
 from crat.attacks.judge import as_images
 from crat.attacks.threat import NORMS
@@ -26,8 +26,10 @@ from crat.config import DATASETS, DTYPES, PROTOCOLS, ConfigError, as_written, nu
 from crat.device import describe, pick_device, pick_dtype
 from crat.evaluate import protocol_pgd
 from crat.foreign import CHECKED, decision, examine, find_model, noted
+from crat.identity import Identity, identity
 from crat.names import one_of
 from crat.reproduce import aligned, shown
+from crat.run import classes_in_turn
 from crat.verdicts import Battery, Outcomes, Subject, Verdicts
 
 DRAWN = 20  # classes in a figure; of more, the worst
@@ -37,9 +39,9 @@ DRAWN = 20  # classes in a figure; of more, the worst
 class Plan:
     """On what a model is judged, and how; raises ConfigError on what cannot be.
 
-    eps: radius as it is written, "8/255" (None: that of the data set's protocol, L-inf). images: the first so many test
-    images (0: all). attacks: names out of `known` (none: FGSM, PGD, CW and AA; in L1 AA alone). logit_slice: so many
-    logits answer, the first. scale: of cosine logits. dtype: of the search; the verdict is float32.
+    eps: radius as it is written, "8/255" (None: that of the data set's protocol, L-inf). images: so many test images,
+    spread over the classes (0: all). attacks: names out of `known` (none: FGSM, PGD, CW and AA; in L1 AA alone).
+    logit_slice: so many logits answer, the first. scale: of cosine logits. dtype: of the search (the verdict: float32).
     """
 
     data: str
@@ -102,73 +104,77 @@ def audit(
 ) -> tuple[Path, Outcomes]:
     """Checks the model of `subject` (see `find_model`), judges it, writes the report; its folder and the outcomes.
 
-    What is kept is read: outcomes belong to the weights, to what the model answers, and to all of the plan. out: the
-    folder (None: audits/ in the store). tell: gets a line on what is judged, and each warning, before the battery runs.
+    What is kept is read: outcomes belong to the weights, to the model's code and state, to what it answers and which
+    gradients it gives on and around some images, to the images, labels and class names, and to all of the plan.
+    out: the folder (None: audits/ in the store). tell: gets a line on what is judged, each warning (kept or not), and
+    what is read again with its date.
     """
     where = pick_device(device)
     images = data.imagenet_validation(plan.images) if plan.data == "imagenet" else data.load(plan.data)
-    x, y = (part[: plan.images or None].to(where) for part in (images.x_test, images.y_test))
+    chosen = (
+        slice(None) if plan.data == "imagenet" or not plan.images else classes_in_turn(images.y_test)[: plan.images]
+    )
+    x, y = images.x_test[chosen].to(where), images.y_test[chosen].to(where)
     found, doubts = find_model(subject, architecture, images, where)
+    code = identity(found)
     model = decision(found, as_images(x[:CHECKED]), images.n_classes, plan.logit_slice, plan.scale)
-    logits, more = examine(model, x, y, images.classes)
-    decided_by = _decided_by(plan, found, logits, pick_dtype(plan.dtype, where))
-    key = store.digest([decided_by, plan.eps, plan.norm])
+    _, more = examine(model, x, y, images.classes)
+    dtype = pick_dtype(plan.dtype, where)
+    decided_by = _decided_by(plan, found, code, x, y, images.classes, dtype)
     label = re.sub(r"[^\w.-]+", "-", Path(subject).name)
-    folder = out or store.home() / "audits" / f"{label}-{key}"
-    seconds = _seconds_before(folder, key)
+    folder = out or store.home() / "audits" / f"{label}-{store.digest([decided_by, plan.eps, plan.norm])}"
+    before = _card_before(folder)
+    decided_by["answers"] = probes.recognised(folder / "eval", probes.probe(model, x, y, plan.radius, plan.norm))
+    key = store.digest([decided_by, plan.eps, plan.norm])
+    seconds = before["seconds"] if before.get("audit") == key else {}
     parameters = sum(parameter.numel() for parameter in found.parameters())
     card = asdict(plan) | {
         "audit": key, "subject": subject, "model": architecture or type(found).__name__, "parameters": parameters,
-        "weights": decided_by["weights"], "images": len(x), "dtype": decided_by["dtype"], "device": describe(where),
-        "attacks": {name: repr(attack) for name, attack in plan.battery.items()}, "warnings": doubts + more,
+        "weights": decided_by["weights"], "images": len(x), "dtype": dtype, "device": describe(where),
+        "attacks": {name: repr(attack) for name, attack in plan.battery.items()},
+        "warnings": doubts + more + [f"{part} is part of the model and no key can hold it" for part in code.unread],
         "versions": {"crat": crat.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip
     tell(f"{subject}: {card['model']}, {parameters:,} parameters, weights {card['weights']}")
-    tell(f"{plan.data}: {len(x)} test images, {plan.norm} {plan.eps}, search in {card['dtype']}")
+    tell(f"{plan.data}: {len(x)} test images, {plan.norm} {plan.eps}, search in {dtype}")
     for line in card["warnings"]:
         tell(f"warning: {line}")
-    verdicts = Verdicts(label, [folder], decided_by, lambda: Subject(model, None, x, y), progress)
-    outcomes = _timed(verdicts, plan.battery, images.classes, seconds)
+    verdicts = Verdicts(label, [folder], decided_by, lambda: Subject(model, None, x, y), progress, tell=tell)
+    with noted():  # `examine` and `_masked` warn of all images; the battery does batch by batch
+        outcomes = verdicts.of(plan.battery, "test", images.classes)
     for line in (after := _masked(outcomes)):
         tell(f"warning: {line}")
+    seconds |= {name: round(took, 1) for name, took in verdicts.seconds.items()}
     seconds = {name: seconds[name] for name in plan.battery if name in seconds}
     report(folder, card | {"warnings": card["warnings"] + after, "seconds": seconds}, plan.battery, outcomes)
     return folder, outcomes
 
 
-def _seconds_before(folder: Path, key: str) -> dict[str, float]:
-    """What the attacks took in an earlier audit of the same; raises ConfigError where the folder holds other things."""
+def _card_before(folder: Path) -> dict[str, Any]:
+    """The card of an earlier audit, {} before the first; raises ConfigError where the folder holds other things."""
     if not (folder / "card.json").exists():
         return {}
     card = store.read_json(folder / "card.json")
     if "audit" not in card:
         raise ConfigError(f"{folder} holds something else than an audit: give another --out")
-    return card["seconds"] if card["audit"] == key else {}
+    return card
 
 
-def _decided_by(plan: Plan, model: nn.Module, logits: Tensor, dtype: str) -> dict[str, Any]:
-    """All that decides an outcome besides the attack; of the model's code, what it answers on clean images.
+def _decided_by(
+    plan: Plan, model: nn.Module, code: Identity, x: Tensor, y: Tensor, classes: Sequence[str], dtype: str
+) -> dict[str, Any]:
+    """All that decides an outcome besides the attack and what the model answers around some images (crat.probes).
 
-    The answers are rounded means, so that a repeated run finds what it kept, and a forward pass that was mended (a
-    scaling, a softmax) under the same weights does not.
+    code: of the model's classes, functions, hooks and state; where something in it cannot be read, no other audit has
+    the same.
     """
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     return {
-        "split": "test", "first": len(logits), "data": plan.data, "seed": plan.seed, "dtype": dtype, "crafted_on": None,
+        "split": "test", "first": len(x), "data": plan.data, "seed": plan.seed, "dtype": dtype, "crafted_on": None,
         "weights": store.fingerprint(tensors), "logit_slice": plan.logit_slice, "scale": plan.scale,
-        "answers": [f"{size:.3g}" for size in logits.abs().mean(0).tolist()],
+        "images": store.fingerprint({"x": x, "y": y}), "classes": list(classes), "code": code.text,
+        "unread": time.time_ns() if code.unread else None,
     }  # fmt: skip
-
-
-def _timed(verdicts: Verdicts, battery: Battery, classes: tuple[str, ...], seconds: dict[str, float]) -> Outcomes:
-    """The outcomes; the seconds of what is not kept yet are added."""
-    with noted():  # `examine` and `_masked` warn of all images; the battery does batch by batch
-        for name, attack in battery.items():
-            if not (verdicts.folders[-1] / verdicts.path(attack)).exists():
-                began = time.perf_counter()
-                verdicts.outcome(name, attack)
-                seconds[name] = round(time.perf_counter() - began, 1)
-        return verdicts.of(battery, "test", classes)
 
 
 def _masked(found: Outcomes) -> list[str]:
@@ -182,14 +188,15 @@ def _masked(found: Outcomes) -> list[str]:
 def report(folder: Path, card: dict[str, Any], battery: Battery, found: Outcomes) -> None:
     """Writes card.json, class_wise.csv, broken_by.csv, and the figures class_bars and confusion beside their tables."""
     attacks = {name: found.predictions[name] for name in battery}
-    summary = metrics.summary(found.y, found.clean, attacks, found.classes)
-    results = {}
+    summary, results = _of_present_classes(found, attacks), {}
+    right = metrics.outcomes(found.y, found.clean, attacks)
     for row in metrics.totals(found.y, found.clean, attacks).itertuples():
         classes = summary[summary.attack == row.attack].set_index("class")
         # Wilson's of all images: right where classes are equally large, a little wide where they differ in accuracy
         around = metrics.wilson(row.average * len(found.y), len(found.y))
         results[row.attack] = {
-            "average": row.average, "average_interval": [float(end) for end in around], "worst": row.worst,
+            "average": row.average, "average_interval": [float(end) for end in around],
+            "share": float(right[row.attack].mean()), "worst": row.worst,
             "worst_class": classes.robust_acc.idxmin(), "worst_interval": [row.worst_low, row.worst_high],
         }  # fmt: skip
     _write_csv(folder / "class_wise.csv", summary)
@@ -197,7 +204,7 @@ def report(folder: Path, card: dict[str, Any], battery: Battery, found: Outcomes
     if found.broken_by:
         _write_csv(folder / "broken_by.csv", broken_by(found, battery))
     last, name = list(battery)[-1], Path(card["subject"]).name
-    average = f"average {100 * results[last]['average']:.1f} %"
+    average = f"average of classes {100 * results[last]['average']:.1f} %"
     title = f"{name} under {last}, {card['norm']} {card['eps']}: {average}"
     _draw(folder, found, summary[summary.attack == last], title)
     store.write_json(folder / "card.json", card | {"results": results})
@@ -244,18 +251,29 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False, float_format="%.6g")
 
 
-def class_table(found: Outcomes) -> str:
-    """For the terminal: a row a class, a column an attack, % right with Wilson's 95 %; then average and worst class."""
-    attacks = {name: predictions for name, predictions in found.predictions.items() if name != "clean"}
+def _of_present_classes(found: Outcomes, attacks: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """`metrics.summary`, without the classes of which no image was asked for."""
     table = metrics.summary(found.y, found.clean, attacks, found.classes)
+    return table[table.n > 0].reset_index(drop=True)
+
+
+def class_table(found: Outcomes) -> str:
+    """For the terminal: a row a class with images, a column an attack, % right with Wilson's 95 %.
+
+    Then the mean over these classes, the share of all images that are right, and the worst class.
+    """
+    attacks = {name: predictions for name, predictions in found.predictions.items() if name != "clean"}
+    table = _of_present_classes(found, attacks)
     totals = metrics.totals(found.y, found.clean, attacks).set_index("attack")
+    right = metrics.outcomes(found.y, found.clean, attacks)
     columns = {
         name: [f"{100 * row.robust_acc:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]" for row in rows.itertuples()]
-        + [f"{100 * totals.average[name]:.1f}", f"{100 * totals.worst[name]:.1f}"]
+        + [f"{100 * value:.1f}" for value in (totals.average[name], right[name].mean(), totals.worst[name])]
         for name, rows in table.groupby("attack", sort=False)
     }
-    n = [str(size) for size in table.n[: len(found.classes)]]
-    rows = zip([*found.classes, "average", "worst class"], [*n, "", ""], *columns.values(), strict=True)
+    present = table[table.attack == "clean"]
+    names = [*present["class"], "mean over classes", "all images", "worst class"]
+    rows = zip(names, [*map(str, present.n), "", str(len(found.y)), ""], *columns.values(), strict=True)
     head = "% right (under attack: right before and after it) with Wilson's 95 % interval\n\n"
     return head + aligned(("class", "n", *columns), rows)
 

@@ -28,7 +28,7 @@ from crat.comparisons import (
     rank_correlation,
     share,
 )
-from crat.store import write_text
+from crat.store import as_published, published_home, write_text
 
 __all__ = [
     "Claim",
@@ -176,7 +176,12 @@ def write(verdicts: Sequence[Verdict], path: str | Path) -> None:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """The table that `write` wrote; raises ClaimError in one line where it is missing or damaged."""
+    """The table that `write` wrote; raises ClaimError in one line where it is missing or damaged.
+
+    One that lies in results/ is as it was published, or a StoreError.
+    """
+    if published_home() in Path(path).resolve().parents and Path(path).exists():
+        as_published(Path(path).resolve(), published_home())
     try:
         return pd.DataFrame(json.loads(Path(path).read_text())).astype(dict.fromkeys(NUMBERS, float))
     except (OSError, ValueError, KeyError) as error:

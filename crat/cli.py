@@ -155,7 +155,7 @@ def _evaluate(a: Namespace) -> int:
     from crat.audit import class_table
     from crat.corruptions import corruption_battery
     from crat.data import DataError
-    from crat.evaluate import MissingWeights, evaluate, standard_battery, strong_battery
+    from crat.evaluate import MissingWeights, evaluate, judged_as_published, standard_battery, strong_battery
 
     standard = standard_battery(run.config.data.name)
     attacks = standard | strong_battery(run.config.data.name)
@@ -164,14 +164,20 @@ def _evaluate(a: Namespace) -> int:
     if a.corruptions:
         battery = corruption_battery(frost=a.frost)
     for setting, known in EVALUATED.items():
-        setattr(a, setting, one_of(setting, getattr(a, setting), known))
-    settings = {"split": a.split, "which": a.which, "first": a.images, "device": a.device, "dtype": a.dtype}
+        if getattr(a, setting) is not None:
+            setattr(a, setting, one_of(setting, getattr(a, setting), known))
+    settings = {"split": a.split, "which": a.which, "first": a.images}
+    # published: the first images as they come, some searched in bfloat16
+    searched = [a.dtype] if a.dtype else EVALUATED["dtype"]
+    known_as = [d for d in searched if judged_as_published(run, battery, **settings, dtype=d)]
+    settings |= {"spread": not known_as, "device": a.device, "dtype": [*known_as, a.dtype or "float32"][0]}
     told = ""
     try:
-        found = evaluate(run, battery, **settings, progress=sys.stderr.isatty())
+        found = evaluate(run, battery, **settings, loud=True, progress=sys.stderr.isatty())
     except (MissingWeights, DataError) as error:
         found, told = published.at_hand(run, battery, settings, error)
-    print(f"{run.name}, {a.split} images, {a.which} epoch")
+    chosen = "" if a.images is None else f"the first {a.images} " if known_as else f"{a.images} spread "
+    print(f"{run.name}, {chosen}{a.split} images, {a.which} epoch, search in {settings['dtype']}")
     if not a.corruptions:
         print(class_table(found) + told)
         return 1 if told and a.attacks else 0
@@ -238,7 +244,9 @@ def _runs(a: Namespace) -> None:
     rows = []
     for folder in _run_folders():
         try:
-            card = store.read_json(folder / "card.json")
+            published = store.published_home() in folder.parents
+            path = store.published_file(folder, "card.json") if published else None
+            card = store.read_json(path or folder / "card.json")
             state = f"{card['epochs_done']} of {card['config']['train']['epochs']}"
             best = f"{card['best']['epoch']}: {_percent(card['best']['average'])} %"
         except (store.StoreError, KeyError, TypeError):

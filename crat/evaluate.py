@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from crat import data, store
+from crat import data, manifest, store
 from crat.attacks import FGSM, PGD, Attack, AutoAttack, Decision, LogitBias, Square, cw, temperature_pgd
 from crat.config import PROTOCOLS, ConfigError, RunConfig, number
 from crat.device import pick_device
-from crat.run import Run
+from crat.run import Run, classes_in_turn
 from crat.train import train
 from crat.verdicts import Battery, Outcomes, Subject, Verdicts
 
@@ -53,24 +53,33 @@ def evaluate(
     keep_classes: Sequence[int] | None = None,
     bias: Sequence[float] | None = None,
     first: int | None = None,
+    spread: bool = False,
     dtype: str = "float32",
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = False,
+    tell: Callable[[str], None] | None = print,
+    loud: bool = False,
 ) -> Outcomes:
     """Outcomes of a trained run on the clean images of a split and under each attack, computed once and kept.
 
     split: "test" or "valid"; which: "best" or "last"; crafted_on: a run whose examples are transferred to this one;
     keep_classes: judge a model that may answer these classes only, on their images, labels renumbered;
     bias: added to the logits of the classes, and seen by the attack (the change at inference of Tian et al.);
-    first: only so many images, from the start; dtype: of the search for adversarial examples, the verdict is float32.
-    What was computed before (here or under results/) is read; a killed evaluation resumes where it was.
-    Raises ConfigError on an unknown split, store.StoreError where the run has no weights or a file is damaged.
+    first: only so many images, from the start; with spread each class in turn gives its next one, so that they are
+    spread evenly; dtype: of the search for adversarial examples, the verdict is float32.
+    What was computed before (here or under results/) is read, an outcome on more images serves for fewer, and one on
+    fewer, or of a killed evaluation, is continued. tell: gets a line on what is read again from the store (None:
+    silent), and with `loud` on what is published. An attack of yours is told from others by its code and its state
+    (crat.identity); where they cannot be read, its outcome is not kept.
+    Raises ConfigError on an unknown split, store.StoreError where the run has no weights, and where a file is damaged
+    or not what it says, or not as it was published.
     """
     keep = sorted(keep_classes) if keep_classes is not None else None
     decided_by = _decided_by(
-        run, split=split, which=which, crafted_on=crafted_on, keep=keep, bias=bias, first=first, dtype=dtype, seed=seed
-    )
+        run, split=split, which=which, crafted_on=crafted_on, keep=keep, bias=bias, first=first, spread=spread,
+        dtype=dtype, seed=seed,
+    )  # fmt: skip
 
     def load() -> Subject:
         where = pick_device(device)
@@ -85,23 +94,33 @@ def evaluate(
             source = Decision(source, keep).to(where) if source else None
         if bias is not None:
             model = LogitBias(model, torch.tensor(bias)).to(where)
-        return Subject(model, source, x[:first], y[:first])
+        chosen = classes_in_turn(y)[:first] if first and spread else slice(first)
+        return Subject(model, source, x[chosen], y[chosen])
 
-    return Verdicts(run.name, _folders(run), decided_by, load, progress).of(battery, split, run.card()["classes"])
-
-
-def judged(run: Run, battery: Battery) -> bool:
-    """Whether `evaluate(run, battery)` would only read."""
-    return len(kept(run, battery)) == 1 + len(battery)
+    classes = run.card()["classes"]
+    verdicts = Verdicts(run.name, _folders(run), decided_by, load, progress, run.published, tell, loud)
+    return verdicts.of(battery, split, classes if keep is None else [classes[k] for k in keep])
 
 
-def kept(run: Run, battery: Battery, **settings: Any) -> list[str]:
+def judged(run: Run, battery: Battery, **settings: Any) -> bool:
+    """Whether `evaluate(run, battery, ...)` would only read; settings: split, which, first, spread, dtype, seed ..."""
+    return len(at_hand(run, battery, **settings)) == 1 + len(battery)
+
+
+def at_hand(run: Run, battery: Battery, **settings: Any) -> list[str]:
     """The names of a battery, "clean" among them, that `evaluate` with these settings would only read."""
     if not run.finished:
         return []
+    places = Verdicts(run.name, _folders(run), _decided_by(run, **settings), _never)
+    return [name for name, attack in {"clean": None, **battery}.items() if places.is_kept(attack)]
+
+
+def judged_as_published(run: Run, battery: Battery, **settings: Any) -> bool:
+    """Whether this very outcome is published of each attack of a battery."""
+    if not run.published:
+        return False
     places = Verdicts(run.name, (), _decided_by(run, **settings), _never)
-    paths = {name: places.path(attack) for name, attack in {"clean": None, **battery}.items()}
-    return [name for name, path in paths.items() if any((folder / path).exists() for folder in _folders(run))]
+    return all((run.published / places.path(attack)).exists() for attack in (None, *battery.values()))
 
 
 def _never() -> Subject:
@@ -121,13 +140,17 @@ def _decided_by(
     keep: Sequence[int] | None = None,
     bias: Sequence[float] | None = None,
     first: int | None = None,
+    spread: bool = False,
     dtype: str = "float32",
     seed: int = 0,
 ) -> dict[str, Any]:
     """What decides an outcome besides the attack."""
     if split not in ("test", "valid"):
         raise ConfigError(f"split is 'test' or 'valid', not {split!r}")
-    asked = {"first": first, "bias": None if bias is None else [float(b) for b in bias]}
+    if first is not None and first < 1:
+        raise ConfigError(f"the first so many images are at least 1, not {first}")
+    asked: dict[str, Any] = {"first": first, "bias": None if bias is None else [float(b) for b in bias]}
+    asked["order"] = "classes in turn" if first and spread else None
     return {
         "split": split, "which": which, "seed": seed, "keep": keep, "dtype": dtype, "weights": _weights(run, which),
         "crafted_on": _weights(crafted_on, which) if crafted_on else None,
@@ -135,8 +158,13 @@ def _decided_by(
 
 
 def outcomes(config: RunConfig, battery: Battery, *, progress: str | None = None, **settings) -> Outcomes:
-    """What a notebook asks for: reads what is kept, here or under results/; trains and attacks what is missing."""
+    """What a notebook asks for: reads what is kept, here or under results/; trains and attacks what is missing.
+
+    What is read from the store says so in a line with its date, but for progress="none"; what is published is quiet.
+    """
     run = Run.of(config, settings.get("device"))
+    if progress == "none":
+        settings = {"tell": None} | settings
     try:
         return evaluate(run, battery, **settings)
     except MissingWeights:
@@ -174,7 +202,10 @@ def _weights(run: Run, which: str) -> str:
 
 
 def publish(run: Run, folder: Path | None = None) -> Path:
-    """Copies what is small and lasting (card, history, trace, outcomes; no weights) to results/<data set>/<run>."""
+    """Copies what is small and lasting (card, history, trace, outcomes; no weights) to results/<data set>/<run>.
+
+    SHA256SUMS there and at the top of results/ say what was published.
+    """
     if not run.trained_here:
         raise store.StoreError(f"{run.name} is not finished here; only finished runs are published")
     target = (folder or store.results_home()) / run.config.data.name / run.name
@@ -184,4 +215,5 @@ def publish(run: Run, folder: Path | None = None) -> Path:
         if source.suffix in (".json", ".csv", ".npz") and not hidden:
             with store.written_whole(target / place) as temporary:
                 temporary.write_bytes(source.read_bytes())
+    manifest.sign(target)
     return target

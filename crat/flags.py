@@ -65,7 +65,9 @@ def audit_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", required=True, help=" | ".join(c.DATASETS))
     sub.add_argument("--eps", help="the radius, such as 8/255 (default: the data set's protocol, L-inf)")
     sub.add_argument("--norm", default="Linf", help="Linf (default), L2 or L1")
-    sub.add_argument("--images", type=int, default=1000, help="the first so many test images (default 1000); 0: all")
+    sub.add_argument(
+        "--images", type=int, default=1000, help="so many test images, spread over the classes (default 1000); 0: all"
+    )
     sub.add_argument("--attacks", nargs="+", default=(), metavar="ATTACK", help="only these (default: with PGD and AA)")
     sub.add_argument("--logit-slice", type=int, metavar="K", help="the first K logits are the answers")
     sub.add_argument("--scale", type=float, default=1.0, help="that cosine logits were trained with")
@@ -87,9 +89,12 @@ def evaluate_flags(sub: argparse.ArgumentParser) -> None:
         help="only these: FGSM, PGD-20, CW-20 (default: the three), Square, AA",
     )
     sub.add_argument(
-        "--images", type=count, metavar="N", help="the first N images only (AA on a CPU takes hours for all)"
+        "--images",
+        type=count,
+        metavar="N",
+        help="so many, spread over the classes (AA takes hours for all on a CPU)",
     )
-    sub.add_argument("--dtype", default="float32", help="of the search: float32 (default) or bfloat16")
+    sub.add_argument("--dtype", help="of the search: float32 or bfloat16 (default: as it was published, else float32)")
     sub.add_argument(
         "--corruptions", action="store_true", help="the fifteen of CIFAR-10-C instead: error and mean error"
     )

@@ -44,7 +44,7 @@ def attack_name(profile_name: str) -> str:
 
 def _numbers(runs: list[Run], dataset: str) -> dict[str, float]:
     """Mean and sd over runs of clean accuracy and of each functional under PGD."""
-    seen = [evaluate(run, {"PGD": protocol_pgd(dataset)}) for run in runs]
+    seen = [evaluate(run, {"PGD": protocol_pgd(dataset)}, tell=None) for run in runs]
     correct = {name: np.stack([s.robust(name) for s in seen]) for name in ("clean", "PGD")}
     values = {"clean": metrics.per_run(seen[0].y, correct["clean"], "average")}
     values |= {name: metrics.per_run(seen[0].y, correct["PGD"], name) for name in ROBUST}

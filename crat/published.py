@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from crat import store
-from crat.evaluate import evaluate, kept
+from crat.evaluate import at_hand as readable
+from crat.evaluate import evaluate
 from crat.flags import words_for
 from crat.run import Run
 from crat.sources import found
@@ -20,7 +21,7 @@ def at_hand(run: Run, battery: Battery, settings: dict[str, Any], error: Excepti
 
     error: why those cannot be made; raised where nothing can be read.
     """
-    names = kept(run, battery, **{name: value for name, value in settings.items() if name != "device"})
+    names = readable(run, battery, **{name: value for name, value in settings.items() if name != "device"})
     there = {name: attack for name, attack in battery.items() if "clean" in names and name in names}
     missing = [name for name in battery if name not in there]
     if not there and run.published:
@@ -29,7 +30,7 @@ def at_hand(run: Run, battery: Battery, settings: dict[str, Any], error: Excepti
         raise type(error)(f"{what} of {run.name}: not published as asked, nor is its network; {line}")
     if not there:
         raise error
-    return evaluate(run, there, **settings), _lacking(run, missing, settings)
+    return evaluate(run, there, **settings, loud=True), _lacking(run, missing, settings)
 
 
 def _lacking(run: Run, names: list[str], settings: dict[str, Any]) -> str:

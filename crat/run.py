@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from crat import data, models, store
+from crat import data, identity, models, store
 from crat.config import ConfigError, RunConfig, TrainConfig, different_from_default
 from crat.defenses import DEFENSES, ClassStats, make_defense
 from crat.device import pick_device, pick_dtype
+from crat.identity import Identity
 from crat.names import one_of
 
 
@@ -30,14 +31,16 @@ class Run:
     def of(cls, config: RunConfig, device: str | torch.device | None = None) -> Run:
         """The run of a config; its name ends in the hash of config, method revision and dtype.
 
-        The device matters only to what dtype "auto" means.
+        Of a method or a network that is not crat's the hash holds its code and all that it reaches (crat.identity), so
+        an edited one is another run. The device matters only to what dtype "auto" means.
         """
         config = config.resolved()
         dtype = pick_dtype(config.train.dtype, pick_device(device))
         config = replace(config, train=replace(config.train, dtype=dtype))
         config, revision = _canonical(config)
-        key = store.digest({**different_from_default(config), "revision": revision, "format": store.FORMAT})
-        t = config.train
+        t, foreign = config.train, {what: found.text for what, found in put_in_place(config).items()}
+        decided_by = {**different_from_default(config), "revision": revision, "format": store.FORMAT}
+        key = store.digest(decided_by | ({"foreign": foreign} if foreign else {}))
         return cls(config, store.home() / f"{config.data.name}-{config.model.name}-{t.defense}-s{t.seed}-{key}")
 
     @property
@@ -53,7 +56,7 @@ class Run:
         """
         if os.environ.get("CRAT_RECOMPUTE"):
             return None
-        folder = Path(store.__file__).parents[1] / "results" / self.config.data.name / self.name
+        folder = store.published_home() / self.config.data.name / self.name
         return folder if folder.is_dir() else None
 
     @property
@@ -79,15 +82,13 @@ class Run:
 
         Raises StoreError where the card tells of other settings (a default has changed since, or the folder was moved).
         """
-        for folder in (self.published, self.folder):
-            if folder and (folder / "card.json").exists():
-                card = store.read_json(folder / "card.json")
-                if card_config(card, folder) != self.config:
-                    raise store.StoreError(
-                        f"{folder} holds a run of other settings than asked; remove it to train anew"
-                    )
-                return card
-        return {}
+        path = self.find("card.json")
+        if path is None:
+            return {}
+        card = store.read_json(path)
+        if card_config(card, path.parent) != self.config:
+            raise store.StoreError(f"{path.parent} holds a run of other settings than asked; remove it to train anew")
+        return card
 
     def history(self) -> pd.DataFrame:
         """One row an epoch, split and class: n, clean_acc, robust_acc, loss, with lr and eps of the epoch."""
@@ -97,10 +98,18 @@ class Run:
         """Per epoch logits of the fixed test subset: index, y (N,), clean and pgd (epochs, N, K) float16."""
         return store.read_arrays(self._file("trace.npz"))
 
+    def find(self, name: str) -> Path | None:
+        """Where a file of the run is, published or in the store; None where it is in neither.
+
+        Raises StoreError where the run was published and is not as it was published (store.published_file).
+        """
+        if self.published and (path := store.published_file(self.published, name)):
+            return path
+        return self.folder / name if (self.folder / name).exists() else None
+
     def _file(self, name: str) -> Path:
-        for folder in (self.published, self.folder):
-            if folder and (folder / name).exists():
-                return folder / name
+        if path := self.find(name):
+            return path
         raise store.StoreError(f"{self.name} has no {name}: train it first, `crat train` or train(config)")
 
     def model(self, which: str = "best", device: str | torch.device | None = None) -> nn.Module:
@@ -116,6 +125,18 @@ class Run:
             raise ConfigError(f"which is 'best' or 'last', not {which!r}")
         network.load_state_dict(tensors)
         return network.eval()
+
+
+def put_in_place(config: RunConfig) -> dict[str, Identity]:
+    """What a config names that is not crat's own: its method, its network, what was changed in this session."""
+    return identity.put_in_place(method=config.train.defense, network=config.model.name)
+
+
+def unread(config: RunConfig) -> list[str]:
+    """A line where something of a run's code cannot be read: then it is found again in this session only."""
+    parts = [part for found in put_in_place(config).values() for part in found.unread]
+    told = "cannot be read into the key of this run, so a later session will train it anew"
+    return [f"{', '.join(parts)}: {told}"] if parts else []
 
 
 def _canonical(config: RunConfig) -> tuple[RunConfig, int]:
@@ -165,6 +186,17 @@ def part(tensors: dict[str, Tensor], name_of_part: str) -> dict[str, Tensor]:
 def first_per_class(y: Tensor, n: int) -> Tensor:
     """Places of the first n images of each class, in file order."""
     return torch.cat([(y == k).nonzero()[:n, 0] for k in y.unique()]).sort().values
+
+
+def classes_in_turn(y: Tensor) -> Tensor:
+    """The places of all images, the first of each class first, then the second of each ...: (N,) -> (N,).
+
+    The first so many of them are spread evenly over the classes, and are among those of any longer choice.
+    """
+    by_class, counts = y.argsort(stable=True), y.bincount()
+    turn = torch.empty_like(y)
+    turn[by_class] = torch.arange(len(y), device=y.device) - (counts.cumsum(0) - counts)[y[by_class]]
+    return (turn * len(counts) + y).argsort()
 
 
 def history_rows(

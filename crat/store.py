@@ -11,13 +11,14 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+SUMS = "SHA256SUMS"  # what was published, in each run's folder and at the top of results/
 TEMPORARY = ".half-"  # begins the names of files that are being written
 FORMAT = 1  # raise it when the meaning of what is stored changes: old runs are then trained anew, never misread
 
@@ -56,13 +57,88 @@ def root() -> Path:
 
 
 def results_home() -> Path:
-    """The published results of a checkout; raises StoreError for an installed package, which ships none."""
-    folder = Path(__file__).parents[1] / "results"
+    """The published results of a checkout: the folder whose tables and claims are as they were published.
+
+    Raises StoreError for an installed package, which ships none, and where one of them was altered (`as_published`).
+    """
+    folder = published_home()
     if not folder.is_dir():
         raise StoreError(
             f"no published results at {folder}: they come with a clone of the repository, not with the wheel"
         )
+    for path in loose_results(folder):
+        as_published(path, folder)
     return folder
+
+
+def published_home() -> Path:
+    """Where published results lie in a checkout, whether or not there are any."""
+    return Path(__file__).resolve().parents[1] / "results"
+
+
+def loose_results(results: Path) -> list[Path]:
+    """The files of results/ that are part of no run: claims of a data set, tables of what papers print."""
+    found = [*results.glob("*"), *results.glob("*/*")]
+    return sorted(p for p in found if p.is_file() and p.name != SUMS and not p.name.startswith("."))
+
+
+def files_of_run(folder: Path) -> set[str]:
+    """The relative names of all files of a published run but its SHA256SUMS and hidden ones."""
+    found = set()
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = os.path.relpath(place, folder).replace(os.sep, "/") + "/"
+        found |= {(inside + name).removeprefix("./") for name in names if not name.startswith(".")}
+    return found - {SUMS}
+
+
+def published_file(run: Path, name: str) -> Path | None:
+    """A file of a published run, as it was published; None where no such was.
+
+    Raises StoreError, one line, where it was altered, and where any file of the run is missing or was added.
+    """
+    said, there = _said(run), files_of_run(run)
+    as_published(run / SUMS, run.parents[1])
+    if missing := sorted(said.keys() - there):
+        raise StoreError(f"{run / missing[0]} was published and is missing; `git checkout` brings it back")
+    if added := sorted(there - said.keys()):
+        raise StoreError(f"{run / added[0]} was never published ({SUMS} does not name it); remove it")
+    return as_published(run / name, run) if name in said else None
+
+
+def as_published(path: Path, folder: Path) -> Path:
+    """A published file that the SHA256SUMS of its folder names; raises StoreError, one line, where it was altered.
+
+    folder: a published run's, or results/ itself, whose own SHA256SUMS names those of the runs.
+    """
+    if (digest := _said(folder).get(path.relative_to(folder).as_posix())) is None:
+        raise StoreError(f"{path} was never published ({folder / SUMS} does not name it); remove it")
+    if sha256(path) != digest:
+        raise StoreError(f"{path} is not as it was published (SHA-256 differs); `git checkout` brings it back")
+    return path
+
+
+def _said(folder: Path) -> dict[str, str]:
+    """Relative name -> SHA-256, as `sha256sum` writes it."""
+    try:
+        rows = [line.partition("  ") for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        raise StoreError(f"{folder} has no {SUMS}, so nobody knows what was published: `git checkout` it") from None
+    return {name: digest for digest, _, name in rows}
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex digits; raises StoreError where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def write_sums(folder: Path, names: Iterable[str]) -> None:
+    """Writes SHA256SUMS over files in a folder, for `sha256sum -c SHA256SUMS` there."""
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in sorted(names)]
+    write_text(folder / SUMS, "".join(lines))
 
 
 def digest(value: Any) -> str:

@@ -25,8 +25,8 @@ from crat.defenses import ClassStats, Task, make_defense
 from crat.defenses.stats import judged_stats
 from crat.device import autocast, compiled, pick_device
 from crat.lease import Lease, held
-from crat.progress import Progress
-from crat.run import Run, build_model, first_per_class, history_rows
+from crat.progress import Progress, dated, tell
+from crat.run import Run, build_model, first_per_class, history_rows, unread
 from crat.schedules import learning_rate
 from crat.whole_batch import see_the_whole_batch
 
@@ -47,6 +47,8 @@ def train(
 ) -> Run:
     """Trains what the config says and returns its Run; a finished one is returned at once, an unfinished one resumed.
 
+    One that is returned says so in a line with its date. A method of yours is told from others by its code
+    (crat.identity), so an edited one is trained anew.
     While another worker trains the same run, this one waits for it (crat.lease).
     progress: "bar" (terminal), "line" (one line an epoch, notebooks), "none"; None chooses.
     max_minutes: stop at the end of the epoch in which they have passed (the Run is then unfinished).
@@ -57,15 +59,18 @@ def train(
         raise ConfigError(f"max_minutes must be at least 0, not {max_minutes!r}")
     where = distributed.join(pick_device(device))
     run = Run.of(config, where)
-    if run.trained_here:
-        return run
-    distributed.wait()
-    forked = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
-    with held(run.folder, where) as lease, forked:
-        if not distributed.decided_by_first(run.trained_here, where):  # another may have done it meanwhile
-            trainer = Trainer(run, where, compile=compile, lease=lease)
-            with distributed.failing_alone(but=TrainingError):  # of which all ranks know
-                trainer.fit(Progress("none" if distributed.rank() else progress, run.name), max_minutes)
+    style = "none" if distributed.rank() else progress
+    if not run.trained_here:
+        tell(style, *unread(run.config))
+        distributed.wait()
+        forked = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
+        with held(run.folder, where) as lease, forked:
+            if not distributed.decided_by_first(run.trained_here, where):  # another may have done it meanwhile
+                trainer = Trainer(run, where, compile=compile, lease=lease)
+                with distributed.failing_alone(but=TrainingError):  # of which all ranks know
+                    trainer.fit(Progress(style, run.name), max_minutes)
+                return run
+    tell(style, f"kept: {run.name}, trained {dated(run.folder / 'card.json')}")
     return run
 
 

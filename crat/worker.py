@@ -20,7 +20,7 @@ def make(config: RunConfig) -> None:
 
     run = train(config, progress="none")
     if not run.published:  # else only the network was asked for
-        evaluate(run, usual_battery(config.data.name))
+        evaluate(run, usual_battery(config.data.name), tell=None)
 
 
 def usual_battery(dataset: str) -> dict[str, Attack]:

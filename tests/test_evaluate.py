@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crat import data, evaluate, store, verdicts
+from crat import data, evaluate, kept, manifest, store, verdicts
 from crat.attacks import PGD, AutoAttack, Decision
 from crat.attacks.judge import attacked_logits
 from crat.config import ConfigError, RunConfig
@@ -96,7 +96,7 @@ def test_a_killed_evaluation_resumes_where_it_was(run, monkeypatch):
             yield batch
 
     monkeypatch.setattr(verdicts, "attacked_batches", interrupted)
-    monkeypatch.setattr(verdicts, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(kept, "SAVE_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(run, attack)
     resumed = evaluate.evaluate(run, attack).logits["PGD-1"]
@@ -137,7 +137,7 @@ def test_published_results_need_no_weights(run, tmp_path, monkeypatch):
     evaluate.evaluate(run, BATTERY)
     target = publish(run, tmp_path / "results")
     names = {path.suffix for path in target.rglob("*") if path.is_file()}
-    assert names == {".json", ".csv", ".npz"}
+    assert names == {".json", ".csv", ".npz", ""}  # the last: SHA256SUMS
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "empty"))
     elsewhere = Run.of(CONFIG)
     elsewhere.__dict__["published"] = target
@@ -159,6 +159,7 @@ def test_outcomes_are_tied_to_the_weights(run, tmp_path, monkeypatch):
     card = store.read_json(target / "card.json")
     card["best"]["weights"] = "0" * 16
     store.write_json(target / "card.json", card)
+    manifest.sign(target)
     with pytest.raises(store.StoreError, match="published with other weights than are here"):
         evaluate.evaluate(elsewhere, BATTERY)
 
@@ -168,7 +169,7 @@ def test_a_run_in_a_hidden_folder_is_published_too(tmp_path, monkeypatch):
     hidden = train(CONFIG, progress="none")
     (hidden.folder / ".half.npz").write_bytes(b"")
     published = {path.name for path in publish(hidden, tmp_path / "results").rglob("*") if path.is_file()}
-    assert published == {"card.json", "history.csv"}
+    assert published == {"card.json", "history.csv", "SHA256SUMS"}
 
 
 def test_only_finished_runs_are_published(tmp_path):

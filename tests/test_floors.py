@@ -19,13 +19,17 @@ FLOORS = (
         *("crat.data", "crat.sources", "crat.mirrors", "crat.originals", "crat.augment"),
         "crat.imagenet_labels",
         *("crat.bodies", "crat.models", "crat.curves", "crat.metrics", "crat.store", "crat.device"),
+        "crat.manifest",
         *("crat.progress", "crat.distributed", "crat.corruptions", "crat.mce", "crat.calibration", "crat.longtail"),
         *("crat.lease", "crat.whole_batch"),
         *("crat.comparisons", "crat.superclasses", "crat.toy", "crat.variation"),
     ),
     ("crat.attacks", "crat.averaging", "crat.awp"),
     ("crat.defenses",),
-    ("crat.checkpoint", "crat.evaluate", "crat.run", "crat.schedules", "crat.train", "crat.verdicts"),
+    (
+        *("crat.checkpoint", "crat.evaluate", "crat.run", "crat.schedules", "crat.train", "crat.verdicts"),
+        *("crat.identity", "crat.kept", "crat.ours"),
+    ),
     (
         *("crat.claims", "crat.leaderboard", "crat.plans", "crat.statements"),
         *("crat.plots", "crat.plots_cfa", "crat.plots_labels", "crat.plots_methods", "crat.plots_spat"),
@@ -33,7 +37,7 @@ FLOORS = (
     ),
     (
         *("crat.__main__", "crat.audit", "crat.bench", "crat.bench_attacks", "crat.bench_train", "crat.cli"),
-        "crat.course",
+        *("crat.course", "crat.probes"),
         *("crat.flags", "crat.foreign", "crat.methods", "crat.published", "crat.recipes"),
         *("crat.batch", "crat.children", "crat.cluster", "crat.estimates", "crat.executors", "crat.parameters"),
         *("crat.report", "crat.worker"),
