@@ -196,8 +196,7 @@ def visit(browser, path):
     """Opens a page from the disk and waits until its formulas are set; what was logged before is dropped."""
     browser.get_log("browser"), browser.get_log("performance")
     browser.get(path.as_uri())
-    browser.set_script_timeout(600)
-    browser.set_page_load_timeout(600)
+    browser.set_script_timeout(600), browser.set_page_load_timeout(600)
     browser.execute_async_script(
         "const done = arguments[0]; window.MathJax?.startup ? MathJax.startup.promise.then(() => done()) : done()"
     )
