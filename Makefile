@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo $(VENV)/uv/bin/uv)
 NEEDED := crat sets itself up by uv, or by python3 with pip. Install one: uv, or python3-venv (apt install python3-venv)
 
-.PHONY: help reproduce site test lab notebooks lint lock
+.PHONY: help reproduce site test test-old-cpu lab notebooks lint lock
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ' *## ' '/^[a-z]+:.* ## / { sub(/:.*/, "", $$1); printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ' *## ' '/^[a-z-]+:.* ## / { sub(/:.*/, "", $$1); printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 reproduce: $(VENV)/.ready ## train on the shipped images, draw every figure and the claims table
 	@$(BIN)/crat reproduce $(ARGS)
@@ -20,7 +20,11 @@ site: $(VENV)/.ready ## the report as pages, figures/quick/index.html (another p
 	@$(BIN)/crat site $(ARGS)
 
 test: $(VENV)/.ready ## every test, the committed notebooks included
-	@$(BIN)/pytest -n logical --maxprocesses=4 --dist=loadscope $(ARGS)
+	@$(BIN)/pytest -n logical --maxprocesses=4 --dist=loadscope --no-loadscope-reorder $(ARGS)
+
+test-old-cpu: $(VENV)/.ready ## the numeric tests as on an old CPU: no vector instructions beyond SSE, one thread
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 \
+		$(BIN)/pytest -n logical --maxprocesses=4 --dist=loadscope --no-loadscope-reorder -p no:nbval -o addopts=-q --numeric tests $(ARGS)
 
 lab: $(VENV)/.ready ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab $(ARGS) notebooks

@@ -21,6 +21,45 @@ def pytest_configure(config):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# What is left out of the numeric tests, the second run on an emulated old CPU (make test-old-cpu), and why. All other
+# files are in it, new ones as well.
+NOT_NUMERIC = {
+    "processes, leases and disks": (
+        "batch batch_errors cluster executors executors_killed lease reproduce reproduce_anew resume store"
+    ),
+    "files, names and texts": (
+        "checkpoint cli config data data_errors floors imagenet_audit imagenet_labels methods packaging site sources "
+        "superclasses"
+    ),
+    "notebooks and their figures": "course notebooks plots plots_cfa plots_labels plots_tail",
+    "NumPy alone, which the setting of torch's instructions does not reach": (
+        "calibration claims comparisons mce metrics statements toy variation"
+    ),
+    "times, and tables of times": "bench bench_attacks",
+}
+LEFT_OUT = {f"test_{name}.py" for names in NOT_NUMERIC.values() for name in names.split()}
+
+
+# What takes longest is begun first, so that one core does not end alone on it (Makefile: --no-loadscope-reorder)
+LONGEST = (
+    "attack_strength every_method bench_attacks executors_killed distributed evaluate audit autoattack comparisons "
+    "executors resume averaging reproduce site batch_errors course methods train"
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: -1 if item.path.suffix == ".ipynb" else place.get(item.path.name, len(place)))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--numeric", action="store_true", help="leave out the files of NOT_NUMERIC in tests/conftest.py")
+
+
+def pytest_ignore_collect(collection_path, config):
+    return True if config.getoption("--numeric") and collection_path.name in LEFT_OUT else None
+
+
 @pytest.fixture
 def own_store(tmp_path, monkeypatch):
     """An empty store for one test."""

@@ -10,6 +10,7 @@ import odd_nets
 import pandas as pd
 import pytest
 import torch
+from tiny_runs import shorten_autoattack
 
 from crat import audit, cli, data, metrics, models, store, verdicts
 from crat.audit import Plan
@@ -47,7 +48,9 @@ def audited(nets, tmp_path_factory):
     """The linear net under FGSM and AA: plan, folder, outcomes, and the card."""
     plan = Plan("fashion_mnist_mini", "0.05", images=60, attacks=("FGSM", "AA"))
     out = tmp_path_factory.mktemp("report") / "out"
-    folder, found = audit.audit(f"{nets / 'nets.py'}:linear", plan, out=out, **BASE)
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_autoattack(patch, steps=100)
+        folder, found = audit.audit(f"{nets / 'nets.py'}:linear", plan, out=out, **BASE)
     assert folder == out
     return plan, folder, found, json.loads((folder / "card.json").read_text())
 

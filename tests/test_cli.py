@@ -1,6 +1,5 @@
 import json
 import re
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,15 +22,12 @@ def runs(tmp_path, monkeypatch):
 
 
 def test_help_is_light():
-    """Under half a second of work: neither torch nor numpy is imported."""
+    """Neither torch nor numpy is imported; how few modules are, test_packaging counts."""
     code = "import sys\nfrom crat.cli import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules)"
     for words in (["--help"], ["train", "--help"], ["reproduce", "--help"]):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         told = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True).stdout
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert "usage: crat" in told
         assert not {"torch", "numpy", "pandas", "papermill"} & set(told.splitlines()[-1].split())
-        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 def test_the_module_is_the_command():

@@ -4,10 +4,10 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
+from gates import PATIENCE, wait_until
 
 from crat import cluster, store
 from crat.batch import RunTask
@@ -17,9 +17,10 @@ distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.usefixtures("own_store")
 
 
-@pytest.fixture
-def hasty(monkeypatch):
-    monkeypatch.setattr(cluster, "PATIENCE", 1.0)
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A busy machine may take its time to answer."""
+    monkeypatch.setattr(cluster, "PATIENCE", PATIENCE)
 
 
 @pytest.fixture
@@ -33,12 +34,14 @@ def scheduler():
 def test_nobody_answers(where):
     """In a process of its own, as it is: a client of distributed that found nobody leaves a thread behind."""
     code = "import sys\nfrom crat import cluster\ncluster.PATIENCE = 1.0\ncluster.Cluster(sys.argv[1])"
-    asked = subprocess.run([sys.executable, "-c", code, where], capture_output=True, text=True, timeout=240)
+    asked = subprocess.run([sys.executable, "-c", code, where], capture_output=True, text=True, timeout=PATIENCE)
     assert asked.returncode == 1
     assert f"\ncrat.cluster.ClusterError: no dask scheduler at {where}: " in asked.stderr
 
 
-def test_no_worker_has_joined(hasty, scheduler):
+def test_no_worker_has_joined(scheduler, monkeypatch):
+    wait = distributed.Client.wait_for_workers
+    monkeypatch.setattr(distributed.Client, "wait_for_workers", lambda client, n, timeout: wait(client, n, timeout=0.1))
     with pytest.raises(ClusterError, match=r"no worker has joined .*: start `dask worker`"):
         Cluster(scheduler.scheduler_address)
     assert not list(store.home().glob(".*"))
@@ -59,18 +62,16 @@ GO = threading.Event()
 
 def fails(task, *_):
     """Instead of cluster.make."""
-    assert GO.wait(120)
+    assert GO.wait(PATIENCE)
     if task.name == "a":
         raise ValueError("no such\nthing")
     raise distributed.KilledWorker(task.name, SimpleNamespace(address="there"), 3)
 
 
 def ended(work):
-    deadline = time.monotonic() + 120
-    while (error := work.ended()) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return error
+    seen = []
+    wait_until(lambda: seen.append(work.ended()) or seen[-1] is not None, "the work does not end")
+    return seen[-1]
 
 
 def test_no_more_is_handed_out_than_will_be_begun_soon(scheduler, monkeypatch, tmp_path):

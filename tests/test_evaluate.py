@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tiny_runs import shorten_autoattack
 
 from crat import data, evaluate, kept, manifest, store, verdicts
 from crat.attacks import PGD, AutoAttack, Decision
@@ -59,7 +60,8 @@ def test_keeps_each_samples_logits_and_reads_them_again(run, monkeypatch):
     assert again.classes[6] == "Shirt"
 
 
-def test_a_battery_tells_what_broke_each_image_and_may_see_the_first_images_only(run):
+def test_a_battery_tells_what_broke_each_image_and_may_see_the_first_images_only(run, monkeypatch):
+    shorten_autoattack(monkeypatch)
     battery = {"AA": AutoAttack(0.1)}
     few = evaluate.evaluate(run, battery, first=8)
     everything = evaluate.evaluate(run, {})
@@ -119,7 +121,8 @@ def test_a_model_restricted_to_some_classes(run):
     everything = evaluate.evaluate(run, {})
     inside = np.isin(everything.y, keep)
     assert (np.array(keep)[restricted.y] == everything.y[inside]).all()
-    assert (restricted.logits["clean"] == everything.logits["clean"][inside][:, keep]).all()
+    pairs = restricted.logits["clean"], everything.logits["clean"][inside][:, keep]
+    np.testing.assert_allclose(*pairs, rtol=2e-3, atol=1e-3)  # float16 of images in other company
     x = torch.rand(2, 1, 28, 28)
     assert torch.equal(Decision(run.model(), keep)(x), run.model()(x)[:, keep])
 

@@ -88,11 +88,25 @@ def test_loss_gradient_and_state_are_finite_whichever_classes_a_batch_has(method
     assert probs is None or probs.sum().item() == pytest.approx(1)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """method -> its run of three epochs, trained once."""
+    runs, folder = {}, tmp_path_factory.mktemp("undisturbed")
+
+    def run(method):
+        if method not in runs:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("CRAT_RUNS", str(folder))
+                runs[method] = train(config(method, train_per_class=14), progress="none")
+        return runs[method]
+
+    return run
+
+
 @each_method
-def test_killed_in_mid_epoch_and_resumed_ends_the_same(method, tmp_path, monkeypatch):
+def test_killed_in_mid_epoch_and_resumed_ends_the_same(method, undisturbed, tmp_path, monkeypatch):
     """The process dies in the second and again in the third epoch; weights, history and state are as undisturbed."""
-    asked = config(method, train_per_class=14)
-    whole = train(asked, progress="none")
+    asked, whole = config(method, train_per_class=14), undisturbed(method)
     expected = weights(whole), whole.history(), Trainer(whole, torch.device("cpu")).defense.state_dict()
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "killed"))
     step, left = Trainer.step, {"steps": 0}
@@ -117,8 +131,8 @@ def test_killed_in_mid_epoch_and_resumed_ends_the_same(method, tmp_path, monkeyp
 
 
 @each_method
-def test_what_it_chooses_for_each_class_is_in_the_history(method):
-    run = train(config(method, train_per_class=14, epochs=2), progress="none")
+def test_what_it_chooses_for_each_class_is_in_the_history(method, undisturbed):
+    run = undisturbed(method)
     history = run.history().query("split == 'train'")
     values = Trainer(run, torch.device("cpu")).defense.class_values()
     assert set(values) <= set(history.columns)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from gates import PATIENCE, wait_until
 
 from crat import executors, store
 from crat.batch import Job, RunTask
@@ -115,42 +116,54 @@ def test_what_was_killed_is_begun_once_more(script, tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_nothing_running(script, tmp_path):
-    sleeps = "import subprocess; subprocess.Popen(['sleep', '600']); time.sleep(600)"
+    sleeping = [tmp_path / "a.sleeps", tmp_path / "b.sleeps"]
+    sleeps = "import subprocess; subprocess.Popen(['sleep', '6000']); Path({!r}).touch(); time.sleep(6000)"
 
     def interrupt():
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "notes").exists() or len(notes(tmp_path)) < 2:
-            if time.monotonic() > deadline:
-                break  # the interrupt ends the test, which then fails
-            time.sleep(0.05)
-        time.sleep(0.5)
-        family.extend(psutil.Process().children(recursive=True))
-        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            wait_until(lambda: all(path.exists() for path in sleeping), "the tasks do not begin")
+            family.extend(psutil.Process().children(recursive=True))
+        finally:  # else the test would never end
+            os.kill(os.getpid(), signal.SIGINT)
 
     family = []
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        do([script("a", sleeps), script("b", sleeps), script("c")])
+        do([script(path.stem, sleeps.format(str(path))) for path in sleeping] + [script("c")])
     thread.join()
     assert len(family) >= 4
-    assert psutil.wait_procs(family, 10)[1] == []
+    assert psutil.wait_procs(family, PATIENCE)[1] == []
     assert "c" not in notes(tmp_path)
     assert not list(tmp_path.glob("*.log"))  # they tell of no fault
 
 
 class Terminal(io.StringIO):
+    """Makes a file when a text has been drawn."""
+
+    def __init__(self, awaited, file):
+        super().__init__()
+        self.awaited, self.file = awaited, file
+
     def isatty(self):
         return True
 
+    def write(self, text):
+        if re.search(self.awaited, text):
+            self.file.touch()
+        return super().write(text)
 
-def test_a_terminal_gets_one_bar_over_all_runs(script, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+
+def test_a_terminal_gets_one_bar_over_all_runs(script, monkeypatch, tmp_path):
+    """The second run ends when the bar has shown it."""
+    half_done = r"1/2: +50%.+ 1/2 \[[\d:]+<[\d:]+, .+, b epoch 1/1\]"  # with the time left
+    monkeypatch.setattr(sys, "stderr", Terminal(half_done, tmp_path / "drawn"))
     monkeypatch.setattr(Script, "shown", lambda task: f"{task.name} epoch 1/1")
-    assert do([script("a"), script("b", "time.sleep(0.5)", after=["a"])]) == {}
+    waits = f"while not Path({str(tmp_path / 'drawn')!r}).exists(): time.sleep(0.01)"
+    assert do([script("a"), script("b", f"exec({waits!r})", after=["a"])]) == {}
     drawn = sys.stderr.getvalue()
     assert re.search(r"0/2: +0%.+ 0/2 \[.+epoch/s, a epoch 1/1\]", drawn)
-    assert re.search(r"1/2: +50%.+ 1/2 \[\d\d:\d\d<\d\d:\d\d, .+, b epoch 1/1\]", drawn)  # with the time left
+    assert re.search(half_done, drawn)
 
 
 def test_a_log_that_cannot_be_written_fails_the_task(script, tmp_path):
@@ -233,7 +246,7 @@ class Page(Job):
 
 
 @pytest.mark.parametrize("did_it", [True, False])
-def test_a_notebook_that_another_driver_runs_is_waited_for(script, tmp_path, capsys, did_it):
+def test_a_notebook_that_another_driver_runs_is_waited_for(script, tmp_path, monkeypatch, did_it):
     """And begun only if it is not done then."""
     page = Page(tmp_path / "00_page.ipynb", tmp_path / "00_page", {}, {}, {"from": "this"})
     other = Lease(page.folder)
@@ -244,11 +257,15 @@ def test_a_notebook_that_another_driver_runs_is_waited_for(script, tmp_path, cap
             store.write_json(page.folder / "success.json", dict(made_from=page.made_from, files=[]))
         other.release()
 
-    timer = threading.Timer(0.5, end)
-    timer.start()
+    def told(line):  # the other ends when it is waited for
+        lines.append(line)
+        if "waiting for" in line:
+            end()
+
+    lines = []
+    monkeypatch.setattr(executors.tqdm, "write", told)
     assert do([page]) == {}
-    timer.join()
-    told = capsys.readouterr().out
+    told = "\n".join(lines)
     assert told.count(f"00_page: waiting for process {os.getpid()} on ") == 1
     assert "00_page: done in" in told
     files = {True: {"success.json"}, False: {"success.json", "drawn"}}[did_it]

@@ -8,13 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 import torch
+from gates import PATIENCE, Gates
 from nbformat.v4 import new_code_cell, new_notebook
 from tiny_runs import same, weights
 
@@ -22,9 +22,9 @@ from crat import plans, reproduce, store, worker
 from crat.config import RunConfig
 from crat.run import Run
 
-# two classes, so that there is little to judge; an epoch takes a fraction of a second
+# two classes, so that there is little to judge
 SETTINGS = dict(
-    drop_classes=(2, 3, 4, 5, 6, 7, 8, 9), train_per_class=60, valid_per_class=5, epochs=14, steps=2, batch_size=32,
+    drop_classes=(2, 3, 4, 5, 6, 7, 8, 9), train_per_class=60, valid_per_class=5, epochs=4, steps=2, batch_size=32,
     dtype="float32", width=4,
 )  # fmt: skip
 RUNS = {f"AT-s{s}": RunConfig().but(**SETTINGS, seed=s) for s in range(2)}
@@ -46,20 +46,6 @@ def cluster():
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         yield cluster
-
-
-def holder(run, epochs):
-    """The process that trains a run and has done so many epochs of it, once there is one."""
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        try:
-            pid = json.loads((run.folder / ".lease").read_text())["pid"]
-            if store.read_json(run.folder / "card.json")["epochs_done"] >= epochs:
-                return psutil.Process(pid)
-        except (OSError, ValueError, store.StoreError, psutil.NoSuchProcess):
-            pass
-        time.sleep(0.01)
-    raise AssertionError(f"nobody trains {run.name}")
 
 
 def workers_of(home):
@@ -85,6 +71,11 @@ def test_every_result_is_there_and_as_if_undisturbed(on, tmp_path, monkeypatch, 
     Path("notebooks").mkdir()
     cell = new_code_cell('profile: str = "quick"\nseed: int = 0', metadata={"tags": ["parameters"]})
     nbformat.write(new_notebook(cells=[cell]), "notebooks/00_none.ipynb")
+
+    first = Run.of(RUNS["AT-s0"])
+    gates = Gates(tmp_path / "gates", monkeypatch)
+    for done in (1, 2):  # here it is killed, there the driver is
+        gates.close(first, done)
     address = request.getfixturevalue("cluster").scheduler_address if on == "dask" else None
     where = ["--dask", address] if address else ["--workers", "2"]
 
@@ -93,31 +84,30 @@ def test_every_result_is_there_and_as_if_undisturbed(on, tmp_path, monkeypatch, 
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        first, second = (Run.of(config) for config in RUNS.values())
-        killed = holder(first, 1)
+        killed = psutil.Process(gates.waiting_at(first, 1))
         (killed if on == "here" else killed.parent()).send_signal(signal.SIGKILL)
-        psutil.wait_procs([killed], 60)
-        epochs = first.card()["epochs_done"]
-        another = holder(first, epochs + 1)  # it goes on with the next
+        assert psutil.wait_procs([killed], PATIENCE)[1] == []
+        gates.open(first, 1)
+        another = psutil.Process(gates.waiting_at(first, 2))  # it goes on with the next epoch
         assert another != killed
-        assert workers_of(tmp_path / "runs")
+        assert another in workers_of(tmp_path / "runs")
         driver.send_signal(signal.SIGKILL)
-        assert psutil.wait_procs([another], 60)[1] == []
-        told = driver.communicate(timeout=60)[0]
+        assert psutil.wait_procs([another], PATIENCE)[1] == []
+        told = driver.communicate(timeout=PATIENCE)[0]
     finally:
         driver.kill()
     if on == "here":
-        assert f"{first.name}: its worker was killed by SIGKILL (out of memory?); another goes on after epoch" in told
-    left = {run.name: run.card()["epochs_done"] for run in (first, second)}
-    assert left[first.name] < SETTINGS["epochs"]
-    assert psutil.wait_procs(workers_of(tmp_path / "runs"), 60)[1] == []
+        assert f"{first.name}: its worker was killed by SIGKILL (out of memory?); another goes on after epoch 1" in told
+    assert first.card()["epochs_done"] == 2
+    assert psutil.wait_procs(workers_of(tmp_path / "runs"), PATIENCE)[1] == []
     assert not list((tmp_path / "temporary").glob("*.log"))  # of the killed worker and of those that lost their driver
+    gates.open(first, 2)
 
     again = dict(shard="1/1", dask=address, workers=2, notebooks=Path("notebooks"))
     assert reproduce.run(**again) == 0
     told = capsys.readouterr().out
     assert f"{first.name}: done in" in told
-    assert re.search(rf"to be trained, from epoch {left[first.name] + 1}\s", told)
+    assert re.search(r"to be trained, from epoch 3\s", told)
     assert reproduce.run(**again) == 0
     assert capsys.readouterr().out == "0 runs are read from results/, 2 more are in the store\n\n"
 

@@ -1,18 +1,19 @@
 """One worker a run: who holds the lease, who waits, and what becomes of one that lost it."""
 
 import errno
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
+from gates import PATIENCE, wait_until
 from tiny_runs import TINY, same, weights
 
 from crat import lease, store
@@ -26,7 +27,7 @@ import sys, time
 from pathlib import Path
 from crat.lease import Lease
 print(Lease(Path(sys.argv[1])).attempt(), flush=True)
-time.sleep(600)
+time.sleep(6000)
 """
 
 
@@ -152,10 +153,8 @@ def test_another_machines_holder_is_gone_when_its_file_stands_still(tmp_path, mo
 def test_a_holder_renews_it(tmp_path):
     own = Lease(tmp_path)
     assert own.attempt()
-    written, deadline = own.path.stat().st_mtime_ns, time.monotonic() + 60
-    while own.path.stat().st_mtime_ns == written:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    written = own.path.stat().st_mtime_ns
+    wait_until(lambda: own.path.stat().st_mtime_ns > written, "no heart beats")
     own.release()
 
 
@@ -195,21 +194,21 @@ def test_a_lease_that_was_removed_with_its_folder_is_taken_again(tmp_path):
     own.release()
 
 
-def test_train_waits_for_another_and_says_for_whom(own_store, hasty, capsys):
-    """The second asks while the first is at it, and finds the run finished."""
-    run, done = Run.of(TINY), []
+def test_train_waits_for_another_and_says_for_whom(own_store, hasty, monkeypatch):
+    """It trains when the first has let go, and says once for whom it waits."""
+    run, done, told = Run.of(TINY), [], io.StringIO()
+    monkeypatch.setattr(sys, "stderr", told)
     own = Lease(run.folder)
     assert own.attempt()
     waiting = threading.Thread(target=lambda: done.append(train(TINY, progress="none")))
     waiting.start()
-    time.sleep(0.3)
+    wait_until(lambda: told.getvalue().endswith("\n"), "nobody waits")
     assert not done
     own.release()
-    waiting.join(60)
+    waiting.join(PATIENCE)
     assert done[0].finished
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert told.startswith(f"{run.name}: waiting for process {own.own['pid']} on ")
+    assert told.getvalue().count("\n") == 1
+    assert told.getvalue().startswith(f"{run.name}: waiting for process {own.own['pid']} on ")
     alone = weights(train(TINY, progress="none"))
     assert same(alone, weights(run))
 

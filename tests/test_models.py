@@ -191,7 +191,7 @@ def test_normalisation_is_inside_and_travels_with_the_weights(tmp_path):
 
 @pytest.mark.parametrize(("head", "scale"), [("cosine", 8.0), ("hypersphere", 15.0)])
 def test_cosine_heads_give_scaled_cosines_and_leave_their_weights(head, scale):
-    model, x = thin("small_cnn", 4, head=head), images(5, 3, 32, 32)
+    model, x = thin("small_cnn", 4, head=head).double(), images(5, 3, 32, 32, dtype=torch.float64)
     before, phi = weights(model), model.features(x)
     cosine = torch.stack([torch.nn.functional.cosine_similarity(phi, w[None]) for w in model.head.weight], dim=1)
     torch.testing.assert_close(model(x), scale * cosine)
@@ -207,10 +207,10 @@ def test_cosine_heads_give_scaled_cosines_and_leave_their_weights(head, scale):
 
 
 def test_augmented_head_and_class_weight_norms():
-    model = thin("small_cnn", 4, head="augmented", extra_outputs=3)
-    assert (model(images(2, 3, 32, 32)).shape, model.n_classes) == ((2, 7), 4)
+    model = thin("small_cnn", 4, head="augmented", extra_outputs=3).double()
+    assert (model(images(2, 3, 32, 32, dtype=torch.float64)).shape, model.n_classes) == ((2, 7), 4)
     expected = [math.sqrt(sum(v**2 for v in row)) for row in model.head.weight[:4].tolist()]
-    torch.testing.assert_close(class_weight_norms(model), torch.tensor(expected))
+    torch.testing.assert_close(class_weight_norms(model), torch.tensor(expected, dtype=torch.float64))
     with pytest.raises(ConfigError, match="unit vectors"):
         class_weight_norms(thin("small_cnn", 4, head="hypersphere"))
 

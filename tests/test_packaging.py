@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import sysconfig
-import time
 import tomllib
 import zipfile
 from pathlib import Path
@@ -195,20 +194,20 @@ def run(command, **options):
     return done
 
 
+def imported(*command):
+    """The modules that Python imports, one a line of its own report."""
+    report = run([sys.executable, "-X", "importtime", *command]).stderr
+    return {line.rsplit("|", 1)[1].strip() for line in report.splitlines() if "|" in line}
+
+
 def test_help_comes_at_once():
-    """The best of five, since other work may hold the cores."""
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        out = run([SCRIPT, "--help"]).stdout
-        seconds.append(time.perf_counter() - began)
-    assert "reproduce" in out
-    assert min(seconds) < 0.5, seconds
+    """Seconds are the machine's; what is counted is what it must load: torch alone is 1,500 modules, argparse 9."""
+    assert "reproduce" in run([SCRIPT, "--help"]).stdout
+    assert len(imported(SCRIPT, "--help") - imported("-c", "pass")) < 150
 
 
 @pytest.mark.parametrize("command", [[SCRIPT, "--help"], ["-c", "import crat"]], ids=["crat --help", "import crat"])
 def test_help_imports_nothing_heavy(command):
-    report = run([sys.executable, "-X", "importtime", *command]).stderr
-    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in report.splitlines() if "|" in line}
-    assert "crat" in imported
-    assert not imported & {"torch", "torchvision", "matplotlib", "pandas", "scipy"}
+    packages = {name.split(".")[0] for name in imported(*command)}
+    assert "crat" in packages
+    assert not packages & {"torch", "torchvision", "matplotlib", "pandas", "scipy"}

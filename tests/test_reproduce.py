@@ -3,12 +3,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
+from gates import PATIENCE, wait_until
 from nbformat.v4 import new_code_cell, new_notebook
 
 from crat import batch, estimates, plans, reproduce, store
@@ -208,10 +208,10 @@ def test_a_plan_of_what_other_machines_do_tells_no_times(capsys, monkeypatch):
 SLEEPS = """
 import json, os, subprocess, time
 from pathlib import Path
-sleeper = subprocess.Popen(["sleep", "600"])
+sleeper = subprocess.Popen(["sleep", "6000"])
 Path("pids.tmp").write_text(json.dumps([os.getpid(), os.getppid(), sleeper.pid]))
 Path("pids.tmp").rename("pids.json")
-time.sleep(600)
+time.sleep(6000)
 """
 DRIVER = """
 import sys
@@ -231,13 +231,11 @@ def test_a_stopped_driver_leaves_nothing_running(sent, code, elsewhere):
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], stderr=subprocess.PIPE, text=True)
     try:
         told = Path("notebooks/pids.json")
-        deadline = time.monotonic() + 120
-        while not told.exists() and driver.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: told.exists() or driver.poll() is not None, "the notebook does not begin")
         family = [psutil.Process(pid) for pid in json.loads(told.read_text())]  # kernel, its starter, its own process
         driver.send_signal(sent)
-        assert psutil.wait_procs(family, timeout=20)[1] == []
-        assert driver.wait(20) == code
+        assert psutil.wait_procs(family, timeout=PATIENCE)[1] == []
+        assert driver.wait(PATIENCE) == code
     finally:
         driver.kill()
     error = driver.stderr.read()

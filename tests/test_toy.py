@@ -65,7 +65,7 @@ def test_the_formula_of_the_symmetric_form():
 def test_theorem_1_the_class_with_the_larger_p_is_more_accurate(p, q, eta, part, w, d, first):
     assume(p > q + 1e-3)
     better, worse = (toy.accuracy(w, c, eta, d, part * eta, first=first) for c in (p, q))
-    assert better >= worse
+    assert better >= worse - 1e-15  # rounded sums of two shares
 
 
 @given(probability, eta, share, share, features)

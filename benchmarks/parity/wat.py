@@ -21,7 +21,7 @@ from crat.defenses.wat import WAT as Ours
 
 CODE = "boqili/WAT@62d1184f9b88909c9e782ab8234128324235ac84"
 BETA, ETA, EPOCHS = 6.0, 0.1, 2
-RATE, BATCHES, FIRST = 0.01, 1, 70  # a small rate, and batches in which no sign flips in float32
+RATE, BATCHES, FIRST = 0.01, 1, 70  # a small rate, and batches in which float32 flips few signs
 
 
 class Loader(list):
