@@ -21,6 +21,7 @@ import crat
 from crat import data, metrics, probes, store
 from crat.attacks import FGSM, Attack, AutoAttack, Square, checks, cw
 from crat.attacks.judge import as_images
+from crat.attacks.search import SearchWarning
 from crat.attacks.threat import NORMS
 from crat.config import DATASETS, DTYPES, PROTOCOLS, ConfigError, as_written, number
 from crat.device import describe, pick_device, pick_dtype
@@ -97,6 +98,7 @@ def audit(
     plan: Plan,
     architecture: str | None = None,
     *,
+    key: str | None = None,
     device: str | None = None,
     out: Path | None = None,
     progress: bool = False,
@@ -106,7 +108,7 @@ def audit(
 
     What is kept is read: outcomes belong to the weights, to the model's code and state, to what it answers and which
     gradients it gives on and around some images, to the images, labels and class names, and to all of the plan.
-    out: the folder (None: audits/ in the store). tell: gets a line on what is judged, each warning (kept or not), and
+    key: which of several weights in a file. out: the folder (None: audits/ in the store). tell: gets a line on what is judged, each warning (kept or not), and
     what is read again with its date.
     """
     where = pick_device(device)
@@ -115,7 +117,7 @@ def audit(
         slice(None) if plan.data == "imagenet" or not plan.images else classes_in_turn(images.y_test)[: plan.images]
     )
     x, y = images.x_test[chosen].to(where), images.y_test[chosen].to(where)
-    found, doubts = find_model(subject, architecture, images, where)
+    found, doubts = find_model(subject, architecture, images, where, key)
     code = identity(found)
     model = decision(found, as_images(x[:CHECKED]), images.n_classes, plan.logit_slice, plan.scale)
     _, more = examine(model, x, y, images.classes)
@@ -125,11 +127,11 @@ def audit(
     folder = out or store.home() / "audits" / f"{label}-{store.digest([decided_by, plan.eps, plan.norm])}"
     before = _card_before(folder)
     decided_by["answers"] = probes.recognised(folder / "eval", probes.probe(model, x, y, plan.radius, plan.norm))
-    key = store.digest([decided_by, plan.eps, plan.norm])
-    seconds = before["seconds"] if before.get("audit") == key else {}
+    name = store.digest([decided_by, plan.eps, plan.norm])
+    seconds = before["seconds"] if before.get("audit") == name else {}
     parameters = sum(parameter.numel() for parameter in found.parameters())
     card = asdict(plan) | {
-        "audit": key, "subject": subject, "model": architecture or type(found).__name__, "parameters": parameters,
+        "audit": name, "subject": subject, "model": architecture or type(found).__name__, "parameters": parameters,
         "weights": decided_by["weights"], "images": len(x), "dtype": dtype, "device": describe(where),
         "attacks": {name: repr(attack) for name, attack in plan.battery.items()},
         "warnings": doubts + more + [f"{part} is part of the model and no key can hold it" for part in code.unread],
@@ -140,12 +142,12 @@ def audit(
     for line in card["warnings"]:
         tell(f"warning: {line}")
     verdicts = Verdicts(label, [folder], decided_by, lambda: Subject(model, None, x, y), progress, tell=tell)
-    with noted():  # `examine` and `_masked` warn of all images; the battery does batch by batch
+    with noted(), noted(SearchWarning) as slower:  # `examine` and `_masked` warn of all images, the battery by batches
         outcomes = verdicts.of(plan.battery, "test", images.classes)
-    for line in (after := _masked(outcomes)):
+    for line in (after := slower + _masked(outcomes)):
         tell(f"warning: {line}")
     seconds |= {name: round(took, 1) for name, took in verdicts.seconds.items()}
-    seconds = {name: seconds[name] for name in plan.battery if name in seconds}
+    seconds = {attack: seconds[attack] for attack in plan.battery if attack in seconds}
     report(folder, card | {"warnings": card["warnings"] + after, "seconds": seconds}, plan.battery, outcomes)
     return folder, outcomes
 
@@ -211,9 +213,13 @@ def report(folder: Path, card: dict[str, Any], battery: Battery, found: Outcomes
 
 
 def broken_by(found: Outcomes, battery: Battery) -> pd.DataFrame:
-    """A row per AutoAttack and class: n images, how many were wrong when clean, were broken by each part, survived."""
+    """A row per AutoAttack and class: n images, how many were wrong when clean, were broken by each part, survived.
+
+    Who survived is who counts as robust: where outputs are random, an image that is wrong in either clean pass is wrong.
+    """
     frames = []
     for name, parts in found.broken_by.items():
+        parts = np.where(found.clean == found.y, parts, "clean")
         table = pd.crosstab(found.y, np.where(parts == "", "survived", parts))
         names = [*battery[name].names, "survived"]  # type: ignore[union-attr]
         table = table.reindex(index=range(len(found.classes)), columns=names, fill_value=0)
@@ -278,9 +284,11 @@ def class_table(found: Outcomes) -> str:
     return head + aligned(("class", "n", *columns), rows)
 
 
-def main(subject: str, architecture: str | None, plan: Plan, device: str | None, out: str | None) -> None:
+def main(
+    subject: str, architecture: str | None, plan: Plan, device: str | None, out: str | None, key: str | None = None
+) -> None:
     """What `crat audit` does: the checks, the table, and where the files are."""
     settings: dict[str, Any] = {"progress": sys.stderr.isatty(), "tell": partial(print, flush=True)}
     place = Path(out).expanduser() if out else None
-    folder, found = audit(subject, plan, architecture, device=device, out=place, **settings)
+    folder, found = audit(subject, plan, architecture, key=key, device=device, out=place, **settings)
     print(f"\n{class_table(found)}\n\n{shown(folder)}: {', '.join(sorted(p.name for p in folder.glob('*.*')))}")

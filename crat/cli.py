@@ -192,7 +192,7 @@ def _audit(a: Namespace) -> None:
     from crat import audit
 
     asked = {f.name: getattr(a, f.name) for f in fields(audit.Plan)}
-    audit.main(a.subject, a.model, audit.Plan(**asked | {"attacks": tuple(a.attacks)}), a.device, a.out)
+    audit.main(a.subject, a.model, audit.Plan(**asked | {"attacks": tuple(a.attacks)}), a.device, a.out, a.key)
 
 
 def _run_folders() -> list[Path]:

@@ -62,6 +62,7 @@ def audit_flags(sub: argparse.ArgumentParser) -> None:
     """What `crat audit` takes."""
     sub.add_argument("subject", help="module:function, file.py:function, or a weights file with --model")
     sub.add_argument("--model", help=f"the architecture of the weights: {' | '.join(c.MODELS)}")
+    sub.add_argument("--key", metavar="NAME", help="which of several weights in the file, such as ema")
     sub.add_argument("--data", required=True, help=" | ".join(c.DATASETS))
     sub.add_argument("--eps", help="the radius, such as 8/255 (default: the data set's protocol, L-inf)")
     sub.add_argument("--norm", default="Linf", help="Linf (default), L2 or L1")

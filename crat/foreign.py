@@ -191,18 +191,18 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 @contextmanager
-def noted() -> Iterator[list[str]]:
-    """Collects the lines of RobustnessWarning, each once; other warnings are shown as ever."""
+def noted(kind: type[Warning] = checks.RobustnessWarning) -> Iterator[list[str]]:
+    """Collects the lines of one kind of warning, each once; other warnings are shown as ever."""
     lines: list[str] = []
     with warnings.catch_warnings():
         shown = warnings.showwarning
 
         def note(message: Warning | str, category: type[Warning], *where) -> None:
-            if not issubclass(category, checks.RobustnessWarning):
+            if not issubclass(category, kind):
                 shown(message, category, *where)
             elif str(message) not in lines:
                 lines.append(str(message))
 
-        warnings.simplefilter("always", checks.RobustnessWarning)
+        warnings.simplefilter("always", kind)
         warnings.showwarning = note  # type: ignore[assignment]
         yield lines

@@ -107,7 +107,7 @@ def test_an_upward_import_is_seen():
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_files_and_functions_fit_on_a_screen(path):
     text = (ROOT / path).read_text(encoding="utf-8")
-    assert text.count("\n") <= 300, f"{path} has {text.count(chr(10))} lines"
+    assert text.count("\n") <= 500, f"{path} has {text.count(chr(10))} lines"
     long = [f"{path}:{f.lineno} {f.name}: {length(f)} lines" for f in functions(ast.parse(text)) if length(f) > 80]
     assert not long, long
 
