@@ -108,8 +108,8 @@ def audit(
 
     What is kept is read: outcomes belong to the weights, to the model's code and state, to what it answers and which
     gradients it gives on and around some images, to the images, labels and class names, and to all of the plan.
-    key: which of several weights in a file. out: the folder (None: audits/ in the store). tell: gets a line on what is judged, each warning (kept or not), and
-    what is read again with its date.
+    key: which of several weights in a file. out: the folder (None: audits/ in the store). tell: gets a line on what is
+    judged, each warning (kept or not), and what is read again with its date.
     """
     where = pick_device(device)
     images = data.imagenet_validation(plan.images) if plan.data == "imagenet" else data.load(plan.data)
@@ -215,7 +215,7 @@ def report(folder: Path, card: dict[str, Any], battery: Battery, found: Outcomes
 def broken_by(found: Outcomes, battery: Battery) -> pd.DataFrame:
     """A row per AutoAttack and class: n images, how many were wrong when clean, were broken by each part, survived.
 
-    Who survived is who counts as robust: where outputs are random, an image that is wrong in either clean pass is wrong.
+    Who survived is who counts as robust: where outputs are random, an image that is wrong in one clean pass is wrong.
     """
     frames = []
     for name, parts in found.broken_by.items():

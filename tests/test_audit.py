@@ -175,7 +175,7 @@ def test_a_folder_of_something_else_is_left_alone(crat, tmp_path):
         ("nothing.pt --model small_cnn", 1, "there is no weights file nothing.pt"),
         ("nets.py --model small_cnn", 1, "nets.py cannot be read: it is damaged, or no file of torch.save"),
         ("linear.pt --model small_cnn", 1, "linear.pt does not fit this small_cnn"),
-        ("nets.py:linear --attacks PGD", 2, "unknown attack 'PGD'; known: FGSM, PGD-20, CW-20, Square, AA, AA-plus"),
+        ("nets.py:linear --attacks JSMA", 2, "unknown attack 'JSMA'; known: FGSM, PGD-20, CW-20, Square, AA, AA-plus"),
         ("nets.py:linear --attacks FGSM --norm L1 --eps 3", 2, "unknown attack 'FGSM'; known: Square, AA, AA-plus"),
         ("nets.py:linear --eps 8", 2, "eps in Linf is between 0 and 1, such as 8/255, not 8"),
         ("nets.py:linear --eps nan", 2, "eps in Linf is between 0 and 1, such as 8/255, not nan"),
@@ -255,8 +255,18 @@ def test_the_battery_keeps_the_protocols_ratio_of_step_to_eps():
     assert halved["PGD-20"].step_size == pytest.approx(1 / 255)
     assert {attack.norm for attack in halved.values()} == {"L2"}
     assert list(Plan("mnist", "10", "L1").battery) == ["AA"]
-    with pytest.raises(ConfigError, match="unknown attack 'pgd'"):
-        Plan("cifar10", attacks=("pgd",))
+    with pytest.raises(ConfigError, match="unknown attack 'jsma'"):
+        Plan("cifar10", attacks=("jsma",))
+    assert list(Plan("cifar10", attacks=("pgd", "AutoAttack")).battery) == ["PGD-20", "AA"]
+
+
+def test_a_model_with_random_outputs_gets_one_verdict_in_both_tables(crat):
+    """Who survived AutoAttack, class by class, is who counts as robust, class by class."""
+    crat("nets.py:noisy --attacks AA-rand --eps 0.01 --out noisy")
+    classes = pd.read_csv("noisy/class_wise.csv").query("attack == 'AA-rand'").set_index("class")
+    survived = pd.read_csv("noisy/broken_by.csv").set_index("class").survived
+    assert 0 < survived.sum() < 60
+    assert (classes.loc[survived.index].robust_acc * 6).round().astype(int).tolist() == survived.tolist()
 
 
 def test_of_many_classes_the_worst_are_drawn(tmp_path, monkeypatch):

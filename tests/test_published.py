@@ -6,7 +6,7 @@ import pytest
 
 from crat import cli, published, store
 from crat.config import RunConfig
-from crat.evaluate import evaluate, kept, standard_battery
+from crat.evaluate import at_hand, evaluate, standard_battery
 from crat.run import Run, card_config
 
 
@@ -29,7 +29,7 @@ def run_with(n_outcomes, data="fashion_mnist"):
 @pytest.mark.parametrize("n_outcomes", [0, -1])
 def test_what_is_published_is_shown_and_the_rest_is_named(n_outcomes, capsys):
     run = run_with(n_outcomes)
-    names = [name for name in kept(run, standard_battery("fashion_mnist")) if name != "clean"]
+    names = [name for name in at_hand(run, standard_battery("fashion_mnist")) if name != "clean"]
     assert "PGD-20" in names
     assert cli.main(["evaluate", run.name]) == 0
     told = capsys.readouterr().out
