@@ -6,8 +6,8 @@
 
 The faults are cosmic-ray's (an operator, a comparison, a number, a condition) and names swapped for their opposite (min
 for max, sum for mean). A place in the code is drawn at random, then one of its faults. Messages of errors, annotations
-and docstrings are left alone: no number stands on them. Nothing is changed in the checkout: each fault is written into a
-copy, and a forked process, which has torch imported already, runs there what a first run with coverage has shown to
+and docstrings are left alone: no number stands on them. Nothing is changed in the checkout: each fault is written into
+a copy, and a forked process, which has torch imported already, runs there what a first run with coverage has shown to
 pass the line, up to the first failure. A survivor is a place where the tests would not see a wrong number, or a fault
 that changes nothing; people tell which.
 """
@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import coverage
 import parso
@@ -56,12 +56,13 @@ GROUPS = {
     ],
     "store": ["crat/store.py"],
 }
-# these start processes, notebooks or browsers, or look at the text of the package: slow, and blind to a copy's fault
-OTHER_TESTS = """
-    audit batch batch_errors bench bench_attacks cli cluster course distributed executors executors_killed floors foreign
-    imagenet_audit imagenet_labels lease notebooks packaging plots plots_cfa plots_labels plots_tail reproduce
-    reproduce_anew site sources spat_notebook
-""".split()
+# the other test files start processes, notebooks or browsers, draw, or look at the text of the package
+TESTS = """
+    apgd apgd_textbook attack_strength attacks augment autoattack averaging baselines calibration claims comparisons
+    config corruptions data data_errors defenses evaluate every_method fab fair_methods fair_policies hyperplane judge
+    long_tail mce methods metrics minimal models noise parity resume search spat_and_labels square statements
+    statistics_by_hand store superclasses toy train universal universal_at universal_attack variation
+"""
 QUIET = ["-x", "-q", "-p", "no:nbval", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
 # of cosmic-ray's operators: what a typing error would be; not what mostly ends in a TypeError (<< or `is` for a number)
 LIKELY = re.compile(
@@ -80,7 +81,7 @@ class Swap(Operator):
         ("zeros", "ones"), ("zeros_like", "ones_like"), ("std", "var"), ("nanstd", "nanvar"), ("sin", "cos"),
         ("log", "exp"), ("softmax", "log_softmax"), ("median", "mean"), ("sub_", "add_"), ("isf", "ppf"),
     )  # fmt: skip
-    OTHER = {**dict(PAIRS), **{b: a for a, b in PAIRS}}
+    OTHER: ClassVar = {**dict(PAIRS), **{b: a for a, b in PAIRS}}
 
     def mutation_positions(self, node: Any) -> Iterator[tuple]:
         """Each such name."""
@@ -98,7 +99,8 @@ class Swap(Operator):
         return ()
 
 
-OPERATORS: dict[str, Operator] = {name: OperatorProvider()[name]() for name in OperatorProvider() if LIKELY.search(name)}
+KNOWN = OperatorProvider()
+OPERATORS: dict[str, Operator] = {name: KNOWN[name]() for name in KNOWN if LIKELY.search(name)}
 OPERATORS["Swap"] = Swap()
 
 
@@ -253,7 +255,8 @@ class Tests:
         )  # a statement has its first line
         chosen = next((tests for tests in run if tests is not None), None) or self.files[fault.module]
         whole = {test for test in chosen if "::" not in test}
-        tests = [test for test in self.seconds if test in chosen or test.split("::")[0] in whole]
+        seen = [test for test in self.seconds if test in chosen or test.split("::")[0] in whole]
+        tests = [test for test in seen if self.seconds[test] <= slow]
         by_file: dict[str, float] = defaultdict(float)
         for test in tests:
             by_file[test.split("::")[0]] += self.seconds[test]
@@ -314,7 +317,7 @@ def tests_by_line(names: list[str], trees: list[Path]) -> Tests:
     return tests
 
 
-def verdicts(faults: list[Fault], tests: Tests, trees: list[Path]) -> Iterator[tuple[Fault, str]]:
+def verdicts(faults: list[Fault], tests: Tests, slow: float, trees: list[Path]) -> Iterator[tuple[Fault, str]]:
     """ "killed", "late" (a loop that does not end, killed as well), "survived", or "untested" of each fault."""
 
     def work(fault: Fault) -> Any:
@@ -328,7 +331,7 @@ def verdicts(faults: list[Fault], tests: Tests, trees: list[Path]) -> Iterator[t
 
         return run
 
-    chosen = {fault: tests.of(fault) for fault in faults}
+    chosen = {fault: tests.of(fault, slow) for fault in faults}
     limits = {fault: 60 + 10 * sum(tests.seconds[t] for t in chosen[fault]) for fault in faults}
     yield from ((fault, "untested") for fault in faults if not chosen[fault])
     for fault, status in observed(trees, {f: work(f) for f in faults if chosen[f]}, limits):
@@ -354,9 +357,8 @@ def main() -> None:
     """Draws, runs, and prints the survivors and the score."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modules", nargs="+", default=[p for group in GROUPS.values() for p in group])
-    numeric = [p.stem.removeprefix("test_") for p in sorted(ROOT.glob("tests/test_*.py"))]
-    numeric = [name for name in numeric if name not in OTHER_TESTS]
-    parser.add_argument("--tests", nargs="+", default=numeric, help="the test files, without test_ and .py")
+    parser.add_argument("--tests", nargs="+", default=TESTS.split(), help="the test files, without test_ and .py")
+    parser.add_argument("--slow", type=float, default=20, help="leave out tests that take longer (seconds)")
     parser.add_argument("--sample", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
@@ -377,8 +379,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="crat-mutants-") as folder:
         trees = [copy_of_the_checkout(Path(folder, str(job))) for job in range(args.jobs)]
         tests, found = tests_by_line(args.tests, trees), []
-        with args.out.open("a" if args.again is None else "w") as out:
-            for fault, word in verdicts(faults, tests, trees):
+        with args.out.open("w") as out:
+            for fault, word in verdicts(faults, tests, args.slow, trees):
                 found.append((fault, word))
                 out.write(json.dumps({"fault": asdict(fault), "word": word, "changed": fault.changed()}) + "\n")
                 out.flush()
