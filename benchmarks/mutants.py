@@ -194,10 +194,10 @@ class Recorder:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> None:
-        self.cov.switch_context(item.nodeid.split("[")[0])
+        self.cov.switch_context(item.nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid.split("[")[0]] += report.duration
+        self.seconds[report.nodeid] += report.duration
 
 
 def forked(tree: Path, work: Any) -> int:
@@ -235,32 +235,29 @@ def record(tests: Path, kept: Path) -> int:
 class Tests:
     """The tests that run a line, by a first run with coverage, kept for the next time."""
 
-    def __init__(self) -> None:
-        self.lines: dict[tuple[str, int], set[str]] = defaultdict(set)
-        self.files: dict[str, set[str]] = defaultdict(set)
+    def __init__(self, slow: float) -> None:
+        self.slow = slow
+        self.lines: dict[tuple[str, int], set[str]] = defaultdict(set)  # at import only: empty
+        self.imported: dict[str, set[str]] = defaultdict(set)
         self.seconds: dict[str, float] = {}
+        self.of_file: dict[str, float] = {}
 
     def add(self, record: dict[str, Any]) -> None:
         """One test file's record."""
-        self.seconds.update(record["seconds"])
+        file = next(iter(record["seconds"])).split("::")[0]
+        self.seconds |= record["seconds"]
+        self.of_file[file] = sum(record["seconds"].values())
         for module, lines in record["lines"].items():
+            self.imported[module].add(file)
             for line, contexts in lines.items():
                 self.lines[module, int(line)] |= set(contexts) - {""}
-                self.files[module] |= {context.split("::")[0] for context in contexts if context}
 
     def of(self, fault: Fault) -> list[str]:
-        """What may see the fault, quick files first: the tests of its line; of an import's line all of the module's."""
-        run = (
-            self.lines.get((fault.module, line)) for line in range(fault.line, 0, -1)
-        )  # a statement has its first line
-        chosen = next((tests for tests in run if tests is not None), None) or self.files[fault.module]
-        whole = {test for test in chosen if "::" not in test}
-        seen = [test for test in self.seconds if test in chosen or test.split("::")[0] in whole]
-        tests = [test for test in seen if self.seconds[test] <= slow]
-        by_file: dict[str, float] = defaultdict(float)
-        for test in tests:
-            by_file[test.split("::")[0]] += self.seconds[test]
-        return sorted(tests, key=lambda t: (by_file[t.split("::")[0]], t.split("::")[0], self.seconds[t]))
+        """What may see the fault, quick files first: the tests of its line; of an import's all of the module's."""
+        above = (self.lines.get((fault.module, line)) for line in range(fault.line, 0, -1))  # a statement's first line
+        chosen = next((tests for tests in above if tests is not None), None) or self.imported[fault.module]
+        found = [t for t in self.seconds if self.seconds[t] <= self.slow and {t, t.split("::")[0]} & chosen]
+        return sorted(found, key=lambda t: (self.of_file[t.split("::")[0]], t.split("::")[0], self.seconds[t]))
 
 
 def copy_of_the_checkout(folder: Path) -> Path:
@@ -299,7 +296,7 @@ def with_children(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def tests_by_line(names: list[str], trees: list[Path]) -> Tests:
+def tests_by_line(names: list[str], slow: float, trees: list[Path]) -> Tests:
     """Runs what has not been recorded for this state of the package."""
     package = "".join(p.read_text(encoding="utf-8") for p in sorted(ROOT.glob("crat/**/*.py")))
     files = [ROOT / "tests" / f"test_{name}.py" for name in names]
@@ -310,14 +307,14 @@ def tests_by_line(names: list[str], trees: list[Path]) -> Tests:
     missing = {p: lambda tree, p=p: record(tree / p.relative_to(ROOT), kept[p]) for p in files if not kept[p].exists()}
     for path, status in observed(trees, missing, dict.fromkeys(missing, 3600.0)):
         print(f"{path.name}: {'recorded' if status == '0' else 'fails without a fault, and is left out'}", flush=True)
-    tests = Tests()
+    tests = Tests(slow)
     for path in kept.values():
         if path.exists():
             tests.add(json.loads(path.read_text()))
     return tests
 
 
-def verdicts(faults: list[Fault], tests: Tests, slow: float, trees: list[Path]) -> Iterator[tuple[Fault, str]]:
+def verdicts(faults: list[Fault], tests: Tests, trees: list[Path]) -> Iterator[tuple[Fault, str]]:
     """ "killed", "late" (a loop that does not end, killed as well), "survived", or "untested" of each fault."""
 
     def work(fault: Fault) -> Any:
@@ -331,7 +328,7 @@ def verdicts(faults: list[Fault], tests: Tests, slow: float, trees: list[Path]) 
 
         return run
 
-    chosen = {fault: tests.of(fault, slow) for fault in faults}
+    chosen = {fault: tests.of(fault) for fault in faults}
     limits = {fault: 60 + 10 * sum(tests.seconds[t] for t in chosen[fault]) for fault in faults}
     yield from ((fault, "untested") for fault in faults if not chosen[fault])
     for fault, status in observed(trees, {f: work(f) for f in faults if chosen[f]}, limits):
@@ -378,9 +375,9 @@ def main() -> None:
     BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="crat-mutants-") as folder:
         trees = [copy_of_the_checkout(Path(folder, str(job))) for job in range(args.jobs)]
-        tests, found = tests_by_line(args.tests, trees), []
+        tests, found = tests_by_line(args.tests, args.slow, trees), []
         with args.out.open("w") as out:
-            for fault, word in verdicts(faults, tests, args.slow, trees):
+            for fault, word in verdicts(faults, tests, trees):
                 found.append((fault, word))
                 out.write(json.dumps({"fault": asdict(fault), "word": word, "changed": fault.changed()}) + "\n")
                 out.flush()
