@@ -60,7 +60,7 @@ GROUPS = {
 TESTS = """
     apgd apgd_textbook attack_strength attacks augment autoattack averaging baselines calibration claims comparisons
     config corruptions data data_errors defenses evaluate every_method fab fair_methods fair_policies hyperplane judge
-    long_tail mce methods metrics minimal models noise parity resume search spat_and_labels square statements
+    long_tail mce methods metrics minimal models noise parity search spat_and_labels square statements
     statistics_by_hand store superclasses toy train universal universal_at universal_attack variation
 """
 QUIET = ["-x", "-q", "-p", "no:nbval", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
@@ -237,7 +237,9 @@ class Tests:
 
     def __init__(self, slow: float) -> None:
         self.slow = slow
-        self.lines: dict[tuple[str, int], set[str]] = defaultdict(set)  # at import only: empty
+        self.lines: dict[tuple[str, int], set[str]] = defaultdict(set)
+        self.at_import: set[tuple[str, int]] = set()
+        self.users: dict[str, set[str]] = defaultdict(set)  # the test files that run anything of a module or its folder
         self.imported: dict[str, set[str]] = defaultdict(set)
         self.seconds: dict[str, float] = {}
         self.of_file: dict[str, float] = {}
@@ -251,11 +253,20 @@ class Tests:
             self.imported[module].add(file)
             for line, contexts in lines.items():
                 self.lines[module, int(line)] |= set(contexts) - {""}
+                if "" in contexts:
+                    self.at_import.add((module, int(line)))
+                if any(contexts):
+                    self.users[module].add(file)
+                    self.users[str(Path(module).parent)].add(file)
 
     def of(self, fault: Fault) -> list[str]:
-        """What may see the fault, quick files first: the tests of its line; of an import's all of the module's."""
-        above = (self.lines.get((fault.module, line)) for line in range(fault.line, 0, -1))  # a statement's first line
-        chosen = next((tests for tests in above if tests is not None), None) or self.imported[fault.module]
+        """What may see the fault, quick files first: the tests of its line; of an import's all of the module's room."""
+        module, folder = fault.module, str(Path(fault.module).parent)
+        above = ((module, line) for line in range(fault.line, 0, -1))  # a statement has the number of its first line
+        place = next((place for place in above if place in self.lines), None)
+        room = self.users[module] | (self.users[folder] if folder != "crat" or not self.users[module] else set())
+        room = room or self.imported[module]
+        chosen = room if place in self.at_import or place is None else self.lines[place]
         found = [t for t in self.seconds if self.seconds[t] <= self.slow and {t, t.split("::")[0]} & chosen]
         return sorted(found, key=lambda t: (self.of_file[t.split("::")[0]], t.split("::")[0], self.seconds[t]))
 
@@ -368,6 +379,7 @@ def main() -> None:
         faults = [Fault(**row["fault"]) for row in rows if row["word"] in ("survived", "untested")]
     else:
         faults = drawn(modules, args.sample, random.Random(args.seed))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
     sys.dont_write_bytecode = True  # a fault of the same second and length would be taken for what it replaced
     # isort: off
     import hypothesis.strategies, pandas, scipy.optimize, scipy.stats, torch  # noqa: E401, F401  what a fork need not

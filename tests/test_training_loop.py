@@ -1,5 +1,7 @@
 """A training is the plain loop: every number of it written out here once more, in forty lines."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,16 +9,17 @@ from tiny_runs import TINY, weights
 
 from crat import data, store
 from crat.attacks import PGD
+from crat.config import TrainConfig
 from crat.defenses import ClassStats
 from crat.progress import Progress
 from crat.run import Run, build_model
+from crat.schedules import learning_rate
 from crat.train import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("own_store")
 
-IMAGES, BATCH, BATCHES, EPOCHS = 260, 64, 5, 2  # 26 of each class, the last batch holds four
+IMAGES, BATCH, EPOCHS = 260, 64, 2  # 26 of each class, the last batch holds four
 WARM_UP = TINY.but(epochs=EPOCHS, eps_warmup=1, average="ema_update")
-LAST = "channels_last"
 
 
 def one_cycle(step):
@@ -25,7 +28,7 @@ def one_cycle(step):
 
 
 def images_of(x):
-    return x.float().div(255).contiguous(memory_format=getattr(torch, LAST))
+    return x.float().div(255).contiguous(memory_format=torch.channels_last)
 
 
 def by_class(y, values):
@@ -35,7 +38,7 @@ def by_class(y, values):
 def looped():
     """AT, PGD-2 within 0.1 (half of it in the first epoch), SGD 0.9 and 5e-4, EMA of each update: what it leaves."""
     images = data.load(WARM_UP.data)
-    model = build_model(WARM_UP, images).to(memory_format=getattr(torch, LAST))
+    model = build_model(WARM_UP, images).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     average, epochs, step = {}, [], 0
     for epoch in range(EPOCHS):
@@ -64,7 +67,7 @@ def looped():
 
 def validated(state, images):
     """Clean accuracy, R_k and loss under PGD-10 of each class, of 5 images each."""
-    model = build_model(WARM_UP, images).to(memory_format=getattr(torch, LAST)).eval()
+    model = build_model(WARM_UP, images).to(memory_format=torch.channels_last).eval()
     model.load_state_dict(state)
     x, y = images_of(images.x_valid), images.y_valid
     x_adv = PGD(0.1, 0.025, 10)(model, x, y, generator=torch.Generator().manual_seed(store.seed_for(0, 0)))
@@ -144,3 +147,18 @@ def test_awp_begins_behind_its_warm_up():
         with trainer._weights_moved(x, x, y, 1.0):
             moves.append(((weight.detach() - before).norm() / before.norm()).item())
     assert moves == [0, 0, pytest.approx(0.01, rel=1e-3), pytest.approx(0.01, rel=1e-3)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "expected"),
+    [
+        ("constant", 2, [0.5] * 8),
+        ("piecewise", 8, [0.5] * 16 + [0.05] * 8 + [0.005] * 8),
+        ("piecewise", 3, [0.5] * 8 + [0.05] * 4),  # 50 and 75 % lie within the second and third epoch
+        ("one_cycle", 5, [0.5 * (t + 1) / 6 for t in range(6)] + [0.5 * (20 - t) / 14 for t in range(6, 20)]),
+        ("cosine", 2, [0.25 * (1 + math.cos(math.pi * t / 8)) for t in range(8)]),
+    ],
+)
+def test_the_rate_of_every_update(schedule, epochs, expected):
+    config = TrainConfig(epochs=epochs, lr=0.5, schedule=schedule)
+    assert [learning_rate(config, step, 4) for step in range(4 * epochs)] == pytest.approx(expected, rel=1e-12)
