@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import io
 import json
 import os
 import random
@@ -28,7 +29,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,6 +64,7 @@ TESTS = """
     long_tail mce methods metrics minimal models noise parity search spat_and_labels square statements
     statistics_by_hand store superclasses toy train universal universal_at universal_attack variation
 """
+UNSEEN = ("survived", "untested")
 QUIET = ["-x", "-q", "-p", "no:nbval", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
 # of cosmic-ray's operators: what a typing error would be; not what mostly ends in a TypeError (<< or `is` for a number)
 LIKELY = re.compile(
@@ -346,6 +348,12 @@ def verdicts(faults: list[Fault], tests: Tests, trees: list[Path]) -> Iterator[t
         yield fault, {"0": "survived", "late": "late"}.get(status, "killed")
 
 
+def read(path: Path) -> list[tuple[Fault, str]]:
+    """What a run has found so far."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [(Fault(**row["fault"]), row["word"]) for row in rows]
+
+
 def group_of(module: str) -> str:
     """The group's name."""
     return next((g for g, patterns in GROUPS.items() if any(Path(module).match(p) for p in patterns)), "other")
@@ -355,7 +363,7 @@ def score(found: list[tuple[Fault, str]]) -> str:
     """A line per group: faults, those that survived, and the share that was seen."""
     lines, by_group = ["| group | faults | survived | seen |", "|---|---|---|---|"], defaultdict(list)
     for fault, word in found:
-        by_group[group_of(fault.module)].append(word in ("survived", "untested"))
+        by_group[group_of(fault.module)].append(word in UNSEEN)
     for group, own in by_group.items():
         lines.append(f"| {group} | {len(own)} | {sum(own)} | {1 - sum(own) / len(own):.0%} |")
     return "\n".join(lines)
@@ -375,25 +383,28 @@ def main() -> None:
     args = parser.parse_args()
     modules = sorted({str(p.relative_to(ROOT)) for pattern in args.modules for p in ROOT.glob(pattern)})
     if args.again:
-        rows = [json.loads(line) for line in args.again.read_text().splitlines()]
-        faults = [Fault(**row["fault"]) for row in rows if row["word"] in ("survived", "untested")]
+        faults, found = [fault for fault, word in read(args.again) if word in UNSEEN], []
     else:
-        faults = drawn(modules, args.sample, random.Random(args.seed))
+        faults, found = drawn(modules, args.sample, random.Random(args.seed)), read(args.out)  # a killed one goes on
+    faults = [fault for fault in faults if fault not in dict(found)]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     sys.dont_write_bytecode = True  # a fault of the same second and length would be taken for what it replaced
     # isort: off
     import hypothesis.strategies, pandas, scipy.optimize, scipy.stats, torch  # noqa: E401, F401  what a fork need not
 
     BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="crat-mutants-") as folder:
+        with redirect_stdout(io.StringIO()):
+            pytest.main([*QUIET, "-c", os.devnull, "--rootdir", folder, folder])  # so that forks find it imported
         trees = [copy_of_the_checkout(Path(folder, str(job))) for job in range(args.jobs)]
-        tests, found = tests_by_line(args.tests, args.slow, trees), []
-        with args.out.open("w") as out:
+        tests = tests_by_line(args.tests, args.slow, trees)
+        with args.out.open("w" if args.again else "a") as out:
             for fault, word in verdicts(faults, tests, trees):
                 found.append((fault, word))
                 out.write(json.dumps({"fault": asdict(fault), "word": word, "changed": fault.changed()}) + "\n")
                 out.flush()
-                if word in ("survived", "untested"):
+                if word in UNSEEN:
                     print(f"{word}: {fault.changed()}", flush=True)
     print(score(found))
 

@@ -162,6 +162,17 @@ def test_an_order_against_an_order_by_hand():
     assert (even.value, even.p) == (0, 1.0)
 
 
+def test_the_interval_of_an_order_holds_it_where_images_are_few():
+    """Ten classes of 20 images, 6 to 15 of them right: every resampled order is another one, so its rho is below 1."""
+    y, counts = np.repeat(np.arange(10), 20), np.arange(6, 16)
+    right = np.concatenate([np.arange(20) < n for n in counts])
+    same, reverse = (c.rank_correlation(y, right, sign * counts.astype(float), draws=400) for sign in (1, -1))
+    assert (same.value, same.high) == (pytest.approx(1), pytest.approx(1))
+    assert (reverse.value, reverse.low) == (pytest.approx(-1), pytest.approx(-1))
+    assert 0 < same.low < 0.9
+    assert -0.9 < reverse.high < 0
+
+
 def test_two_attacks_on_one_network_have_the_variance_of_their_differences():
     """Averages of A .75, .5, of B .5, .5: seeds' variance of the differences / 2; images by the plain bootstrap."""
     y = np.repeat([0, 1], 200)

@@ -49,6 +49,8 @@ def test_the_attack_leaves_the_first_feature_unless_it_is_asked_for():
     assert toy.attack(x, y, 0.2, first=True) == pytest.approx(np.array([[0.8, 0.3, -0.3], [-0.8, 0.4, 0.5]]))
     assert toy.accuracy(2.0, 0.8, 0.3, 1, 0.1) == toy.accuracy(2.0, 0.8, 0.3, 1, 0.1, first=False)
     assert toy.accuracy(2.0, 0.8, 0.3) == toy.accuracy(2.0, 0.8, 0.3, 1, 0.0)
+    assert toy.best_w(0.8, 0.4, eps=0.1, first=True) == toy.best_w(0.8, 0.4, 1, 0.1, first=True)
+    assert toy.infinite_from(0.9, 0.4) == toy.infinite_from(0.9, 0.4, 1)
     assert toy.best_w(0.8, 0.4, 3, 0.1) == toy.best_w(0.8, 0.4, 3, 0.1, first=False)
 
 
@@ -65,6 +67,8 @@ def test_the_optimum_is_that_of_a_fine_search(case):
 
 
 def test_the_formula_of_the_symmetric_form():
+    assert toy.best_w(0.8, 0.4, eps=0.1, first=True) == toy.best_w(0.8, 0.4, 1, 0.1, first=True)
+    assert toy.infinite_from(0.9, 0.4) == toy.infinite_from(0.9, 0.4, 1)
     assert toy.best_w(0.8, 0.4, 3, 0.1) == pytest.approx(log(4) / (2 * 0.3))
     assert toy.best_w(0.8, 0.4, eps=0.4) == inf
     assert toy.best_w(0.5, 0.4) == 0
@@ -107,8 +111,8 @@ def test_where_x_1_is_moved_too_the_optimum_is_infinite_from_some_eps_and_may_fa
     assert toy.best_w(0.6, 0.4, 1, 0.05, first=True) < toy.best_w(0.6, 0.4)  # theorem 2 needs x_1 left alone
 
 
-OUTSIDE = [(1.0, 0.3, 1, 0), (0.0, 0.3, 1, 0), (0.7, 0.5, 1, 0), (0.7, 0.0, 1, 0), (0.7, 0.3, 0, 0), (0.7, 0.3, 1, 0.31),
-           (0.7, 0.3, 1, -0.01)]  # fmt: skip
+OUTSIDE = [(1.0, 0.3, 1, 0), (0.0, 0.3, 1, 0), (0.7, 0.5, 1, 0), (0.7, 0.0, 1, 0), (0.7, 0.3, 0, 0),
+           (0.7, 0.3, 1, 0.31), (0.7, 0.3, 1, -0.01)]  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", OUTSIDE)
