@@ -59,10 +59,11 @@ GROUPS = {
 }
 # the other test files start processes, notebooks or browsers, draw, or look at the text of the package
 TESTS = """
-    apgd apgd_textbook attack_strength attacks augment autoattack averaging baselines calibration claims comparisons
-    config corruptions data data_errors defenses evaluate every_method fab fair_methods fair_policies hyperplane judge
-    long_tail mce methods metrics minimal models noise parity search spat_and_labels square statements
-    statistics_by_hand store superclasses toy train universal universal_at universal_attack variation
+    apgd apgd_textbook attack_settings attack_strength attacks augment autoattack averaging baselines calibration
+    claims comparisons config corruptions data data_errors defenses evaluate every_method fab fair_methods
+    fair_policies hyperplane imagenet_audit judge long_tail mce method_settings methods metrics minimal models noise
+    parity search spat_and_labels square statements statistics_by_hand store superclasses toy train training_loop
+    universal universal_at universal_attack variation
 """
 UNSEEN = ("survived", "untested")
 QUIET = ["-x", "-q", "-p", "no:nbval", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
