@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo $(VENV)/uv/bin/uv)
 NEEDED := crat sets itself up by uv, or by python3 with pip. Install one: uv, or python3-venv (apt install python3-venv)
 
-.PHONY: help reproduce site test test-old-cpu lab notebooks lint lock
+.PHONY: help reproduce site test test-old-cpu mutants lab notebooks lint lock
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -25,6 +25,9 @@ test: $(VENV)/.ready ## every test, the committed notebooks included
 test-old-cpu: $(VENV)/.ready ## the numeric tests as on an old CPU: no vector instructions beyond SSE, one thread
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 \
 		$(BIN)/pytest -n logical --maxprocesses=4 --dist=loadscope --no-loadscope-reorder -p no:nbval -o addopts=-q --numeric tests $(ARGS)
+
+mutants: $(VENV)/.ready $(VENV)/mutants ## faults put into the package, one at a time: do tests see them? (hours: ARGS="--sample 50")
+	@PYTHONPATH=$(CURDIR)/$(VENV)/mutants $(BIN)/python benchmarks/mutants.py $(ARGS)
 
 lab: $(VENV)/.ready ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab $(ARGS) notebooks
@@ -49,6 +52,11 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
+
+# beside the environment, not in it: nobody else needs it; parso, attrs and coverage are in the lock
+$(VENV)/mutants: | $(VENV)/.ready
+	@test -x $(UV) || $(MAKE) --no-print-directory $(UV)
+	@$(UV) pip install --quiet --python $(BIN)/python --target $@ --no-deps cosmic-ray==8.7.0 stevedore==5.10.0
 
 # Debian's python3 has no ensurepip without python3-venv, but its pip can install into an environment without one
 $(VENV)/uv/bin/uv:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from crat.attacks import apgd
 from crat.attacks.apgd import APGD, apgd_t
 from crat.attacks.frozen import frozen
 from crat.attacks.hunt import Hunt, pursue
@@ -242,3 +243,24 @@ def test_half_precision(norm, dtype):
 def test_bad_settings_get_one_line(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(APGD(0.1), **changes)
+
+
+def test_larger_radii_begin_at_three_and_two_times_the_ball(monkeypatch):
+    """Normal noise of 192 pixels is longer than every ball: the first start lies on the border of the widest."""
+    climbed = []
+
+    class Noted(apgd.SparseClimb):
+        def __init__(self, x, y, start, eps, *rest):
+            climbed.append((eps.flatten(), size(start - x, "L1")))
+            super().__init__(x, y, start, eps, *rest)
+
+    monkeypatch.setattr(apgd, "SparseClimb", Noted)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double()
+    with torch.no_grad():
+        net[1].weight.mul_(1e-3)
+        net[1].bias.copy_(torch.tensor([9.0, 0.0, 0.0]))  # out of reach: no image leaves
+    x, y = torch.full((2, 3, 8, 8), 0.5, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
+    APGD(4.0, "L1", steps=10, larger_radii=True)(net, x, y)
+    assert [eps.tolist() for eps, _ in climbed] == [[12, 12], [8, 8], [4, 4]]
+    assert climbed[0][1].tolist() == pytest.approx([12, 12])
+    assert all((start <= eps + 1e-9).all() for eps, start in climbed)

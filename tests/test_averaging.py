@@ -37,6 +37,12 @@ def test_starts_and_decays_scale_with_the_epochs():
     assert make_average(TrainConfig(average="fawa", epochs=200)).decay == 0.85
     assert make_average(TrainConfig(average="fawa", average_decay=0.5)).decay == 0.5
     assert make_average(TrainConfig()) is None
+    per_update, per_epoch = (make_average(TrainConfig(average=a, epochs=100)) for a in ("ema_update", "ema_epoch"))
+    assert (per_update.decay, per_update.warm_up) == (0.999, True)
+    assert (per_epoch.decay, per_epoch.warm_up) == (pytest.approx(0.85**2), False)
+    with_start = [make_gate(TrainConfig(average=a, epochs=12, average_start=0)) for a in ("swa", "fawa")]
+    assert [(g.start, g.threshold) for g in with_start] == [(0, 0.0), (0, None)]
+    assert make_gate(TrainConfig(average="fawa", fawa_threshold=0.2)).threshold == 0.2
 
 
 def test_swa_is_the_mean():

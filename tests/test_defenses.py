@@ -1,5 +1,7 @@
 """Each loss against its formula written out; class statistics against counting; the registry."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import nn
 from crat.attacks import PGD
 from crat.config import ConfigError, TrainConfig
 from crat.defenses import ClassStats, make_defense
+from crat.defenses.stats import judged_stats
 from crat.defenses.trades import TRADES
 
 CONFIG = TrainConfig(eps=0.1, step_size=0.03, steps=3, beta=4.0)
@@ -91,6 +94,21 @@ def test_class_statistics_are_counts():
     twice = s + s
     assert twice.n.tolist() == [4, 2, 0, 2]
     assert ClassStats.of(y, losses, adversarial).clean.isnan().all()
+
+
+def test_judged_images_count_as_robust_where_both_answers_are_right():
+    """R_k: an image that is right on one side only counts on that side only; a class without images counts nothing."""
+    y = torch.tensor([0, 0, 0, 0, 1, 1, 3])
+    clean = torch.eye(4)[[0, 0, 1, 1, 1, 0, 3]] * 2
+    robust = torch.eye(4)[[0, 1, 0, 1, 1, 1, 2]] * 3
+    s = judged_stats(y, clean, robust)
+    assert s.n.tolist() == [4, 2, 0, 1]
+    assert s.clean.tolist() == [2, 1, 0, 1]
+    assert s.robust.tolist() == [1, 1, 0, 0]
+    assert s.confusion.tolist() == [[2, 2, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]  # the attacked answers
+    wrong = math.log(math.exp(3) + 3)  # the cross-entropy of logits 3, 0, 0, 0 where the class is not the first
+    right = wrong - 3
+    torch.testing.assert_close(s.loss, torch.tensor([2 * right + 2 * wrong, 2 * right, 0, wrong]))
 
 
 def test_counts_are_exact_under_bfloat16_autocast():

@@ -54,6 +54,13 @@ def test_mce_by_hand(errors, baseline):
     assert found["relative_mCE"] == pytest.approx((0.25 + 1) / 2)
 
 
+def test_severities_are_averaged_each_counting_the_same():
+    """Errors 0.1, 0.2 and 0.9: their mean is 0.4, not the middle one."""
+    found = corruption_errors(Y, Y, {"fog-1": wrong(0), "fog-3": wrong(0, 1), "fog-5": wrong(*range(9))})
+    assert by_corruption(found).set_index("corruption").loc["fog", "error"] == pytest.approx(0.4)
+    assert mce(found)["mean_error"] == pytest.approx(0.4)
+
+
 def test_a_model_is_as_bad_as_itself(errors):
     found = mce(errors, errors)
     assert found["mCE"] == pytest.approx(1)

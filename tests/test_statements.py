@@ -115,6 +115,17 @@ def test_the_planted_difference_is_the_one_that_is_read():
         assert (per_run(Y, a, functional) - per_run(Y, b, functional)).mean() == pytest.approx(0.1, abs=0.05)
 
 
+def test_the_smallest_differences_that_matter_stay_what_was_declared():
+    """Declared before a number was seen; two values where notebooks differ."""
+    declared = {}
+    for claim in CLAIMS.values():
+        declared.setdefault(claim.functional, set()).add(claim.smallest_difference)
+    assert declared == {
+        "average": {0.01}, "worst": {0.02}, "spread": {0.005}, "gap": {0.02, 0.05}, "share": {0.05, 0.1},
+        "rank correlation": {0.05, 0.1, 0.3},
+    }  # fmt: skip
+
+
 def test_statements_are_told_apart_and_traced():
     assert len({(c.family, c.paper, c.statement) for c in CLAIMS.values()}) == len(CLAIMS)
     assert all(claim.where and claim.paper for claim in CLAIMS.values())

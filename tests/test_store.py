@@ -1,6 +1,7 @@
 """Files appear whole or not at all, seeds and names are the same everywhere, what is damaged is said to be."""
 
 import errno
+import hashlib
 import os
 
 import numpy as np
@@ -12,6 +13,7 @@ from crat import store
 
 def test_names_and_seeds_are_pinned():
     assert store.digest({"b": 1, "a": [1, 2]}) == store.digest({"a": [1, 2], "b": 1}) == "94a786c3662bc7be"
+    assert store.seed_for(0, "init") == int(hashlib.sha256(b'[0, "init"]').hexdigest()[:15], 16) == 494211107533203405
     assert store.seed_for(0, 3) != store.seed_for(3, 0)
     assert store.seed_for(0, "init") == store.seed_for(0, "init") < 2**63
 
@@ -25,6 +27,11 @@ def test_arrays_and_tensors_come_back(tmp_path):
     read, meta = store.read_tensors(tmp_path / "t.safetensors")
     assert meta == {"epoch": 2}
     assert all(torch.equal(read[k], v) for k, v in tensors.items())
+
+
+def test_json_is_written_alike_whatever_order_it_came_in(tmp_path):
+    store.write_json(tmp_path / "a.json", {"b": 1, "a": [2]})
+    assert (tmp_path / "a.json").read_text() == '{\n "a": [\n  2\n ],\n "b": 1\n}\n'
 
 
 def test_no_pickle_goes_in_or_out(tmp_path):

@@ -43,6 +43,17 @@ def test_no_point_within_eps_is_worse_than_the_attacked_one():
             assert not (worst & (toy.classify(x + step, 1.3) != y)).any()
 
 
+def test_the_attack_leaves_the_first_feature_unless_it_is_asked_for():
+    x, y = np.array([[1.0, 0.5, -0.1], [-1.0, 0.2, 0.3]]), np.array([1, -1])
+    assert toy.attack(x, y, 0.2) == pytest.approx(np.array([[1, 0.3, -0.3], [-1, 0.4, 0.5]]))
+    assert toy.attack(x, y, 0.2, first=True) == pytest.approx(np.array([[0.8, 0.3, -0.3], [-0.8, 0.4, 0.5]]))
+    assert toy.accuracy(2.0, 0.8, 0.3, 1, 0.1) == toy.accuracy(2.0, 0.8, 0.3, 1, 0.1, first=False)
+    assert toy.accuracy(2.0, 0.8, 0.3) == toy.accuracy(2.0, 0.8, 0.3, 1, 0.0)
+    assert toy.best_w(0.8, 0.4, eps=0.1, first=True) == toy.best_w(0.8, 0.4, 1, 0.1, first=True)
+    assert toy.infinite_from(0.9, 0.4) == toy.infinite_from(0.9, 0.4, 1)
+    assert toy.best_w(0.8, 0.4, 3, 0.1) == toy.best_w(0.8, 0.4, 3, 0.1, first=False)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_optimum_is_that_of_a_fine_search(case):
     p, eta, d, eps, first = case
@@ -56,6 +67,8 @@ def test_the_optimum_is_that_of_a_fine_search(case):
 
 
 def test_the_formula_of_the_symmetric_form():
+    assert toy.best_w(0.8, 0.4, eps=0.1, first=True) == toy.best_w(0.8, 0.4, 1, 0.1, first=True)
+    assert toy.infinite_from(0.9, 0.4) == toy.infinite_from(0.9, 0.4, 1)
     assert toy.best_w(0.8, 0.4, 3, 0.1) == pytest.approx(log(4) / (2 * 0.3))
     assert toy.best_w(0.8, 0.4, eps=0.4) == inf
     assert toy.best_w(0.5, 0.4) == 0
@@ -98,7 +111,11 @@ def test_where_x_1_is_moved_too_the_optimum_is_infinite_from_some_eps_and_may_fa
     assert toy.best_w(0.6, 0.4, 1, 0.05, first=True) < toy.best_w(0.6, 0.4)  # theorem 2 needs x_1 left alone
 
 
-@pytest.mark.parametrize("bad", [(1.0, 0.3, 1, 0), (0.7, 0.5, 1, 0), (0.7, 0.3, 0, 0), (0.7, 0.3, 1, 0.31)])
+OUTSIDE = [(1.0, 0.3, 1, 0), (0.0, 0.3, 1, 0), (0.7, 0.5, 1, 0), (0.7, 0.0, 1, 0), (0.7, 0.3, 0, 0),
+           (0.7, 0.3, 1, 0.31), (0.7, 0.3, 1, -0.01)]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", OUTSIDE)
 def test_values_outside_the_model_are_refused(bad):
     with pytest.raises(toy.ToyError, match="eps in"):
         toy.accuracy(1.0, *bad)

@@ -1,5 +1,7 @@
 """Training: schedules, determinism, averages, collapse, bad numbers, refusals. (test_resume: kill and resume.)"""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_runs import TINY, same, weights
@@ -8,6 +10,7 @@ from torch import nn
 from crat import store
 from crat.averaging import EMA
 from crat.config import ConfigError, TrainConfig
+from crat.defenses import ClassStats
 from crat.progress import Progress
 from crat.run import Run, build_model
 from crat.schedules import learning_rate
@@ -197,6 +200,33 @@ def test_eps_warmup_grows_linearly():
     for epoch in range(3):
         trainer.train_epoch(epoch, Progress("none"))
     assert sorted(set(scales)) == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+def test_history_notes_the_eps_that_an_epoch_trained_with():
+    """The warm-up's share of it, the common one and a class's own; validation is attacked by the whole eps."""
+    history = train(TINY.but(eps_warmup=2), progress="none").history()
+    used = history.groupby(["split", "epoch"]).eps.agg(["min", "max"])
+    assert used.loc["train"].to_numpy().ravel() == pytest.approx([0.1 / 3, 0.1 / 3, 0.2 / 3, 0.2 / 3, 0.1, 0.1])
+    assert used.loc["valid"].to_numpy().ravel() == pytest.approx([0.1] * 6)
+
+    own = train(TINY.but(defense="cfa", eps_warmup=2), progress="none").history().query("split == 'train'")
+    margins, withstood = (own.pivot(index="epoch", columns="class", values=v) for v in ("eps", "robust_acc"))
+    expected = [0.1 / 3 + 0 * withstood.loc[1], (0.5 + withstood.loc[1]) * 0.2 / 3, (0.5 + withstood.loc[2]) * 0.1]
+    for epoch, eps in enumerate(expected, 1):  # CFA: (lambda_1 + t_k) eps of the epoch before
+        assert margins.loc[epoch].to_numpy() == pytest.approx(eps.to_numpy(), rel=1e-6)
+
+
+def test_the_line_of_an_epoch_says_the_means_over_classes_and_the_worst(capsys):
+    run = train(TINY.but(epochs=1), progress="line")
+    trainer, k = Trainer(run, torch.device("cpu")), 3
+    zeros = [torch.zeros(k)] * 3 + [torch.zeros(k, k)] * 2
+    n = torch.tensor([4.0, 0.0, 10.0])  # a class without images enters no mean
+    valid = ClassStats(n, torch.tensor([3.0, 0, 8]), torch.tensor([2.0, 0, 1]), *zeros)
+    trained = ClassStats(torch.full((k,), 100.0), *[torch.zeros(k)] * 2, torch.tensor([50.0, 100, 300]), *zeros[1:])
+    trainer.images = SimpleNamespace(classes=("cat", "dog", "ship"))
+    assert trainer._line(trained, valid, 2.0, 0.5) == (
+        "loss 1.500  valid clean 77.5 %  robust 30.0 %, worst 10.0 % (ship)  150 images/s"
+    )
 
 
 def test_bfloat16_trains_as_well():
