@@ -97,7 +97,7 @@ def undisturbed(tmp_path_factory):
         if method not in runs:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("CRAT_RUNS", str(folder))
-                runs[method] = train(config(method, train_per_class=14), progress="none")
+                runs[method] = train(config(method, train_per_class=14), progress="none", device="cpu")
         return runs[method]
 
     return run
@@ -121,9 +121,9 @@ def test_killed_in_mid_epoch_and_resumed_ends_the_same(method, undisturbed, tmp_
     for survived in (4, 5):  # three steps an epoch
         left["steps"] = survived
         with pytest.raises(KeyboardInterrupt):
-            train(asked, progress="none")
+            train(asked, progress="none", device="cpu")
     left["steps"] = 100
-    run = train(asked, progress="none")
+    run = train(asked, progress="none", device="cpu")
     assert same(expected[0], weights(run))
     assert run.history().equals(expected[1])
     state = Trainer(run, torch.device("cpu")).defense.state_dict()

@@ -27,7 +27,7 @@ CONFIG = TINY.but(epochs=1)
 def run(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("CRAT_RUNS", str(tmp_path_factory.mktemp("kept")))
-    yield train(CONFIG, progress="none")
+    yield train(CONFIG, progress="none", device="cpu")
     patch.undo()
 
 
@@ -45,7 +45,7 @@ def judged(monkeypatch):
 
 
 def under(run, attack, **settings):
-    return evaluate.evaluate(run, {"it": attack}, **{"tell": None, "split": "valid"} | settings)
+    return evaluate.evaluate(run, {"it": attack}, **{"tell": None, "split": "valid", "device": "cpu"} | settings)
 
 
 def test_a_longer_prefix_serves_a_shorter_and_a_shorter_one_is_continued(run, judged):
@@ -62,7 +62,7 @@ def test_a_longer_prefix_serves_a_shorter_and_a_shorter_one_is_continued(run, ju
     assert len(judged) == 6
     assert len(again.y) == 33
     images = data.load(CONFIG.data)
-    exact = attacked_logits(run.model(), images.x_valid, images.y_valid, attack)
+    exact = attacked_logits(run.model("best", "cpu"), images.x_valid, images.y_valid, attack)
     assert (everything.predictions["it"] == exact.argmax(1).numpy()).all()
 
 
