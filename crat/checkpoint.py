@@ -109,7 +109,7 @@ def restore(t: Trainer) -> None:
     if t.config.trace_per_class:
         trace = t.run.trace()
         for name in ("clean", "pgd"):
-            t.trace[name] = [torch.from_numpy(kept) for kept in trace[name][: t.done]]
+            t.trace[name] = list(trace[name][: t.done])
     t.judged.load_state_dict(t.current)
     if t.lease and t.lease.held and best_epoch != t.best["epoch"]:
         _write_best(t)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from crat.config import PROTOCOLS, ConfigError, RunConfig, number
 from crat.defenses import ClassStats, Task, make_defense
 from crat.defenses.stats import judged_stats
 from crat.device import autocast, compiled, pick_device
+from crat.kept import halved
 from crat.lease import Lease, held
 from crat.progress import Progress, dated, tell
 from crat.run import Run, build_model, first_per_class, history_rows, unread
@@ -96,7 +98,7 @@ class Trainer:
         self.best: dict[str, Any] = {}
         self.collapsed: list[int] = []
         self.rows: list[dict[str, Any]] = []
-        self.trace: dict[str, list[Tensor]] = defaultdict(list)
+        self.trace: dict[str, list[np.ndarray]] = defaultdict(list)
         if (run.folder / "checkpoint.safetensors").exists():
             restore(self)
 
@@ -284,10 +286,10 @@ class Trainer:
             return
         index = first_per_class(self.images.y_test, per_class)
         x, y = self.images.x_test[index], self.images.y_test[index]
-        self.trace["clean"].append(self._logits(x, y, None).half().cpu())
-        self.trace["pgd"].append(self._logits(x, y, self.valid_attack).half().cpu())
-        kept = {"index": index, "y": y} | {name: torch.stack(epochs) for name, epochs in self.trace.items()}
-        arrays = {name: value.cpu().numpy() for name, value in kept.items()}
+        for name, attack in (("clean", None), ("pgd", self.valid_attack)):
+            self.trace[name].append(halved(self._logits(x, y, attack).cpu().numpy()))
+        arrays = {"index": index.cpu().numpy(), "y": y.cpu().numpy()}
+        arrays |= {name: np.stack(epochs) for name, epochs in self.trace.items()}
         store.write_arrays(self.run.folder / "trace.npz", arrays, compressed=True)
 
     def _line(self, train: ClassStats, valid: ClassStats, seconds: float, top_share: float) -> str:
