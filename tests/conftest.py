@@ -28,12 +28,12 @@ NOT_NUMERIC = {
         "batch batch_errors cluster executors executors_killed lease reproduce reproduce_anew resume store"
     ),
     "files, names and texts": (
-        "checkpoint cli config data data_errors floors imagenet_audit imagenet_labels methods packaging site sources "
-        "superclasses"
+        "checkpoint cli config data data_damaged data_errors estimates floors identity identity_code imagenet_audit "
+        "imagenet_labels machines manifest methods names packaging published read_only site sources superclasses"
     ),
     "notebooks and their figures": "course notebooks plots plots_cfa plots_labels plots_tail",
     "NumPy alone, which the setting of torch's instructions does not reach": (
-        "calibration claims comparisons mce metrics statements toy variation"
+        "calibration claims comparisons mce metrics statements statistics_by_hand toy variation"
     ),
     "times, and tables of times": "bench bench_attacks",
 }
