@@ -104,3 +104,17 @@ def test_momentum_gathers_gradients_divided_by_their_l1_norm(decay):
         gathered = decay * gathered + gradient / gradient.abs().sum((1, 2, 3), keepdim=True)
         x_adv = (x_adv.detach() + 0.02 * gathered.sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1)
     torch.testing.assert_close(MIFGSM(0.1, steps=5, decay=decay)(net, x, y), x_adv, rtol=0, atol=1e-12)
+
+
+def test_objectives_by_hand():
+    """Logits 4, 3, 2, 0 of class 0, and of class 1; towards class 2."""
+    z, y, target = torch.tensor([[4.0, 3, 2, 0]] * 2, dtype=torch.float64), torch.tensor([0, 1]), torch.tensor([2, 2])
+    e = z[0].exp()
+    assert Margin()(z, y).tolist() == [-1, 1]
+    assert DLR()(z, y).tolist() == pytest.approx([-1 / (4 - 2), 1 / (4 - 2)])
+    assert TargetedDLR(target)(z, y).tolist() == pytest.approx([-2 / (4 - (2 + 0) / 2), -1 / (4 - (2 + 0) / 2)])
+    assert CrossEntropy()(z, y).tolist() == pytest.approx([((e.sum() - e[k]) / e[k]).log().item() for k in (0, 1)])
+    assert PlainCrossEntropy()(z, y).tolist() == pytest.approx([(e.sum() / e[k]).log().item() for k in (0, 1)])
+    assert Toward(target, Margin())(z, y).tolist() == [-2, -2]
+    half = CrossEntropy(0.5)(z, y)
+    torch.testing.assert_close(half, CrossEntropy()(2 * z, y))

@@ -4,12 +4,15 @@ A default is left out of a run's name. Whoever changes one gives an old name to 
 method's revision: then change the table here as well.
 """
 
+from inspect import signature
+
 import pytest
 import torch
 
 from crat.attacks import PGD
 from crat.config import ConfigError
 from crat.defenses import DEFENSES, ClassStats, Task
+from crat.defenses.tian2021 import fit_bias
 
 DEFAULTS = {
     "standard": {},
@@ -177,3 +180,12 @@ def test_cfas_lambdas_are_the_papers_for_each_base():
     for epoch in range(1, 12):
         late.epoch_end(train, None)
         assert (late.state["eps"][0].item() == pytest.approx(0.07)) == (epoch >= 10)
+
+
+def test_a_bias_is_fitted_with_the_settings_that_published_ones_were():
+    """Notebooks fit theirs without naming any; the first round, by hand: step sd(z) / sqrt(1) for the worst of two."""
+    settings = {name: p.default for name, p in signature(fit_bias).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert settings == {"rounds": 500, "step": 0.03, "max_drop": None}
+    z, y = torch.tensor([[1.0, 0.0], [0.01, 0.0], [0.01, 0.0]]), torch.tensor([0, 1, 1])
+    moved = 0.03 * z.std()  # enough for the second class, which loses by 0.01
+    torch.testing.assert_close(fit_bias(z, y, rounds=1), torch.stack([-moved / 2, moved / 2]))

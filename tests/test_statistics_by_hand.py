@@ -260,6 +260,21 @@ def test_classes_cross_beyond_bonferronis_limit_and_not_below():
     assert v.crossings(y, outcomes(first), grid, level=0.999).empty
 
 
+def test_crossings_are_sorted_by_their_weaker_side():
+    """0 and 1 change places most clearly on one side and least on the other; 2 and 3 clearly on both."""
+    y, n = np.repeat(np.arange(4), 400), 400
+    tops = [(300, 100, 270, 170), (160, 220, 170, 270)]
+    right = np.stack([np.concatenate([np.arange(n) < top for top in at]) for at in tops])[:, None]
+    found = v.crossings(y, right, [0, 1])
+    p = np.array(tops) / n
+    z = [[(p[e, i] - p[e, j]) / sqrt((p[e, [i, j]] * (1 - p[e, [i, j]])).sum() / n) for e in (0, 1)]
+         for i, j in found[["first", "second"]].to_numpy()]  # fmt: skip
+    weaker, stronger = np.min(np.abs(z), 1), np.max(np.abs(z), 1)
+    assert {(0, 1), (2, 3)} <= set(map(tuple, found[["first", "second"]].to_numpy().tolist()))
+    assert (np.diff(weaker) < 0).all()
+    assert not (np.diff(stronger) < 0).all()
+
+
 def test_seeds_widen_what_a_crossing_needs():
     """Two seeds that differ by 20 points: their variance / 2 is added to that of the images."""
     y = np.repeat([0, 1], 100)

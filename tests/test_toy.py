@@ -49,7 +49,8 @@ def test_the_attack_leaves_the_first_feature_unless_it_is_asked_for():
     assert toy.attack(x, y, 0.2, first=True) == pytest.approx(np.array([[0.8, 0.3, -0.3], [-0.8, 0.4, 0.5]]))
     assert toy.accuracy(2.0, 0.8, 0.3, 1, 0.1) == toy.accuracy(2.0, 0.8, 0.3, 1, 0.1, first=False)
     assert toy.accuracy(2.0, 0.8, 0.3) == toy.accuracy(2.0, 0.8, 0.3, 1, 0.0)
-    assert toy.best_w(0.8, 0.4, eps=0.1, first=True) == toy.best_w(0.8, 0.4, 1, 0.1, first=True)
+    assert toy.best_w(0.8, 0.4, eps=0.02, first=True) == toy.best_w(0.8, 0.4, 1, 0.02, first=True) < inf
+    assert toy.best_w(0.8, 0.4, 2, 0.02, first=True) != toy.best_w(0.8, 0.4, 1, 0.02, first=True)
     assert toy.infinite_from(0.9, 0.4) == toy.infinite_from(0.9, 0.4, 1)
     assert toy.best_w(0.8, 0.4, 3, 0.1) == toy.best_w(0.8, 0.4, 3, 0.1, first=False)
 
@@ -67,7 +68,8 @@ def test_the_optimum_is_that_of_a_fine_search(case):
 
 
 def test_the_formula_of_the_symmetric_form():
-    assert toy.best_w(0.8, 0.4, eps=0.1, first=True) == toy.best_w(0.8, 0.4, 1, 0.1, first=True)
+    assert toy.best_w(0.8, 0.4, eps=0.02, first=True) == toy.best_w(0.8, 0.4, 1, 0.02, first=True) < inf
+    assert toy.best_w(0.8, 0.4, 2, 0.02, first=True) != toy.best_w(0.8, 0.4, 1, 0.02, first=True)
     assert toy.infinite_from(0.9, 0.4) == toy.infinite_from(0.9, 0.4, 1)
     assert toy.best_w(0.8, 0.4, 3, 0.1) == pytest.approx(log(4) / (2 * 0.3))
     assert toy.best_w(0.8, 0.4, eps=0.4) == inf
