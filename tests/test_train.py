@@ -257,5 +257,5 @@ def test_bad_settings_get_one_line():
             TINY.but(**change)
     with pytest.raises(ConfigError, match="device 'tpu' cannot be used"):
         train(TINY, device="tpu")
-    with pytest.raises(ConfigError, match="unknown progress .loud.; known: bar, line, none"):
+    with pytest.raises(ConfigError, match=r"unknown progress .loud.; known: bar, line, none"):
         train(TINY, progress="loud")
