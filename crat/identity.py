@@ -154,7 +154,8 @@ class _Walk:
     def module(self, value: ModuleType, used: frozenset[str]) -> None:
         self.put("module", value.__name__)
         if not ours.named_module(value.__name__) and not self.again(value, used):
-            for name in sorted(used & vars(value).keys()):
+            names = {name for name in vars(value) if not name.startswith("__")} if ours.ANY in used else used
+            for name in sorted(names & vars(value).keys()):
                 self.put(name)
                 self.value(vars(value)[name], used)
 
@@ -166,6 +167,8 @@ class _Walk:
         self.code(value.__code__)
         self.items("function", (value.__defaults__, value.__kwdefaults__, vars(value), *closure))
         read, used = ours.globals_of(value.__code__)
+        if ours.ANY in read:
+            read = {name for name in value.__globals__ if not name.startswith("__")}
         for name in sorted(read & value.__globals__.keys()):
             self.put(name)
             self.value(value.__globals__[name], used)

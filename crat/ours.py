@@ -26,6 +26,9 @@ NOT_CODE = {
     "__slotnames__", "_autograd_function_id",
 }  # fmt: skip
 DECIDING = ("attacks", "defenses", "bodies", "models", "averaging", "awp", "augment", "schedules", "corruptions")
+ANY = "*"  # in place of a name: code that looks names up by a string may mean any
+LOOK_UP = {"getattr", "vars", "dir", "attrgetter", "methodcaller"}  # of a module, say
+LOOK_ABOUT = {"globals", "locals", "eval", "exec"}  # among what the code itself sees
 HEAP = 1 << 9  # the flag of a class that was made while Python ran
 
 
@@ -132,10 +135,17 @@ def instructions(code: CodeType) -> Iterable[dis.Instruction]:
 
 
 def globals_of(code: CodeType) -> tuple[set[str], frozenset[str]]:
-    """The global names that code reads, and all attributes that it uses of anything; inner code included."""
+    """The global names that code reads, and all attributes that it uses of anything; inner code included.
+
+    ANY is among them where the code looks names up by strings: then all that is there counts.
+    """
     steps = list(instructions(code))
     read = {str(s.argval) for s in steps if s.opname == "LOAD_NAME" or ("LOAD" in s.opname and "GLOBAL" in s.opname)}
     used = {str(s.argval) for s in steps if "ATTR" in s.opname or s.opname in ("LOAD_METHOD", "IMPORT_FROM")}
+    if read & LOOK_ABOUT:
+        read.add(ANY)
+    if (read | used) & (LOOK_UP | LOOK_ABOUT | {"__dict__"}):
+        used.add(ANY)
     return read, frozenset(used)
 
 

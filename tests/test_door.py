@@ -398,3 +398,31 @@ def test_dlr_and_margin_do_not_warn_of_images_that_are_wrong(recwarn):
     for objective in (DLR(), Margin()):
         PGD(0.1, 0.05, 3, objective=objective)(net(), x, (y + 1) % 5, generator=PerImage(0, torch.arange(20)))
     assert not [w for w in recwarn if issubclass(w.category, RobustnessWarning)]
+
+
+class InPlace(nn.Module):
+    """A network that normalises where the images lie, or not."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.in_place = nn.Linear(64, 3), in_place
+
+    def forward(self, x):
+        x = x.sub_(0.3).div_(0.2) if self.in_place else (x - 0.3) / 0.2
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "attack", [PGD(0.05, 0.02, 3), Square(0.05, queries=20), DeepFool(), APGD(0.05, steps=5), None], ids=str
+)
+def test_a_model_that_normalises_in_place_is_attacked_like_another(attack, dtype):
+    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    before, y = x.clone(), torch.arange(6) % 3
+    found, expected = (attacked_logits(InPlace(kind), x, y, attack, dtype=dtype) for kind in (True, False))
+    assert torch.equal(x, before)
+    assert torch.equal(found, expected)
+    if attack is not None:
+        attack(InPlace(True), x, y)
+        assert torch.equal(x, before)

@@ -4,7 +4,9 @@ import enum
 import functools
 import random
 import re
+import sys
 import threading
+import types
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -210,3 +212,28 @@ def test_numbers_of_another_type_differ():
     assert identity(0.0) != identity(-0.0)
     assert identity(torch.zeros(2, 3)) != identity(torch.zeros(3, 2))
     assert identity(torch.zeros(2)) != identity(torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("look", ["getattr(losses, 'own')(z)", "vars(losses)['own'](z)", "losses.__dict__['own'](z)"])
+def test_a_function_that_is_looked_up_by_a_string_is_in_the_key(look, monkeypatch):
+    """A module of a user's: which of its names `getattr` means is not in the code, so all of it counts."""
+    found = []
+    for factor in (1, 2):
+        losses = types.ModuleType("losses_of_a_user")
+        exec(f"def own(z):\n    return {factor} * z", vars(losses))
+        monkeypatch.setitem(sys.modules, losses.__name__, losses)
+        names = {"losses": losses, "__name__": "__main__"}
+        exec(f"def loss(z):\n    return {look}", names)
+        found.append(identity(names["loss"]))
+    assert found[0].text != found[1].text
+    assert not found[0].unread
+
+
+@pytest.mark.parametrize("look", ["globals()['own'](z)", "eval('own(z)')"])
+def test_so_is_one_among_a_functions_own_globals(look):
+    found = []
+    for factor in (1, 1, 2):
+        names = {"__name__": "__main__"}
+        exec(f"def own(z):\n    return {factor} * z\ndef loss(z):\n    return {look}", names)
+        found.append(identity(names["loss"]))
+    assert found[0] == found[1] != found[2]

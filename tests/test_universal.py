@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from crat.attacks import MIFGSM, PGD, CrossEntropy, Margin, PerImage
+from crat.attacks.logits import AttackError
 from crat.attacks.threat import size
 from crat.attacks.transfer import transfer
 from crat.attacks.universal import apply_universal, fit_universal, fooling_rates
@@ -195,7 +196,7 @@ def nan_model():
         (lambda x, y: fit(conv(), x, y, norm="L1"), "norm is one of Linf, L2, not 'L1'"),
         (lambda x, y: fit(conv(), x, y, n_classes=2), "labels are 0 to 1, not 0 to 2"),
         (lambda x, y: fit(conv(), x, y, eps=torch.ones(2)), r"shape \(3,\), not \(2,\)"),
-        (lambda x, y: fit(nan_model(), x, y), "NaN logits"),
+        (lambda x, y: fit(nan_model(), x, y), "NaN, infinite or huge logits"),
     ],
 )
 def test_bad_input_gets_one_line(call, message):
@@ -230,3 +231,43 @@ def test_momentum_is_the_papers_algorithm():
             x_adv = (x_adv.detach() + alpha * gathered.sign()).clamp(x - eps, x + eps).clamp(0, 1)
         ours = MIFGSM(eps, alpha, 7, decay=decay)(model, x, y, target=target)
         torch.testing.assert_close(ours, x_adv, rtol=0, atol=1e-12)
+
+
+class Answers(nn.Module):
+    """A linear network whose logits pass through a function."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.linear, self.change = nn.Linear(16, 3), change
+
+    def forward(self, x):
+        return self.change(self.linear(x.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda z: (z,), "tuple"),
+        (lambda z: z[:, :1], "one output"),
+        (lambda z: torch.cat([z[1:], z[:1].detach() * torch.nan]), "NaN"),
+        (lambda z: z * 1e35, "huge"),
+    ],
+)
+def test_fitting_goes_through_the_same_door_as_attacks(change, said):
+    torch.manual_seed(0)
+    x, y = torch.rand(12, 1, 4, 4), torch.arange(12) % 3
+    with pytest.raises(AttackError, match=said):
+        fit_universal(Answers(change), x, y, eps=0.1, n_classes=3, class_wise=False, epochs=1)
+
+
+def test_fitting_takes_logits_where_they_are_named():
+    torch.manual_seed(0)
+    x, y = torch.rand(12, 1, 4, 4), torch.arange(12) % 3
+    named, plain = Answers(lambda z: {"logits": z}), Answers(lambda z: z)
+    plain.load_state_dict(named.state_dict())
+    delta, expected = (
+        fit_universal(m, x, y, eps=0.1, n_classes=3, class_wise=False, generator=torch.Generator().manual_seed(0))
+        for m in (named, plain)
+    )
+    assert torch.equal(delta, expected)
+    assert delta.abs().max() > 0

@@ -179,7 +179,7 @@ class Watched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images -> logits (N, K); raises AttackError where they are something else, or K is below a label."""
-        logits = logits_of(self.model(x), x)
+        logits = logits_of(self.model(x.clone()), x)  # a model may normalise in place
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise AttackError(NO_GRADIENT)
         for low, high in self.ends:

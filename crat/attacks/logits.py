@@ -59,7 +59,7 @@ def not_finite(images: int, total: int, kind: str = "NaN, infinite or huge") -> 
 def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (N, K) in float32 proper, of a frozen model; raises AttackError where one is not finite."""
     with exact(), torch.autocast(x.device.type, enabled=False):  # a caller's autocast is for the search
-        logits = full(logits_of(model(x), x))
+        logits = full(logits_of(model(x.clone()), x))  # a model may normalise in place
     if images := int(spoilt(logits).sum()):
         raise AttackError(not_finite(images, len(x), "NaN" if logits.isnan().any() else "infinite or huge"))
     return logits

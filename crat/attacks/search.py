@@ -128,7 +128,7 @@ def _look(net: nn.Module, x: Tensor) -> Looked:
     """Without a gradient (a model that only Square can attack), zeros."""
 
     def logits(images: Tensor) -> Tensor:
-        return full(logits_of(net(images), images))
+        return full(logits_of(net(images.clone()), images))  # a model may normalise in place
 
     with exact():
         with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crat import data, store
-from crat.attacks.door import admitted, check_images, check_labels, check_model, check_radius
+from crat.attacks.door import Watched, admitted, check_images, check_labels, check_model, check_radius
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward, one_of
 from crat.attacks.judge import as_images
@@ -46,7 +46,7 @@ def fit_universal(
     images with their labels, those that the model gets wrong included; class-wise deltas: Benz et al. 2021
     (2104.03000). Shafahi et al. also cut each image's loss off from above, lest a few images rule the mean. Here the
     gradient of the log-odds is bounded, and the cut is left out; an objective that ends in `.clamp_max(9)` brings it.
-    Raises ValueError on an unknown norm, labels outside the classes, another number of eps than of deltas, and NaN, and
+    Raises ValueError on an unknown norm, labels outside the classes and another number of eps than of deltas, and
     AttackError as every attack does (crat.attacks.door).
     """
     one_of("norm", norm, ("Linf", "L2"))
@@ -63,16 +63,14 @@ def fit_universal(
     delta = torch.zeros(n_classes if class_wise else 1, *x_train.shape[1:], device=x_train.device, dtype=dtype)
     radius = per_sample(eps, delta)
     step = radius / 10 if step_size is None else per_sample(step_size, delta)
-    streams, spoilt = source(generator, x_train), torch.zeros((), dtype=torch.bool, device=x_train.device)
+    streams, watched = source(generator, x_train), Watched(model, y_train)
     with frozen(model):
         for _ in range(epochs):
             for chosen in streams.uniform().argsort(stable=True).split(batch_size):
                 images, labels = as_images(x_train[chosen]), y_train[chosen]
-                gradient = _gradient(model, images, labels, delta, objective)
+                gradient = _gradient(watched, images, labels, delta, objective)
                 delta = _into_ball(delta + step * ascent_direction(gradient, norm), radius, norm)
-                spoilt |= gradient.isnan().any()
-            if spoilt:
-                raise ValueError("the model gives NaN logits or gradients for training images: no delta can be fitted")
+            watched.report()
     return delta
 
 
