@@ -67,7 +67,7 @@ def audit_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--eps", help="the radius, such as 8/255 (default: the data set's protocol, L-inf)")
     sub.add_argument("--norm", default="Linf", help="Linf (default), L2 or L1")
     sub.add_argument(
-        "--images", type=int, default=1000, help="so many test images, spread over the classes (default 1000); 0: all"
+        "--images", type=count, default=1000, help="so many test images, spread over the classes (default 1000); 0: all"
     )
     sub.add_argument("--attacks", nargs="+", default=(), metavar="ATTACK", help="only these (default: with PGD and AA)")
     sub.add_argument("--logit-slice", type=int, metavar="K", help="the first K logits are the answers")

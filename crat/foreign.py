@@ -59,15 +59,13 @@ def find_model(
 def _from_function(subject: str) -> nn.Module:
     place, _, name = subject.rpartition(":")
     folder = str(Path(place).parent.absolute() if place.endswith(".py") else Path.cwd())
-    sys.path.insert(0, folder)  # where `python file.py` and `python -m module` look first
-    try:
-        make = getattr(_imported(place), name, None)
-        if not callable(make):
-            raise ConfigError(f"{place} has no function {name!r}")
-        with _blamed(ModelError, f"{name}() of {place} failed"):
-            model = make if isinstance(make, nn.Module) else make()
-    finally:
-        sys.path.remove(folder)
+    if folder not in sys.path:  # where `python file.py` and `python -m module` look first; forward may import, too
+        sys.path.insert(0, folder)
+    make = getattr(_imported(place), name, None)
+    if not callable(make):
+        raise ConfigError(f"{place} has no function {name!r}")
+    with _blamed(ModelError, f"{name}() of {place} failed"):
+        model = make if isinstance(make, nn.Module) else make()
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{name}() of {place} returns {type(model).__name__}, not an nn.Module")
     return model

@@ -10,6 +10,7 @@ import inspect
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -231,8 +232,10 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"there is no weights file {path}")
     try:
-        safe = path.suffix == ".safetensors"
-        found = safetensors.torch.load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with warnings.catch_warnings(action="ignore"):  # of old pickles: what is wrong is said below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not (zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80"):
             raise CheckpointError(f"{path} cannot be read: it is damaged, or no file of torch.save") from error
@@ -242,7 +245,6 @@ def _read(path: Path) -> Any:
         ) from error
     except Exception as error:  # the readers raise whatever a damaged file makes them stumble over
         raise CheckpointError(f"{path} cannot be read: it is damaged ({type(error).__name__})") from error
-    return found
 
 
 def _chosen(found: Any, path: Path, key: str | None) -> tuple[dict[str, Tensor], str]:

@@ -51,6 +51,7 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     spelt, meant = {plain(other): other for other in allowed}, plain(str(name))
     near = [other for other in spelt if len(meant) > 2 and (other.startswith(meant) or meant.startswith(other))]
     either = {unnumbered(other): other for other in allowed} | spelt
+    either |= {alias: spelt[name] for alias, name in ALIASES.items() if name in spelt}
     found = dict.fromkeys(either[other] for other in near[:3] or get_close_matches(meant, either, 3))
     return f"; did you mean {' or '.join(found)}?" if found else ""
 

@@ -245,3 +245,10 @@ def test_jpeg_is_the_codecs():
     for before, after in zip(x, found, strict=True):
         Image.fromarray(before.permute(1, 2, 0).numpy()).save(file := BytesIO(), "JPEG", quality=40)
         assert np.array_equal((after * 255).round().byte().permute(1, 2, 0), np.asarray(Image.open(file)))
+
+
+def test_images_that_are_none_are_refused():
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for images in (3 * x - 1, (255 * x).to(torch.uint8), x.flatten(1)):
+        with pytest.raises(CorruptionError, match=r"images are floats \(N, C, H, W\) in \[0, 1\]"):
+            Corruption("fog", 3)(None, images)

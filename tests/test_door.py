@@ -256,12 +256,12 @@ def test_large_logits_are_attacked_as_small_ones():
         assert ((large.argmax(1) != y).sum() - (small.argmax(1) != y).sum()).abs() <= 2
 
 
-@pytest.mark.parametrize("name", [name for name in GRADIENTS if name != "cwl2"])  # it adds the distance's gradient
-def test_a_gradient_that_is_always_zero_is_told(name):
-    x, y = batch()
+def test_a_gradient_that_is_always_zero_is_told(by_gradient):
+    x, y = batch(12)
+    y[:3] = (y[:3] + 1) % 5  # some are wrong from the start, and leave the batch of many attacks
     steps = Answer(before=lambda x: (x * 255).round() / 255)  # an input of 8 bits has no slope
     with pytest.warns(RobustnessWarning, match="zero gradient"):
-        ATTACKS[name](steps, x, y)
+        by_gradient(steps, x, y)
 
 
 def test_logits_without_a_gradient_are_refused(by_gradient):
@@ -426,3 +426,76 @@ def test_a_model_that_normalises_in_place_is_attacked_like_another(attack, dtype
     if attack is not None:
         attack(InPlace(True), x, y)
         assert torch.equal(x, before)
+
+
+def test_what_a_model_does_not_take_is_a_line(attack):
+    x, y = batch()
+    for images, model, told in (
+        (x.double(), net(), r"the model takes no float64 images of shape \(6, 2, 6, 6\): RuntimeError"),
+        (x.half(), net(), "the model takes no float16 images"),
+        (x, net().half(), "the model takes no float32 images"),
+        (x[:, :1], net(), r"the model takes no float32 images of shape \(6, 1, 6, 6\)"),
+    ):
+        for call in (attack, lambda *given: attacked_logits(*given, None)):
+            with pytest.raises(AttackError, match=told) as error:
+                call(model, images, y)
+            assert "\n" not in str(error.value)
+    with pytest.raises(AttackError, match="a lazy module has no weights yet"):
+        attack(nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), x, y)
+
+
+def test_a_model_that_turns_gradients_off_does_so_for_itself(attack):
+    x, y = batch()
+
+    class Off(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            torch.set_grad_enabled(False)
+            return self.net(x)
+
+    attacked_logits(Off(), x, y, None)
+    assert torch.is_grad_enabled()
+    if not isinstance(attack, Square):
+        with pytest.raises(AttackError, match="the logits have no gradient"):
+            attack(Off(), x, y)
+    assert torch.is_grad_enabled()
+
+
+class Users:
+    """An attack of a user's: what it makes of the images."""
+
+    def __init__(self, made, **settings):
+        self.made = made
+        vars(self).update(settings)
+
+    def __call__(self, model, x, y, *, eps=None, generator=None):
+        return self.made(x)
+
+
+def test_what_an_attack_gives_is_checked():
+    x, y = batch()
+    for attack, told in (
+        (Users(lambda x: x * 5), "images lie in .* not in"),
+        (Users(lambda x: x[:3]), r"the attack gives shape \(3, 2, 6, 6\) for images of shape \(6, 2, 6, 6\)"),
+        (Users(lambda x: (x, x)), "the attack gives tuple"),
+        (Users(lambda x: (x + 0.2).clamp(0, 1), eps=0.1), r"moved an image by 0\.2 in Linf, its eps is 0\.1"),
+        (Users(lambda x: (x + 0.2).clamp(0, 1), eps=0.3, norm="L2"), "moved an image by .* in L2, its eps is 0.3"),
+    ):
+        with pytest.raises(AttackError, match=told):
+            attacked_logits(net(), x, y, attack)
+    moved = attacked_logits(net(), x, y, Users(lambda x: (x + 0.1).clamp(0, 1), eps=0.1))
+    assert torch.equal(moved, net()((x + 0.1).clamp(0, 1)).detach())
+
+
+def test_the_judges_own_settings_are_checked():
+    x, y = batch()
+    for settings, told in (
+        ({"dtype": "half"}, "dtype is one of float32, bfloat16, not 'half'"),
+        ({"batch_size": 0}, "batch_size is at least 1"),
+        ({"begin": 7}, "begin one of 6 images, not 500 and 7"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            attacked_logits(net(), x, y, None, **settings)

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from math import inf, sqrt
+from numbers import Real
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from crat.attacks.checks import ZERO_GRADIENT, warn
-from crat.attacks.logits import NO_GRADIENT, AttackError, logits_of, not_finite, spoilt
+from crat.attacks.logits import NO_GRADIENT, AttackError, answer_of, not_finite, spoilt
+from crat.attacks.threat import NORMS, size
 
 ROUNDING = 1e-5  # how far an image may leave [0, 1]: what float arithmetic does to the ends
 Call = TypeVar("Call", bound=Callable[..., Any])
@@ -24,7 +27,8 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 def checked(perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack, x: x.clone()) -> Call:
     """`perturb(attack, model, x, y, ...)` behind the door; `nothing(attack, x)` is the answer to an empty batch.
 
-    What comes out asks for no gradient, whatever x does. Works under torch.no_grad(). Raises AttackError, one line, on
+    What comes out asks for no gradient, whatever x does. Works under torch.no_grad(). A model that draws random numbers
+    moves torch's global generator, as it does elsewhere. Raises AttackError, one line, on
     images, labels, a radius, a step or a model that the attack was not made for, and where a logit or gradient that it
     saw was not finite. Waits for the device twice a call.
     """
@@ -80,6 +84,8 @@ def check_model(model: Any) -> None:
         raise AttackError("a TorchScript module cannot be frozen or copied: attack the nn.Module that it was made from")
     if any("eval" in vars(part) for part in parts):  # torch.export puts one there that raises
         raise AttackError(exported)
+    if any(isinstance(tensor, UninitializedTensorMixin) for tensor in model.parameters()):
+        raise AttackError("a lazy module has no weights yet: pass an image through the model first")
     if any(tensor.is_inference() for tensor in model.parameters()):
         raise AttackError("the model was made under torch.inference_mode(): make or load it outside")
 
@@ -131,17 +137,35 @@ def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "ep
 
     value: a number or a tensor (N,); x (N, ...): the images, None: not known yet, so that only L-inf has an upper end.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-        raise AttackError(f"{what} is a number or a tensor (N,), not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
+        told = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
+        raise AttackError(f"{what} is a number or a tensor (N,), not {told}")
     if isinstance(value, Tensor) and not value.numel():
         return
-    low, high = (float(end) for end in value.detach().aminmax()) if isinstance(value, Tensor) else (value, value)
+    low, high = (float(end) for end in value.detach().aminmax()) if isinstance(value, Tensor) else 2 * (float(value),)
     pixels = inf if x is None else x[:1].numel() if len(x) else inf
     widest = {"Linf": 1.0, "L2": sqrt(pixels), "L1": pixels}.get(norm, inf)
     if not 0 <= low <= high <= widest or high == inf:
         room = f"in [0, {widest:.4g}]" if widest < inf else "finite and at least 0"
         hint = f": is {high:g} / 255 meant?" if norm == "Linf" and 1 < high <= 255 else ""
         raise AttackError(f"{what} in {norm} is {room} for images in [0, 1], not {high if low >= 0 else low:g}{hint}")
+
+
+def check_made(made: Any, x: Tensor, attack: Any) -> Tensor:
+    """What an attack made of the images x; raises AttackError where it is no such batch, or lies outside the ball.
+
+    The ball is known where the attack has a number eps; its norm is L-inf unless it says another.
+    """
+    if not isinstance(made, Tensor) or made.shape != x.shape:
+        what = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        raise AttackError(f"the attack gives {what} for images of shape {tuple(x.shape)}")
+    made = check_images(made)
+    eps, norm = getattr(attack, "eps", None), getattr(attack, "norm", "Linf")
+    if isinstance(eps, Real) and norm in NORMS:
+        farthest = float(size(made.float() - x.float(), norm).max())
+        if farthest > 1.001 * float(eps) + ROUNDING * (1 if norm == "Linf" else x[0].numel() ** 0.5):
+            raise AttackError(f"the attack moved an image by {farthest:.4g} in {norm}, its eps is {float(eps):.4g}")
+    return made
 
 
 def check_classes(y: Tensor, logits: Tensor) -> None:
@@ -179,8 +203,10 @@ class Watched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images -> logits (N, K); raises AttackError where they are something else, or K is below a label."""
-        logits = logits_of(self.model(x.clone()), x)  # a model may normalise in place
-        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+        asked = x.requires_grad and torch.is_grad_enabled()
+        seen = x.clone() if asked else x  # whose gradient is the model's alone
+        logits = answer_of(self.model, seen)
+        if asked and not logits.requires_grad:
             raise AttackError(NO_GRADIENT)
         for low, high in self.ends:
             _among(low, high, logits.shape[1])
@@ -188,17 +214,18 @@ class Watched(nn.Module):
         bad = spoilt(answers).sum()
         self.spoilt_at_first = bad if self.spoilt_at_first is None else self.spoilt_at_first
         self.spoilt_logits = self.spoilt_logits.maximum(bad)
-        if x.requires_grad:
-            x.register_hook(lambda gradient: self._see(gradient, answers))
+        if asked:
+            seen.register_hook(lambda gradient: self._see(gradient, answers))
         return logits
 
     def _see(self, gradient: Tensor, logits: Tensor) -> None:
         rows = gradient.detach().flatten(1)
         largest = rows.abs().amax(1)  # NaN and inf stay what they are
         self.spoilt_gradients = self.spoilt_gradients.maximum((~largest.isfinite()).sum())
-        if len(rows) == len(self.labels):  # all are here: who is right and has no gradient stays where it is
-            self.unmoved = self.unmoved.minimum(((largest == 0) & (logits.argmax(1) == self.labels)).sum())
-            self.looked = True
+        still = largest == 0
+        if len(rows) == len(self.labels):  # all are here; of a wrong image the DLR loss may well have no gradient
+            still &= logits.argmax(1) == self.labels
+        self.unmoved, self.looked = self.unmoved.minimum(still.sum()), True
 
     def report(self) -> None:
         """Raises AttackError where gradients or logits were not finite; warns of images that no pass could move."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from crat.attacks.autoattack import AutoAttack
-from crat.attacks.door import as_tensor, check_classes, check_images, check_labels, check_model
+from crat.attacks.door import as_tensor, check_classes, check_images, check_labels, check_made, check_model
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import Attack
+from crat.attacks.gradient import Attack, one_of
 from crat.attacks.hunt import Broken
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage
@@ -60,7 +60,10 @@ def attacked_batches(
     """
     source = crafted_on or model
     check_model(model)
+    one_of("dtype", dtype, ("float32", "bfloat16"))
     y = check_labels(y, as_tensor(x))
+    if batch_size < 1 or not 0 <= begin <= len(x):
+        raise ValueError(f"batch_size is at least 1 and begin one of {len(x)} images, not {batch_size} and {begin}")
     search = None
     for at in range(begin, max(len(x), 1), batch_size):
         images, labels = check_images(as_images(x[at : at + batch_size])), y[at : at + batch_size]
@@ -76,7 +79,8 @@ def attacked_batches(
                 (images, broken_by, _), logits = attack.judged(search, images, labels, generator=draws, **decides)
             else:
                 found = attack(search, images, labels, generator=draws, **decides)
-                images, broken_by = found[:2] if isinstance(found, Broken) else (found, None)
+                made, broken_by = found[:2] if isinstance(found, Broken) else (found, None)
+                images = check_made(made, images, attack)
         if logits is None or crafted_on is not None:
             with frozen(model):
                 logits = finite_logits(model, images)

@@ -45,6 +45,24 @@ def logits_of(answer: Any, x: Tensor) -> Tensor:
     return answer
 
 
+def answer_of(model: Any, x: Tensor) -> Tensor:
+    """The logits (N, K) of a model, which is given a copy: it may normalise where the images lie.
+
+    Raises AttackError, one line, where it fails on such images or answers with something else.
+    """
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # a model may turn gradients off, and leave them so
+            answer = model(x.clone())
+    except (AttackError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # its own code: whatever it raises, it cannot be attacked
+        kind, why = str(x.dtype).removeprefix("torch."), str(error).splitlines()
+        raise AttackError(
+            f"the model takes no {kind} images of shape {tuple(x.shape)}: {type(error).__name__}: {(why or ['-'])[0]}"
+        ) from error
+    return logits_of(answer, x)
+
+
 def spoilt(logits: Tensor) -> Tensor:
     """(N,) bool: where a logit is NaN, infinite, or too large for two of them to be subtracted."""
     return ~(logits.abs() < LARGEST).all(1)
@@ -59,7 +77,7 @@ def not_finite(images: int, total: int, kind: str = "NaN, infinite or huge") -> 
 def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (N, K) in float32 proper, of a frozen model; raises AttackError where one is not finite."""
     with exact(), torch.autocast(x.device.type, enabled=False):  # a caller's autocast is for the search
-        logits = full(logits_of(model(x.clone()), x))  # a model may normalise in place
+        logits = full(answer_of(model, x))
     if images := int(spoilt(logits).sum()):
         raise AttackError(not_finite(images, len(x), "NaN" if logits.isnan().any() else "infinite or huge"))
     return logits

@@ -106,6 +106,8 @@ class Corruption:
         are. model, y and eps are not read. generator: per-image streams (crat.attacks.PerImage), a torch.Generator or
         None for seed 0: see tools.Draws. Computed in float64.
         """
+        if not x.is_floating_point() or x.ndim != 4 or (x.numel() and not -1e-5 <= x.min() <= x.max() <= 1 + 1e-5):
+            raise CorruptionError(f"images are floats (N, C, H, W) in [0, 1], not {x.dtype} of shape {tuple(x.shape)}")
         function, constants = KINDS[self.name]
         whole = (x.double() * 255).round().contiguous() / 255
         extra = {"folder": self.frost} if self.name == "frost" else {}
