@@ -118,7 +118,7 @@ def test_leaves_the_model_and_the_random_state_as_found(attack, model):
 
 def test_leaves_the_model_as_found_after_an_error(model):
     model.train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"the model takes no float32 images of shape \(2, 1, 3, 3\)"):
         LINF(model, torch.rand(2, 1, 3, 3), torch.zeros(2, dtype=torch.long))
     assert all(m.training for m in model.modules())
     assert all(p.requires_grad for p in model.parameters())

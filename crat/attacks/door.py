@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from crat.attacks.checks import ZERO_GRADIENT, warn
 from crat.attacks.logits import NO_GRADIENT, AttackError, answer_of, not_finite, spoilt
@@ -84,7 +84,7 @@ def check_model(model: Any) -> None:
         raise AttackError("a TorchScript module cannot be frozen or copied: attack the nn.Module that it was made from")
     if any("eval" in vars(part) for part in parts):  # torch.export puts one there that raises
         raise AttackError(exported)
-    if any(isinstance(tensor, UninitializedTensorMixin) for tensor in model.parameters()):
+    if any(map(is_lazy, model.parameters())):
         raise AttackError("a lazy module has no weights yet: pass an image through the model first")
     if any(tensor.is_inference() for tensor in model.parameters()):
         raise AttackError("the model was made under torch.inference_mode(): make or load it outside")
