@@ -174,6 +174,7 @@ def test_the_plan_tells_what_is_cached_published_and_to_be_trained(capsys, monke
     monkeypatch.setattr(plans, "LIVE", {})
     published = property(lambda run: Path("results") if run.name == names["published"] else None)
     monkeypatch.setattr(Run, "published", published)
+    monkeypatch.setattr(store, "published_file", lambda folder, name: None)  # nothing lies in that folder
     train(runs["cached"], progress="none")
     train(runs["begun"], progress="none", max_minutes=0)
     assert start(dry_run=True) == 0
