@@ -49,7 +49,8 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@test -x $(UV) || $(MAKE) --no-print-directory $(UV)
 	@test -x $(BIN)/python || echo "setting up $(VENV): up to 3 GB to download, 6 GB on disk, once"
 	@$(UV) venv --quiet --allow-existing --python '>=3.11,<3.13' $(VENV)
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@# compiled at once: where Python writes no bytecode, each process would compile torch's sources anew, 10 s a start
+	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
