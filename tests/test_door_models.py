@@ -102,7 +102,7 @@ def test_what_an_attack_gives_is_checked():
         with pytest.raises(AttackError, match=told):
             attacked_logits(net(), x, y, attack)
     moved = attacked_logits(net(), x, y, Users(lambda x: (x + 0.1).clamp(0, 1), eps=0.1))
-    assert torch.equal(moved, net()((x + 0.1).clamp(0, 1)).detach())
+    torch.testing.assert_close(moved, net()((x + 0.1).clamp(0, 1)).detach())
 
 
 def test_the_judges_own_settings_are_checked():

@@ -34,9 +34,6 @@ def test_trains_notes_and_keeps(defense):
     assert card["finished"]
     assert card["config"]["train"]["eps"] == "0.1"
     assert history.loss.notna().all()
-    if defense == "standard":  # fifteen updates are too few for the others to be sure of it
-        train_loss = history[history.split == "train"].groupby("epoch").loss.mean()
-        assert train_loss[3] < train_loss[1]
 
 
 def test_a_finished_run_is_never_trained_twice(monkeypatch):
