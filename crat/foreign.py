@@ -20,7 +20,7 @@ from crat.attacks import Decision, checks, frozen
 from crat.attacks.door import check_model
 from crat.attacks.gradient import forward_backward
 from crat.attacks.judge import as_images, attacked_logits
-from crat.attacks.logits import finite_logits, logits_of
+from crat.attacks.logits import AttackError, finite_logits, logits_of
 from crat.attacks.objectives import Margin
 from crat.config import MODELS, ConfigError, ModelConfig
 
@@ -87,6 +87,8 @@ def _blamed(kind: type[ValueError], what: str) -> Iterator[None]:
     """Whatever foreign code raises, as one line: what failed, and the first line of why."""
     try:
         yield
+    except AttackError:  # a line already
+        raise
     except (Exception, SystemExit) as error:  # a script may call sys.exit when imported
         why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         raise kind(f"{what}: {why}") from error
@@ -135,14 +137,14 @@ def decision(
 def examine(model: nn.Module, x: Tensor, y: Tensor, classes: Sequence[str]) -> tuple[Tensor, list[str]]:
     """Clean float32 logits (N, K), and a line for each thing that makes a robust accuracy doubtful.
 
-    x: (N, C, H, W) uint8, y (N,). Raises AttackError on NaN logits, ModelError where the images get no gradient.
+    x: (N, C, H, W) uint8, y (N,). Raises AttackError on NaN logits and where the images get no gradient.
     """
     few, labels = as_images(x[:CHECKED]), y[:CHECKED]
     with frozen(model), noted() as lines:
         logits = attacked_logits(model, x, y, None)
         checks.check_outputs(model, few)
         alone = finite_logits(model, few[:1])
-        with _blamed(ModelError, "the logits have no gradient by the images (is there a no_grad or detach inside?)"):
+        with _blamed(ModelError, "the gradient of the logits by the images cannot be had"):
             gradient = forward_backward(model, few, labels, Margin())[0]
         checks.check_gradients(gradient)
     if not lines and (alone - logits[:1]).abs().max() > SAME * logits.abs().max():

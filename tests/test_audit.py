@@ -13,6 +13,7 @@ import torch
 from tiny_runs import shorten_autoattack
 
 from crat import audit, cli, data, metrics, models, store, verdicts
+from crat.attacks.logits import NO_GRADIENT
 from crat.audit import Plan
 from crat.config import ConfigError
 
@@ -170,7 +171,7 @@ def test_a_folder_of_something_else_is_left_alone(crat, tmp_path):
         ("nets.py:narrow", 1, "the model answers with 9 logits, not 10\n"),
         ("nets.py:wide --logit-slice 11", 1, "answers with 11 logits, not 10; --logit-slice 10"),
         ("nets.py:nan", 1, "the model gives NaN logits for 60 of 60 images"),
-        ("nets.py:cut", 1, "the logits have no gradient by the images (is there a no_grad or detach inside?)"),
+        ("nets.py:cut", 1, f"crat: {NO_GRADIENT}\n"),
         ("linear.pt --model vgg", 2, "unknown model 'vgg'; known: small_cnn"),
         ("nothing.pt --model small_cnn", 1, "there is no weights file nothing.pt"),
         ("nets.py --model small_cnn", 1, "nets.py cannot be read: it is damaged, or no file of torch.save"),

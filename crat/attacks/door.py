@@ -28,9 +28,9 @@ def checked(perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack
     """`perturb(attack, model, x, y, ...)` behind the door; `nothing(attack, x)` is the answer to an empty batch.
 
     What comes out asks for no gradient, whatever x does. Works under torch.no_grad(). A model that draws random numbers
-    moves torch's global generator, as it does elsewhere. Raises AttackError, one line, on
-    images, labels, a radius, a step or a model that the attack was not made for, and where a logit or gradient that it
-    saw was not finite. Waits for the device twice a call.
+    moves torch's global generator, as it does elsewhere. Raises AttackError, one line, on images, labels, a radius, a
+    step or a model that the attack was not made for, and where a logit or gradient that it saw was not finite. The door
+    waits for the device three times a call, and once more for a radius that is a tensor, never between passes.
     """
 
     @wraps(perturb)
@@ -106,7 +106,7 @@ def check_images(x: Any) -> Tensor:
         raise AttackError(f"images are floats in [0, 1], not {_name(x.dtype)}")
     if x.ndim != 4:
         raise AttackError(f"images are of shape (N, C, H, W), not {tuple(x.shape)}: a vector is x.view(N, D, 1, 1)")
-    low, high = (float(end) for end in x.detach().aminmax()) if x.numel() else (0.0, 1.0)
+    low, high = ends(x) if x.numel() else (0.0, 1.0)
     if not -ROUNDING <= low <= high <= 1 + ROUNDING:
         raise AttackError(f"images lie in [{low:.3g}, {high:.3g}], not in [0, 1]: {_way_out(low, high)}")
     return x.clone() if x.is_inference() else x.detach()
@@ -142,7 +142,7 @@ def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "ep
         raise AttackError(f"{what} is a number or a tensor (N,), not {told}")
     if isinstance(value, Tensor) and not value.numel():
         return
-    low, high = (float(end) for end in value.detach().aminmax()) if isinstance(value, Tensor) else 2 * (float(value),)
+    low, high = ends(value) if isinstance(value, Tensor) else 2 * (float(value),)
     pixels = inf if x is None else x[:1].numel() if len(x) else inf
     widest = {"Linf": 1.0, "L2": sqrt(pixels), "L1": pixels}.get(norm, inf)
     if not 0 <= low <= high <= widest or high == inf:
@@ -171,8 +171,13 @@ def check_made(made: Any, x: Tensor, attack: Any) -> Tensor:
 def check_classes(y: Tensor, logits: Tensor) -> None:
     """Raises AttackError where a label (N,) is none of the K classes of the logits (N, K)."""
     if y.numel():
-        low, high = (int(end) for end in y.aminmax())
-        _among(low, high, logits.shape[1])
+        _among(*ends(y), logits.shape[1])
+
+
+def ends(values: Tensor) -> tuple[Any, Any]:
+    """The smallest and the largest of a tensor as numbers, in one wait for the device."""
+    low, high = torch.stack(values.detach().aminmax()).tolist()
+    return low, high
 
 
 def _among(low: int, high: int, n_classes: int) -> None:
@@ -195,7 +200,7 @@ class Watched(nn.Module):
         super().__init__()
         self.model, self.labels = model, y
         self.training = model.training
-        self.ends = [[int(end) for end in labels.aminmax()] for labels in (y, target) if labels is not None]
+        self.ends = [ends(labels) for labels in (y, target) if labels is not None]
         zero = torch.zeros((), dtype=torch.long, device=y.device)
         self.spoilt_logits = self.spoilt_gradients = zero
         self.spoilt_at_first: Tensor | None = None
