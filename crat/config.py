@@ -298,3 +298,30 @@ def different_from_default(config: RunConfig) -> dict[str, Any]:
         for f in fields(part)
         if getattr(part, f.name) != f.default
     }
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a plan is asked for beside its profile: another data set ("": its own), and the seeds of what it repeats.
+
+    0 is among the seeds, for it is the seed of what a plan runs once. Raises ConfigError.
+    """
+
+    data: str = ""
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        if self.data:
+            _one_of(self, "data set", "data", DATASETS)
+        if 0 not in self.seeds or min(self.seeds) < 0:
+            given = " ".join(map(str, self.seeds))
+            raise ConfigError(f"seeds are numbers, 0 among them for what is run once: 0 1 2, not {given}")
+        object.__setattr__(self, "seeds", tuple(sorted(set(self.seeds))))
+
+    def on_data(self, base: RunConfig) -> RunConfig:
+        """A plan's base on the chosen data set, with as many images a class."""
+        if self.data in ("", base.data.name):
+            return base
+        if base.data.name == "fashion_mnist_mini" and base.data.train_per_class is None:
+            base = base.but(train_per_class=800 - base.data.valid_per_class)  # it ships 800
+        return base.but(data=self.data)
