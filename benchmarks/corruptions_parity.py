@@ -1,12 +1,14 @@
-"""The authors' corruptions beside ours, on the same images and the same random numbers: how many values are equal.
+"""The authors' corruptions beside ours, on the same images and the same random numbers: how many
+values are equal.
 
     python benchmarks/corruptions_parity.py --theirs FOLDER     # a clone of hendrycks/robustness at CODE's commit
 
-It needs scikit-image and OpenCV beside crat, and wand with ImageMagick's libraries for motion blur and snow (without
-them the two are left out, by name). Their functions run as they stand; replaced are only a keyword that scikit-image
-renamed, names that numpy took back, and numpy's random numbers by those that ours draws. The result, written to
-corruptions_parity.json, holds for each corruption and severity the share of values that are equal at 8 bits, the
-largest difference in 255ths, and values of theirs at PROBES places, to which tests/test_corruptions.py holds ours.
+It needs scikit-image and OpenCV beside crat, and wand with ImageMagick's libraries for motion blur
+and snow (without them the two are left out, by name). Their functions run as they stand; replaced
+are only a keyword that scikit-image renamed, names that numpy took back, and numpy's random numbers
+by those that ours draws. The result, written to corruptions_parity.json, holds for each corruption
+and severity the share of values that are equal at 8 bits, the largest difference in 255ths, and
+values of theirs at PROBES places, to which tests/test_corruptions.py holds ours.
 """
 
 from __future__ import annotations
@@ -36,11 +38,17 @@ MAGICK = ("motion_blur", "snow")  # what needs wand
 
 
 def images() -> Tensor:
-    """(IMAGES, 3, 32, 32) uint8: coloured waves with an edge and a flat patch, one image of noise, one grey."""
+    """(IMAGES, 3, 32, 32) uint8: coloured waves with an edge and a flat patch, one image of noise,
+    one grey.
+    """
     g = torch.Generator().manual_seed(3)
     down, right = torch.meshgrid(*2 * (torch.arange(32) / 32,), indexing="ij")
     wave = torch.rand(IMAGES, 3, 4, 3, generator=g) * torch.tensor([4.0, 4.0, 6.3])
-    phase = wave[..., 0, None, None] * down + wave[..., 1, None, None] * right + wave[..., 2, None, None]
+    phase = (
+        wave[..., 0, None, None] * down
+        + wave[..., 1, None, None] * right
+        + wave[..., 2, None, None]
+    )
     x = 0.5 + 0.15 * torch.sin(6.3 * phase).sum(2)
     x[:, :, 8:20, 18:28] = torch.rand(IMAGES, 3, 1, 1, generator=g)
     x = x + 0.04 * torch.randn(x.shape, generator=g)
@@ -58,7 +66,9 @@ def ours(name: str, severity: int, frost: str | None = None) -> Tensor:
 
 
 class Numbers:
-    """numpy.random for one image: what its stream in crat draws, in the order in which the authors' code asks."""
+    """numpy.random for one image: what its stream in crat draws, in the order in which the authors'
+    code asks.
+    """
 
     def __init__(self, image: int) -> None:
         self.stream = PerImage(SEED, torch.tensor([image]))
@@ -87,10 +97,13 @@ class Numbers:
         if size is None:
             low, high = (0, low) if high is None else (low, high)
             return low + int(self._draw("uniform", ()) * (high - low))
-        shift = next(self.shifts, None)  # glass blur: (dx, dy) of each pixel from the last to the first
+        # glass blur: (dx, dy) of each pixel from the last to the first
+        shift = next(self.shifts, None)
         if shift is None:
             dx, dy = ((self._draw("uniform", (32, 32)) * 2).astype(int) - 1 for _ in range(2))
-            self.shifts = iter([(dx[h, w], dy[h, w]) for h in range(31, 1, -1) for w in range(31, 1, -1)])
+            self.shifts = iter(
+                [(dx[h, w], dy[h, w]) for h in range(31, 1, -1) for w in range(31, 1, -1)]
+            )
             shift = next(self.shifts)
         return shift
 
@@ -108,7 +121,9 @@ def their_module(folder: Path) -> ModuleType:
     try:
         import wand.api  # noqa: F401
     except ImportError:
-        empty = {name: mock.MagicMock() for name in ("wand", "wand.image", "wand.api", "wand.color")}
+        empty = {
+            name: mock.MagicMock() for name in ("wand", "wand.image", "wand.api", "wand.color")
+        }
         empty["wand.image"].Image = object
         sys.modules.update(empty)
     exec(compile(text.partition("import collections")[0], "make_cifar_c.py", "exec"), vars(module))
@@ -130,7 +145,9 @@ def theirs(module: ModuleType, name: str, severity: int) -> Tensor:
 
 @contextmanager
 def panes(folder: Path) -> Iterator[str]:
-    """Inside their folder of frost images; gives another folder with the five of six that their code draws from."""
+    """Inside their folder of frost images; gives another folder with the five of six that their
+    code draws from.
+    """
     source = folder / "ImageNet-C/create_c"
     with tempfile.TemporaryDirectory() as five, chdir(source):
         for image in sorted(Path.cwd().glob("frost*"))[:5]:
@@ -157,7 +174,9 @@ def record(folder: Path) -> dict[str, dict]:
                     "largest": int(off.max()),
                     "probes": probes(a),
                 }
-                print(f"{name}-{severity}: {found[f'{name}-{severity}']['equal']:.4f} equal, at most {off.max()} off")
+                print(
+                    f"{name}-{severity}: {found[f'{name}-{severity}']['equal']:.4f} equal, at most {off.max()} off"
+                )
     return found
 
 
@@ -170,8 +189,14 @@ def main() -> None:
     import scipy
     import skimage
 
-    versions: dict[str, Callable | str] = {m.__name__: m.__version__ for m in (np, scipy, skimage, cv2, PIL)}
-    told = {"code": CODE, "versions": versions, "left_out": [n for n in KINDS if f"{n}-1" not in found]}
+    versions: dict[str, Callable | str] = {
+        m.__name__: m.__version__ for m in (np, scipy, skimage, cv2, PIL)
+    }
+    told = {
+        "code": CODE,
+        "versions": versions,
+        "left_out": [n for n in KINDS if f"{n}-1" not in found],
+    }
     lines = ",\n".join(f'"{name}": {json.dumps(values)}' for name, values in found.items())
     RESULT.write_text(f'{json.dumps(told)[:-1]},\n"found": {{\n{lines}\n}}}}\n')
 

@@ -1,7 +1,7 @@
 """Random crops and flips of a whole batch at once: tensor functions, no loop over images or shifts.
 
-They work on uint8 and float, on any device. The random numbers are drawn where the generator lives and then moved, so
-a CPU generator gives the same augmentation on every device.
+They work on uint8 and float, on any device. The random numbers are drawn where the generator lives
+and then moved, so a CPU generator gives the same augmentation on every device.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ MODES = ("reflect", "zero")
 
 
 def random_crop(x: Tensor, padding_pixels: int, mode: str, generator: torch.Generator) -> Tensor:
-    """Pad every image (N, C, H, W) by so many pixels on each side and cut a window of its own size at random.
+    """Pad every image (N, C, H, W) by so many pixels on each side and cut a window of its own size
+    at random.
 
-    mode: "reflect" (without the edge, as torch pads) or "zero". Raises ConfigError on another mode, or on reflection
-    by as much as the image is wide.
+    mode: "reflect" (without the edge, as torch pads) or "zero". Raises ConfigError on another mode,
+    or on reflection by as much as the image is wide.
     """
     if mode not in MODES:
         raise ConfigError(f"unknown padding {mode!r}; known: {', '.join(MODES)}")
     n, _, height, width = x.shape
     if mode == "reflect" and padding_pixels >= min(height, width):
-        raise ConfigError(f"an image of {height} x {width} cannot be padded by reflection with {padding_pixels} pixels")
+        raise ConfigError(
+            f"an image of {height} x {width} cannot be padded by reflection with {padding_pixels} pixels"
+        )
     shift = torch.randint(
         -padding_pixels, padding_pixels + 1, (2, n, 1), generator=generator, device=generator.device
     ).to(x.device, non_blocking=True)
@@ -32,7 +35,9 @@ def random_crop(x: Tensor, padding_pixels: int, mode: str, generator: torch.Gene
     columns = torch.arange(width, device=x.device) + shift[1]
     if mode == "reflect":
         return _gather(x, _reflect(rows, height), _reflect(columns, width))
-    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None, :]
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & (
+        (columns >= 0) & (columns < width)
+    )[:, None, None, :]
     return _gather(x, rows.clamp(0, height - 1), columns.clamp(0, width - 1)) * inside
 
 

@@ -1,7 +1,8 @@
-"""The batch: notebooks and the runs they ask for, a graph in which a run that many ask for is one task.
+"""The batch: notebooks and the runs they ask for, a graph in which a run that many ask for is one
+task.
 
-A task knows what must be done before it (`needs`), what it waits for without needing it (`after`), and how it is begun
-as a process. The store is the truth: whatever lies there is no task.
+A task knows what must be done before it (`needs`), what it waits for without needing it (`after`),
+and how it is begun as a process. The store is the truth: whatever lies there is no task.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ import crat
 from crat import notebook, store
 from crat.children import Child
 from crat.config import RunConfig
-from crat.lease import Lease
 from crat.originals import data_home
+from crat.store.lease import Lease
 
 if TYPE_CHECKING:  # torch takes seconds to import, which a worker of a cluster need not
-    from crat.run import Run
+    from crat.training.run import Run
 
 ROOT = Path(crat.__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class RunTask:
-    """One run to be trained and judged by the standard battery; config: as JSON, dtype resolved for the driver."""
+    """One run to be trained and judged by the standard battery; config: as JSON, dtype resolved for
+    the driver.
+    """
 
     name: str
     config: dict[str, Any]
@@ -67,12 +70,16 @@ class RunTask:
     def finish(self, child: Child) -> str:
         """ "" or what went wrong."""
         error = child.told()
-        return f"{error} (log: {child.log} on {socket.gethostname()})" if child.log.exists() else error
+        return (
+            f"{error} (log: {child.log} on {socket.gethostname()})" if child.log.exists() else error
+        )
 
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook, the parameters it is run with, the folder for all it writes, and the runs it will ask for."""
+    """A notebook, the parameters it is run with, the folder for all it writes, and the runs it will
+    ask for.
+    """
 
     notebook: Path
     folder: Path
@@ -82,7 +89,8 @@ class Job:
     needs: frozenset[str] = frozenset()
     after: frozenset[str] = frozenset()
     began: list[float] = field(default_factory=list, compare=False)  # by time.monotonic
-    before: dict[Path, int] = field(default_factory=dict, compare=False)  # what lay in the folder then, as `_files`
+    # what lay in the folder then, as `_files`
+    before: dict[Path, int] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -134,29 +142,43 @@ class Job:
         """Starts it anew; nothing of an earlier run is taken for its own."""
         for name in [*self.record.get("files", ()), "success.json", "claims.json"]:
             (self.folder / name).unlink(missing_ok=True)
-        where = notebook.folders_of_jupyter(store.home().absolute()) | {  # absolute: it works in its own folder
+        # absolute: it works in its own folder
+        where = notebook.folders_of_jupyter(store.home().absolute()) | {
             "CRAT_FIGURES": str(self.folder.parent.absolute()),
             "CRAT_RUNS": str(store.home().absolute()),
             "CRAT_DATA": str(data_home().absolute()),
         }
         self.began.append(time.monotonic())
         self.before.update(self._files())
-        return notebook.start(self.notebook.absolute(), self.output.absolute(), self.parameters, {**where, **env})
+        return notebook.start(
+            self.notebook.absolute(), self.output.absolute(), self.parameters, {**where, **env}
+        )
 
     def finish(self, child: Child) -> str:
-        """ "" or what went wrong; the record is written after a clean end only. Raises StoreError, LeaseLost."""
+        """ "" or what went wrong; the record is written after a clean end only. Raises StoreError,
+        LeaseLost.
+        """
         error = child.told()
         if not error:
             self.lease.confirm()
-            written = [path for path, time_ns in self._files().items() if self.before.get(path) != time_ns]
+            written = [
+                path for path, time_ns in self._files().items() if self.before.get(path) != time_ns
+            ]
             files = sorted(str(path.relative_to(self.folder)) for path in written)
             seconds = round(time.monotonic() - self.began[-1], 1)
-            store.write_json(self.folder / "success.json", dict(made_from=self.made_from, seconds=seconds, files=files))
+            store.write_json(
+                self.folder / "success.json",
+                dict(made_from=self.made_from, seconds=seconds, files=files),
+            )
         return error
 
     def _files(self) -> dict[Path, int]:
-        """The files of its folder with their times in nanoseconds, which are compared with each other only."""
-        found = (path for path in self.folder.rglob("*") if path != self.lease.path and path.is_file())
+        """The files of its folder with their times in nanoseconds, which are compared with each
+        other only.
+        """
+        found = (
+            path for path in self.folder.rglob("*") if path != self.lease.path and path.is_file()
+        )
         return {path: path.stat().st_mtime_ns for path in found}
 
 
@@ -194,15 +216,19 @@ class Entry:
         if not left:
             return "" if self.live or self.judged else "to be judged"
         place = f" in notebook {self.notebooks[0]}" if self.live else ""
-        return f"to be trained{place}" + (f", from epoch {epochs - left + 1}" if left < epochs else "")
+        return f"to be trained{place}" + (
+            f", from epoch {epochs - left + 1}" if left < epochs else ""
+        )
 
     @property
     def judged(self) -> bool:
         """Whether the outcomes that every notebook asks for are kept, or published."""
-        from crat.evaluate import judged
+        from crat.outcomes.evaluation import judged
         from crat.worker import usual_battery
 
-        return bool(self.run.published) or judged(self.run, usual_battery(self.run.config.data.name))
+        return bool(self.run.published) or judged(
+            self.run, usual_battery(self.run.config.data.name)
+        )
 
     @property
     def task(self) -> RunTask:
@@ -211,18 +237,22 @@ class Entry:
 
 
 def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], again: str) -> Job:
-    """A notebook as a task; its number says which runs it asks for. again: the recomputation it is part of."""
+    """A notebook as a task; its number says which runs it asks for. again: the recomputation it is
+    part of.
+    """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     from crat import plans
 
     plan = plans.PLANS.get(path.stem[:2])
     seed = parameters.get("seed", notebook.declared(path).get("seed", 0))
-    data = {"data": parameters["data"]} if parameters.get("data") else {}  # notebook 01's plan knows others
+    # notebook 01's plan knows others
+    data = {"data": parameters["data"]} if parameters.get("data") else {}
     runs = plan(profile, seed, **data) if plan else {}
     made_from = {
         "notebook": store.digest([(cell["cell_type"], "".join(cell["source"])) for cell in cells]),
         "parameters": parameters,
-        "runs": store.digest({key: config.as_dict() for key, config in runs.items()}),  # by --data and --seeds, too
+        # by --data and --seeds, too
+        "runs": store.digest({key: config.as_dict() for key, config in runs.items()}),
         "package": _package(),
         "results": _results(),
         "recomputation": again,
@@ -233,7 +263,9 @@ def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], aga
 @cache
 def _package() -> str:
     """Once for all notebooks of a batch, as what follows."""
-    return store.digest([p.read_text(encoding="utf-8") for p in sorted((ROOT / "crat").rglob("*.py"))])
+    return store.digest(
+        [p.read_text(encoding="utf-8") for p in sorted((ROOT / "crat").rglob("*.py"))]
+    )
 
 
 @cache
@@ -245,11 +277,12 @@ def _results() -> str:
 def entries(jobs: Iterable[Job], quick: bool) -> list[Entry]:
     """The runs that notebooks ask for, each once, in the order of the plans.
 
-    quick: live runs are trained by the notebook that shows them, epoch by epoch; in a larger profile they are tasks.
+    quick: live runs are trained by the notebook that shows them, epoch by epoch; in a larger
+    profile they are tasks.
     """
     from crat.device import pick_device
     from crat.plans import LIVE
-    from crat.run import Run
+    from crat.training.run import Run
 
     device = pick_device()
     found: dict[str, Entry] = {}
@@ -266,15 +299,18 @@ def entries(jobs: Iterable[Job], quick: bool) -> list[Entry]:
 
 
 def linked(jobs: Sequence[Job], runs: Iterable[Entry]) -> list[Job]:
-    """The notebooks with what each needs: its runs, as far as they are tasks; and of several that train the same live
-    run, all but the first wait for the first."""
+    """The notebooks with what each needs: its runs, as far as they are tasks; and of several that
+    train the same live run, all but the first wait for the first.
+    """
     left = [entry for entry in runs if entry.state]
     numbers = {j.number: j.name for j in reversed(jobs)}
 
     def link(asking: Job) -> Job:
         own = [entry for entry in left if asking.number in entry.notebooks]
         first = {numbers[e.notebooks[0]] for e in own if e.live and e.notebooks[0] != asking.number}
-        return replace(asking, needs=frozenset(e.run.name for e in own if not e.live), after=frozenset(first))
+        return replace(
+            asking, needs=frozenset(e.run.name for e in own if not e.live), after=frozenset(first)
+        )
 
     return [link(asking) for asking in jobs]
 

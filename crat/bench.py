@@ -1,8 +1,10 @@
-"""Our attack and training step against the textbook loop, in one run: images and image-steps a second, and the ratio.
+"""Our attack and training step against the textbook loop, in one run: images and image-steps a
+second, and the ratio.
 
-The textbook is what a tutorial does: float32, contiguous memory, `loss.backward()` through the parameters in every
-attack step. Both sides take the same steps on every image; nothing leaves the batch. The sides take turns, and the
-ratio is the median over turns, so that a machine whose speed drifts does not decide it.
+The textbook is what a tutorial does: float32, contiguous memory, `loss.backward()` through the
+parameters in every attack step. Both sides take the same steps on every image; nothing leaves the
+batch. The sides take turns, and the ratio is the median over turns, so that a machine whose speed
+drifts does not decide it.
 """
 
 from __future__ import annotations
@@ -26,18 +28,25 @@ from crat.peers import textbook_pgd
 EPS, STEP = number("8/255"), number("2/255")
 
 
-def _sides(name: str, batch: int, steps: int, device: torch.device) -> dict[str, dict[str, Callable[[], object]]]:
+def _sides(
+    name: str, batch: int, steps: int, device: torch.device
+) -> dict[str, dict[str, Callable[[], object]]]:
     """work -> {"textbook": ..., "crat": ...}: two callables on equal weights and images."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(batch, 3, 32, 32, generator=generator).to(device)
     y = torch.randint(0, 10, (batch,), generator=generator).to(device)
     plain, ours = (models.build(ModelConfig(name), 10, seed=0).to(device) for _ in range(2))
-    ours, x_ours = ours.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    ours, x_ours = (
+        ours.to(memory_format=torch.channels_last),
+        x.contiguous(memory_format=torch.channels_last),
+    )
     dtype = pick_dtype("auto", device)
     attack = PGD(EPS, STEP, steps)
     defense = PGDAT(PGD(EPS, STEP, steps, batch_norm="train"))
     drawn = torch.Generator(device).manual_seed(0)
-    optimizers = {id(m): torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in (plain, ours)}
+    optimizers = {
+        id(m): torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in (plain, ours)
+    }
 
     def our_attack() -> None:
         with autocast(device, dtype):
@@ -49,7 +58,10 @@ def _sides(name: str, batch: int, steps: int, device: torch.device) -> dict[str,
         optimizers[id(model)].step()
 
     def textbook_training() -> None:
-        update(plain, F.cross_entropy(plain.train()(textbook_pgd(plain.train(), x, y, EPS, steps, drawn)), y))
+        update(
+            plain,
+            F.cross_entropy(plain.train()(textbook_pgd(plain.train(), x, y, EPS, steps, drawn)), y),
+        )
 
     def our_training() -> None:
         ours.train()
@@ -76,7 +88,10 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def run(
-    names: Sequence[str] = ("small_cnn", "resnet18"), batch: int = 128, steps: int = 10, turns: int = 5
+    names: Sequence[str] = ("small_cnn", "resnet18"),
+    batch: int = 128,
+    steps: int = 10,
+    turns: int = 5,
 ) -> pd.DataFrame:
     """Columns model, work, unit, textbook, crat (per second) and ratio, on 32 x 32 colour images.
 
@@ -92,14 +107,27 @@ def run(
                 seconds(side, device)  # warm-up
             turn = [[seconds(side, device) for side in sides.values()] for _ in range(turns)]
             textbook, ours = (median(t) for t in zip(*turn, strict=True))
-            done, unit = (batch * steps, "image-steps/s") if "attack" in work else (batch, "images/s")
+            done, unit = (
+                (batch * steps, "image-steps/s") if "attack" in work else (batch, "images/s")
+            )
             ratio = median(t / o for t, o in turn)
-            rows.append((name, work, unit, round(done / textbook, 1), round(done / ours, 1), round(ratio, 2)))
+            rows.append(
+                (
+                    name,
+                    work,
+                    unit,
+                    round(done / textbook, 1),
+                    round(done / ours, 1),
+                    round(ratio, 2),
+                )
+            )
     return pd.DataFrame(rows, columns=["model", "work", "unit", "textbook", "crat", "ratio"])
 
 
 def main(names: Sequence[str], batch: int, steps: int) -> None:
     """Prints the table with its machine and versions."""
     device = pick_device()
-    print(f"{describe(device)}, torch {torch.__version__}, crat in {pick_dtype('auto', device)}, batch {batch}")
+    print(
+        f"{describe(device)}, torch {torch.__version__}, crat in {pick_dtype('auto', device)}, batch {batch}"
+    )
     print(run(names, batch, steps).to_string(index=False))

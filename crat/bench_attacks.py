@@ -1,8 +1,10 @@
-"""Our attacks beside the textbook loop and every library that is installed, as tables made in one run.
+"""Our attacks beside the textbook loop and every library that is installed, as tables made in one
+run.
 
-All sides attack the same images of the same network, labelled by its own predictions, at a radius at which most
-survive, so that nobody wins by leaving early. What was executed is counted, and the verdict is ours, in float32. The
-sides take turns, and a ratio is the median over turns of the ratio within a turn.
+All sides attack the same images of the same network, labelled by its own predictions, at a radius
+at which most survive, so that nobody wins by leaving early. What was executed is counted, and the
+verdict is ours, in float32. The sides take turns, and a ratio is the median over turns of the ratio
+within a turn.
 """
 
 from __future__ import annotations
@@ -28,7 +30,17 @@ from crat.attacks.threat import size
 from crat.config import ConfigError, ModelConfig, number
 from crat.defenses.pgd_at import PGDAT
 from crat.device import autocast, describe, pick_device, pick_dtype
-from crat.peers import PEERS, Make, Measured, autoattack_sides, measure, our_pgd, peak_memory, pgd_sides, releases
+from crat.peers import (
+    PEERS,
+    Make,
+    Measured,
+    autoattack_sides,
+    measure,
+    our_pgd,
+    peak_memory,
+    pgd_sides,
+    releases,
+)
 from crat.precision import precision_table
 from crat.store import write_text
 
@@ -51,22 +63,27 @@ NOTES = {
 class Effort:
     """How much is measured; the defaults are for tables to be believed."""
 
-    seconds: float = 150.0  # for the turns of one model and batch; steps are cut where not even one turn fits
+    # for the turns of one model and batch; steps are cut where not even one turn fits
+    seconds: float = 150.0
     width: int | None = None  # of the networks
     updates: int = 20  # of a colour network, in plain training
     adversarial_updates: int = 165  # of the grey network: three epochs
-    growth: tuple[tuple[int, ...], ...] = ((5, 10, 20, 40), (32, 128, 512), (250, 1000, 4000))  # steps, batch, images
+    # steps, batch, images
+    growth: tuple[tuple[int, ...], ...] = ((5, 10, 20, 40), (32, 128, 512), (250, 1000, 4000))
     precision: tuple[int, int] = (500, 100)  # images of the other and of the slow attacks
 
 
 QUICK = Effort(1.0, 4, 2, 2, ((1, 2), (4, 8), (8, 16)), (16, 8))  # to see that it runs
 
 
-def trained(config: ModelConfig, x: Tensor, y: Tensor, eps: float, updates: int, batch: int = 128) -> nn.Module:
-    """A network after a short training, by PGD-5 of radius eps (0: plain), with SGD at a one-cycle rate.
+def trained(
+    config: ModelConfig, x: Tensor, y: Tensor, eps: float, updates: int, batch: int = 128
+) -> nn.Module:
+    """A network after a short training, by PGD-5 of radius eps (0: plain), with SGD at a one-cycle
+    rate.
 
-    Random weights would do for the speed, but their decisions, and so what bfloat16 changes, are nothing like a user's.
-    x (N, C, H, W) uint8, y (N,), on the device to train on.
+    Random weights would do for the speed, but their decisions, and so what bfloat16 changes, are
+    nothing like a user's. x (N, C, H, W) uint8, y (N,), on the device to train on.
     """
     model = models.build(config, int(y.max()) + 1, x.shape[1:], seed=0).to(x.device)
     defense, dtype = PGDAT(PGD(eps, eps / 4, 5 if eps else 0)), pick_dtype("auto", x.device)
@@ -93,7 +110,9 @@ def predicted(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def robust_acc(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, eps: float) -> float:
-    """Share of images that stay right in float32, or whose adversarial image lies outside ball or box."""
+    """Share of images that stay right in float32, or whose adversarial image lies outside ball or
+    box.
+    """
     outside = size(x_adv - x, "Linf") > eps + SLACK
     outside |= (x_adv.flatten(1).amin(1) < -SLACK) | (x_adv.flatten(1).amax(1) > 1 + SLACK)
     return ((predicted(model, x_adv) == y) | outside).double().mean().item()
@@ -107,7 +126,13 @@ def survivable(model: nn.Module, x: Tensor, y: Tensor, eps: float, share: float)
 
 
 def pgd_rows(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, sides: Mapping[str, Make], seconds: float
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    steps: int,
+    sides: Mapping[str, Make],
+    seconds: float,
 ) -> list[dict]:
     """A row a side: PGD on one batch; the ratio is how many times as fast the first side is.
 
@@ -124,21 +149,29 @@ def pgd_rows(
     ready = {name: make(model, x, eps, steps) for name, make in sides.items()}
     turns: list[dict[str, Measured]] = []
     began = time.perf_counter()
-    while not turns or (len(turns) < TURNS and (time.perf_counter() - began) * (1 + 1 / len(turns)) < seconds):
+    while not turns or (
+        len(turns) < TURNS and (time.perf_counter() - began) * (1 + 1 / len(turns)) < seconds
+    ):
         turns.append({name: measure(side, x, y) for name, side in ready.items()})
     asked = steps * len(x)
     rates = [{name: min(asked, m.passed) / m.seconds for name, m in turn.items()} for turn in turns]
     first = next(iter(sides))
     return [
         {
-            "batch": len(x), "side": name, "eps": round(eps * 255, 3), "steps": steps, "turns": len(turns),
-            "image-steps asked": asked, "images passed": done.passed,
+            "batch": len(x),
+            "side": name,
+            "eps": round(eps * 255, 3),
+            "steps": steps,
+            "turns": len(turns),
+            "image-steps asked": asked,
+            "images passed": done.passed,
             "image-steps/s": round(median(rate[name] for rate in rates), 1),
             "ratio": round(median(rate[first] / rate[name] for rate in rates), 2),
-            "robust_acc": round(robust_acc(model, x, y, done.x_adv, eps), 4), "peak MiB": round(memory[name], 0),
+            "robust_acc": round(robust_acc(model, x, y, done.x_adv, eps), 4),
+            "peak MiB": round(memory[name], 0),
         }
         for name, done in turns[-1].items()
-    ]  # fmt: skip
+    ]
 
 
 def pgd_table(
@@ -149,7 +182,9 @@ def pgd_table(
     effort: Effort,
     device: torch.device,
 ) -> pd.DataFrame:
-    """PGD in L-inf on 32 x 32 colour images (Fashion-MNIST, padded), from 8/255 downwards; eps in 255ths."""
+    """PGD in L-inf on 32 x 32 colour images (Fashion-MNIST, padded), from 8/255 downwards; eps in
+    255ths.
+    """
     whole, rows = data.load("fashion_mnist_mini"), []
     images = nn.functional.pad(whole.x_train, (2, 2, 2, 2)).expand(-1, 3, -1, -1).to(device)
     for name in names:
@@ -169,14 +204,24 @@ def pgd_table(
 def autoattack_table(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, sides: Mapping[str, Make], batch: int = 500
 ) -> pd.DataFrame:
-    """AutoAttack standard, once a side; seconds include its set-up, the ratio is theirs to the first side's."""
+    """AutoAttack standard, once a side; seconds include its set-up, the ratio is theirs to the
+    first side's.
+    """
     rows: list[dict] = []
     for name, make in sides.items():
         began = time.perf_counter()
         done = measure(make(model, x, eps, batch), x, y)
         seconds = time.perf_counter() - began
         acc = round(robust_acc(model, x, y, done.x_adv, eps), 4)
-        rows.append({"side": name, "images": len(x), "eps": round(eps, 4), "seconds": seconds, "robust_acc": acc})
+        rows.append(
+            {
+                "side": name,
+                "images": len(x),
+                "eps": round(eps, 4),
+                "seconds": seconds,
+                "robust_acc": acc,
+            }
+        )
         rows[-1] |= {"ratio": seconds / rows[0]["seconds"], "images passed": done.passed}
     return pd.DataFrame(rows).round({"seconds": 1, "ratio": 2})
 
@@ -184,13 +229,17 @@ def autoattack_table(
 def growth_table(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, growth: Sequence[Sequence[int]], dtype: str
 ) -> pd.DataFrame:
-    """Seconds of our PGD as one of steps, batch (both one call) and images (in batches of 128) grows.
+    """Seconds of our PGD as one of steps, batch (both one call) and images (in batches of 128)
+    grows.
 
     seconds: median of three; exponent: the slope of log seconds over log value; 1 is linear.
     """
 
     def seconds(steps: int, batch: int, images: int) -> float:
-        many = x.repeat(-(-images // len(x)), 1, 1, 1)[:images], y.repeat(-(-images // len(x)))[:images]
+        many = (
+            x.repeat(-(-images // len(x)), 1, 1, 1)[:images],
+            y.repeat(-(-images // len(x)))[:images],
+        )
         attack = PGD(eps, eps / 4, steps)
         times = []
         for _ in range(4):  # the first warms up
@@ -207,7 +256,10 @@ def growth_table(
         ("images", by_images, [seconds(20, 128, n) for n in by_images]),
     ):
         exponent = np.polyfit(np.log(values), np.log(measured), 1)[0]
-        rows += [(what, n, round(s, 3), round(exponent, 2)) for n, s in zip(values, measured, strict=True)]
+        rows += [
+            (what, n, round(s, 3), round(exponent, 2))
+            for n, s in zip(values, measured, strict=True)
+        ]
     return pd.DataFrame(rows, columns=["grows", "value", "seconds", "exponent"])
 
 
@@ -226,7 +278,9 @@ def main(
     images: of AutoAttack. Raises ConfigError on numbers below 1 and on unknown models and peers.
     """
     if min(*batches, steps, images) < 1:
-        raise ConfigError(f"batch, steps and images are at least 1, not {list(batches)}, {steps} and {images}")
+        raise ConfigError(
+            f"batch, steps and images are at least 1, not {list(batches)}, {steps} and {images}"
+        )
     device = pick_device()
     dtype, (present, absent) = pick_dtype("auto", device), releases(peers)
     libraries = ", ".join(f"{name} {told}" for name, told in (present | absent).items())
@@ -256,5 +310,9 @@ def main(
 
 def markdown(table: pd.DataFrame) -> str:
     """A table for a README."""
-    rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(object).to_numpy().tolist()]
+    rows = [
+        list(table.columns),
+        ["---"] * table.shape[1],
+        *table.astype(object).to_numpy().tolist(),
+    ]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

@@ -1,7 +1,9 @@
-"""Every method's training step against the textbook loop, in one run: images a second, cost over its base, memory.
+"""Every method's training step against the textbook loop, in one run: images a second, cost over
+its base, memory.
 
-The sides take turns, and every ratio is the median over turns, so that a machine whose speed drifts decides none. The
-textbook is what a tutorial does (crat.bench); with a clone of PKU-ML/CFA its own AT step (attack.py) runs beside it.
+The sides take turns, and every ratio is the median over turns, so that a machine whose speed drifts
+decides none. The textbook is what a tutorial does (crat.bench); with a clone of PKU-ML/CFA its own
+AT step (attack.py) runs beside it.
 """
 
 from __future__ import annotations
@@ -30,14 +32,26 @@ from crat.peers import peak_memory, textbook_pgd
 
 # class-wise policies and what they are a policy on: their cost over it is theirs
 OVER = {
-    "cfa": "pgd_at", "cfa base=trades": "trades", "tian2021": "pgd_at", "cfol": "pgd_at", "faal warmup=0": "pgd_at",
-    "codat": "pgd_at", "frl": "trades", "wat": "trades", "dafa": "trades",
-}  # fmt: skip
+    "cfa": "pgd_at",
+    "cfa base=trades": "trades",
+    "tian2021": "pgd_at",
+    "cfol": "pgd_at",
+    "faal warmup=0": "pgd_at",
+    "codat": "pgd_at",
+    "frl": "trades",
+    "wat": "trades",
+    "dafa": "trades",
+}
 Step = Callable[[], object]
 
 
 def steps(
-    names: Sequence[str], model: str, batch: int, n_steps: int, device: torch.device, compile: bool = False
+    names: Sequence[str],
+    model: str,
+    batch: int,
+    n_steps: int,
+    device: torch.device,
+    compile: bool = False,
 ) -> dict[str, Step]:
     """A training step of each method ("cfa base=trades" chooses an option), on the same images."""
     return {"textbook": _textbook(model, batch, n_steps, device)} | {
@@ -73,13 +87,17 @@ def _textbook(model: str, batch: int, n_steps: int, device: torch.device) -> Ste
     return step
 
 
-def _ours(name: str, model: str, batch: int, n_steps: int, device: torch.device, compile: bool) -> Step:
+def _ours(
+    name: str, model: str, batch: int, n_steps: int, device: torch.device, compile: bool
+) -> Step:
     method, *chosen = name.split()
     options = dict(map(option, chosen))
     config = TrainConfig(defense=method, eps=EPS, step_size=STEP, steps=n_steps, options=options)  # type: ignore[arg-type]
     defense = make_defense(config, Task(torch.full((10,), 4900.0), (3, 32, 32), 200)).to(device)
     head = defense.head or "linear"
-    net = models.build(ModelConfig(model, head=head, extra_outputs=defense.extra_outputs), 10, seed=0).to(device)
+    net = models.build(
+        ModelConfig(model, head=head, extra_outputs=defense.extra_outputs), 10, seed=0
+    ).to(device)
     net = net.to(memory_format=torch.channels_last)
     network = compiled(net) if compile else net
     optimizer, (x, y) = _optimizer(net), _images(batch, device)
@@ -121,7 +139,9 @@ def _importable(clone: Path):
     utils = types.ModuleType("utils")
 
     def normalize_cifar(x: Tensor) -> Tensor:
-        mean, deviation = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (std.mean, std.std))
+        mean, deviation = (
+            torch.tensor(v, device=x.device).view(3, 1, 1) for v in (std.mean, std.std)
+        )
         return (x - mean) / deviation
 
     utils.normalize_cifar = normalize_cifar  # type: ignore[attr-defined]
@@ -136,9 +156,11 @@ def _importable(clone: Path):
 
 
 class _Flops(TorchDispatchMode):
-    """Counts the floating point operations of matrix products and convolutions, torch's own formulas.
+    """Counts the floating point operations of matrix products and convolutions, torch's own
+    formulas.
 
-    Its FlopCounterMode follows modules by hooks, which torch.autograd.grad towards an image does not allow.
+    Its FlopCounterMode follows modules by hooks, which torch.autograd.grad towards an image does
+    not allow.
     """
 
     total = 0
@@ -167,8 +189,9 @@ def run(
     compile: bool = False,
     authors: Path | None = None,
 ) -> pd.DataFrame:
-    """A row a method: images a second, ratio to the textbook, cost over its base in percent, TFLOP/s and their share of
-    the measured matrix rate, MiB that a step adds at its peak."""
+    """A row a method: images a second, ratio to the textbook, cost over its base in percent,
+    TFLOP/s and their share of the measured matrix rate, MiB that a step adds at its peak.
+    """
     device = pick_device()
     asked = list(names or [*DEFENSES, *(n for n in OVER if " " in n)])
     wanted = list(dict.fromkeys([*(OVER[n] for n in asked if n in OVER), *asked]))
@@ -187,20 +210,31 @@ def run(
     for name in sides:
         took = median(t[name] for t in turn)
         base = OVER.get(name)
-        rows.append({
-            "method": name,
-            "images/s": round(batch / took, 1),
-            "x textbook": round(median(t["textbook"] / t[name] for t in turn), 2),
-            "over base %": round(100 * (median(t[name] / t[base] for t in turn) - 1), 1) if base else float("nan"),
-            "base": base or "",
-            "TFLOP/s": round(work[name] / took / 1e12, 3),
-            "of matrix rate %": round(100 * work[name] / took / 1e12 / rate, 1),
-            "peak MiB": round(memory[name], 1),
-        })  # fmt: skip
+        rows.append(
+            {
+                "method": name,
+                "images/s": round(batch / took, 1),
+                "x textbook": round(median(t["textbook"] / t[name] for t in turn), 2),
+                "over base %": round(100 * (median(t[name] / t[base] for t in turn) - 1), 1)
+                if base
+                else float("nan"),
+                "base": base or "",
+                "TFLOP/s": round(work[name] / took / 1e12, 3),
+                "of matrix rate %": round(100 * work[name] / took / 1e12 / rate, 1),
+                "peak MiB": round(memory[name], 1),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def main(names: Sequence[str], model: str, batch: int, n_steps: int, authors: Path | None, out: Path | None) -> None:
+def main(
+    names: Sequence[str],
+    model: str,
+    batch: int,
+    n_steps: int,
+    authors: Path | None,
+    out: Path | None,
+) -> None:
     """Prints the table with its machine and versions, and writes it as markdown where asked."""
     if batch < 1:
         raise ConfigError(f"batch is at least 1, not {batch}")
@@ -212,5 +246,9 @@ def main(names: Sequence[str], model: str, batch: int, n_steps: int, authors: Pa
     print(table.to_string(index=False, na_rep=""))
     if out:
         header, rows = " | ".join(table.columns), table.fillna("").astype(str).values.tolist()
-        lines = [f"| {header} |", "|" + "---|" * len(table.columns), *(f"| {' | '.join(row)} |" for row in rows)]
+        lines = [
+            f"| {header} |",
+            "|" + "---|" * len(table.columns),
+            *(f"| {' | '.join(row)} |" for row in rows),
+        ]
         out.write_text(f"{head}\n\n" + "\n".join(lines) + "\n")

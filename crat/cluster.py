@@ -1,6 +1,8 @@
-"""Runs on several machines, by dask.distributed: a worker of its own there starts the same process as here.
+"""Runs on several machines, by dask.distributed: a worker of its own there starts the same process
+as here.
 
-What goes over the network is a config and a line of text; what is made goes to the store, a folder that all see.
+What goes over the network is a config and a line of text; what is made goes to the store, a folder
+that all see.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ class Remote:
 class Cluster:
     """The workers of a dask scheduler: its address, or the scheduler file that it wrote.
 
-    Raises ClusterError where there is none, or where a worker has no crat or does not see our store.
+    Raises ClusterError where there is none, or where a worker has no crat or does not see our
+    store.
     """
 
     def __init__(self, where: str):
@@ -66,14 +69,21 @@ class Cluster:
         except ImportError:
             raise ClusterError("--dask needs dask.distributed: pip install 'crat[dask]'") from None
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is lost is told by us
-        address: dict[str, Any] = {"scheduler_file": where} if Path(where).is_file() else {"address": where}
+        address: dict[str, Any] = (
+            {"scheduler_file": where} if Path(where).is_file() else {"address": where}
+        )
         try:
             self.client: Client = Client(**address, timeout=PATIENCE, set_as_default=False)
         except (OSError, ValueError) as error:
-            raise ClusterError(f"no dask scheduler at {where}: {str(error).splitlines()[0]}") from None
+            raise ClusterError(
+                f"no dask scheduler at {where}: {str(error).splitlines()[0]}"
+            ) from None
         self.futures: list[Future] = []
         self.threads, self.counted = 0, -AGAIN
-        self.proof = store.home().absolute() / f".seen-by-all-{secrets.token_hex(4)}", secrets.token_hex(8)
+        self.proof = (
+            store.home().absolute() / f".seen-by-all-{secrets.token_hex(4)}",
+            secrets.token_hex(8),
+        )
         try:
             store.write_text(*self.proof)
             self._check(where)
@@ -89,11 +99,17 @@ class Cluster:
         answers = self.client.run(sees, *self.proof, on_error="return")
         for worker, answer in answers.items():
             if answer is not True:
-                raise ClusterError(_unfit(worker, self.proof[0].parent) if answer is False else f"{worker}: {answer!r}")
+                raise ClusterError(
+                    _unfit(worker, self.proof[0].parent)
+                    if answer is False
+                    else f"{worker}: {answer!r}"
+                )
 
     @property
     def free(self) -> bool:
-        """As executors.Place has it: a run for each thread and one that waits for it; what is queued looks begun."""
+        """As executors.Place has it: a run for each thread and one that waits for it; what is
+        queued looks begun.
+        """
         if time.monotonic() - self.counted >= AGAIN:
             self.counted = time.monotonic()
             with contextlib.suppress(OSError):  # of a scheduler that is gone the futures tell
@@ -105,7 +121,9 @@ class Cluster:
         """As executors.Place has it."""
         assert isinstance(task, RunTask)
         env = {name: os.environ[name] for name in ("CRAT_RECOMPUTE",) if name in os.environ}
-        future = self.client.submit(make, task, env, self.proof, key=f"{task.name}-{secrets.token_hex(4)}")
+        future = self.client.submit(
+            make, task, env, self.proof, key=f"{task.name}-{secrets.token_hex(4)}"
+        )
         self.futures.append(future)
         return Remote(task, future)
 
@@ -131,11 +149,15 @@ def sees(path: Path, text: str) -> bool:
 
 
 def _unfit(worker: str, folder: Path) -> str:
-    return f"worker {worker} does not see {folder}: set CRAT_RUNS to a folder that all machines share"
+    return (
+        f"worker {worker} does not see {folder}: set CRAT_RUNS to a folder that all machines share"
+    )
 
 
 def make(task: RunTask, env: dict[str, str], proof: tuple[Path, str]) -> tuple[str, bool]:
-    """Within a dask worker: does a run in a process; returns "" or what went wrong, and whether it was killed."""
+    """Within a dask worker: does a run in a process; returns "" or what went wrong, and whether it
+    was killed.
+    """
     from distributed import get_worker
 
     worker = get_worker()
@@ -146,7 +168,8 @@ def make(task: RunTask, env: dict[str, str], proof: tuple[Path, str]) -> tuple[s
     try:
         while child.running:
             state = worker.state.tasks.get(key)
-            if state is None or state.state != "executing":  # the driver is gone, or wants it no more
+            # the driver is gone, or wants it no more
+            if state is None or state.state != "executing":
                 return "stopped", False
             time.sleep(GLANCE)
     finally:

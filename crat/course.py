@@ -1,7 +1,8 @@
 """The exercises for lectures: built from their solutions, which are the only source.
 
-In a solution, code between `### BEGIN SOLUTION` and `### END SOLUTION` is what the student writes, and a cell tagged
-"solution" is for the lecturer only. The exercise has neither, no outputs, and begins with where to open it.
+In a solution, code between `### BEGIN SOLUTION` and `### END SOLUTION` is what the student writes,
+and a cell tagged "solution" is for the lecturer only. The exercise has neither, no outputs, and
+begins with where to open it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,7 @@ if importlib.util.find_spec("crat") is None:
     subprocess.run(clone, check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--editable", "crat-clone"], check=True)
     sys.path.insert(0, "crat-clone")"""
-LOCALLY = (
-    "In a clone of the repository, `make lab` sets everything up and opens JupyterLab; choose `course/{name}` there."
-)
+LOCALLY = "In a clone of the repository, `make lab` sets everything up and opens JupyterLab; choose `course/{name}` there."
 BADGES = """\
 [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})
 [![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})"""
@@ -43,17 +42,24 @@ class CourseError(RuntimeError):
 def main(repository: str | None = None, *, check: bool = False) -> None:
     """Writes the exercises beside the folder of their solutions; with `check`, only compares.
 
-    repository: OWNER/NAME on GitHub, to which the badges lead (None: the one that CITATION.cff tells of, if any).
-    Raises CourseError where an exercise is not what its solution gives, or a solution cannot be built.
+    repository: OWNER/NAME on GitHub, to which the badges lead (None: the one that CITATION.cff
+    tells of, if any). Raises CourseError where an exercise is not what its solution gives, or a
+    solution cannot be built.
     """
     course = store.root() / "notebooks" / "course"
-    exercises = built(course / "solutions", checked(repository) if repository else cited(store.root()))
+    exercises = built(
+        course / "solutions", checked(repository) if repository else cited(store.root())
+    )
     stale = [name for name, text in exercises.items() if _text(course / name) != text]
     if check and stale:
-        raise CourseError(f"{', '.join(stale)}: not what the solutions give; crat course build writes them anew")
+        raise CourseError(
+            f"{', '.join(stale)}: not what the solutions give; crat course build writes them anew"
+        )
     for name in stale:
         store.write_text(course / name, exercises[name])
-    print(f"{len(exercises)} exercises in {course.relative_to(store.root())}, {len(stale)} of them changed")
+    print(
+        f"{len(exercises)} exercises in {course.relative_to(store.root())}, {len(stale)} of them changed"
+    )
 
 
 def _text(path: Path) -> str:
@@ -78,7 +84,9 @@ def cited(root: Path) -> str:
 
 
 def built(solutions: Path, repository: str = "") -> dict[str, str]:
-    """File name -> text of the exercise, for every solution of a folder; raises CourseError where there is none."""
+    """File name -> text of the exercise, for every solution of a folder; raises CourseError where
+    there is none.
+    """
     texts = {}
     for path in sorted(solutions.glob("*.ipynb")):
         try:
@@ -87,13 +95,19 @@ def built(solutions: Path, repository: str = "") -> dict[str, str]:
             raise CourseError(f"{path.name}: {error}") from None
         texts[path.name] = json.dumps(exercise, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     if not texts:
-        raise CourseError(f"no solutions in {solutions}: they come with a clone of the repository, not with the wheel")
+        raise CourseError(
+            f"no solutions in {solutions}: they come with a clone of the repository, not with the wheel"
+        )
     return texts
 
 
 def stripped(solution: dict[str, Any], name: str, repository: str = "") -> dict[str, Any]:
-    """The exercise (a notebook as JSON) of a solution: its title, where to open it, then the rest without answers."""
-    kept = [cell for cell in solution["cells"] if "solution" not in cell["metadata"].get("tags", [])]
+    """The exercise (a notebook as JSON) of a solution: its title, where to open it, then the rest
+    without answers.
+    """
+    kept = [
+        cell for cell in solution["cells"] if "solution" not in cell["metadata"].get("tags", [])
+    ]
     if not any(BEGIN in "".join(cell["source"]) for cell in kept):
         raise CourseError(f"nothing to solve: no {BEGIN}")
     title, *others = map(_as_given, kept)
@@ -104,13 +118,18 @@ def _as_given(cell: dict[str, Any]) -> dict[str, Any]:
     if cell["cell_type"] != "code":
         return cell
     source = without_answers("".join(cell["source"]))
-    return cell | {"source": source.splitlines(keepends=True), "outputs": [], "execution_count": None}
+    return cell | {
+        "source": source.splitlines(keepends=True),
+        "outputs": [],
+        "execution_count": None,
+    }
 
 
 def without_answers(source: str) -> str:
     """The code with each answer replaced by a comment and an error, at the marker's indentation.
 
-    What follows BEGIN on its line is the hint that both show. Raises CourseError where markers do not pair.
+    What follows BEGIN on its line is the hint that both show. Raises CourseError where markers do
+    not pair.
     """
     lines, inside = [], False
     for line in source.split("\n"):
@@ -130,11 +149,16 @@ def without_answers(source: str) -> str:
 
 def _stub(indent: str, hint: str) -> list[str]:
     hint = hint or "the answer"
-    return [f"{indent}# your code here: {hint}", f"{indent}raise NotImplementedError({json.dumps(hint)})"]
+    return [
+        f"{indent}# your code here: {hint}",
+        f"{indent}raise NotImplementedError({json.dumps(hint)})",
+    ]
 
 
 def opening(name: str, repository: str = "") -> list[dict[str, Any]]:
-    """The cells behind the title: badges (where the repository is known), how to open it, and the set-up."""
+    """The cells behind the title: badges (where the repository is known), how to open it, and the
+    set-up.
+    """
     place = f"notebooks/course/{name}"
     links = {
         "colab": f"https://colab.research.google.com/github/{repository}/blob/main/{place}",
@@ -143,7 +167,8 @@ def opening(name: str, repository: str = "") -> list[dict[str, Any]]:
     badges = BADGES.format(**links) + "\n\n" if repository else ""
     return [
         _cell("markdown", "opening", badges + LOCALLY.format(name=name)),
-        _cell("code", "setup", SETUP.format(repository=repository)) | {"execution_count": None, "outputs": []},
+        _cell("code", "setup", SETUP.format(repository=repository))
+        | {"execution_count": None, "outputs": []},
     ]
 
 

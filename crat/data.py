@@ -27,14 +27,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Batches", "DataError", "Dataset", "data_home", "fetch", "imagenet_loader", "imagenet_validation", "listing",
-    "load", "resolve_augment", "superclasses",
-]  # fmt: skip
+    "Batches",
+    "DataError",
+    "Dataset",
+    "data_home",
+    "fetch",
+    "imagenet_loader",
+    "imagenet_validation",
+    "listing",
+    "load",
+    "resolve_augment",
+    "superclasses",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images uint8 (N, C, H, W) in 0..255 and labels int64 (N,), numbered 0..n_classes-1, of three disjoint splits."""
+    """Images uint8 (N, C, H, W) in 0..255 and labels int64 (N,), numbered 0..n_classes-1, of three
+    disjoint splits.
+    """
 
     x_train: Tensor
     y_train: Tensor
@@ -44,7 +55,8 @@ class Dataset:
     y_test: Tensor
     classes: tuple[str, ...]  # names in the order of the labels
     name: str
-    original_labels: tuple[int, ...]  # what each class is called in the whole data set (class removal renumbers)
+    # what each class is called in the whole data set (class removal renumbers)
+    original_labels: tuple[int, ...]
 
     @property
     def n_classes(self) -> int:
@@ -70,17 +82,23 @@ class Dataset:
 
         parts = {"train": self.y_train, "valid": self.y_valid, "test": self.y_test}
         table = {split: y.bincount(minlength=self.n_classes).tolist() for split, y in parts.items()}
-        rows = [(split, k, name, table[split][k]) for split in parts for k, name in enumerate(self.classes)]
+        rows = [
+            (split, k, name, table[split][k])
+            for split in parts
+            for k, name in enumerate(self.classes)
+        ]
         return pd.DataFrame(rows, columns=["split", "label", "class", "n"])
 
 
 def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
-    """The images of a configuration, or of a data set by its name: split, subset, classes removed, long tail.
+    """The images of a configuration, or of a data set by its name: split, subset, classes removed,
+    long tail.
 
-    Each class is drawn on its own (first: in file order; stratified: in an order seeded by split_seed and the class),
-    validation before training, so a class keeps its validation images whatever else is asked, and a smaller subset is
-    part of a larger one. A long tail thins the training images only. Raises DataError where files or images
-    are missing, ConfigError on an unknown name or class.
+    Each class is drawn on its own (first: in file order; stratified: in an order seeded by
+    split_seed and the class), validation before training, so a class keeps its validation images
+    whatever else is asked, and a smaller subset is part of a larger one. A long tail thins the
+    training images only. Raises DataError where files or images are missing, ConfigError on an
+    unknown name or class.
     """
     if isinstance(config, str):
         config = DataConfig(config)
@@ -97,30 +115,50 @@ def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
     renumber = np.full(len(names), -1, np.int64)
     renumber[kept] = np.arange(len(kept))
     tensors = {}
-    for split, source, index in (("train", "train", train), ("valid", "train", valid), ("test", "test", test)):
+    for split, source, index in (
+        ("train", "train", train),
+        ("valid", "train", valid),
+        ("test", "test", test),
+    ):
         images = torch.from_numpy(arrays[f"x_{source}"]).index_select(0, torch.from_numpy(index))
         tensors[f"x_{split}"] = images.permute(0, 3, 1, 2).contiguous()
         tensors[f"y_{split}"] = torch.from_numpy(renumber[arrays[f"y_{source}"][index]])
-    return Dataset(**tensors, classes=tuple(names[k] for k in kept), name=config.name, original_labels=tuple(kept))
+    return Dataset(
+        **tensors,
+        classes=tuple(names[k] for k in kept),
+        name=config.name,
+        original_labels=tuple(kept),
+    )
 
 
 def imagenet_validation(images: int = 1000, folder: Path | None = None, size: int = 224) -> Dataset:
-    """So many of ImageNet's validation images (0: all, 7.5 GB), spread evenly over the classes, to judge a model on.
+    """So many of ImageNet's validation images (0: all, 7.5 GB), spread evenly over the classes, to
+    judge a model on.
 
-    They are the test set; as many others, next to them in the files, are the validation set; none is for training.
-    folder, size and what is raised: as `imagenet_loader` has them.
+    They are the test set; as many others, next to them in the files, are the validation set; none
+    is for training. folder, size and what is raised: as `imagenet_loader` has them.
     """
     every: Any = imagenet_loader("val", 1, torch.Generator(), folder, workers=0, size=size).dataset
     n = min(images or len(every), len(every))
     chosen = np.arange(n) * len(every) // max(n, 1)
     tensors: dict[str, Any] = {}
-    for split, index in (("test", chosen), ("valid", (chosen + 1) % len(every)), ("train", chosen[:0])):
+    for split, index in (
+        ("test", chosen),
+        ("valid", (chosen + 1) % len(every)),
+        ("train", chosen[:0]),
+    ):
         x = torch.empty((len(index), 3, size, size), dtype=torch.uint8)
         for i, j in enumerate(index):
             x[i] = (255 * every[j][0]).round()
-        tensors |= {f"x_{split}": x, f"y_{split}": torch.tensor(every.targets)[torch.from_numpy(index)]}
+        tensors |= {
+            f"x_{split}": x,
+            f"y_{split}": torch.tensor(every.targets)[torch.from_numpy(index)],
+        }
     return Dataset(
-        **tensors, classes=tuple(every.classes), name="imagenet", original_labels=tuple(range(len(every.classes)))
+        **tensors,
+        classes=tuple(every.classes),
+        name="imagenet",
+        original_labels=tuple(range(len(every.classes))),
     )
 
 
@@ -128,12 +166,18 @@ def _kept_classes(config: DataConfig, n_classes: int) -> list[int]:
     wrong = [k for k in config.drop_classes if not 0 <= k < n_classes]
     kept = [k for k in range(n_classes) if k not in config.drop_classes]
     if wrong or len(kept) < 2:
-        problem = f"{wrong} are no labels of it" if wrong else "fewer than two classes would be left"
-        raise ConfigError(f"drop_classes of {config.name} must be among 0 to {n_classes - 1}: {problem}")
+        problem = (
+            f"{wrong} are no labels of it" if wrong else "fewer than two classes would be left"
+        )
+        raise ConfigError(
+            f"drop_classes of {config.name} must be among 0 to {n_classes - 1}: {problem}"
+        )
     return kept
 
 
-def _split(y: np.ndarray, kept: list[int], names: tuple[str, ...], config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+def _split(
+    y: np.ndarray, kept: list[int], names: tuple[str, ...], config: DataConfig
+) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and the validation images, each in file order."""
     drawn = {k: _drawn(y, k, config) for k in kept}
     spare = {k: len(index) - config.valid_per_class for k, index in drawn.items()}
@@ -148,7 +192,9 @@ def _split(y: np.ndarray, kept: list[int], names: tuple[str, ...], config: DataC
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(valid))
 
 
-def _require(sizes: dict[int, int], spare: dict[int, int], names: tuple[str, ...], config: DataConfig) -> None:
+def _require(
+    sizes: dict[int, int], spare: dict[int, int], names: tuple[str, ...], config: DataConfig
+) -> None:
     for k, size in sizes.items():
         if spare[k] < size:
             raise DataError(
@@ -158,16 +204,22 @@ def _require(sizes: dict[int, int], spare: dict[int, int], names: tuple[str, ...
 
 
 def _drawn(y: np.ndarray, label: int, config: DataConfig) -> np.ndarray:
-    """The images of one class in the order in which they are given out: validation first, then training."""
+    """The images of one class in the order in which they are given out: validation first, then
+    training.
+    """
     index = np.flatnonzero(y == label)
     if config.split == "stratified":
-        # Sorted by uniform numbers: unlike those of permutation(), numpy has no reason ever to change them.
-        index = index[np.random.default_rng([config.split_seed, label]).random(len(index)).argsort()]
+        # Sorted by uniform numbers: unlike those of permutation(), numpy has no reason ever to
+        # change them.
+        index = index[
+            np.random.default_rng([config.split_seed, label]).random(len(index)).argsort()
+        ]
     return index
 
 
 def long_tail(n_max: int, n_classes: int, imbalance_ratio: float) -> list[int]:
-    """Images per class that fall off exponentially: n_k = n_max * IR^(-k / (K - 1)), IR = n_max / n_min, rounded down.
+    """Images per class that fall off exponentially: n_k = n_max * IR^(-k / (K - 1)), IR = n_max /
+    n_min, rounded down.
 
     Raises ConfigError where the last class would have none. Source: Cui et al. 2019, section 5.1.
     """
@@ -184,17 +236,23 @@ def superclasses(name: str = "cifar100") -> tuple[tuple[str, ...], Tensor]:
     """CIFAR-100's 20 superclasses: their names, and the superclass (100,) int64 of each class."""
     if name != "cifar100":
         raise ConfigError(f"only cifar100 has superclasses, {name} has none")
-    of = {fine: coarse for coarse, group in enumerate(SUPERCLASSES.values()) for fine in group.split()}
+    of = {
+        fine: coarse for coarse, group in enumerate(SUPERCLASSES.values()) for fine in group.split()
+    }
     return tuple(SUPERCLASSES), torch.tensor([of[fine] for fine in CLASSES["cifar100"]])
 
 
 def resolve_augment(config: DataConfig) -> str:
-    """What `augment="auto"` means for a data set: none | crop | crop_flip. Raises ConfigError on flipped digits.
+    """What `augment="auto"` means for a data set: none | crop | crop_flip. Raises ConfigError on
+    flipped digits.
 
-    Grey 28-pixel images get none, as in the MNIST protocols; street numbers are cropped; pictures also mirrored.
+    Grey 28-pixel images get none, as in the MNIST protocols; street numbers are cropped; pictures
+    also mirrored.
     """
     if config.augment == "crop_flip" and config.name in ("mnist", "svhn"):
-        raise ConfigError(f"{config.name} has no flips, a mirrored digit is another sign: use augment none or crop")
+        raise ConfigError(
+            f"{config.name} has no flips, a mirrored digit is another sign: use augment none or crop"
+        )
     if config.augment != "auto":
         return config.augment
     if config.name in ("mnist", "fashion_mnist", "fashion_mnist_mini"):
@@ -203,12 +261,14 @@ def resolve_augment(config: DataConfig) -> str:
 
 
 class Batches:
-    """One epoch of batches (x float32 (B, C, H, W) in [0, 1], y int64 (B,)), all on the device of x.
+    """One epoch of batches (x float32 (B, C, H, W) in [0, 1], y int64 (B,)), all on the device of
+    x.
 
-    augment: none | crop | crop_flip; crops pad by an eighth of the image's height (4 pixels of 32). With class_probs
-    (K,) each image's class is drawn from these probabilities, then the image uniformly within it, with replacement.
-    Only the generator is random (its device may differ from that of x); between batches nothing waits for the device.
-    Raises ConfigError where a generator is needed and missing, or on sizes that do not fit.
+    augment: none | crop | crop_flip; crops pad by an eighth of the image's height (4 pixels of 32).
+    With class_probs (K,) each image's class is drawn from these probabilities, then the image
+    uniformly within it, with replacement. Only the generator is random (its device may differ from
+    that of x); between batches nothing waits for the device. Raises ConfigError where a generator
+    is needed and missing, or on sizes that do not fit.
     """
 
     def __init__(
@@ -224,37 +284,57 @@ class Batches:
         class_probs: Tensor | None = None,
     ) -> None:
         if augment not in ("none", "crop", "crop_flip"):
-            raise ConfigError(f"unknown augmentation {augment!r}; known: none, crop, crop_flip (see resolve_augment)")
+            raise ConfigError(
+                f"unknown augmentation {augment!r}; known: none, crop, crop_flip (see resolve_augment)"
+            )
         if generator is None and (shuffle or augment != "none" or class_probs is not None):
-            raise ConfigError("random batches need a torch.Generator; a fixed order is shuffle=False, augment='none'")
+            raise ConfigError(
+                "random batches need a torch.Generator; a fixed order is shuffle=False, augment='none'"
+            )
         if len(x) != len(y) or batch_size < 1 or x.dtype != torch.uint8:
-            raise ConfigError(f"cannot batch {len(x)} {x.dtype} images (uint8) and {len(y)} labels by {batch_size}")
+            raise ConfigError(
+                f"cannot batch {len(x)} {x.dtype} images (uint8) and {len(y)} labels by {batch_size}"
+            )
         self.x, self.y, self.batch_size = x, y, batch_size
         self.generator = generator or torch.Generator()  # a fixed order draws nothing from it
         self.augment, self.padding, self.drop_last = augment, padding, drop_last
         self.shuffle, self.class_probs = shuffle, class_probs
 
     def __len__(self) -> int:
-        return len(self.x) // self.batch_size if self.drop_last else math.ceil(len(self.x) / self.batch_size)
+        return (
+            len(self.x) // self.batch_size
+            if self.drop_last
+            else math.ceil(len(self.x) / self.batch_size)
+        )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             if order is None:
-                x, y = self.x[start : start + self.batch_size], self.y[start : start + self.batch_size]
+                x, y = (
+                    self.x[start : start + self.batch_size],
+                    self.y[start : start + self.batch_size],
+                )
             else:
                 index = order[start : start + self.batch_size]
                 x, y = self.x[index], self.y[index]
             yield self._augmented(x).to(torch.float32).div_(255), y
 
     def _order(self) -> Tensor | None:
-        """Indices of one epoch (N,) on the device, drawn where the generator lives; None: as they stand."""
+        """Indices of one epoch (N,) on the device, drawn where the generator lives; None: as they
+        stand.
+        """
         if self.class_probs is not None:
-            y, probs = self.y.to(self.generator.device), self.class_probs.to(self.generator.device, torch.float64)
+            y, probs = (
+                self.y.to(self.generator.device),
+                self.class_probs.to(self.generator.device, torch.float64),
+            )
             weights = (probs / y.bincount(minlength=len(probs)))[y]
             order = torch.multinomial(weights, len(y), replacement=True, generator=self.generator)
         elif self.shuffle:
-            order = torch.randperm(len(self.x), generator=self.generator, device=self.generator.device)
+            order = torch.randperm(
+                len(self.x), generator=self.generator, device=self.generator.device
+            )
         else:
             return None
         return order.to(self.x.device, non_blocking=True)

@@ -1,9 +1,10 @@
-"""What a run will take, by arithmetic: no network is trained or timed for a plan, so that it is there at once.
+"""What a run will take, by arithmetic: no network is trained or timed for a plan, so that it is
+there at once.
 
     seconds = passes x images x operations of a forward pass of one image / operations a second
 
-A pass forward counts once, one back to the images or to the weights as much again. Right to a factor of two on
-machines like those that the rates are of; an idle or another machine is not asked.
+A pass forward counts once, one back to the images or to the weights as much again. Right to a
+factor of two on machines like those that the rates are of; an idle or another machine is not asked.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from crat.originals import IMAGES, SHAPES
 from crat.worker import usual_battery
 
 LARGE = 1e8  # operations of a forward pass from which a network uses the machine well
-# Operations a second of small and of large networks, by the device and the precision; of a CPU, a thread of it.
+# Operations a second of small and of large networks, by the device and the precision; of a CPU, a
+# thread of it.
 RATES = {
-    ("cpu", "bfloat16"): (80e9, 300e9),  # AMD EPYC with AVX512-BF16: the published runs; benchmarks/training.md
+    # AMD EPYC with AVX512-BF16: the published runs; benchmarks/training.md
+    ("cpu", "bfloat16"): (80e9, 300e9),
     ("cpu", "float32"): (45e9, 150e9),  # half of it: benchmarks/attacks.md
-    ("cuda", "bfloat16"): (2e12, 38e12),  # H100, batch 128, not compiled; of small networks not measured
+    # H100, batch 128, not compiled; of small networks not measured
+    ("cuda", "bfloat16"): (2e12, 38e12),
     ("cuda", "float32"): (2e12, 34e12),
 }
 SAID = "an AMD EPYC's thread with AVX512-BF16, 0.08 to 0.3 TFLOP/s, or an H100, 2 to 38"
@@ -35,7 +39,9 @@ BARE = 0.7e9  # bytes of a process that has imported all this and done nothing
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds an epoch, seconds of judging by the standard battery, and bytes held while it is done."""
+    """Seconds an epoch, seconds of judging by the standard battery, and bytes held while it is
+    done.
+    """
 
     epoch: float
     judging: float
@@ -54,16 +60,24 @@ def estimate(config: RunConfig, device: torch.device, threads: int) -> Cost:
     step = 3 + (2 * (c.steps or 0) if attacked else 0)
     judged = classes * (data.valid_per_class + c.trace_per_class)
     passes = images * step + judged * (1 + 2 * PROTOCOLS[data.name].steps)
-    judging = test * (1 + sum(1 + 2 * getattr(attack, "steps", 1) for attack in usual_battery(data.name).values()))
+    judging = test * (
+        1 + sum(1 + 2 * getattr(attack, "steps", 1) for attack in usual_battery(data.name).values())
+    )
 
     def seconds(passes: float, dtype: str) -> float:
-        rate = RATES[device.type if device.type == "cpu" else "cuda", dtype][network.operations >= LARGE]
+        rate = RATES[device.type if device.type == "cpu" else "cuda", dtype][
+            network.operations >= LARGE
+        ]
         return passes * network.operations / (rate * (threads if device.type == "cpu" else 1))
 
-    copies = 4 + (c.average != "none") + (c.awp > 0)  # the network, the judged one, gradients, momentum
+    # the network, the judged one, gradients, momentum
+    copies = 4 + (c.average != "none") + (c.awp > 0)
     kept = 4 * copies * network.weights + (train + test) * shape[0] * shape[1] * shape[2]
-    size = 2 if device.type != "cpu" and c.dtype == "bfloat16" else 4  # a CPU keeps what it casts from, too
-    memory = kept + c.batch_size * size * network.activations + (BARE if device.type == "cpu" else 0)
+    # a CPU keeps what it casts from, too
+    size = 2 if device.type != "cpu" and c.dtype == "bfloat16" else 4
+    memory = (
+        kept + c.batch_size * size * network.activations + (BARE if device.type == "cpu" else 0)
+    )
     return Cost(seconds(passes, c.dtype), seconds(judging, "float32"), memory)
 
 
@@ -77,7 +91,9 @@ def train_images(config: RunConfig, available: int, classes: int) -> int:
 
 @dataclass(frozen=True)
 class Network:
-    """Of one image's forward pass: operations (two a multiplication) and outputs of all layers; and weights."""
+    """Of one image's forward pass: operations (two a multiplication) and outputs of all layers; and
+    weights.
+    """
 
     operations: int
     activations: int

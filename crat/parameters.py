@@ -13,7 +13,9 @@ from crat.notebook import NotebookError, declared
 
 
 def from_file(path: Path) -> dict[str, Any]:
-    """The names and values of a YAML file, the same that `papermill -f` takes; raises ConfigError where it has none."""
+    """The names and values of a YAML file, the same that `papermill -f` takes; raises ConfigError
+    where it has none.
+    """
     try:
         import yaml
     except ImportError:
@@ -30,12 +32,16 @@ def from_file(path: Path) -> dict[str, Any]:
 
 
 def choose_parameters(
-    notebooks: Sequence[Path], profile: str, settings: Sequence[str], values: Mapping[str, Any] | None = None
+    notebooks: Sequence[Path],
+    profile: str,
+    settings: Sequence[str],
+    values: Mapping[str, Any] | None = None,
 ) -> dict[Path, dict[str, Any]]:
-    """What each notebook is given: the profile, and of `values` and the settings "name=value" those that it knows.
+    """What each notebook is given: the profile, and of `values` and the settings "name=value" those
+    that it knows.
 
-    A setting goes before a value of the file. Raises ConfigError on a name that no notebook knows, with the names that
-    are known, and on a value of another type.
+    A setting goes before a value of the file. Raises ConfigError on a name that no notebook knows,
+    with the names that are known, and on a value of another type.
     """
     known = {notebook: declared(notebook) for notebook in notebooks}
     given = {name: value for name, value in (values or {}).items() if name != "profile"}
@@ -50,9 +56,15 @@ def choose_parameters(
         if not any(name in defaults for defaults in known.values()):
             names = sorted({name for defaults in known.values() for name in defaults} - {"profile"})
             near = did_you_mean(name, names)
-            raise ConfigError(f"no chosen notebook has a parameter {name!r}; known: {', '.join(names)}{near}")
+            raise ConfigError(
+                f"no chosen notebook has a parameter {name!r}; known: {', '.join(names)}{near}"
+            )
     return {
-        notebook: {name: _typed(name, given[name], default) for name, default in defaults.items() if name in given}
+        notebook: {
+            name: _typed(name, given[name], default)
+            for name, default in defaults.items()
+            if name in given
+        }
         | ({"profile": profile} if "profile" in defaults else {})
         for notebook, defaults in known.items()
     }
@@ -70,11 +82,15 @@ def _typed(name: str, value: Any, default: Any) -> Any:
             return float(value)
         if type(value) is kind:
             return value
-        raise ConfigError(f"{name}: {value!r} in the file, but it is of type {kind.__name__}, such as {default!r}")
+        raise ConfigError(
+            f"{name}: {value!r} in the file, but it is of type {kind.__name__}, such as {default!r}"
+        )
     text = str(value)
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         return kind(text) if kind in (int, float, str) else kind(ast.literal_eval(text))
     except (KeyError, ValueError, TypeError, SyntaxError):
-        raise ConfigError(f"--set {name}={text}: {name} is of type {kind.__name__}, such as {default!r}") from None
+        raise ConfigError(
+            f"--set {name}={text}: {name} is of type {kind.__name__}, such as {default!r}"
+        ) from None

@@ -1,7 +1,8 @@
 """The sides of a comparison: our attacks, the textbook loop, and the libraries that are installed.
 
-A side is an attack that is ready to run on images and labels, with the models whose passes are its work. Libraries run
-as their users run them: float32, eval mode. Each is imported when it is asked for, and none is needed.
+A side is an attack that is ready to run on images and labels, with the models whose passes are its
+work. Libraries run as their users run them: float32, eval mode. Each is imported when it is asked
+for, and none is needed.
 """
 
 from __future__ import annotations
@@ -59,10 +60,15 @@ Make = Callable[[nn.Module, Tensor, float, int], Side]
 
 
 def our_pgd(dtype: str) -> Make:
-    """PGD of crat, searching in a precision; as in an evaluation, the copy to search with is made once."""
+    """PGD of crat, searching in a precision; as in an evaluation, the copy to search with is made
+    once.
+    """
 
     def make(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
-        search, attack = Counted(searcher(model, as_images(x[:16]), dtype)), PGD(eps, eps / 4, steps)
+        search, attack = (
+            Counted(searcher(model, as_images(x[:16]), dtype)),
+            PGD(eps, eps / 4, steps),
+        )
         return Side(lambda x, y: attack(search, as_images(x), y, generator=_noise(0, x)), (search,))
 
     return make
@@ -77,7 +83,9 @@ def our_autoattack(dtype: str) -> Make:
 
         def craft(x: Tensor, y: Tensor) -> Tensor:
             parts = (
-                attack(search, images, labels, generator=_noise(i * batch, images), judge=judge).x_adv
+                attack(
+                    search, images, labels, generator=_noise(i * batch, images), judge=judge
+                ).x_adv
                 for i, (images, labels) in enumerate(_batches(as_images(x), y, batch))
             )
             return torch.cat(list(parts))
@@ -95,8 +103,12 @@ def _batches(x: Tensor, y: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]
     return zip(x.split(batch), y.split(batch), strict=True)
 
 
-def textbook_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, generator: torch.Generator) -> Tensor:
-    """PGD as tutorials write it: float32, `loss.backward()` through the parameters in every step of eps / 4."""
+def textbook_pgd(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, generator: torch.Generator
+) -> Tensor:
+    """PGD as tutorials write it: float32, `loss.backward()` through the parameters in every step of
+    eps / 4.
+    """
     x_adv = (x + torch.empty_like(x).uniform_(-eps, eps, generator=generator)).clamp(0, 1)
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
@@ -126,7 +138,10 @@ def _foolbox(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
     seen = Counted(model)
     wrapped = foolbox.PyTorchModel(seen, bounds=(0, 1), device=x.device)
     attack = foolbox.attacks.LinfPGD(abs_stepsize=eps / 4, steps=steps)
-    return Side(lambda x, y: attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=eps), (seen,))
+    return Side(
+        lambda x, y: attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=eps),
+        (seen,),
+    )
 
 
 def _art(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
@@ -136,12 +151,26 @@ def _art(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
 
     seen, device = Counted(model), "gpu" if x.is_cuda else "cpu"
     wrapped = PyTorchClassifier(
-        seen, nn.CrossEntropyLoss(), tuple(x.shape[1:]), _n_classes(model, x), clip_values=(0, 1), device_type=device
+        seen,
+        nn.CrossEntropyLoss(),
+        tuple(x.shape[1:]),
+        _n_classes(model, x),
+        clip_values=(0, 1),
+        device_type=device,
     )
     attack = ProjectedGradientDescentPyTorch(
-        wrapped, eps=eps, eps_step=eps / 4, max_iter=steps, num_random_init=1, batch_size=len(x), verbose=False
+        wrapped,
+        eps=eps,
+        eps_step=eps / 4,
+        max_iter=steps,
+        num_random_init=1,
+        batch_size=len(x),
+        verbose=False,
     )
-    return Side(lambda x, y: torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(x), (seen,))
+    return Side(
+        lambda x, y: torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(x),
+        (seen,),
+    )
 
 
 def _pyautoattack(model: nn.Module, x: Tensor, eps: float, batch: int) -> Side:
@@ -153,7 +182,9 @@ def _pyautoattack(model: nn.Module, x: Tensor, eps: float, batch: int) -> Side:
 
 
 def _torchattacks_battery(model: nn.Module, x: Tensor, eps: float, batch: int) -> Side:
-    """The four parts with the settings of the standard version: its own AutoAttack takes 10 steps, not 100."""
+    """The four parts with the settings of the standard version: its own AutoAttack takes 10 steps,
+    not 100.
+    """
     import torchattacks
 
     seen, n_classes = Counted(model), _n_classes(model, x)
@@ -180,7 +211,10 @@ PEERS = {  # the module to import, and the package it comes in
     "pyautoattack": ("pyautoattack", "pyautoattack"),
 }
 PGD_OF: dict[str, Make] = {"torchattacks": _torchattacks, "foolbox": _foolbox, "art": _art}
-AUTOATTACK_OF: dict[str, Make] = {"pyautoattack": _pyautoattack, "torchattacks": _torchattacks_battery}
+AUTOATTACK_OF: dict[str, Make] = {
+    "pyautoattack": _pyautoattack,
+    "torchattacks": _torchattacks_battery,
+}
 
 
 def releases(peers: Sequence[str] = tuple(PEERS)) -> tuple[dict[str, str], dict[str, str]]:
@@ -200,9 +234,15 @@ def releases(peers: Sequence[str] = tuple(PEERS)) -> tuple[dict[str, str], dict[
 
 
 def pgd_sides(dtype: str, present: Sequence[str] = ()) -> dict[str, Make]:
-    """Sides by name: ours in `dtype`, with which the others are compared, in float32, the textbook and peers."""
+    """Sides by name: ours in `dtype`, with which the others are compared, in float32, the textbook
+    and peers.
+    """
     own = {f"crat {kind}": our_pgd(kind) for kind in dict.fromkeys((dtype, "float32"))}
-    return own | {"textbook": textbook} | {name: make for name, make in PGD_OF.items() if name in present}
+    return (
+        own
+        | {"textbook": textbook}
+        | {name: make for name, make in PGD_OF.items() if name in present}
+    )
 
 
 def autoattack_sides(dtype: str, present: Sequence[str] = ()) -> dict[str, Make]:
@@ -220,7 +260,9 @@ class Measured(NamedTuple):
 
 
 def measure(side: Side, x: Tensor, y: Tensor) -> Measured:
-    """Runs it once; what libraries draw from the global generator begins at seed 0, and is put back."""
+    """Runs it once; what libraries draw from the global generator begins at seed 0, and is put
+    back.
+    """
     before = side.images
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(0)
@@ -233,7 +275,8 @@ def measure(side: Side, x: Tensor, y: Tensor) -> Measured:
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> float:
-    """MiB that a call adds at its peak: on a GPU of tensors; on Linux of the process, by the kernel's high-water mark.
+    """MiB that a call adds at its peak: on a GPU of tensors; on Linux of the process, by the
+    kernel's high-water mark.
 
     The latter is right to some 10 %. nan elsewhere.
     """
@@ -244,7 +287,8 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated(device) - held) / 2**20
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the mark begins anew
-        ctypes.CDLL(None).malloc_trim(0)  # else what an earlier side freed is used again, and seems to cost nothing
+        # else what an earlier side freed is used again, and seems to cost nothing
+        ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):
         work()
         return nan

@@ -27,7 +27,9 @@ def tell(style: str | None, *lines: str) -> None:
 
 
 class Progress:
-    """Counts images over all epochs. `step` says whether a second has passed, the time for anything that costs."""
+    """Counts images over all epochs. `step` says whether a second has passed, the time for anything
+    that costs.
+    """
 
     def __init__(self, style: str | None = None, title: str = ""):
         self.style = one_of("progress", style or ("bar" if sys.stderr.isatty() else "line"), STYLES)
@@ -38,9 +40,14 @@ class Progress:
         self.epochs = epochs
         if self.style == "bar":
             self.bar = tqdm(
-                total=epochs * images_per_epoch, initial=done * images_per_epoch, desc=self.title, unit="img",
-                unit_scale=True, dynamic_ncols=True, smoothing=0.05,
-            )  # fmt: skip
+                total=epochs * images_per_epoch,
+                initial=done * images_per_epoch,
+                desc=self.title,
+                unit="img",
+                unit_scale=True,
+                dynamic_ncols=True,
+                smoothing=0.05,
+            )
 
     def step(self, images: int) -> bool:
         """One batch is done."""

@@ -6,28 +6,39 @@ import json
 from typing import Any
 
 from crat import store
-from crat.evaluate import at_hand as readable
-from crat.evaluate import evaluate
 from crat.flags import words_for
-from crat.run import Run
+from crat.outcomes.evaluation import at_hand as readable
+from crat.outcomes.evaluation import evaluate
+from crat.outcomes.verdicts import Battery, Outcomes
 from crat.sources import found
-from crat.verdicts import Battery, Outcomes
+from crat.training.run import Run
 
-SETTINGS = {"crafted_on": "examples crafted on another network", "keep": "some classes", "bias": "a bias on the logits"}
+SETTINGS = {
+    "crafted_on": "examples crafted on another network",
+    "keep": "some classes",
+    "bias": "a bias on the logits",
+}
 
 
-def at_hand(run: Run, battery: Battery, settings: dict[str, Any], error: Exception) -> tuple[Outcomes, str]:
-    """The outcomes of a battery that can be read without computing anything, and lines on the others.
+def at_hand(
+    run: Run, battery: Battery, settings: dict[str, Any], error: Exception
+) -> tuple[Outcomes, str]:
+    """The outcomes of a battery that can be read without computing anything, and lines on the
+    others.
 
     error: why those cannot be made; raised where nothing can be read.
     """
-    names = readable(run, battery, **{name: value for name, value in settings.items() if name != "device"})
+    names = readable(
+        run, battery, **{name: value for name, value in settings.items() if name != "device"}
+    )
     there = {name: attack for name, attack in battery.items() if "clean" in names and name in names}
     missing = [name for name in battery if name not in there]
     if not there and run.published:
         line = f"`crat evaluate {run.name}` shows what is, and how to make the rest"
         what = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
-        raise type(error)(f"{what} of {run.name}: not published as asked, nor is its network; {line}")
+        raise type(error)(
+            f"{what} of {run.name}: not published as asked, nor is its network; {line}"
+        )
     if not there:
         raise error
     return evaluate(run, there, **settings, loud=True), _lacking(run, missing, settings)
@@ -37,7 +48,8 @@ def _lacking(run: Run, names: list[str], settings: dict[str, Any]) -> str:
     """Which outcomes are not there; how to make them; what else was published."""
     first = f" --images {settings['first']}" if settings["first"] else ""
     asked = f"--split {settings['split']} --which {settings['which']}{first} --dtype {settings['dtype']}"
-    apart = "CRAT_RECOMPUTE=1 " if run.published else ""  # other weights' outcomes may not be mixed with these
+    # other weights' outcomes may not be mixed with these
+    apart = "CRAT_RECOMPUTE=1 " if run.published else ""
     data = run.config.data.name
     lines = [
         f"not published: {', '.join(names)}, nor the network that would be attacked; to have them:",
@@ -50,7 +62,9 @@ def _lacking(run: Run, names: list[str], settings: dict[str, Any]) -> str:
 
 
 def others(run: Run) -> list[str]:
-    """A line for each kind of published outcomes: of which images and which search, and under which names."""
+    """A line for each kind of published outcomes: of which images and which search, and under which
+    names.
+    """
     groups: dict[str, list[str]] = {}
     for path in sorted((run.published / "eval").glob("*.npz")) if run.published else ():
         meta = json.loads(str(store.read_arrays(path)["meta"]))
@@ -58,7 +72,11 @@ def others(run: Run) -> list[str]:
         what += [f"the first {meta['first']}"] if meta.get("first") else []
         what += [f"search in {meta['dtype']}"] if meta.get("dtype") not in (None, "float32") else []
         what += [text for name, text in SETTINGS.items() if meta.get(name) is not None]
-        name = meta["name"].rpartition("-")[0] if meta["attack"].startswith("Corruption(") else meta["name"]
+        name = (
+            meta["name"].rpartition("-")[0]
+            if meta["attack"].startswith("Corruption(")
+            else meta["name"]
+        )
         group = groups.setdefault(", ".join(what), [])
         if name not in group:
             group.append(name)

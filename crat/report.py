@@ -15,39 +15,81 @@ from crat.executors import shown
 
 
 def report(jobs: Sequence[Job], figures: Path) -> None:
-    """Tells where the figures are, and the claims of all that is done: in the terminal, claims.csv and claims.md."""
+    """Tells where the figures are, and the claims of all that is done: in the terminal, claims.csv
+    and claims.md.
+    """
     import pandas as pd
 
-    from crat import claims
+    from crat.analysis import claims
 
     for job in jobs:
         if job.is_done:
             n = Counter(Path(name).suffix for name in job.record["files"])
-            print(f"{shown(job.folder)}: figures as {n['.png']} PNG, {n['.pdf']} PDF, {n['.csv']} CSV")
-    folders = [path.parent for path in sorted(figures.glob("*/claims.json")) if (path.parent / "success.json").exists()]
+            print(
+                f"{shown(job.folder)}: figures as {n['.png']} PNG, {n['.pdf']} PDF, {n['.csv']} CSV"
+            )
+    folders = [
+        path.parent
+        for path in sorted(figures.glob("*/claims.json"))
+        if (path.parent / "success.json").exists()
+    ]
     if not folders:
         print("no claims: none of the notebooks that are done makes any")
         return
-    table = pd.concat([claims.read(folder / "claims.json").assign(notebook=folder.name) for folder in folders])
-    short = {"statement": "claim", "number": "the paper's number", "value": "ours", "low": "low", "high": "high"}
-    columns = ["notebook", "paper", "where", *short, "functional", "verdict", "setting", "p_holm", "detectable"]
-    store.write_text(figures / "claims.csv", table[columns].rename(columns=short).to_csv(index=False))
+    table = pd.concat(
+        [claims.read(folder / "claims.json").assign(notebook=folder.name) for folder in folders]
+    )
+    short = {
+        "statement": "claim",
+        "number": "the paper's number",
+        "value": "ours",
+        "low": "low",
+        "high": "high",
+    }
+    columns = [
+        "notebook",
+        "paper",
+        "where",
+        *short,
+        "functional",
+        "verdict",
+        "setting",
+        "p_holm",
+        "detectable",
+    ]
+    store.write_text(
+        figures / "claims.csv", table[columns].rename(columns=short).to_csv(index=False)
+    )
     markdown = claims.markdown(table)
     store.write_text(figures / "claims.md", markdown)
     lines = [line for line in markdown.splitlines() if not line.startswith("|---")]
-    cells = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    cells = [
+        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in lines
+    ]
     print("\n" + aligned(cells[0], cells[1:], (44, 14, 26, 11, 15)))
     print(f"claims: {shown(figures / 'claims.csv')} and claims.md")
 
 
-def aligned(header: Sequence[str], rows: Iterable[Sequence[str]], widest: Sequence[int] = ()) -> str:
-    """A table for the terminal: columns two spaces apart, cells wrapped to `widest` (78 where it says nothing)."""
+def aligned(
+    header: Sequence[str], rows: Iterable[Sequence[str]], widest: Sequence[int] = ()
+) -> str:
+    """A table for the terminal: columns two spaces apart, cells wrapped to `widest` (78 where it
+    says nothing).
+    """
     table = [[str(cell) for cell in row] for row in (header, *rows)]
     limits = [*widest, *[78] * (len(header) - len(widest))]
-    widths = [min(max(map(len, column)), limit) for column, limit in zip(zip(*table, strict=True), limits, strict=True)]
+    widths = [
+        min(max(map(len, column)), limit)
+        for column, limit in zip(zip(*table, strict=True), limits, strict=True)
+    ]
     lines = []
     for row in table:
         wrapped = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
         for parts in zip_longest(*wrapped, fillvalue=""):
-            lines.append("  ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip())
+            lines.append(
+                "  ".join(
+                    part.ljust(width) for part, width in zip(parts, widths, strict=True)
+                ).rstrip()
+            )
     return "\n".join(lines)

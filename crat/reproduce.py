@@ -41,14 +41,19 @@ def run(
     notebooks: Path = ROOT / "notebooks",
     figures: Path | None = None,
 ) -> int:
-    """Shows the plan, does what of it is not done, reports; returns the exit code, 1 where something failed.
+    """Shows the plan, does what of it is not done, reports; returns the exit code, 1 where
+    something failed.
 
-    numbers: which notebooks (`choose`; all where none is named). profile: quick, unless the parameter file says more.
-    settings: parameters as "name=value"; parameters: a YAML file of them. workers: processes at a time on this machine;
-    dask: a scheduler's address or file, which does the runs instead. shard: "i/n", this part of the runs and no
-    notebook. recompute: train everything again, in a store of its own; the same request goes on where it was stopped.
+    numbers: which notebooks (`choose`; all where none is named). profile: quick, unless the
+    parameter file says more.
+    settings: parameters as "name=value"; parameters: a YAML file of them. workers: processes at a
+    time on this machine;
+    dask: a scheduler's address or file, which does the runs instead. shard: "i/n", this part of the
+    runs and no notebook. recompute: train everything again, in a store of its own; the same request
+    goes on where it was stopped.
     figures: None is CRAT_FIGURES, else the checkout's own, where the pages are built, too.
-    Raises ConfigError before anything runs on an unknown notebook, profile or parameter; NotebookError, ClusterError.
+    Raises ConfigError before anything runs on an unknown notebook, profile or parameter;
+    NotebookError, ClusterError.
     """
     home = figures or store.figures_home()
     values = from_file(parameters) if parameters else {}
@@ -88,23 +93,35 @@ def run(
 
 
 def choose(notebooks: Path, names: Sequence[str]) -> list[Path]:
-    """The notebooks NN_*.ipynb of these numbers, names, or papers ("cfa", "tian2021", "tian"), in order; else all."""
+    """The notebooks NN_*.ipynb of these numbers, names, or papers ("cfa", "tian2021", "tian"), in
+    order; else all.
+    """
     if importlib.util.find_spec("papermill") is None:
         raise NotebookError("running notebooks needs papermill: pip install 'crat[notebooks]'")
     known = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
     if not known:
-        raise NotebookError(f"no notebooks in {notebooks}: they come with a clone of the repository")
+        raise NotebookError(
+            f"no notebooks in {notebooks}: they come with a clone of the repository"
+        )
     for name in names:
         if not any(_is_called(path, name) for path in known):
-            near = did_you_mean(name, [word for path in known for word in (path.stem, *_words(path))])
-            raise ConfigError(f"no notebook {name!r}; known: {', '.join(path.stem for path in known)}{near}")
+            near = did_you_mean(
+                name, [word for path in known for word in (path.stem, *_words(path))]
+            )
+            raise ConfigError(
+                f"no notebook {name!r}; known: {', '.join(path.stem for path in known)}{near}"
+            )
     return [path for path in known if not names or any(_is_called(path, name) for name in names)]
 
 
 def _is_called(path: Path, name: str) -> bool:
-    """By the whole name or file, the number with or without its 0, or a word with or without the year."""
+    """By the whole name or file, the number with or without its 0, or a word with or without the
+    year.
+    """
     name = Path(name).stem.lower() if name.lower().endswith(".ipynb") else name.lower()
-    return name in (path.stem.lower(), *_words(path)) or (name.isdecimal() and f"{int(name):02}" == path.stem[:2])
+    return name in (path.stem.lower(), *_words(path)) or (
+        name.isdecimal() and f"{int(name):02}" == path.stem[:2]
+    )
 
 
 def _words(path: Path) -> list[str]:
@@ -119,13 +136,17 @@ def _part(shard: str, recompute: bool) -> tuple[int, int]:
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise ConfigError(f"--shard is i/n with i from 1 to n, such as 1/4, not {shard!r}")
     if recompute:
-        raise ConfigError("--shard with --recompute: set CRAT_RECOMPUTE=1 and CRAT_RUNS to an empty folder instead")
+        raise ConfigError(
+            "--shard with --recompute: set CRAT_RECOMPUTE=1 and CRAT_RUNS to an empty folder instead"
+        )
     return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True)
 class Recomputation:
-    """A request to train everything again: its store, and its marker there, which is left until all of it is done."""
+    """A request to train everything again: its store, and its marker there, which is left until all
+    of it is done.
+    """
 
     home: Path
     marker: Path
@@ -133,12 +154,16 @@ class Recomputation:
 
     @classmethod
     def of(cls, profile: str, given: Mapping[Path, dict[str, Any]]) -> Recomputation:
-        """The request for these notebooks with these parameters: a new one, or the one that was stopped."""
+        """The request for these notebooks with these parameters: a new one, or the one that was
+        stopped.
+        """
         home = store.home().absolute() / "recomputed"
         chosen = {path.stem: parameters for path, parameters in given.items()}
         by_environment = [os.environ.get(name) or "" for name in ("CRAT_DATA_SET", "CRAT_SEEDS")]
         marker = home / f"unfinished-{store.digest([profile, chosen, by_environment])}"
-        return cls(home, marker, marker.read_text() if marker.exists() else datetime.now().isoformat())
+        return cls(
+            home, marker, marker.read_text() if marker.exists() else datetime.now().isoformat()
+        )
 
     def start(self, dask: str | None, dry_run: bool) -> None:
         """Turns to its store, emptied unless this or another request is unfinished there.
@@ -149,7 +174,10 @@ class Recomputation:
         others = [path for path in home.glob("unfinished-*") if path != self.marker]
         if new and others:
             again = f"remove {shown(others[0])} to train that again, too"
-            print(f"another recomputation is unfinished, and what it trained is used: {again}", end="\n\n")
+            print(
+                f"another recomputation is unfinished, and what it trained is used: {again}",
+                end="\n\n",
+            )
         elif new and dry_run:
             home = home / self.began  # nothing is there, as it will be
         os.environ.update(CRAT_RUNS=str(home), CRAT_RECOMPUTE="1")
@@ -168,26 +196,42 @@ class Recomputation:
 
 
 def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
-    """Another data set and other seeds (config.on_chosen_data, chosen_seeds) must reach every run that is planned."""
+    """Another data set and other seeds (config.on_chosen_data, chosen_seeds) must reach every run
+    that is planned.
+    """
     data, seeds = os.environ.get("CRAT_DATA_SET"), set(chosen_seeds())
     for job in jobs:
         stray = {config.data.name for config in job.runs.values()} - {data}
         if data and stray:
-            raise ConfigError(f"--data {data}: {job.name} has runs that stay on {', '.join(sorted(stray))}")
-        used = {config.train.seed for config in job.runs.values()} - {0, job.parameters.get("seed", 0)}
+            raise ConfigError(
+                f"--data {data}: {job.name} has runs that stay on {', '.join(sorted(stray))}"
+            )
+        used = {config.train.seed for config in job.runs.values()} - {
+            0,
+            job.parameters.get("seed", 0),
+        }
         if os.environ.get("CRAT_SEEDS") and used - seeds:
-            raise ConfigError(f"--seeds: {job.name} has runs of the seeds {', '.join(map(str, sorted(used - seeds)))}")
+            raise ConfigError(
+                f"--seeds: {job.name} has runs of the seeds {', '.join(map(str, sorted(used - seeds)))}"
+            )
 
 
-def show_plan(jobs: Sequence[Job], runs: Sequence[Entry], workers: int | None, timed: bool = True) -> None:
-    """Prints which notebooks are done, which will be run after which runs; timed: and what those take here."""
+def show_plan(
+    jobs: Sequence[Job], runs: Sequence[Entry], workers: int | None, timed: bool = True
+) -> None:
+    """Prints which notebooks are done, which will be run after which runs; timed: and what those
+    take here.
+    """
     if jobs:
         rows = [(job.name, *_seen(job)) for job in jobs]
         print(aligned(("notebook", "state", "last time"), rows), end="\n\n")
     ready = [entry for entry in runs if not entry.state]
     if ready:
         published = sum(entry.published for entry in ready)
-        print(f"{published} runs are read from results/, {len(ready) - published} more are in the store", end="\n\n")
+        print(
+            f"{published} runs are read from results/, {len(ready) - published} more are in the store",
+            end="\n\n",
+        )
     if len(ready) < len(runs):
         left = [entry for entry in runs if entry.state]
         if timed:
@@ -219,17 +263,28 @@ def _show_runs(runs: Sequence[Entry], workers: int | None) -> None:
     notes = dict.fromkeys(filter(None, (lacking(entry.run.config) for entry in runs)))
     wall = _duration(max(longest, total / local.workers))
     n = min(local.workers, len(runs))
-    rows.append(("all of it", "", f"{n} at a time on {describe(device)}", f"about {wall}", _gigabytes(n * most)))
+    rows.append(
+        (
+            "all of it",
+            "",
+            f"{n} at a time on {describe(device)}",
+            f"about {wall}",
+            _gigabytes(n * most),
+        )
+    )
     print(aligned(("run", "for", "state", "takes", "memory"), rows, (72, 11)), *notes, sep="\n")
     print(f"times by the operations of the networks at the rate of {SAID}", end="\n\n")
 
 
 def _pages(folder: Path, anew: bool) -> None:
-    """The report as pages, where something was run or they are missing; says what to install where it cannot."""
+    """The report as pages, where something was run or they are missing; says what to install where
+    it cannot.
+    """
     from crat import site
 
     index = folder / "index.html"
-    os.environ.pop("CRAT_RECOMPUTE", None)  # the leaderboard is of published runs, whatever was recomputed
+    # the leaderboard is of published runs, whatever was recomputed
+    os.environ.pop("CRAT_RECOMPUTE", None)
     try:
         if anew or not index.exists():
             site.build(folder.name, figures=folder.parent)
@@ -239,14 +294,20 @@ def _pages(folder: Path, anew: bool) -> None:
 
 
 def _duration(seconds: float) -> str:
-    return tqdm.format_interval(round(seconds)) if seconds < 2 * 86_400 else f"{seconds / 86_400:.0f} days"
+    return (
+        tqdm.format_interval(round(seconds))
+        if seconds < 2 * 86_400
+        else f"{seconds / 86_400:.0f} days"
+    )
 
 
 def _gigabytes(n: float) -> str:
     return f"{n / 1e9:.1f} GB"
 
 
-def _perform(runs: Sequence[Entry], left: Sequence[Job], workers: int | None, dask: str | None) -> dict[str, str]:
+def _perform(
+    runs: Sequence[Entry], left: Sequence[Job], workers: int | None, dask: str | None
+) -> dict[str, str]:
     """The runs that are no notebook's own, and the notebooks; returns what failed, and why."""
     tasks = [entry.task for entry in runs if entry.state and not entry.live]
     if not tasks and not left:

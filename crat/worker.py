@@ -1,4 +1,6 @@
-"""One run in a process of its own: trained, then judged by the standard battery. Executors start it."""
+"""One run in a process of its own: trained, then judged by the standard battery. Executors start
+it.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ if TYPE_CHECKING:
 
 
 def make(config: RunConfig) -> None:
-    """Whatever is missing of a run: its epochs, its outcomes. What is there, or published, is left as it is."""
-    from crat.evaluate import evaluate
-    from crat.train import train
+    """Whatever is missing of a run: its epochs, its outcomes. What is there, or published, is left
+    as it is.
+    """
+    from crat.outcomes.evaluation import evaluate
+    from crat.training.trainer import train
 
     run = train(config, progress="none")
     if not run.published:  # else only the network was asked for
@@ -25,13 +29,15 @@ def make(config: RunConfig) -> None:
 
 def usual_battery(dataset: str) -> dict[str, Attack]:
     """What every notebook judges by: PGD and CW at the data set's test protocol."""
-    from crat.evaluate import standard_battery
+    from crat.outcomes.evaluation import standard_battery
 
     return {name: attack for name, attack in standard_battery(dataset).items() if name != "FGSM"}
 
 
 def main(config: dict[str, Any]) -> int:
-    """The exit code; an error of crat's own is the last line said, any other is a bug and keeps its traceback."""
+    """The exit code; an error of crat's own is the last line said, any other is a bug and keeps its
+    traceback.
+    """
     children.end_with_starter(grace=children.GRACE / 2)  # so that the lease is given back
     try:
         make(RunConfig.from_dict(config))

@@ -1,17 +1,20 @@
-"""Faults at a place, not at a time: what is to be disturbed waits there until the harm is done, on any machine."""
+"""Faults at a place, not at a time: what is to be disturbed waits there until the harm is done, on
+any machine.
+"""
 
 import os
 import time
 
 PATIENCE = 600  # seconds; only a test that fails waits so long
 
-# found by every Python that has the folder of this file on its path: a worker waits in mid-epoch for its gate to open
+# found by every Python that has the folder of this file on its path: a worker waits in mid-epoch
+# for its gate to open
 GATED = """
 import sys
 if "crat.worker" in sys.orig_argv:
     import os, time
     from pathlib import Path
-    from crat.train import Trainer
+    from crat.training.trainer import Trainer
 
     step, steps = Trainer.step, []
 
@@ -30,7 +33,9 @@ if "crat.worker" in sys.orig_argv:
 
 
 def wait_until(asked, what):
-    """Asks until the answer is true, and returns it; AssertionError after PATIENCE, a machine too slow for any test."""
+    """Asks until the answer is true, and returns it; AssertionError after PATIENCE, a machine too
+    slow for any test.
+    """
     deadline = time.monotonic() + PATIENCE
     while not (answer := asked()):
         assert time.monotonic() < deadline, f"waited {PATIENCE} s: {what}"
@@ -39,7 +44,9 @@ def wait_until(asked, what):
 
 
 class Gates:
-    """Closed in a folder: a worker that has done so many epochs of a run waits at the second step of the next."""
+    """Closed in a folder: a worker that has done so many epochs of a run waits at the second step
+    of the next.
+    """
 
     def __init__(self, folder, monkeypatch):
         folder.mkdir()

@@ -10,9 +10,10 @@ from crat.names import one_of
 from crat.plans.common import EMA, SEEDS, Runs, evidence, shown_live, sweep
 
 METHODS = ("standard", "pgd_at", "trades")
-# Class removal: the top confuser of each of the two hardest classes, and a dissimilar class as control. A plan must
-# know them before anything is trained. Fashion-MNIST's were chosen on validation images; the others are what is known
-# of these images, and the notebook leaves out those that its own validation images do not choose.
+# Class removal: the top confuser of each of the two hardest classes, and a dissimilar class as
+# control. A plan must know them before anything is trained. Fashion-MNIST's were chosen on
+# validation images; the others are what is known of these images, and the notebook leaves out those
+# that its own validation images do not choose.
 REMOVED: dict[str, tuple[int, ...]] = {
     "fashion_mnist": (0, 4, 9),  # T-shirt, coat; ankle boot
     "cifar10": (3, 5, 1),  # cat, dog; automobile
@@ -21,10 +22,17 @@ REMOVED: dict[str, tuple[int, ...]] = {
 }
 # training images of the smallest class
 SMALLEST = {
-    "fashion_mnist_mini": 800, "mnist": 5421, "fashion_mnist": 6000, "cifar10": 5000, "cifar100": 500, "svhn": 4659,
-    "stl10": 500, "tiny_imagenet": 500,
-}  # fmt: skip
-# network and schedule of the paper profile where CIFAR-10's do not fit; ours, as the paper's own were not seen
+    "fashion_mnist_mini": 800,
+    "mnist": 5421,
+    "fashion_mnist": 6000,
+    "cifar10": 5000,
+    "cifar100": 500,
+    "svhn": 4659,
+    "stl10": 500,
+    "tiny_imagenet": 500,
+}
+# network and schedule of the paper profile where CIFAR-10's do not fit; ours, as the paper's own
+# were not seen
 PAPER: dict[str, dict[str, Any]] = {
     "mnist": {"model": "mnist_small_cnn", "epochs": 100, "lr": 0.01},
     "svhn": {"lr": 0.01},
@@ -34,21 +42,30 @@ LIFTS = ("weight",)  # forms of the lift of the most vulnerable class in trainin
 
 
 def tian2021(profile_name: str, seed: int = 0, data: str = "") -> Runs:
-    """Notebook 01: one live run of the profile, then the evidence. data: another data set for all of them.
+    """Notebook 01: one live run of the profile, then the evidence. data: another data set for all
+    of them.
 
-    The quick profile decides nothing, so its figures are drawn from the laptop profile's published runs; on a data set
-    that has none, from runs at its own settings.
+    The quick profile decides nothing, so its figures are drawn from the laptop profile's published
+    runs; on a data set that has none, from runs at its own settings.
     """
-    live = {"live": on(shown_live(profile_name), profile_name, data).but(defense="pgd_at", seed=seed)}
+    live = {
+        "live": on(shown_live(profile_name), profile_name, data).but(defense="pgd_at", seed=seed)
+    }
     published = profile(evidence(profile_name)).data.name
-    return live | tian2021_evidence(evidence(profile_name) if data in ("", published) else profile_name, data)
+    return live | tian2021_evidence(
+        evidence(profile_name) if data in ("", published) else profile_name, data
+    )
 
 
 def tian2021_evidence(profile_name: str, data: str = "") -> Runs:
-    """Keys "pgd_at-s0" ..., "without-3-s0": AT on all classes but number 3; of the sweeps "AT-s0", "lift weight-s0"."""
+    """Keys "pgd_at-s0" ..., "without-3-s0": AT on all classes but number 3; of the sweeps "AT-s0",
+    "lift weight-s0".
+    """
     base = on(profile(profile_name), profile_name, data)
     runs = {f"{m}-s{s}": base.but(defense=m, seed=s) for m in METHODS for s in SEEDS}
-    runs |= {f"without-{c}-s0": base.but(defense="pgd_at", drop_classes=(c,)) for c in removed(base)}
+    runs |= {
+        f"without-{c}-s0": base.but(defense="pgd_at", drop_classes=(c,)) for c in removed(base)
+    }
     return runs | lifts(profile_name, data)
 
 
@@ -65,7 +82,8 @@ def lifts(profile_name: str, data: str = "") -> Runs:
 
 
 def on(base: RunConfig, profile_name: str, data: str) -> RunConfig:
-    """The run on another data set ("": its own): that one's protocol, and no more images of a class than it has.
+    """The run on another data set ("": its own): that one's protocol, and no more images of a class
+    than it has.
 
     Raises ConfigError on an unknown name, and on ImageNet, which is not trained here.
     """
@@ -73,12 +91,18 @@ def on(base: RunConfig, profile_name: str, data: str) -> RunConfig:
     if data == own == "fashion_mnist_mini":
         return base
     if data == "imagenet":
-        raise ConfigError("imagenet is not trained here: `crat audit module:function --data imagenet` judges a model")
+        raise ConfigError(
+            "imagenet is not trained here: `crat audit module:function --data imagenet` judges a model"
+        )
     valid = min(base.data.valid_per_class, SMALLEST[data] // 5)
     wanted, left = base.data.train_per_class, SMALLEST[data] - valid
-    if wanted is None and own == "fashion_mnist_mini":  # a subset: as many of the other data set, not all it has
+    # a subset: as many of the other data set, not all it has
+    if wanted is None and own == "fashion_mnist_mini":
         wanted = SMALLEST[own] - base.data.valid_per_class
-    images = {"train_per_class": None if wanted is None else min(wanted, left), "valid_per_class": valid}
+    images = {
+        "train_per_class": None if wanted is None else min(wanted, left),
+        "valid_per_class": valid,
+    }
     return base.but(data=data, **images, **(PAPER.get(data, {}) if profile_name == "paper" else {}))
 
 

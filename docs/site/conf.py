@@ -1,7 +1,8 @@
-"""Sphinx settings of the report. `crat site` (crat/site.py) prepares the pages and calls sphinx with this file.
+"""Sphinx settings of the report. `crat site` (crat/site.py) prepares the pages and calls sphinx
+with this file.
 
-Nothing here may make a page fetch from elsewhere: MathJax lies in _static, and the scripts of widgets, which myst-nb
-would take from the net, are off.
+Nothing here may make a page fetch from elsewhere: MathJax lies in _static, and the scripts of
+widgets, which myst-nb would take from the net, are off.
 """
 
 project = "crat"

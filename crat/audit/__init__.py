@@ -1,0 +1,1 @@
+"""A robustness audit of a model that is not ours."""
