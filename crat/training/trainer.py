@@ -26,6 +26,7 @@ from crat.defenses.stats import judged_stats
 from crat.device import autocast, compiled, pick_device
 from crat.outcomes.kept import halved
 from crat.progress import Progress, dated, tell
+from crat.store import Store
 from crat.store.lease import Lease, held
 from crat.training.averaging import make_average, make_gate
 from crat.training.awp import perturbed
@@ -51,6 +52,7 @@ def train(
     progress: str | None = None,
     max_minutes: float | None = None,
     compile: bool = False,
+    store: Store | None = None,
 ) -> Run:
     """Trains what the config says and returns its Run; a finished one is returned at once, an
     unfinished one resumed.
@@ -62,13 +64,14 @@ def train(
     max_minutes: stop at the end of the epoch in which they have passed (the Run is then
     unfinished).
     compile: torch.compile the network (worth its start-up time on long runs).
+    store: where runs are (None: the usual one).
     Raises ConfigError, data.DataError, store.StoreError, and TrainingError where the loss is not
     finite.
     """
     if max_minutes is not None and not max_minutes >= 0:
         raise ConfigError(f"max_minutes must be at least 0, not {max_minutes!r}")
     where = distributed.join(pick_device(device))
-    run = Run.of(config, where)
+    run = Run.of(config, where, store)
     style = "none" if distributed.rank() else progress
     if not run.trained_here:
         tell(style, *unread(run.config))

@@ -26,7 +26,9 @@ def run_with(n_outcomes, data="fashion_mnist"):
     folders = [folder for _, folder in sorted(by_size.items())]
     folder = folders[n_outcomes]
     return Run(
-        card_config(store.read_json(folder / "card.json"), folder), store.home() / folder.name
+        card_config(store.read_json(folder / "card.json"), folder),
+        store.home() / folder.name,
+        folder,
     )
 
 
