@@ -304,7 +304,7 @@ def find_run(text: str) -> Run:
         folder = by_name[names[0]]
     config = card_config(store.read_json(folder / "card.json"), folder)
     # what is computed for a published run is kept with those trained here, not under results/
-    published = Path(store.__file__).parents[1] / "results" in folder.resolve().parents
+    published = store.published_home() in folder.resolve().parents
     place = store.home() / folder.name if published else folder
     return Run(config, place, store.Store.usual().published_run(config.data.name, folder.name))
 

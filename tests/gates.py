@@ -19,9 +19,9 @@ if "crat.worker" in sys.orig_argv:
     step, steps = Trainer.step, []
 
     def gated(trainer, *given):
-        steps.append(trainer.done)
-        gate = Path(__file__).with_name(f"{trainer.run.name}-{trainer.done}")
-        if steps.count(trainer.done) == 2 and gate.exists():
+        steps.append(trainer.state.epochs_done)
+        gate = Path(__file__).with_name(f"{trainer.run.name}-{trainer.state.epochs_done}")
+        if steps.count(trainer.state.epochs_done) == 2 and gate.exists():
             gate.with_suffix(".half").write_text(str(os.getpid()))
             gate.with_suffix(".half").rename(gate.with_suffix(".reached"))
             while gate.exists():

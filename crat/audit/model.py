@@ -317,6 +317,8 @@ def _draw(folder: Path, found: Outcomes, last: pd.DataFrame, title: str) -> None
     """The figures: class by class under the last attack; which class is taken for which, under
     each.
     """
+    import matplotlib.pyplot as plt
+
     from crat import plots
 
     plots.use_style()
@@ -341,7 +343,7 @@ def _draw(folder: Path, found: Outcomes, last: pd.DataFrame, title: str) -> None
         ),
     ):
         plots.save(figure, table, place, name)
-        plots.plt.close(figure)
+        plt.close(figure)
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -72,6 +72,7 @@ DEFENSES: dict[str, type[Defense]] = {
     "reat": REAT,
     "at_bsl": ATBSL,
 }
+CAME = dict(DEFENSES)  # as crat has them, whatever a session puts in their place
 PRESETS = ("paper", "released", "crat")
 
 

@@ -34,7 +34,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from crat import bodies, defenses
 from crat.keys import ours
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
@@ -44,8 +43,6 @@ SCALARS = (str, bytes, int, float, complex)
 CONTAINERS = (list, dict, tuple, set, frozenset, *SCALARS)
 
 ours.changes()  # notes what is there now
-_TABLES: dict[str, dict[str, Any]] = {"method": defenses.DEFENSES, "network": bodies.BODIES}
-_CAME: dict[str, dict[str, Any]] = {what: dict(table) for what, table in _TABLES.items()}
 _PROCESS = os.urandom(8).hex()
 _HELD: list[Any] = []  # what could not be read, so that no other object gets its id
 
@@ -82,22 +79,16 @@ def attack_identity(attack: Any) -> Identity:
     return Identity(f"{type(attack).__qualname__} {found.text}", found.unread)
 
 
-def put_in_place(**names: str) -> dict[str, Identity]:
-    """The identities of what is not crat's own, or not as it came, behind what a config names; {}
-    where all is.
+def put_in_place(**values: tuple[Any, Any]) -> dict[str, Identity]:
+    """The identities of what is not crat's own, or not as it came; {} where all is.
 
-    method="lift": a training method; network="small_cnn": a body. "changes": of crat's classes and
-    functions.
+    values: name -> (what stands in crat's table now, what came with crat). "changes" in the answer
+    is of crat's classes and functions, changed in this session.
     """
-    found = {what: _TABLES[what].get(name) for what, name in names.items()}
-    foreign = {
-        what: value for what, value in found.items() if _CAME[what].get(names[what]) is not value
-    }
-    changes = ours.changes()
-    return {
-        what: identity(value)
-        for what, value in (foreign | ({"changes": changes} if changes else {})).items()
-    }
+    foreign = {name: now for name, (now, came) in values.items() if now is not came}
+    if changes := ours.changes():
+        foreign["changes"] = changes
+    return {name: identity(value) for name, value in foreign.items()}
 
 
 def is_plain(value: Any) -> bool:

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+import crat
+
 # of a class: bookkeeping, and what the fields of a dataclass say themselves
 NOT_CODE = {
     "__module__",
@@ -41,12 +43,14 @@ DECIDING = (
     "attacks",
     "defenses",
     "bodies",
+    "nets",
     "models",
-    "averaging",
-    "awp",
     "augment",
-    "schedules",
+    "data.augment",
     "corruptions",
+    "training.averaging",
+    "training.awp",
+    "training.schedules",
 )
 ANY = "*"  # in place of a name: code that looks names up by a string may mean any
 LOOK_UP = {"getattr", "vars", "dir", "attrgetter", "methodcaller"}  # of a module, say
@@ -68,7 +72,7 @@ def _roots() -> tuple[str, ...]:
     places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     places |= {
         str(Path(file).parent)
-        for file in (__file__, torch.__file__, np.__file__, os.__file__)
+        for file in (crat.__file__, torch.__file__, np.__file__, os.__file__)
         if file
     }
     return tuple(os.path.realpath(place) + os.sep for place in places if place)

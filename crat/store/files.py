@@ -102,7 +102,7 @@ def root() -> Path:
     """The checkout that this package is part of, else (installed from a wheel) the working
     directory.
     """
-    checkout = Path(__file__).parents[1]
+    checkout = Path(__file__).parents[2]
     return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
 
 
@@ -125,7 +125,7 @@ def results_home() -> Path:
 
 def published_home() -> Path:
     """Where published results lie in a checkout, whether or not there are any."""
-    return Path(__file__).resolve().parents[1] / "results"
+    return Path(__file__).resolve().parents[2] / "results"
 
 
 def loose_results(results: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from crat import data, models, store
+from crat import bodies, data, defenses, models, store
 from crat.config import ConfigError, RunConfig, TrainConfig, different_from_default
 from crat.defenses import DEFENSES, ClassStats, make_defense
 from crat.device import pick_device, pick_dtype
@@ -148,7 +148,11 @@ def put_in_place(config: RunConfig) -> dict[str, Identity]:
     """What a config names that is not crat's own: its method, its network, what was changed in this
     session.
     """
-    return identity.put_in_place(method=config.train.defense, network=config.model.name)
+    method, network = config.train.defense, config.model.name
+    return identity.put_in_place(
+        method=(DEFENSES.get(method), defenses.CAME.get(method)),
+        network=(bodies.BODIES.get(network), bodies.CAME.get(network)),
+    )
 
 
 def unread(config: RunConfig) -> list[str]:

@@ -8,9 +8,7 @@ drawn.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +19,7 @@ from crat.attacks import PGD, Decision
 from crat.attacks.judge import quick_logits
 from crat.attacks.noise import Share
 from crat.config import PROTOCOLS, ConfigError, RunConfig, number
-from crat.defenses import ClassStats, Task, make_defense
+from crat.defenses import ClassStats, Defense, Task, make_defense
 from crat.defenses.stats import judged_stats
 from crat.device import autocast, compiled, pick_device
 from crat.outcomes.kept import halved
@@ -30,9 +28,10 @@ from crat.store import Store
 from crat.store.lease import Lease, held
 from crat.training.averaging import make_average, make_gate
 from crat.training.awp import perturbed
-from crat.training.checkpoint import restore, save, write_card
+from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, write_card
 from crat.training.run import Run, build_model, first_per_class, history_rows, unread
 from crat.training.schedules import learning_rate
+from crat.training.state import TrainState
 from crat.training.whole_batch import see_the_whole_batch
 
 # share of validation images that one class may draw before the epoch is called collapsed (K > 2)
@@ -89,55 +88,70 @@ def train(
 
 
 class Trainer:
-    """One training in progress: what changes from epoch to epoch, and how it is saved."""
+    """One training in progress: an epoch, its validation, and what is written behind it.
+
+    network: the model as it is called, compiled or not. judged: a second network, which takes the
+    weights that validation judges (an average, once there is one).
+    """
 
     def __init__(
         self, run: Run, device: torch.device, *, compile: bool = False, lease: Lease | None = None
     ):
-        self.run, self.config, self.device, self.lease = run.here, run.config.train, device, lease
+        self.run, self.config = run.here, run.config.train
+        self.device, self.lease = device, lease
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
-        self.model = (
-            build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
-        )
+        self.model = self._untrained()
         if distributed.world() > 1:
             see_the_whole_batch(self.model, compiled=compile)
         self.network: nn.Module = compiled(self.model) if compile else self.model
-        c, counts = self.config, self.images.y_train.bincount(minlength=self.images.n_classes)
-        self.defense = make_defense(c, Task(counts, self.images.image_shape, c.epochs)).to(device)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay
-        )
-        self.average, self.gate = make_average(c), make_gate(c)
-        self.judged = (
-            build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
+        self.judged = self._untrained()
+        self.defense = self._make_defense()
+        self.state = TrainState(
+            self.model,
+            self._make_optimizer(),
+            self.defense,
+            make_average(self.config),
+            make_gate(self.config),
         )
         protocol = PROTOCOLS[run.config.data.name]
-        self.valid_attack = PGD(number(c.eps or 0), number(protocol.step_size), protocol.steps)
-        self.done, self.seconds = 0, 0.0
-        self.best: dict[str, Any] = {}
-        self.collapsed: list[int] = []
-        self.rows: list[dict[str, Any]] = []
-        self.trace: dict[str, list[np.ndarray]] = defaultdict(list)
-        if (run.folder / "checkpoint.safetensors").exists():
-            restore(self)
+        eps, step_size = number(self.config.eps or 0), number(protocol.step_size)
+        self.valid_attack = PGD(eps, step_size, protocol.steps)
+        if (run.folder / CHECKPOINT).exists():
+            self._restore()
 
-    @property
-    def current(self) -> dict[str, Tensor]:
-        """The weights that are judged and kept: the average, once there is one."""
-        return (
-            self.average.state if self.average and self.average.state else self.model.state_dict()
+    def _untrained(self) -> nn.Module:
+        network = build_model(self.run.config, self.images)
+        return network.to(self.device).to(memory_format=torch.channels_last)
+
+    def _make_defense(self) -> Defense:
+        counts = self.images.y_train.bincount(minlength=self.images.n_classes)
+        task = Task(counts, self.images.image_shape, self.config.epochs)
+        return make_defense(self.config, task).to(self.device)
+
+    def _make_optimizer(self) -> torch.optim.SGD:
+        c = self.config
+        return torch.optim.SGD(
+            self.model.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay
         )
+
+    def _restore(self) -> None:
+        """Best weights that are lost are written again by whoever holds the lease (rank 0 only)."""
+        best_is_lost = restore(self.run, self.state)
+        self.judged.load_state_dict(self.state.weights)
+        if best_is_lost and self.lease and self.lease.held:
+            write_best(self.run, self.state, self.judged.state_dict())
 
     def fit(self, progress: Progress, max_minutes: float | None) -> None:
         """All epochs that are missing."""
         began = time.monotonic()
         if distributed.rank() == 0:
             store.remove_half_written(self.run.folder)
-            if self.done >= self.config.epochs:  # killed between the last checkpoint and its card
-                write_card(self)
-        progress.start(self.config.epochs, self.done, len(self.images.x_train))
-        for epoch in range(self.done, self.config.epochs):
+            # killed between the last checkpoint and its card
+            if self.state.epochs_done >= self.config.epochs:
+                write_card(self.run, self.state, self.images)
+        progress.start(self.config.epochs, self.state.epochs_done, len(self.images.x_train))
+        for epoch in range(self.state.epochs_done, self.config.epochs):
             epoch_began = time.monotonic()
             stats = self.train_epoch(epoch, progress)
             self.finish_epoch(epoch, stats, time.monotonic() - epoch_began, progress)
@@ -211,14 +225,14 @@ class Trainer:
         with self._weights_moved(x, x_adv, y, weight):
             with autocast(self.device, self.config.dtype):
                 loss, stats = self.defense.loss(self.network, x, x_adv, y)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.state.optimizer.zero_grad(set_to_none=True)
             (loss * weight if weight != 1 else loss).backward()
             distributed.average_gradients(self.model)
-            self.optimizer.param_groups[0]["lr"] = rate
-            self.optimizer.step()
+            self.state.optimizer.param_groups[0]["lr"] = rate
+            self.state.optimizer.step()
         self.defense.after_step(self.network, x, y)
-        if self.average and self.config.average == "ema_update":
-            self.average.update(self.model)
+        if self.state.average and self.config.average == "ema_update":
+            self.state.average.update(self.model)
         return loss.detach(), stats
 
     def _weights_moved(
@@ -227,7 +241,7 @@ class Trainer:
         """Adversarial weight perturbation around the update, where the config asks for it and
         warm-up is over.
         """
-        if not self.config.awp or self.done < self.config.awp_warmup:
+        if not self.config.awp or self.state.epochs_done < self.config.awp_warmup:
             return nullcontext()
 
         def loss() -> Tensor:
@@ -241,8 +255,8 @@ class Trainer:
         if batch == n_batches:
             return
         kept = (
-            f"the checkpoint after epoch {self.done} is kept in {self.run.folder}"
-            if self.done
+            f"the checkpoint after epoch {self.state.epochs_done} is kept in {self.run.folder}"
+            if self.state.epochs_done
             else "no checkpoint yet"
         )
         raise TrainingError(
@@ -256,46 +270,48 @@ class Trainer:
         """Averages, validates, notes, chooses the best, and writes all of it."""
         images = self.images
         accepted = self._average_epoch()
-        self.judged.load_state_dict(self.current)
+        self.judged.load_state_dict(self.state.weights)
         clean, valid = self._validate()
         used = self.defense.class_values()
-        rate, eps = self.optimizer.param_groups[0]["lr"], number(self.config.eps or 0)
-        self.done, self.seconds = epoch + 1, self.seconds + seconds
+        rate, eps = self.state.optimizer.param_groups[0]["lr"], number(self.config.eps or 0)
+        self.state.epochs_done, self.state.seconds = epoch + 1, self.state.seconds + seconds
         scaled = eps * self.eps_scale(epoch)
         if "eps" in used:
             used = used | {"eps": used["eps"] * self.eps_scale(epoch)}
-        self.rows += history_rows(
-            self.done, "train", stats, images.classes, rate, scaled, used, accepted
+        self.state.rows += history_rows(
+            self.state.epochs_done, "train", stats, images.classes, rate, scaled, used, accepted
         )
-        self.rows += history_rows(self.done, "valid", valid, images.classes, rate, eps)
+        self.state.rows += history_rows(
+            self.state.epochs_done, "valid", valid, images.classes, rate, eps
+        )
         self.defense.epoch_end(stats, valid)
         top_share = clean.argmax(1).bincount(minlength=images.n_classes).max().item() / len(clean)
         if images.n_classes > 2 and top_share > COLLAPSED:
-            self.collapsed.append(self.done)
+            self.state.collapsed.append(self.state.epochs_done)
         if self.lease:
             self.lease.confirm()
         self._choose(valid)
         self._trace_epoch()
         if distributed.rank() == 0:
-            save(self)
+            save(self.run, self.state, self.judged.state_dict(), self.images)
         distributed.wait()
-        progress.epoch(self.done, self._line(stats, valid, seconds, top_share))
+        progress.epoch(self.state.epochs_done, self._line(stats, valid, seconds, top_share))
 
     def _average_epoch(self) -> bool | None:
         """The step that an average takes at an epoch's end; whether its gate opened, None where
         there is no gate.
         """
-        if not self.average or self.config.average == "ema_update":
+        if not self.state.average or self.config.average == "ema_update":
             return None
-        if self.gate is None:
-            return self.average.update(self.model)
+        if self.state.gate is None:
+            return self.state.average.update(self.model)
         worst = 1.0
         if self.config.average == "fawa":  # the gate asks the plain weights
             self.judged.load_state_dict(self.model.state_dict())
             worst = float(self._validate()[1].accuracy(absent=1.0).min())
-        accepted = self.gate.opens(worst)
+        accepted = self.state.gate.opens(worst)
         if accepted:
-            self.average.update(self.model)
+            self.state.average.update(self.model)
             if self.config.average == "swa":
                 self._renew_statistics()
         return accepted
@@ -304,11 +320,11 @@ class Trainer:
         """BatchNorm's statistics of the average, from one pass over the training images as they
         are.
         """
-        assert self.average
-        self.judged.load_state_dict(self.average.state)
+        assert self.state.average
+        self.judged.load_state_dict(self.state.average.state)
         batches = data.Batches(self.images.x_train, self.images.y_train, 500, shuffle=False)
         torch.optim.swa_utils.update_bn(batches, self.judged)
-        self.average.state = {
+        self.state.average.state = {
             name: value.clone() for name, value in self.judged.state_dict().items()
         }
 
@@ -336,10 +352,10 @@ class Trainer:
         counted = valid.clean if self.defense.selects_on == "clean" else valid.robust
         accuracy = (counted / valid.n).cpu()
         score = float(accuracy.nanmean() + accuracy[~accuracy.isnan()].min())
-        if not self.best or score > self.best["score"]:
+        if not self.state.best or score > self.state.best["score"]:
             weights = store.fingerprint(self.judged.state_dict())
-            self.best = {
-                "epoch": self.done,
+            self.state.best = {
+                "epoch": self.state.epochs_done,
                 "score": score,
                 "average": float(accuracy.nanmean()),
                 "weights": weights,
@@ -352,9 +368,9 @@ class Trainer:
         index = first_per_class(self.images.y_test, per_class)
         x, y = self.images.x_test[index], self.images.y_test[index]
         for name, attack in (("clean", None), ("pgd", self.valid_attack)):
-            self.trace[name].append(halved(self._logits(x, y, attack).cpu().numpy()))
+            self.state.trace[name].append(halved(self._logits(x, y, attack).cpu().numpy()))
         arrays = {"index": index.cpu().numpy(), "y": y.cpu().numpy()}
-        arrays |= {name: np.stack(epochs) for name, epochs in self.trace.items()}
+        arrays |= {name: np.stack(epochs) for name, epochs in self.state.trace.items()}
         store.write_arrays(self.run.folder / "trace.npz", arrays, compressed=True)
 
     def _line(self, train: ClassStats, valid: ClassStats, seconds: float, top_share: float) -> str:
@@ -366,6 +382,6 @@ class Trainer:
             f"robust {100 * robust.nanmean():.1f} %, worst {100 * robust[worst]:.1f} % "
             f"({self.images.classes[worst]})  {speed:.0f} images/s"
         )
-        if self.done in self.collapsed and self.defense.selects_on == "robust":
+        if self.state.epochs_done in self.state.collapsed and self.defense.selects_on == "robust":
             line += f"\n  collapsed: one class draws {100 * top_share:.0f} % of validation; try a longer eps_warmup"
         return line

@@ -17,92 +17,33 @@ MODULES = {
 }
 FILES = [*MODULES, *sorted(p.relative_to(ROOT) for p in ROOT.glob("tests/**/*.py"))]
 
-# A module may import from its own floor and from those below it (a package stands for all its
-# modules).
+# The rooms of crat/, a line a floor; what lies beside the rooms is the ground. A module may import
+# from its own room and from the floors below it.
 FLOORS = (
-    ("crat", "crat.config", "crat.names"),
-    (
-        *("crat.data", "crat.sources", "crat.mirrors", "crat.originals", "crat.augment"),
-        "crat.imagenet_labels",
-        *(
-            "crat.bodies",
-            "crat.models",
-            "crat.analysis.curves",
-            "crat.analysis.metrics",
-            "crat.store",
-            "crat.device",
-        ),
-        "crat.store.manifest",
-        *(
-            "crat.progress",
-            "crat.distributed",
-            "crat.corruptions",
-            "crat.analysis.mce",
-            "crat.analysis.calibration",
-            "crat.analysis.longtail",
-        ),
-        *("crat.store.lease", "crat.training.whole_batch"),
-        *(
-            "crat.analysis.comparisons",
-            "crat.superclasses",
-            "crat.analysis.toy",
-            "crat.analysis.variation",
-        ),
-    ),
-    ("crat.attacks", "crat.training.averaging", "crat.training.awp"),
-    ("crat.defenses",),
-    (
-        *(
-            "crat.training.checkpoint",
-            "crat.outcomes.evaluation",
-            "crat.training.run",
-            "crat.training.schedules",
-            "crat.training.trainer",
-            "crat.outcomes.verdicts",
-        ),
-        *("crat.keys.identity", "crat.outcomes.kept", "crat.keys.ours"),
-    ),
-    (
-        *("crat.analysis.claims", "crat.leaderboard", "crat.plans", "crat.statements"),
-        *(
-            "crat.plots",
-            "crat.plots.cfa",
-            "crat.plots.labels",
-            "crat.plots.methods",
-            "crat.plots.spat",
-        ),
-        "crat.plots.tail",
-    ),
-    (
-        *(
-            "crat.__main__",
-            "crat.audit",
-            "crat.bench",
-            "crat.bench_attacks",
-            "crat.bench_train",
-            "crat.cli",
-        ),
-        *("crat.course", "crat.audit.probes"),
-        *(
-            "crat.flags",
-            "crat.audit.foreign",
-            "crat.defenses.tables",
-            "crat.published",
-            "crat.training.recipes",
-        ),
-        *(
-            "crat.batch",
-            "crat.children",
-            "crat.cluster",
-            "crat.estimates",
-            "crat.executors",
-            "crat.parameters",
-        ),
-        *("crat.report", "crat.worker"),
-        *("crat.notebook", "crat.peers", "crat.precision", "crat.reproduce", "crat.site"),
-    ),
+    "config device distributed names progress text",
+    "keys store",
+    "analysis data nets",
+    "attacks corruptions",
+    "defenses",
+    "training",
+    "outcomes",
+    "papers plots",
+    "audit batch",
+    "cli __main__",
 )
-FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+LONGEST_CHAIN = 14  # modules that import one another in a row
+
+NAMES = {".".join(p.with_suffix("").parts).removesuffix(".__init__") for p in MODULES}
+FACES = {
+    module: set(ast.literal_eval(node.value))
+    for path, tree in MODULES.items()
+    for node in tree.body
+    if path.name == "__init__.py"
+    and isinstance(node, ast.Assign)
+    and ast.unparse(node.targets[0]) == "__all__"
+    for module in [".".join(path.parent.parts)]
+}
 
 each_module = pytest.mark.parametrize("path", MODULES, ids=str)
 
@@ -112,26 +53,32 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def floor_of(name):
-    """The floor of a module, by its first two parts; None where it has none."""
-    return FLOOR.get(".".join(name.split(".")[:2]))
+def room_of(name):
+    """The room of a module, or the module itself where it is on the ground; "" for crat itself."""
+    return ".".join(name.split(".")[1:2])
 
 
 def imports(path, tree):
-    """The modules of crat (and others) that a file imports anywhere in it, absolute and with their
-    line.
-    """
+    """What a file imports anywhere in it: (module, name or None, line), absolute."""
     package = path.parent.parts
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            yield from ((alias.name, None, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             base = ".".join(part for part in (above, node.module) if part)
-            # `from crat import data` names a module, `from crat.data import load` a function
             for alias in node.names:
-                name = f"{base}.{alias.name}"
-                yield (name if name in FLOOR else base), node.lineno
+                whole = f"{base}.{alias.name}"  # `from crat.analysis import metrics` names a module
+                yield (
+                    (whole, None, node.lineno)
+                    if whole in NAMES
+                    else (base, alias.name, node.lineno)
+                )
+
+
+def of_crat(path):
+    """The imports of crat's own modules."""
+    return [found for found in imports(path, MODULES[path]) if found[0].split(".")[0] == "crat"]
 
 
 def functions(tree):
@@ -146,27 +93,66 @@ def length(node):
 
 @each_module
 def test_imports_only_go_down(path):
-    own = floor_of(module_name(path))
-    assert own is not None, f"{path} has no floor: add it to FLOORS in {Path(__file__).name}"
-    for name, line in imports(path, MODULES[path]):
-        if name.split(".")[0] == "crat":
-            assert floor_of(name) is not None, f"{path}:{line} imports {name}, which has no floor"
-            assert floor_of(name) <= own, f"{path}:{line} imports {name}, which is a floor above"
+    own = room_of(module_name(path))
+    assert not own or own in FLOOR, f"{own} has no floor: add it to FLOORS in {Path(__file__).name}"
+    for module, _, line in of_crat(path):
+        room = room_of(module)
+        allowed = not room or room == own or FLOOR[room] < FLOOR[own] or own in FLOORS[0].split()
+        assert allowed, f"{path}:{line} imports {module}, which is not on a floor below"
+
+
+@each_module
+def test_a_room_is_used_through_its_face(path):
+    """Another room's `__all__` has the name that is imported, or the module that holds it."""
+    own = room_of(module_name(path))
+    for module, name, line in of_crat(path):
+        room = room_of(module)
+        if room in ("", own) or f"crat.{room}" not in FACES:
+            continue
+        public = FACES[f"crat.{room}"] | {room}
+        leaf = module.split(".")[-1]
+        assert leaf in public or name in public, (
+            f"{path}:{line}: {module} {name or ''} is not in {room}'s __all__"
+        )
+
+
+def test_no_chain_of_imports_is_long_and_none_is_a_circle():
+    graph = {module_name(path): {m for m, _, _ in of_crat(path)} for path in MODULES}
+    chains = {}
+
+    def chain(module, above=()):
+        assert module not in above, f"a circle of imports: {' > '.join([*above, module])}"
+        if module not in chains:
+            below = [chain(m, (*above, module)) for m in graph[module] - {module, "crat"}]
+            chains[module] = [module, *max(below, key=len, default=[])]
+        return chains[module]
+
+    longest = max((chain(module) for module in graph), key=len)
+    assert len(longest) <= LONGEST_CHAIN, f"{len(longest)} modules: {' > '.join(longest)}"
+
+
+def test_few_files_lie_beside_the_rooms():
+    beside = [path for path in MODULES if len(path.parts) == 2 and not path.stem.startswith("__")]
+    assert {path.stem for path in beside} <= set(FLOORS[0].split())
+    assert len(beside) <= 6
+    assert (
+        sum(path.parent.parent == Path("crat") and path.name == "__init__.py" for path in MODULES)
+        <= 15
+    )
 
 
 def test_an_upward_import_is_seen():
     def names(text, path="crat/attacks/gradient.py"):
-        return [name for name, _ in imports(Path(path), ast.parse(text))]
+        return [found[:2] for found in imports(Path(path), ast.parse(text))]
 
-    assert names("def f():\n    from crat.training.trainer import train") == [
-        "crat.training.trainer"
-    ]
-    assert names("from ..train import train") == ["crat.training.trainer"]
-    assert names("from .. import train, __version__") == ["crat.training.trainer", "crat"]
-    assert names("from crat import train") == ["crat.training.trainer"]
-    assert names("import crat.training.trainer as t") == ["crat.training.trainer"]
-    assert names("from .threat import Threat") == ["crat.attacks.threat"]
-    assert floor_of("crat.attacks.threat") < floor_of("crat.training.trainer")
+    trainer = "crat.training.trainer"
+    assert names(f"def f():\n    from {trainer} import train") == [(trainer, "train")]
+    assert names("from ..training.trainer import train") == [(trainer, "train")]
+    assert names("from ..training import trainer, x") == [(trainer, None), ("crat.training", "x")]
+    assert names("from crat.training import trainer") == [(trainer, None)]
+    assert names(f"import {trainer} as t") == [(trainer, None)]
+    assert names("from .threat import Threat") == [("crat.attacks.threat", "Threat")]
+    assert FLOOR[room_of("crat.attacks.threat")] < FLOOR[room_of(trainer)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -192,8 +178,8 @@ def test_heavy_imports_stay_where_they_are_needed(path):
     knows no torch.
     """
     tree = MODULES[path]
-    in_functions = {line for f in functions(tree) for _, line in imports(path, f)}
-    for name, line in imports(path, tree):
+    in_functions = {line for f in functions(tree) for _, _, line in imports(path, f)}
+    for name, _, line in imports(path, tree):
         package = name.split(".")[0]
         assert package != "torchvision" or line in in_functions, (
             f"{path}:{line} imports torchvision at once"

@@ -20,9 +20,11 @@ from crat import attacks, defenses
 from crat.attacks import FGSM, PGD, AutoAttack, Square, cw
 from crat.attacks.objectives import DLR, CrossEntropy, KLFrom, TargetedDLR, Toward
 from crat.attacks.universal import Universal
+from crat.config import RunConfig
 from crat.corruptions import Corruption
 from crat.keys import ours
-from crat.keys.identity import attack_identity, identity, is_plain, put_in_place
+from crat.keys.identity import attack_identity, identity, is_plain
+from crat.training.run import put_in_place
 
 LABELS = torch.arange(4)
 SCALE = 2.0
@@ -126,12 +128,12 @@ class MyTrades(defenses.DEFENSES["trades"]):
 
 
 def test_what_stands_in_crats_tables(monkeypatch):
-    assert all(put_in_place(method=name, network="small_cnn") == {} for name in defenses.DEFENSES)
+    assert all(put_in_place(RunConfig().but(defense=name)) == {} for name in defenses.DEFENSES)
     monkeypatch.setitem(defenses.DEFENSES, "trades", MyTrades)
-    assert put_in_place(method="trades", network="small_cnn").keys() == {"method"}
+    assert put_in_place(RunConfig().but(defense="trades")).keys() == {"method"}
     # ours, under another's name
     monkeypatch.setitem(defenses.DEFENSES, "trades", defenses.DEFENSES["mart"])
-    assert put_in_place(method="trades", network="small_cnn").keys() == {"method"}
+    assert put_in_place(RunConfig().but(defense="trades")).keys() == {"method"}
 
 
 @pytest.mark.parametrize(
@@ -144,13 +146,13 @@ def test_what_stands_in_crats_tables(monkeypatch):
     ],
 )
 def test_what_a_session_changes_in_crats_own_is_in_every_key(place, name, value, monkeypatch):
-    assert put_in_place(method="trades", network="small_cnn") == {}
+    assert put_in_place(RunConfig().but(defense="trades")) == {}
     with monkeypatch.context() as patch:
         patch.setattr(place, name, value)
-        (found,) = put_in_place(method="trades", network="small_cnn").values()
+        (found,) = put_in_place(RunConfig().but(defense="trades")).values()
         assert found.unread == ()
         assert attack_identity(FGSM(0.1)).text != repr(FGSM(0.1))
-    assert put_in_place(method="trades", network="small_cnn") == {}
+    assert put_in_place(RunConfig().but(defense="trades")) == {}
     assert attack_identity(FGSM(0.1)).text == repr(FGSM(0.1))
 
 

@@ -120,7 +120,7 @@ def test_the_same_code_has_the_same_key_in_another_process(tmp_path):
     (tmp_path / "own.py").write_text(SOURCE)
     code = "import own\nfrom crat.keys.identity import identity\nprint(identity(own.Mine).text)"
     env = os.environ | {
-        "PYTHONPATH": str(Path(ours.__file__).parents[1]),
+        "PYTHONPATH": str(Path(ours.__file__).parents[2]),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     run = functools.partial(

@@ -152,7 +152,7 @@ def test_claims_and_tables_are_checked(tmp_path, monkeypatch):
     for name in ("published_numbers.csv", "cifar10/claims_01.json"):
         (results / name).write_text("[]")
     manifest.sign_top(results)
-    monkeypatch.setattr(store, "published_home", lambda: results)
+    monkeypatch.setattr("crat.store.files.published_home", lambda: results)
     monkeypatch.setattr(claims, "published_home", lambda: results)
     assert store.results_home() == results
     (results / "cifar10/claims_01.json").write_text("[1]")

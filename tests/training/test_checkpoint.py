@@ -16,7 +16,7 @@ def test_a_plan_writes_nothing_into_a_run():
     best = weights(half, "best")
     (half.folder / "best.safetensors").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in half.folder.iterdir()}
-    assert Trainer(half, torch.device("cpu")).done == 1
+    assert Trainer(half, torch.device("cpu")).state.epochs_done == 1
     assert {path.name: path.stat().st_mtime_ns for path in half.folder.iterdir()} == before
     with held(half.folder, torch.device("cpu")) as lease:
         Trainer(half, torch.device("cpu"), lease=lease)

@@ -28,7 +28,7 @@ from crat.config import RunConfig
 from crat.training.trainer import Trainer, train
 step, steps = Trainer.step, []
 def halts(trainer, *given):
-    steps.append(trainer.done)
+    steps.append(trainer.state.epochs_done)
     if steps.count(2) == 3:
         print("halfway", flush=True)
         signal.pause()
@@ -151,7 +151,8 @@ def test_a_file_that_was_removed_is_made_anew(lost):
 def test_saving_what_was_restored_changes_nothing():
     run = train(TINY, progress="none")
     best, card = weights(run, "best"), run.card()
-    save(Trainer(run, torch.device("cpu")))
+    trainer = Trainer(run, torch.device("cpu"))
+    save(trainer.run, trainer.state, trainer.judged.state_dict(), trainer.images)
     assert same(best, weights(run, "best"))
     assert run.card() == card
 

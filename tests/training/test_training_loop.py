@@ -127,9 +127,15 @@ def test_the_best_epoch_is_the_first_of_the_highest_average_plus_worst(trainer):
 
     chosen = []
     for epoch, robust in enumerate([(6, 2, 0), (4, 4, 0), (8, 0, 0), (4, 4, 0), (5, 4, 0)], 1):
-        trainer.done = epoch
+        trainer.state.epochs_done = epoch
         trainer._choose(judged(*robust))
-        chosen.append((trainer.best["epoch"], trainer.best["score"], trainer.best["average"]))
+        chosen.append(
+            (
+                trainer.state.best["epoch"],
+                trainer.state.best["score"],
+                trainer.state.best["average"],
+            )
+        )
     expected = [(1, 0.6, 0.4), (2, 0.8, 0.4), (2, 0.8, 0.4), (2, 0.8, 0.4), (5, 0.85, 0.45)]
     assert chosen == [
         (epoch, pytest.approx(score), pytest.approx(mean)) for epoch, score, mean in expected
@@ -148,7 +154,7 @@ def test_an_epoch_collapses_where_one_class_draws_over_nine_tenths(
     stats = trainer._validate()[1]
     monkeypatch.setattr(trainer, "_validate", lambda: (F.one_hot(answers, 10).float(), stats))
     trainer.finish_epoch(0, stats, 1.0, Progress("none"))
-    assert trainer.collapsed == ([1] if collapsed else [])
+    assert trainer.state.collapsed == ([1] if collapsed else [])
 
 
 def test_awp_begins_behind_its_warm_up():
@@ -156,7 +162,7 @@ def test_awp_begins_behind_its_warm_up():
     trainer, moves = Trainer(Run.of(TINY.but(awp=0.01, awp_warmup=2)), torch.device("cpu")), []
     x, y = trainer.images.x_train[:8].float() / 255, trainer.images.y_train[:8]
     weight = trainer.model.head.weight
-    for trainer.done in range(4):
+    for trainer.state.epochs_done in range(4):
         before = weight.detach().clone()
         with trainer._weights_moved(x, x, y, 1.0):
             moves.append(((weight.detach() - before).norm() / before.norm()).item())
