@@ -26,7 +26,8 @@ def random_crop(x: Tensor, padding_pixels: int, mode: str, generator: torch.Gene
     n, _, height, width = x.shape
     if mode == "reflect" and padding_pixels >= min(height, width):
         raise ConfigError(
-            f"an image of {height} x {width} cannot be padded by reflection with {padding_pixels} pixels"
+            f"an image of {height} x {width} cannot be padded by reflection with {padding_pixels} "
+            f"pixels"
         )
     shift = torch.randint(
         -padding_pixels, padding_pixels + 1, (2, n, 1), generator=generator, device=generator.device

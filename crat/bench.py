@@ -128,6 +128,7 @@ def main(names: Sequence[str], batch: int, steps: int) -> None:
     """Prints the table with its machine and versions."""
     device = pick_device()
     print(
-        f"{describe(device)}, torch {torch.__version__}, crat in {pick_dtype('auto', device)}, batch {batch}"
+        f"{describe(device)}, torch {torch.__version__}, crat in {pick_dtype('auto', device)}, "
+        f"batch {batch}"
     )
     print(run(names, batch, steps).to_string(index=False))

@@ -49,10 +49,13 @@ TURNS = 7  # at most
 SLACK = 1e-6  # of ball and box, for the rounding of other libraries
 NOTES = {
     "PGD": "L-inf; the networks have had a short plain training on the shipped Fashion-MNIST, padded, and their own "
-    "answers are the labels. eps (in 255ths) is 8, halved until half survive; a step, a quarter of it. The rate is of "
-    "steps asked for and executed; ratio: how many times as fast the first row is; peak: what one step adds.",
+    "answers are the labels. eps (in 255ths) is 8, halved until half survive; a step, a quarter of "
+    "it. The rate is of "
+    "steps asked for and executed; ratio: how many times as fast the first row is; peak: what one "
+    "step adds.",
     "AutoAttack standard": "A small_cnn after three epochs of adversarial training on the shipped Fashion-MNIST, its "
-    "own answers as labels; eps is 0.1, halved until 60 % survive PGD-20. ratio: seconds beside the first row's.",
+    "own answers as labels; eps is 0.1, halved until 60 % survive PGD-20. ratio: seconds beside "
+    "the first row's.",
     "How the time of PGD grows": "Ours, the same network, judging included: 128 images and 20 steps, or what is told.",
     "What bfloat16 changes": "The same network. differ: the share of images on which a bfloat16 and a float32 search "
     "disagree; seed: on which two float32 searches with other random numbers do.",

@@ -89,7 +89,9 @@ def _stage(
 
 
 def _stages(block: type[nn.Module], width: int) -> dict[str, nn.Module]:
-    """The four stages of an 18-layer net: width, 2 width, 4 width, 8 width channels, halved thrice."""
+    """The four stages of an 18-layer net: width, 2 width, 4 width, 8 width channels, halved
+    thrice.
+    """
     widths = [width, width, 2 * width, 4 * width, 8 * width]
     return {
         f"layer{i}": _stage(block, widths[i - 1], widths[i], 1 if i == 1 else 2)

@@ -184,7 +184,8 @@ def _train(a: Namespace) -> None:
     epoch = card["best"]["epoch"]
     rows = history[(history.epoch == epoch) & (history.split == "valid")]
     print(
-        f"\n{run.name}\n{shown(run.folder)}: epoch {card['epochs_done']} of {run.config.train.epochs}",
+        f"\n{run.name}\n{shown(run.folder)}: epoch {card['epochs_done']} of "
+        f"{run.config.train.epochs}",
         end="",
     )
     print("" if card["finished"] else ", not finished: the same command resumes it")

@@ -58,7 +58,8 @@ def main(repository: str | None = None, *, check: bool = False) -> None:
     for name in stale:
         store.write_text(course / name, exercises[name])
     print(
-        f"{len(exercises)} exercises in {course.relative_to(store.root())}, {len(stale)} of them changed"
+        f"{len(exercises)} exercises in {course.relative_to(store.root())}, {len(stale)} of them "
+        f"changed"
     )
 
 
@@ -96,7 +97,8 @@ def built(solutions: Path, repository: str = "") -> dict[str, str]:
         texts[path.name] = json.dumps(exercise, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     if not texts:
         raise CourseError(
-            f"no solutions in {solutions}: they come with a clone of the repository, not with the wheel"
+            f"no solutions in {solutions}: they come with a clone of the repository, not with the "
+            f"wheel"
         )
     return texts
 

@@ -104,7 +104,8 @@ def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
         config = DataConfig(config)
     if config.name == "imagenet":
         raise DataError(
-            "imagenet does not fit in memory: iterate crat.data.imagenet_loader(split, batch_size, generator), "
+            "imagenet does not fit in memory: iterate crat.data.imagenet_loader(split, batch_size, "
+            "generator), "
             "or judge a model on some of it by `crat audit`"
         )
     arrays = read(config.name)
@@ -198,8 +199,10 @@ def _require(
     for k, size in sizes.items():
         if spare[k] < size:
             raise DataError(
-                f"class {k} ({names[k]}) of {config.name} has {spare[k] + config.valid_per_class} training images, not "
-                f"the {config.valid_per_class} for validation and {size} for training that are asked"
+                f"class {k} ({names[k]}) of {config.name} has {spare[k] + config.valid_per_class} "
+                f"training images, not "
+                f"the {config.valid_per_class} for validation and {size} for training that are "
+                f"asked"
             )
 
 
@@ -227,7 +230,8 @@ def long_tail(n_max: int, n_classes: int, imbalance_ratio: float) -> list[int]:
     sizes = [int(n_max * imbalance_ratio ** (-k / steps) + 1e-9) for k in range(n_classes)]
     if sizes[-1] < 1:
         raise ConfigError(
-            f"{n_max} images in the largest class and imbalance ratio {imbalance_ratio:g} leave the last empty"
+            f"{n_max} images in the largest class and imbalance ratio {imbalance_ratio:g} leave "
+            f"the last empty"
         )
     return sizes
 
@@ -251,7 +255,8 @@ def resolve_augment(config: DataConfig) -> str:
     """
     if config.augment == "crop_flip" and config.name in ("mnist", "svhn"):
         raise ConfigError(
-            f"{config.name} has no flips, a mirrored digit is another sign: use augment none or crop"
+            f"{config.name} has no flips, a mirrored digit is another sign: use augment none or "
+            f"crop"
         )
     if config.augment != "auto":
         return config.augment
@@ -285,15 +290,18 @@ class Batches:
     ) -> None:
         if augment not in ("none", "crop", "crop_flip"):
             raise ConfigError(
-                f"unknown augmentation {augment!r}; known: none, crop, crop_flip (see resolve_augment)"
+                f"unknown augmentation {augment!r}; known: none, crop, crop_flip (see "
+                f"resolve_augment)"
             )
         if generator is None and (shuffle or augment != "none" or class_probs is not None):
             raise ConfigError(
-                "random batches need a torch.Generator; a fixed order is shuffle=False, augment='none'"
+                "random batches need a torch.Generator; a fixed order is shuffle=False, "
+                "augment='none'"
             )
         if len(x) != len(y) or batch_size < 1 or x.dtype != torch.uint8:
             raise ConfigError(
-                f"cannot batch {len(x)} {x.dtype} images (uint8) and {len(y)} labels by {batch_size}"
+                f"cannot batch {len(x)} {x.dtype} images (uint8) and {len(y)} labels by "
+                f"{batch_size}"
             )
         self.x, self.y, self.batch_size = x, y, batch_size
         self.generator = generator or torch.Generator()  # a fixed order draws nothing from it

@@ -53,7 +53,8 @@ def join(device: torch.device) -> torch.device:
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= gpus:
             raise ConfigError(
-                f"process {local} of this machine has no GPU, for it has {gpus}: start one process a GPU"
+                f"process {local} of this machine has no GPU, for it has {gpus}: start one process "
+                f"a GPU"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -173,7 +174,9 @@ class _Whole(torch.autograd.Function):
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sums over all ranks, one message; without those that have no image of the batch in hand."""
+    """The sums over all ranks, one message; without those that have no image of the batch in
+    hand.
+    """
     if world() == 1:
         return list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])

@@ -44,7 +44,8 @@ def _client(*command: str, cwd: Path) -> None:
     program = shutil.which(command[0])
     if program is None:
         raise DataError(
-            f"{command[0]} is not installed: this mirror asks it; fetch without --mirror, or install it"
+            f"{command[0]} is not installed: this mirror asks it; fetch without --mirror, or "
+            f"install it"
         )
     done = subprocess.run(
         [program, *command[1:]], cwd=cwd, capture_output=True, text=True, errors="replace"

@@ -137,7 +137,8 @@ def _head(
 ) -> nn.Module:
     if (kind == "augmented") != (extra_outputs > 0):
         raise ConfigError(
-            f"extra_outputs is at least 1 for the augmented head, else 0; not {extra_outputs} for {kind}"
+            f"extra_outputs is at least 1 for the augmented head, else 0; not {extra_outputs} for "
+            f"{kind}"
         )
     if kind in HEAD_SCALES:
         return CosineHead(
@@ -175,7 +176,8 @@ def build(
     scale = config.scale if scale is None else scale
     if n_classes < 2 or len(image_shape) != 3 or min(image_shape) < 1:
         raise ConfigError(
-            f"a model needs 2 classes or more and a (C, H, W) image, not {n_classes} and {image_shape}"
+            f"a model needs 2 classes or more and a (C, H, W) image, not {n_classes} and "
+            f"{image_shape}"
         )
     if config.width is not None and config.width < 1:
         raise ConfigError(f"the width of a model is at least 1, not {config.width}")
@@ -202,11 +204,14 @@ def build(
 
 
 def class_weight_norms(model: nn.Module) -> Tensor:
-    """||w_k|| of the last layer, (K,). Raises ConfigError for heads that normalise their weights."""
+    """||w_k|| of the last layer, (K,). Raises ConfigError for heads that normalise their
+    weights.
+    """
     model = plain(model)
     if isinstance(model.head, CosineHead):
         raise ConfigError(
-            "class weight norms mean nothing under a cosine or hypersphere head: it uses unit vectors"
+            "class weight norms mean nothing under a cosine or hypersphere head: it uses unit "
+            "vectors"
         )
     return cast(Tensor, model.head.weight).detach()[: model.n_classes].norm(dim=1)
 
@@ -304,7 +309,8 @@ def _read(path: Path) -> Any:
                 f"{path} cannot be read: it is damaged, or no file of torch.save"
             ) from error
         raise CheckpointError(
-            f"{path} holds more than tensors, such as a whole pickled model, and opening that would run its code: "
+            f"{path} holds more than tensors, such as a whole pickled model, and opening that "
+            f"would run its code: "
             "where it was made, write torch.save(model.state_dict(), file) instead"
         ) from error
     except Exception as error:  # the readers raise whatever a damaged file makes them stumble over

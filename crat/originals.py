@@ -296,7 +296,8 @@ def _check_idx(path: Path) -> None:
             f", not the {right} that its head tells" if n in (1, 3) else ", with another head"
         )
         raise DataError(
-            f"{path} is truncated or no IDX file of bytes ({told}); nothing was replaced; get it anew"
+            f"{path} is truncated or no IDX file of bytes ({told}); nothing was replaced; get it "
+            f"anew"
         )
 
 

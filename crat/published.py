@@ -1,4 +1,6 @@
-"""What `crat evaluate` says of a published run, where neither its weights nor its images are here."""
+"""What `crat evaluate` says of a published run, where neither its weights nor its images are
+here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`crat reproduce`: the plan (which notebooks, which runs, what they take), the batch, the report."""
+"""`crat reproduce`: the plan (which notebooks, which runs, what they take), the batch, the
+report.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,8 @@ def _part(shard: str, recompute: bool) -> tuple[int, int]:
         raise ConfigError(f"--shard is i/n with i from 1 to n, such as 1/4, not {shard!r}")
     if recompute:
         raise ConfigError(
-            "--shard with --recompute: set CRAT_RECOMPUTE=1 and CRAT_RUNS to an empty folder instead"
+            "--shard with --recompute: set CRAT_RECOMPUTE=1 and CRAT_RUNS to an empty folder "
+            "instead"
         )
     return int(found[1]), int(found[2])
 
@@ -212,7 +215,8 @@ def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
         }
         if os.environ.get("CRAT_SEEDS") and used - seeds:
             raise ConfigError(
-                f"--seeds: {job.name} has runs of the seeds {', '.join(map(str, sorted(used - seeds)))}"
+                f"--seeds: {job.name} has runs of the seeds "
+                f"{', '.join(map(str, sorted(used - seeds)))}"
             )
 
 
@@ -229,7 +233,8 @@ def show_plan(
     if ready:
         published = sum(entry.published for entry in ready)
         print(
-            f"{published} runs are read from results/, {len(ready) - published} more are in the store",
+            f"{published} runs are read from results/, {len(ready) - published} more are in the "
+            f"store",
             end="\n\n",
         )
     if len(ready) < len(runs):

@@ -208,8 +208,10 @@ def _annotated(page: Page, profile: str, known: set[str]) -> dict[str, Any]:
         note = f"Executed by <code>crat reproduce --profile {profile}</code>."
     else:
         note = (
-            f"Shown as committed: there is no finished run of <code>crat reproduce --profile {profile}</code> here. "
-            "What is live in it ran in the profile quick; what it draws from published runs is the laptop profile's."
+            f"Shown as committed: there is no finished run of <code>crat reproduce --profile "
+            f"{profile}</code> here. "
+            "What is live in it ran in the profile quick; what it draws from published runs is the "
+            "laptop profile's."
         )
     first = f'<p class="report-origin">{note}</p>'
     return page.notebook | {"cells": [*cells[:1], _prose(first), *cells[1:]]}

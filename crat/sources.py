@@ -185,11 +185,13 @@ def check(name: str, arrays: Arrays, where: str) -> None:
         ):
             given = f"x_{part} {x.dtype} {x.shape}, y_{part} {y.dtype} {y.shape}"
             raise DataError(
-                f"{where}: wrong shape: {given}, not uint8 (N, {', '.join(map(str, shape))}) and uint8 (N,)"
+                f"{where}: wrong shape: {given}, not uint8 (N, {', '.join(map(str, shape))}) and "
+                f"uint8 (N,)"
             )
         if y.max() >= n_classes:
             raise DataError(
-                f"{where}: label {y.max()} in y_{part} is out of range, {name} has 0 to {n_classes - 1}"
+                f"{where}: label {y.max()} in y_{part} is out of range, {name} has 0 to "
+                f"{n_classes - 1}"
             )
         if absent := sorted(set(range(n_classes)) - set(y.tolist())):
             raise DataError(

@@ -128,13 +128,16 @@ def decide(claim: Claim, estimate: Estimate | None) -> Verdict:
     """
     if estimate and estimate.kind == "published" and claim.setting != SETTINGS[0]:
         raise ClaimError(
-            "a published number may only be compared in the paper's setting (equal selection and attack)"
+            "a published number may only be compared in the paper's setting (equal selection and "
+            "attack)"
         )
     return Verdict(claim, estimate)
 
 
 def holm(p: ArrayLike) -> NDArray:
-    """Holm's adjusted p-values; nan stays nan and is not counted. Holm 1979 (Scand. J. Statist. 6)."""
+    """Holm's adjusted p-values; nan stays nan and is not counted. Holm 1979 (Scand. J. Statist.
+    6).
+    """
     p = np.asarray(p, float)
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]
     adjusted = np.full(p.shape, nan)

@@ -72,7 +72,9 @@ def _by_t(value: float, variance: float, df: float, kind: str = "runs", note: st
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """Exact two-sided p that two checkpoints, right on (N,) bool a and b, are right equally often."""
+    """Exact two-sided p that two checkpoints, right on (N,) bool a and b, are right equally
+    often.
+    """
     a, b = np.asarray(a), np.asarray(b)
     must_be_bool(a, b)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())

@@ -95,7 +95,8 @@ def by_corruption(errors: pd.DataFrame, baseline: pd.DataFrame | None = None) ->
         theirs, their_clean, their_severities = _means(baseline)
         if missing := sorted(set(means.index) - set(theirs.index)):
             raise MetricError(
-                f"the baseline lacks {', '.join(missing)}: a mean over other corruptions is another mCE"
+                f"the baseline lacks {', '.join(missing)}: a mean over other corruptions is "
+                f"another mCE"
             )
         if severities != their_severities:
             raise MetricError(f"severities {severities}, but {their_severities} of the baseline")

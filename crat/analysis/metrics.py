@@ -34,16 +34,19 @@ def checked(y: ArrayLike, *arrays: ArrayLike, n_classes: int | None = None) -> l
     labels = np.asarray(y)
     if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
         raise MetricError(
-            f"labels must be a non-empty 1-D integer array, not {labels.dtype} of shape {labels.shape}"
+            f"labels must be a non-empty 1-D integer array, not {labels.dtype} of shape "
+            f"{labels.shape}"
         )
     if labels.min() < 0 or labels.max() >= (n_classes or inf):
         raise MetricError(
-            f"classes {labels.min()} to {labels.max()} found, allowed are 0 to {(n_classes or inf) - 1}"
+            f"classes {labels.min()} to {labels.max()} found, allowed are 0 to "
+            f"{(n_classes or inf) - 1}"
         )
     for other in (others := [np.asarray(array) for array in arrays]):
         if other.shape[-1:] != labels.shape:
             raise MetricError(
-                f"{labels.size} labels but an array of shape {other.shape}: the last axis is the image"
+                f"{labels.size} labels but an array of shape {other.shape}: the last axis is the "
+                f"image"
             )
     return [labels.astype(np.int64, copy=False), *others]
 
@@ -261,7 +264,9 @@ def totals(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> pd.DataFram
 
 
 def confusion(y: ArrayLike, pred: ArrayLike, n_classes: int, normalise: bool = False) -> NDArray:
-    """(K, K) counts M[true, predicted]; normalised, each row sums to 1 (nan for an absent class)."""
+    """(K, K) counts M[true, predicted]; normalised, each row sums to 1 (nan for an absent
+    class).
+    """
     y, pred = checked(y, pred, n_classes=n_classes)
     checked(pred, n_classes=n_classes)
     matrix = np.bincount(y * n_classes + pred, minlength=n_classes**2).reshape(n_classes, n_classes)
@@ -293,7 +298,9 @@ def top_share(matrix: ArrayLike, top: int = 1, chosen_on: ArrayLike | None = Non
 
 
 def runner_up(logits: ArrayLike, y: ArrayLike) -> NDArray:
-    """(N,) the wrong class with the highest logit: where an untargeted attack is expected to end."""
+    """(N,) the wrong class with the highest logit: where an untargeted attack is expected to
+    end.
+    """
     logits = np.array(logits, float)
     (y,) = checked(y, n_classes=logits.shape[-1])
     logits[np.arange(y.size), y] = -np.inf

@@ -253,7 +253,9 @@ class Hills:
         self.spent, self.signs = self.spent[keep], self.signs[keep]
 
     def _mass(self, delta: Tensor) -> Tensor:
-        """What each channel of a change spends, (N, C, 1, 1): the power of its norm that adds up."""
+        """What each channel of a change spends, (N, C, 1, 1): the power of its norm that adds
+        up.
+        """
         return (delta.square() if self.power == 2 else delta.abs()).sum((2, 3), keepdim=True)
 
     def _spent(self) -> Tensor:
@@ -281,7 +283,9 @@ class Hills:
 
 
 def window(side: int, image: Sequence[int], place: Sequence[float]) -> tuple[slice, ...]:
-    """The square at a place in [0, 1)^2 of an image (height, width), as an index of (N, C, H, W)."""
+    """The square at a place in [0, 1)^2 of an image (height, width), as an index of (N, C, H,
+    W).
+    """
     height, width = image
     top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
     return slice(None), slice(None), slice(top, top + side), slice(left, left + side)

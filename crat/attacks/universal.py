@@ -1,4 +1,6 @@
-"""Universal perturbations: one delta for all images, or one per class, fitted on training images."""
+"""Universal perturbations: one delta for all images, or one per class, fitted on training
+images.
+"""
 
 from __future__ import annotations
 

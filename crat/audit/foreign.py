@@ -61,7 +61,8 @@ def find_model(
         )
     if key is not None:
         raise ConfigError(
-            "--key chooses among the weights of a file, with --model; a function returns its own model"
+            "--key chooses among the weights of a file, with --model; a function returns its own "
+            "model"
         )
     model = _from_function(subject)
     training = any(isinstance(part, _BatchNorm) and part.training for part in model.modules())
@@ -128,8 +129,10 @@ def _from_weights(
     x, y = as_images(images.x_valid[:CHECKED].to(device)), images.y_valid[:CHECKED].to(device)
     right = [accuracy(model, x, y) for model in tried]
     normalised = (
-        f"{path.name} says nothing of normalisation: {right[0]:.0%} of {len(x)} validation images are right with that "
-        f"of {images.name}, {right[1]:.0%} without; it is judged {'without' if right[1] > right[0] else 'with it'}"
+        f"{path.name} says nothing of normalisation: {right[0]:.0%} of {len(x)} validation images "
+        f"are right with that "
+        f"of {images.name}, {right[1]:.0%} without; it is judged "
+        f"{'without' if right[1] > right[0] else 'with it'}"
     )
     return tried[right[1] > right[0]], [line] * bool(line) + [normalised]
 
@@ -163,7 +166,8 @@ def decision(
             else ""
         )
         raise ModelError(
-            f"the model answers with {len(range(outputs)[:logit_slice])} logits, not {n_classes}{hint}"
+            f"the model answers with {len(range(outputs)[:logit_slice])} logits, not "
+            f"{n_classes}{hint}"
         )
     plain = answer is logits and logit_slice is None and scale == 1
     return model if plain else Decision(model, slice(logit_slice), scale)
@@ -189,11 +193,13 @@ def examine(
         lines.append("an image's logits depend on the others of its batch, and so will its verdict")
     if not lines and logits.abs().max() <= 1:
         lines.append(
-            "all logits lie in [-1, 1]: if they are cosines, attacks need the scale of training (--scale)"
+            "all logits lie in [-1, 1]: if they are cosines, attacks need the scale of training "
+            "(--scale)"
         )
     if absent := [name for k, name in enumerate(classes) if not (y == k).any()]:
         lines.append(
-            f"no image of {', '.join(absent[:3])}{' ...' * (len(absent) > 3)} is among the first {len(y)}"
+            f"no image of {', '.join(absent[:3])}{' ...' * (len(absent) > 3)} is among the first "
+            f"{len(y)}"
         )
     return logits, lines + diagnosis(model, x[:DIAGNOSED], y[:DIAGNOSED], len(classes))
 
@@ -218,12 +224,14 @@ def diagnosis(model: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> list[st
     told = f"{100 * clean:.1f} % of the clean images are right"
     if low[0] > high[1] and shares[best] > 2 / n_classes:
         return [
-            f"{told}; with inputs {best} it would be {100 * shares[best]:.1f} %: {other_inputs[best][1]}"
+            f"{told}; with inputs {best} it would be {100 * shares[best]:.1f} %: "
+            f"{other_inputs[best][1]}"
         ]
     if clean < 2 / n_classes:
         chance = f"{100 / n_classes:.1f} %"
         return [
-            f"{told}, chance is {chance}: is a normalisation missing or doubled, or are the classes in disorder?"
+            f"{told}, chance is {chance}: is a normalisation missing or doubled, or are the "
+            f"classes in disorder?"
         ]
     return []
 

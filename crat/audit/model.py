@@ -403,5 +403,6 @@ def main(
         subject, plan, architecture, key=key, device=device, out=place, **settings
     )
     print(
-        f"\n{class_table(found)}\n\n{shown(folder)}: {', '.join(sorted(p.name for p in folder.glob('*.*')))}"
+        f"\n{class_table(found)}\n\n{shown(folder)}: "
+        f"{', '.join(sorted(p.name for p in folder.glob('*.*')))}"
     )

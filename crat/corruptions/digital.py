@@ -85,7 +85,9 @@ def _affine_places(draws: Draws, height: int, width: int, reach: float) -> tuple
 
 
 def pixelate(x: Tensor, draws: Draws, keep: float) -> Tensor:
-    """Shrinks each side to this share (rounded down) and enlarges it again, by Pillow's box filter."""
+    """Shrinks each side to this share (rounded down) and enlarges it again, by Pillow's box
+    filter.
+    """
 
     def change(image: Image) -> Image:
         from PIL.Image import Resampling

@@ -22,7 +22,9 @@ class CorruptionError(ConfigError):
 
 
 def grey(x: Tensor) -> Tensor:
-    """Luma, (N, 3, H, W) -> (N, 1, H, W); an image of another number of channels gives their mean."""
+    """Luma, (N, 3, H, W) -> (N, 1, H, W); an image of another number of channels gives their
+    mean.
+    """
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)

@@ -114,7 +114,9 @@ class Defense:
         raise TypeError(f"{type(self).__name__} must define its loss")
 
     def after_step(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        """Called behind the optimizer's step (CFA's code passes the clean images once more there)."""
+        """Called behind the optimizer's step (CFA's code passes the clean images once more
+        there).
+        """
 
     def class_probs(self) -> Tensor | None:
         """Probabilities (K,) with which classes are drawn in the next epoch, or None for plain

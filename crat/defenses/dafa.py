@@ -167,7 +167,8 @@ class DAFA(Defense):
                 at,
                 False,
                 "in the code a common step and the common margin follow each "
-                "class-wise one, so no class trains beyond eps, and every step is followed by another",
+                "class-wise one, so no class trains beyond eps, and every step is followed by "
+                "another",
             ),
             Row("eps", None, "0.031"),
             Row("step_size", None, "0.007"),

@@ -50,8 +50,10 @@ class RoBal(Defense):
 
     paper = "Wu et al. 2021 (CVPR); its formulas were not seen by us, the configurations were"
     code = (
-        "wutong16/Adversarial_Long-Tail@ab2f3a792aede2bd2a3e57657c787ec542165be1 (methods/train_modes.py: "
-        "add_reg_train, methods/losses_inclass.py: MultiMarginLoss, models/classifiers/basic_classifiers.py, configs)"
+        "wutong16/Adversarial_Long-Tail@ab2f3a792aede2bd2a3e57657c787ec542165be1 "
+        "(methods/train_modes.py: "
+        "add_reg_train, methods/losses_inclass.py: MultiMarginLoss, "
+        "models/classifiers/basic_classifiers.py, configs)"
     )
     head = "hypersphere"
     batch_norm = "eval"

@@ -218,7 +218,9 @@ class _Walk:
             self.imported(name, str(value.__globals__.get("__package__") or ""))
 
     def imported(self, name: str, package: str) -> None:
-        """A module that a function imports when it runs: its name, and its file where it is read."""
+        """A module that a function imports when it runs: its name, and its file where it is
+        read.
+        """
         file = ours.file_to_read(name, package)
         self.put(name, Path(file).read_bytes() if file else b"")
 
@@ -306,7 +308,8 @@ class _Walk:
         _HELD.append(value)
         cls = type(value)
         self.unread.append(
-            f"{getattr(value, '__name__', None) or 'an object'} of type {cls.__module__}.{cls.__name__}"
+            f"{getattr(value, '__name__', None) or 'an object'} of type "
+            f"{cls.__module__}.{cls.__name__}"
         )
         self.put("unread", _PROCESS, str(id(value)))
 

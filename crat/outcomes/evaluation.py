@@ -242,7 +242,8 @@ def _model(run: Run, which: str, device: torch.device) -> nn.Module:
     model = run.model(which, device)
     if store.fingerprint(model.state_dict()) != _weights(run, which):
         raise store.StoreError(
-            f"{run.name} was published with other weights than are here, and their outcomes may not be mixed: "
+            f"{run.name} was published with other weights than are here, and their outcomes may "
+            f"not be mixed: "
             "--recompute, or a Store without published results, leaves those aside"
         )
     if run.config.model.head == "augmented":

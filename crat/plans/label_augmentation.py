@@ -23,7 +23,9 @@ MAIN = {"Adv": preset("pgd_at"), "Adv+": preset("label_augmentation")}
 
 
 def label_augmentation(profile_name: str, seed: int = 0) -> Runs:
-    """Notebook 05: a short live training of Adv+, then what is compared, and the sweep over delta."""
+    """Notebook 05: a short live training of Adv+, then what is compared, and the sweep over
+    delta.
+    """
     return {"live": live(profile_name, seed)} | label_augmentation_evidence(evidence(profile_name))
 
 

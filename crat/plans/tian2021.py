@@ -92,7 +92,8 @@ def on(base: RunConfig, profile_name: str, data: str) -> RunConfig:
         return base
     if data == "imagenet":
         raise ConfigError(
-            "imagenet is not trained here: `crat audit module:function --data imagenet` judges a model"
+            "imagenet is not trained here: `crat audit module:function --data imagenet` judges a "
+            "model"
         )
     valid = min(base.data.valid_per_class, SMALLEST[data] // 5)
     wanted, left = base.data.train_per_class, SMALLEST[data] - valid
@@ -107,5 +108,7 @@ def on(base: RunConfig, profile_name: str, data: str) -> RunConfig:
 
 
 def removed(config: RunConfig) -> tuple[int, ...]:
-    """The classes that are left out in turn, of a run's data set; none where no pair is declared."""
+    """The classes that are left out in turn, of a run's data set; none where no pair is
+    declared.
+    """
     return REMOVED.get(config.data.name, ())

@@ -32,7 +32,9 @@ def live(profile_name: str, seed: int) -> RunConfig:
 
 
 def universal_evidence(profile_name: str) -> Runs:
-    """Keys "standard-s0" ... "class-wise universal AT-s2", of the sweeps; "AT-s0" ..., the control."""
+    """Keys "standard-s0" ... "class-wise universal AT-s2", of the sweeps; "AT-s0" ..., the
+    control.
+    """
     base = sweep(profile_name)
     return {
         f"{name}-s{s}": base.but(**changes | EMA).but(seed=s)

@@ -72,7 +72,9 @@ def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
 
 
 def frontier(table: pd.DataFrame, x: str = "average", y: str = "worst", title: str = "") -> Figure:
-    """Columns method, x, y, a row a run (fractions): dots are runs, the named mark is their mean."""
+    """Columns method, x, y, a row a run (fractions): dots are runs, the named mark is their
+    mean.
+    """
     methods = list(table.method.unique())
     figure, ax = plt.subplots(figsize=(6.6, 4.4))
     for i, method in enumerate(methods):

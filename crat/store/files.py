@@ -116,7 +116,8 @@ def results_home() -> Path:
     folder = published_home()
     if not folder.is_dir():
         raise StoreError(
-            f"no published results at {folder}: they come with a clone of the repository, not with the wheel"
+            f"no published results at {folder}: they come with a clone of the repository, not with "
+            f"the wheel"
         )
     for path in loose_results(folder):
         as_published(path, folder)

@@ -207,7 +207,9 @@ def _started(pid: int) -> float:
 
 
 def _look(path: Path) -> tuple[bytes, int] | None:
-    """What a lease's file holds and when it was last touched; None where there is none (any more)."""
+    """What a lease's file holds and when it was last touched; None where there is none (any
+    more).
+    """
     try:
         with path.open("rb") as file:  # opening it asks a network's server anew
             return file.read(), os.fstat(file.fileno()).st_mtime_ns

@@ -45,7 +45,9 @@ def write_card(run: Run, state: TrainState, images: Dataset) -> None:
 
 
 def card(run: Run, state: TrainState, images: Dataset) -> dict[str, Any]:
-    """All that a reader must know of the run; what only a finished one can tell is None until then."""
+    """All that a reader must know of the run; what only a finished one can tell is None until
+    then.
+    """
     finished = state.epochs_done >= run.config.train.epochs
     processes = distributed.world()
     return {

@@ -47,7 +47,9 @@ class TrainState:
         return self.model.state_dict()
 
     def state_dict(self) -> tuple[dict[str, Tensor], Meta]:
-        """The tensors, named "part/name", and the numbers; rows and trace have files of their own."""
+        """The tensors, named "part/name", and the numbers; rows and trace have files of their
+        own.
+        """
         parts = {
             "model": self.model.state_dict(),
             "momentum": self._momentum(),

@@ -260,7 +260,8 @@ class Trainer:
             else "no checkpoint yet"
         )
         raise TrainingError(
-            f"the loss is not finite in epoch {epoch + 1}, batch {batch + 1} of {n_batches}; {kept}; "
+            f"the loss is not finite in epoch {epoch + 1}, batch {batch + 1} of {n_batches}; "
+            f"{kept}; "
             "a smaller --lr, a longer --eps-warmup or --dtype float32 may help"
         )
 
@@ -378,7 +379,8 @@ class Trainer:
         worst = int(robust.nan_to_num(2).argmin())
         speed = float(train.n.sum()) / seconds
         line = (
-            f"loss {float(train.loss.sum() / train.n.sum()):.3f}  valid clean {100 * clean.nanmean():.1f} %  "
+            f"loss {float(train.loss.sum() / train.n.sum()):.3f}  valid clean "
+            f"{100 * clean.nanmean():.1f} %  "
             f"robust {100 * robust.nanmean():.1f} %, worst {100 * robust[worst]:.1f} % "
             f"({self.images.classes[worst]})  {speed:.0f} images/s"
         )

@@ -51,7 +51,8 @@ class SharedBatchNorm(_BatchNorm):
         self._check_input_dim(x)
         if part.total * (x.numel() // x.shape[1]) == len(part.own):
             raise ValueError(
-                f"Expected more than 1 value per channel when training, got input size {list(x.shape)}"
+                f"Expected more than 1 value per channel when training, got input size "
+                f"{list(x.shape)}"
             )
         y, mean, squares, n = _Normalised.apply(x, self.weight, self.bias, self.eps, part)  # type: ignore[no-untyped-call]
         if self.training and self.track_running_stats:

@@ -1,4 +1,6 @@
-"""APGD held to a plain version of the paper, iterate by iterate, and the L1 projection to a solver."""
+"""APGD held to a plain version of the paper, iterate by iterate, and the L1 projection to a
+solver.
+"""
 
 from fractions import Fraction
 from math import floor

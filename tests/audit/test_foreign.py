@@ -48,7 +48,8 @@ def examined(model_of, images):
         ),
         (
             "cosines",
-            "all logits lie in [-1, 1]: if they are cosines, attacks need the scale of training (--scale)",
+            "all logits lie in [-1, 1]: if they are cosines, attacks need the scale of training "
+            "(--scale)",
         ),
         ("noisy", 'the outputs are random: AutoAttack version="rand" averages gradients over them'),
         (
@@ -101,7 +102,8 @@ def test_inputs_that_a_model_refuses_are_no_answer(model_of, images):
     right = foreign.accuracy(linear, x / 255, y)
     assert foreign.accuracy(Strict(), x / 255, y) == 0
     assert foreign.diagnosis(Strict(), x, y, 10) == [
-        f"0.0 % of the clean images are right; with inputs in [0, 255] it would be {100 * right:.1f} %: "
+        f"0.0 % of the clean images are right; with inputs in [0, 255] it would be "
+        f"{100 * right:.1f} %: "
         "put that inside the model"
     ]
 

@@ -236,7 +236,8 @@ def test_a_full_disk_under_the_log_is_told(script, tmp_path, monkeypatch):
         or subprocess.run([*alone, "true"], capture_output=True).returncode
     ):
         pytest.skip(
-            "a disk of this test's own needs user name spaces (unshare), which this machine does not allow"
+            "a disk of this test's own needs user name spaces (unshare), which this machine does "
+            "not allow"
         )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", PATH)

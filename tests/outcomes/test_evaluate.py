@@ -1,4 +1,6 @@
-"""Evaluation: what is kept, that it is read again, resumed, transferred, restricted, and published."""
+"""Evaluation: what is kept, that it is read again, resumed, transferred, restricted, and
+published.
+"""
 
 import json
 from dataclasses import replace

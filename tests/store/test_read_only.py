@@ -67,7 +67,8 @@ def test_everything_is_written_where_it_is_told(tmp_path, monkeypatch):
         or subprocess.run([*alone, "true"], capture_output=True).returncode
     ):
         pytest.skip(
-            "a read-only folder of this test's own needs user name spaces, which this machine does not allow"
+            "a read-only folder of this test's own needs user name spaces, which this machine does "
+            "not allow"
         )
     for folder in ("home", "mine"):
         (tmp_path / folder).mkdir()
