@@ -1,6 +1,4 @@
-"""`crat audit`: any model, whoever trained it, judged class by class: a card, tables with
-intervals, figures.
-"""
+"""`crat audit`: any model, whoever trained it, judged class by class."""
 
 from __future__ import annotations
 
@@ -8,115 +6,30 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 import crat
 from crat import data, store
-from crat.analysis import metrics
-from crat.attacks import FGSM, Attack, AutoAttack, Square, checks, cw
+from crat.attacks import checks
 from crat.attacks.judge import as_images
 from crat.attacks.search import SearchWarning
-from crat.attacks.threat import NORMS
 from crat.audit import probes
 from crat.audit.foreign import CHECKED, decision, examine, find_model, noted
-from crat.config import DATASETS, DTYPES, PROTOCOLS, ConfigError, as_written, number
+from crat.audit.plan import Plan
+from crat.audit.report import class_table, report
+from crat.config import ConfigError
 from crat.device import describe, pick_device, pick_dtype
 from crat.keys.identity import Identity, identity
-from crat.names import one_of
-from crat.outcomes.evaluation import protocol_pgd
 from crat.outcomes.verdicts import Battery, Outcomes, Subject, Verdicts
-from crat.reproduce import aligned, shown
+from crat.reproduce import shown
 from crat.training.run import classes_in_turn
-
-DRAWN = 20  # classes in a figure; of more, the worst
-
-
-@dataclass(frozen=True)
-class Plan:
-    """On what a model is judged, and how; raises ConfigError on what cannot be.
-
-    eps: radius as it is written, "8/255" (None: that of the data set's protocol, L-inf). images: so
-    many test images, spread over the classes (0: all). attacks: names out of `known` (none: FGSM,
-    PGD, CW and AA; in L1 AA alone).
-    logit_slice: so many logits answer, the first. scale: of cosine logits. dtype: of the search
-    (the verdict: float32).
-    """
-
-    data: str
-    eps: str | None = None
-    norm: str = "Linf"
-    images: int = 1000
-    attacks: tuple[str, ...] = ()
-    logit_slice: int | None = None
-    scale: float = 1.0
-    dtype: str = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        names = (
-            ("data", "data set", DATASETS),
-            ("norm", "norm", NORMS),
-            ("dtype", "dtype", DTYPES),
-        )
-        for setting, what, allowed in names:
-            object.__setattr__(self, setting, one_of(what, getattr(self, setting), allowed))
-        if self.eps is None and self.norm != "Linf":
-            raise ConfigError(
-                f"{self.norm} needs an eps: the protocol of {self.data} has one for Linf only"
-            )
-        object.__setattr__(
-            self, "eps", as_written(PROTOCOLS[self.data].eps if self.eps is None else self.eps)
-        )
-        if not 0 < self.radius < (1 if self.norm == "Linf" else np.inf):
-            range_ = (
-                "between 0 and 1, such as 8/255" if self.norm == "Linf" else "above 0 and finite"
-            )
-            raise ConfigError(f"eps in {self.norm} is {range_}, not {self.eps}")
-        if not 0 < self.scale < np.inf or self.images < 0 or (self.logit_slice or 2) < 2:
-            told = f"{self.scale:g}, {self.images} and {self.logit_slice}"
-            raise ConfigError(
-                f"scale is above 0, images at least 0 and logit_slice at least 2, not {told}"
-            )
-        object.__setattr__(
-            self, "attacks", tuple(one_of("attack", name, self.known) for name in self.attacks)
-        )
-
-    @property
-    def radius(self) -> float:
-        """eps as a number."""
-        return number(self.eps or 0)
-
-    @property
-    def known(self) -> Battery:
-        """Name -> attack, all that may be asked for; PGD's step keeps its ratio to eps in the
-        protocol.
-        """
-        eps, norm, pgd = self.radius, self.norm, protocol_pgd(self.data)
-        pgd = replace(pgd, eps=eps, step_size=pgd.step_size * (eps / pgd.eps), norm=norm)
-        attacks: dict[str, Attack | AutoAttack] = {}
-        if norm != "L1":  # there a step of these moves one pixel
-            attacks = {"FGSM": FGSM(eps, norm), f"PGD-{pgd.steps}": pgd, f"CW-{pgd.steps}": cw(pgd)}
-        versions = {"AA": "standard", "AA-plus": "plus", "AA-rand": "rand"}
-        return (
-            attacks
-            | {"Square": Square(eps, norm)}
-            | {k: AutoAttack(eps, norm, v) for k, v in versions.items()}
-        )
-
-    @property
-    def battery(self) -> Battery:
-        """Name -> attack, in the order in which they run."""
-        usual = [name for name in self.known if name not in ("Square", "AA-plus", "AA-rand")]
-        return {name: self.known[name] for name in self.attacks or usual}
 
 
 def audit(
@@ -130,24 +43,17 @@ def audit(
     progress: bool = False,
     tell: Callable[[str], None] = print,
 ) -> tuple[Path, Outcomes]:
-    """Checks the model of `subject` (see `find_model`), judges it, writes the report; its folder
-    and the outcomes.
+    """Checks the model of `subject` (see `find_model`), judges it, writes the report.
 
-    What is kept is read: outcomes belong to the weights, to the model's code and state, to what it
-    answers and which gradients it gives on and around some images, to the images, labels and class
-    names, and to all of the plan.
+    Returns the folder of the report and the outcomes. Outcomes that were computed before are read:
+    they belong to the weights, to the model's code and state, to its answers and gradients on and
+    around some images, to the images, labels and class names, and to all of the plan.
     key: which of several weights in a file. out: the folder (None: audits/ in the store). tell:
-    gets a line on what is judged, each warning (kept or not), and what is read again with its date.
+    gets a line on the model and the images, each warning, and what is read again with its date.
     """
     where = pick_device(device)
-    images = (
-        data.imagenet_validation(plan.images) if plan.data == "imagenet" else data.load(plan.data)
-    )
-    chosen = (
-        slice(None)
-        if plan.data == "imagenet" or not plan.images
-        else classes_in_turn(images.y_test)[: plan.images]
-    )
+    images = _images_of(plan)
+    chosen = _chosen(plan, images.y_test)
     x, y = images.x_test[chosen].to(where), images.y_test[chosen].to(where)
     found, doubts = find_model(subject, architecture, images, where, key)
     code = identity(found)
@@ -155,58 +61,100 @@ def audit(
     _, more = examine(model, x, y, images.classes)
     dtype = pick_dtype(plan.dtype, where)
     decided_by = _decided_by(plan, found, code, x, y, images.classes, dtype)
-    label = re.sub(r"[^\w.-]+", "-", Path(subject).name)
-    folder = (
-        out
-        or store.home() / "audits" / f"{label}-{store.digest([decided_by, plan.eps, plan.norm])}"
-    )
+    folder = out or _folder(subject, plan, decided_by)
     before = _card_before(folder)
-    decided_by["answers"] = probes.recognised(
-        folder / "eval", probes.probe(model, x, y, plan.radius, plan.norm)
-    )
-    name = store.digest([decided_by, plan.eps, plan.norm])
-    seconds = before["seconds"] if before.get("audit") == name else {}
-    parameters = sum(parameter.numel() for parameter in found.parameters())
+    answers = probes.probe(model, x, y, plan.radius, plan.norm)
+    decided_by["answers"] = probes.recognised(folder / "eval", answers)
+    unread = [f"{part} is part of the model and no key can hold it" for part in code.unread]
     card = asdict(plan) | {
-        "audit": name,
+        "audit": _digest(plan, decided_by),
         "subject": subject,
         "model": architecture or type(found).__name__,
-        "parameters": parameters,
+        "parameters": sum(parameter.numel() for parameter in found.parameters()),
         "weights": decided_by["weights"],
         "images": len(x),
         "dtype": dtype,
         "device": describe(where),
         "attacks": {name: repr(attack) for name, attack in plan.battery.items()},
-        "warnings": doubts
-        + more
-        + [f"{part} is part of the model and no key can hold it" for part in code.unread],
-        "versions": {
-            "crat": crat.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "warnings": doubts + more + unread,
+        "versions": _versions(),
     }
-    tell(f"{subject}: {card['model']}, {parameters:,} parameters, weights {card['weights']}")
-    tell(f"{plan.data}: {len(x)} test images, {plan.norm} {plan.eps}, search in {dtype}")
+    _tell_of(card, tell)
+    cache = Verdicts(
+        _label(subject),
+        [folder],
+        decided_by,
+        lambda: Subject(model, None, x, y),
+        progress,
+        tell=tell,
+    )
+    outcomes, warnings = _judged(cache, plan.battery, images.classes, tell)
+    same = before.get("audit") == card["audit"]
+    took = (before["seconds"] if same else {}) | {
+        name: round(seconds, 1) for name, seconds in cache.seconds.items()
+    }
+    card["warnings"] = card["warnings"] + warnings
+    card["seconds"] = {name: took[name] for name in plan.battery if name in took}
+    report(folder, card, plan.battery, outcomes)
+    return folder, outcomes
+
+
+def _images_of(plan: Plan) -> data.Dataset:
+    if plan.data == "imagenet":
+        return data.imagenet_validation(plan.images)
+    return data.load(plan.data)
+
+
+def _chosen(plan: Plan, y: Tensor) -> Tensor | slice:
+    """The places of the images that are judged, spread over the classes."""
+    if plan.data == "imagenet" or not plan.images:
+        return slice(None)
+    return classes_in_turn(y)[: plan.images]
+
+
+def _label(subject: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", Path(subject).name)
+
+
+def _digest(plan: Plan, decided_by: dict[str, Any]) -> str:
+    return store.digest([decided_by, plan.eps, plan.norm])
+
+
+def _folder(subject: str, plan: Plan, decided_by: dict[str, Any]) -> Path:
+    return store.home() / "audits" / f"{_label(subject)}-{_digest(plan, decided_by)}"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "crat": crat.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _tell_of(card: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """The lines that come before the attacks."""
+    of_model = f"{card['parameters']:,} parameters, weights {card['weights']}"
+    tell(f"{card['subject']}: {card['model']}, {of_model}")
+    of_images = f"{card['images']} test images, {card['norm']} {card['eps']}"
+    tell(f"{card['data']}: {of_images}, search in {card['dtype']}")
     for line in card["warnings"]:
         tell(f"warning: {line}")
-    verdicts = Verdicts(
-        label, [folder], decided_by, lambda: Subject(model, None, x, y), progress, tell=tell
-    )
-    # `examine` and `_masked` warn of all images, the battery by batches
+
+
+def _judged(
+    cache: Verdicts, battery: Battery, classes: Sequence[str], tell: Callable[[str], None]
+) -> tuple[Outcomes, list[str]]:
+    """The outcomes under a battery, and the warnings of it, told as well.
+
+    `examine` and `_masked` warn of all images, the battery by batches: its warnings are left out.
+    """
     with noted(), noted(SearchWarning) as slower:
-        outcomes = verdicts.of(plan.battery, "test", images.classes)
-    for line in (after := slower + _masked(outcomes)):
+        outcomes = cache.of(battery, "test", classes)
+    warnings = slower + _masked(outcomes)
+    for line in warnings:
         tell(f"warning: {line}")
-    seconds |= {name: round(took, 1) for name, took in verdicts.seconds.items()}
-    seconds = {attack: seconds[attack] for attack in plan.battery if attack in seconds}
-    report(
-        folder,
-        card | {"warnings": card["warnings"] + after, "seconds": seconds},
-        plan.battery,
-        outcomes,
-    )
-    return folder, outcomes
+    return outcomes, warnings
 
 
 def _card_before(folder: Path) -> dict[str, Any]:
@@ -262,130 +210,6 @@ def _masked(found: Outcomes) -> list[str]:
             if name == "AA":
                 checks.check_square(int((broken_by == "square").sum()), len(broken_by))
     return lines
-
-
-def report(folder: Path, card: dict[str, Any], battery: Battery, found: Outcomes) -> None:
-    """Writes card.json, class_wise.csv, broken_by.csv, and the figures class_bars and confusion
-    beside their tables.
-    """
-    attacks = {name: found.predictions[name] for name in battery}
-    summary, results = _of_present_classes(found, attacks), {}
-    right = metrics.outcomes(found.y, found.clean, attacks)
-    for row in metrics.totals(found.y, found.clean, attacks).itertuples():
-        classes = summary[summary.attack == row.attack].set_index("class")
-        # Wilson's of all images: right where classes are equally large, a little wide where they
-        # differ in accuracy
-        around = metrics.wilson(row.average * len(found.y), len(found.y))
-        results[row.attack] = {
-            "average": row.average,
-            "average_interval": [float(end) for end in around],
-            "share": float(right[row.attack].mean()),
-            "worst": row.worst,
-            "worst_class": classes.robust_acc.idxmin(),
-            "worst_interval": [row.worst_low, row.worst_high],
-        }
-    _write_csv(folder / "class_wise.csv", summary)
-    (folder / "broken_by.csv").unlink(missing_ok=True)  # of an earlier plan
-    if found.broken_by:
-        _write_csv(folder / "broken_by.csv", broken_by(found, battery))
-    last, name = list(battery)[-1], Path(card["subject"]).name
-    average = f"average of classes {100 * results[last]['average']:.1f} %"
-    title = f"{name} under {last}, {card['norm']} {card['eps']}: {average}"
-    _draw(folder, found, summary[summary.attack == last], title)
-    store.write_json(folder / "card.json", card | {"results": results})
-
-
-def broken_by(found: Outcomes, battery: Battery) -> pd.DataFrame:
-    """A row per AutoAttack and class: n images, how many were wrong when clean, were broken by each
-    part, survived.
-
-    Who survived is who counts as robust: where outputs are random, an image that is wrong in one
-    clean pass is wrong.
-    """
-    frames = []
-    for name, parts in found.broken_by.items():
-        parts = np.where(found.clean == found.y, parts, "clean")
-        table = pd.crosstab(found.y, np.where(parts == "", "survived", parts))
-        names = [*battery[name].names, "survived"]  # type: ignore[union-attr]
-        table = table.reindex(index=range(len(found.classes)), columns=names, fill_value=0)
-        front = {"attack": name, "class": list(found.classes), "n": table.sum(axis=1)}
-        frames.append(pd.concat([pd.DataFrame(front), table], axis=1))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _draw(folder: Path, found: Outcomes, last: pd.DataFrame, title: str) -> None:
-    """The figures: class by class under the last attack; which class is taken for which, under
-    each.
-    """
-    import matplotlib.pyplot as plt
-
-    from crat import plots
-
-    plots.use_style()
-    worst = last.dropna(subset="robust_acc").nsmallest(DRAWN, "robust_acc")
-    if len(worst) < len(last):
-        title += f"; the {len(worst)} worst classes"
-    classes = [k for k, name in enumerate(found.classes) if name in set(worst["class"])]
-    matrices, tables = {}, []
-    for name, predictions in found.predictions.items():
-        counts = metrics.confusion(found.y, predictions, len(found.classes))
-        matrices[name] = (counts / counts.sum(1, keepdims=True).clip(1))[np.ix_(classes, classes)]
-        table = pd.DataFrame(counts, found.classes, found.classes).rename_axis("true").reset_index()
-        tables.append(table.melt("true", var_name="predicted", value_name="n").assign(attack=name))
-    # an absolute place is where `save` writes, whatever the folder of figures is
-    place = str(folder.absolute())
-    for figure, table, name in (
-        (plots.class_bars(worst, title), last, "class_bars"),
-        (
-            plots.confusion_heat(matrices, [found.classes[k] for k in classes]),
-            pd.concat(tables),
-            "confusion",
-        ),
-    ):
-        plots.save(figure, table, place, name)
-        plt.close(figure)
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    with store.written_whole(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
-
-
-def _of_present_classes(found: Outcomes, attacks: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """`metrics.summary`, without the classes of which no image was asked for."""
-    table = metrics.summary(found.y, found.clean, attacks, found.classes)
-    return table[table.n > 0].reset_index(drop=True)
-
-
-def class_table(found: Outcomes) -> str:
-    """For the terminal: a row a class with images, a column an attack, % right with Wilson's 95 %.
-
-    Then the mean over these classes, the share of all images that are right, and the worst class.
-    """
-    attacks = {
-        name: predictions for name, predictions in found.predictions.items() if name != "clean"
-    }
-    table = _of_present_classes(found, attacks)
-    totals = metrics.totals(found.y, found.clean, attacks).set_index("attack")
-    right = metrics.outcomes(found.y, found.clean, attacks)
-    columns = {
-        name: [
-            f"{100 * row.robust_acc:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-            for row in rows.itertuples()
-        ]
-        + [
-            f"{100 * value:.1f}"
-            for value in (totals.average[name], right[name].mean(), totals.worst[name])
-        ]
-        for name, rows in table.groupby("attack", sort=False)
-    }
-    present = table[table.attack == "clean"]
-    names = [*present["class"], "mean over classes", "all images", "worst class"]
-    rows = zip(
-        names, [*map(str, present.n), "", str(len(found.y)), ""], *columns.values(), strict=True
-    )
-    head = "% right (under attack: right before and after it) with Wilson's 95 % interval\n\n"
-    return head + aligned(("class", "n", *columns), rows)
 
 
 def main(

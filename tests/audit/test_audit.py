@@ -17,9 +17,11 @@ from tiny_runs import shorten_autoattack
 from crat import audit, cli, data, models, store
 from crat.analysis import metrics
 from crat.attacks.logits import NO_GRADIENT
-from crat.audit import Plan
+from crat.audit import Plan, report
+from crat.audit import model as audit_model
 from crat.config import ConfigError
 from crat.outcomes import verdicts
+from crat.outcomes.evaluation import protocol_pgd
 
 BASE = {"device": "cpu", "tell": lambda line: None}
 
@@ -175,7 +177,7 @@ def without_kept(told):
 
 
 def test_mended_code_under_the_same_weights_is_judged_anew(crat, nets, monkeypatch):
-    monkeypatch.setattr(audit, "_draw", lambda *_: None)
+    monkeypatch.setattr(report, "_draw", lambda *_: None)
     folders = set()
     for mended in ("", ".softmax(1)"):
         (nets / "mine.py").write_text(
@@ -302,7 +304,7 @@ def test_nothing_is_unpickled(crat, tmp_path):
 
 
 def test_the_first_logits_answer_scaled(nets, own_store, monkeypatch):
-    monkeypatch.setattr(audit, "_draw", lambda *_: None)
+    monkeypatch.setattr(report, "_draw", lambda *_: None)
     plan, found = Plan("fashion_mnist_mini", images=40, attacks=("FGSM",), dtype="float32"), {}
     for name, settings in {
         "linear": {},
@@ -324,7 +326,7 @@ def test_the_first_logits_answer_scaled(nets, own_store, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 def test_a_checkpoint_of_a_known_architecture(crat, tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(audit, "_draw", lambda *_: None)
+    monkeypatch.setattr(report, "_draw", lambda *_: None)
     model, path = models.build("small_cnn", 10, (1, 28, 28), seed=3), tmp_path / f"weights.{kind}"
     if kind == "safetensors":
         models.save_weights(model, path)
@@ -343,15 +345,15 @@ def test_a_checkpoint_of_a_known_architecture(crat, tmp_path, kind, monkeypatch)
 def test_what_square_alone_breaks_is_a_warning():
     broken_by = np.array(["square"] * 3 + ["apgd-ce"] * 500 + [""] * 497)
     found = verdicts.Outcomes("test", ("a", "b"), np.zeros(1000, int), {}, {}, {"AA": broken_by})
-    (line,) = audit._masked(found)
+    (line,) = audit_model._masked(found)
     assert line.startswith("Square broke 3 of 1000 images that gradient-based attacks left")
-    assert audit._masked(replace(found, broken_by={"AA": broken_by[2:]})) == []
+    assert audit_model._masked(replace(found, broken_by={"AA": broken_by[2:]})) == []
 
 
 def test_the_battery_keeps_the_protocols_ratio_of_step_to_eps():
     assert list(Plan("cifar10").battery) == ["FGSM", "PGD-20", "CW-20", "AA"]
     assert Plan("cifar10").eps == "8/255"
-    assert Plan("cifar10").battery["PGD-20"] == audit.protocol_pgd("cifar10")
+    assert Plan("cifar10").battery["PGD-20"] == protocol_pgd("cifar10")
     halved = Plan("cifar10", "4/255", "L2").battery
     assert halved["PGD-20"].step_size == pytest.approx(1 / 255)
     assert {attack.norm for attack in halved.values()} == {"L2"}
@@ -387,7 +389,7 @@ def test_of_many_classes_the_worst_are_drawn(tmp_path, monkeypatch):
     )
     monkeypatch.setattr("crat.plots.save", lambda *_: None)
     card = {"subject": "some/net.py:net", "norm": "Linf", "eps": "0.1"}
-    audit.report(tmp_path, card, {"FGSM": Plan("cifar100").known["FGSM"]}, found)
+    report.report(tmp_path, card, {"FGSM": Plan("cifar100").known["FGSM"]}, found)
     summary = metrics.summary(y, clean, {"FGSM": predictions["FGSM"]}, names)
     worst = summary[summary.attack == "FGSM"].nsmallest(20, "robust_acc")
     assert sorted(drawn["table"].robust_acc) == sorted(worst.robust_acc)

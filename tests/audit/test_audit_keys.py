@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from crat import audit, data, store
-from crat.audit import Plan
+from crat.audit import Plan, report
+from crat.audit import model as audit_model
 
 BASE = {"device": "cpu", "tell": lambda line: None}
 
@@ -81,7 +82,7 @@ def scaled():
 def test_another_backward_or_forward_under_the_same_weights_is_judged_anew(
     nets, own_store, monkeypatch, net, name, values
 ):
-    monkeypatch.setattr(audit, "_draw", lambda *_: None)
+    monkeypatch.setattr(report, "_draw", lambda *_: None)
     monkeypatch.chdir(nets)
     (nets / "state.py").write_text(STATE)
     plan, keys, told = (
@@ -105,7 +106,7 @@ def test_another_backward_or_forward_under_the_same_weights_is_judged_anew(
 
 
 def test_labels_class_names_and_images_are_part_of_the_key(nets, images, own_store, monkeypatch):
-    monkeypatch.setattr(audit, "_draw", lambda *_: None)
+    monkeypatch.setattr(report, "_draw", lambda *_: None)
     plan, keys = (
         Plan("fashion_mnist_mini", "0.1", images=20, attacks=("FGSM",), dtype="float32"),
         [],
@@ -119,7 +120,7 @@ def test_labels_class_names_and_images_are_part_of_the_key(nets, images, own_sto
     ]
     for changes in changed:
         monkeypatch.setattr(
-            audit.data, "load", lambda name, changes=changes: replace(images, **changes)
+            audit_model.data, "load", lambda name, changes=changes: replace(images, **changes)
         )
         folder, _ = audit.audit(f"{nets / 'nets.py'}:linear", plan, **BASE)
         keys.append(store.read_json(folder / "card.json")["audit"])
@@ -128,7 +129,7 @@ def test_labels_class_names_and_images_are_part_of_the_key(nets, images, own_sto
 
 
 def test_a_model_that_no_key_can_hold_is_judged_each_time(nets, own_store, monkeypatch):
-    monkeypatch.setattr(audit, "_draw", lambda *_: None)
+    monkeypatch.setattr(report, "_draw", lambda *_: None)
     (nets / "compiled.py").write_text(
         "import numpy\nfrom nets import Net\n\n"
         "def net():\n    net = Net()\n    net.compiled = numpy.frompyfunc(lambda z: z, 1, 1)\n    "
@@ -149,7 +150,7 @@ def test_a_model_that_no_key_can_hold_is_judged_each_time(nets, own_store, monke
 
 
 def test_images_are_spread_over_the_classes_and_no_class_is_nan(nets, own_store, monkeypatch):
-    monkeypatch.setattr(audit, "_draw", lambda *_: None)
+    monkeypatch.setattr(report, "_draw", lambda *_: None)
     for n, counts in ((20, [2] * 10), (4, [1, 1, 1, 1])):
         plan = Plan("fashion_mnist_mini", "0.1", images=n, attacks=("FGSM",), dtype="float32")
         folder, found = audit.audit(f"{nets / 'nets.py'}:linear", plan, **BASE)
