@@ -120,7 +120,9 @@ def crossings(
     of 0. Columns first, second (labels), before, after (radii at which first, second is ahead most
     clearly), ahead, behind (the differences there). Rows by how clear the weaker side is.
     """
-    y, robust, grid = np.asarray(y), np.asarray(robust), np.asarray(grid)
+    y = np.asarray(y)
+    robust = np.asarray(robust)
+    grid = np.asarray(grid)
     k = int(y.max()) + 1
     acc = class_accuracy(y, robust, k)  # (E, S, K)
     mean, n = acc.mean(1), np.bincount(y, minlength=k)

@@ -63,7 +63,8 @@ def recognised(folder: Path, answers: Answers) -> str:
     for path in sorted(folder.glob("probe-*.npz")):
         if _same(store.read_arrays(path), answers):
             return path.stem
-    name = f"probe-{store.fingerprint({key: torch.from_numpy(value) for key, value in answers.items()})}"
+    tensors = {key: torch.from_numpy(value) for key, value in answers.items()}
+    name = f"probe-{store.fingerprint(tensors)}"
     store.write_arrays(folder / f"{name}.npz", answers)
     return name
 

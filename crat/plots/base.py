@@ -25,15 +25,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from crat.store import root, written_whole
 
-BLUE, SKY, GREEN, ORANGE, RED, PINK, GREY = (
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#E69F00",
-    "#D55E00",
-    "#CC79A7",
-    "#999999",
-)
+BLUE = "#0072B2"
+SKY = "#56B4E9"
+GREEN = "#009E73"
+ORANGE = "#E69F00"
+RED = "#D55E00"
+PINK = "#CC79A7"
+GREY = "#999999"
 METHOD_COLOURS = {"standard": GREY, "pgd_at": BLUE, "trades": GREEN}
 METHOD_NAMES = {"standard": "standard", "pgd_at": "PGD-AT", "trades": "TRADES"}
 SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from crat.config import TrainConfig
 
 # Wei et al. 2023: one step an epoch, of 200, from epoch 50
-CFA_DECAY, CFA_EPOCHS, CFA_START = 0.85, 200, 50
+CFA_DECAY = 0.85
+CFA_EPOCHS = 200
+CFA_START = 50
 
 
 class EMA:
@@ -29,7 +31,9 @@ class EMA:
     def __init__(self, decay: float, *, warm_up: bool = False):
         if not 0 <= decay < 1:
             raise ValueError(f"the decay of a moving average lies in [0, 1), not {decay!r}")
-        self.decay, self.warm_up, self.updates = decay, warm_up, 0
+        self.decay = decay
+        self.warm_up = warm_up
+        self.updates = 0
         self.state: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -49,11 +53,9 @@ class EMA:
 
     def keep(self) -> float:
         """The decay of this update."""
-        return (
-            min(self.decay, (1 + self.updates) / (10 + self.updates))
-            if self.warm_up
-            else self.decay
-        )
+        if not self.warm_up:
+            return self.decay
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
 
 class SWA(EMA):
@@ -118,11 +120,11 @@ def make_gate(config: TrainConfig) -> Gate | None:
     """
     if config.average not in ("swa", "fawa"):
         return None
-    share = 0.5 if config.average == "swa" else CFA_START / CFA_EPOCHS
-    start = (
-        math.floor(share * config.epochs) if config.average_start is None else config.average_start
-    )
-    return Gate(0.0 if config.average == "swa" else config.fawa_threshold, start)
+    swa = config.average == "swa"
+    start = config.average_start
+    if start is None:
+        start = math.floor((0.5 if swa else CFA_START / CFA_EPOCHS) * config.epochs)
+    return Gate(0.0 if swa else config.fawa_threshold, start)
 
 
 def scaled_decay(epochs: int) -> float:

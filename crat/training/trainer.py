@@ -385,5 +385,6 @@ class Trainer:
             f"({self.images.classes[worst]})  {speed:.0f} images/s"
         )
         if self.state.epochs_done in self.state.collapsed and self.defense.selects_on == "robust":
-            line += f"\n  collapsed: one class draws {100 * top_share:.0f} % of validation; try a longer eps_warmup"
+            line += f"\n  collapsed: one class draws {100 * top_share:.0f} % of validation; "
+            line += "try a longer eps_warmup"
         return line
