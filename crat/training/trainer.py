@@ -268,51 +268,59 @@ class Trainer:
     def finish_epoch(
         self, epoch: int, stats: ClassStats, seconds: float, progress: Progress
     ) -> None:
-        """Averages, validates, notes, chooses the best, and writes all of it."""
-        images = self.images
+        """Averages, validates, chooses the best epoch, and writes all of it."""
+        state = self.state
         accepted = self._average_epoch()
-        self.judged.load_state_dict(self.state.weights)
+        self.judged.load_state_dict(state.weights)
         clean, valid = self._validate()
-        used = self.defense.class_values()
-        rate, eps = self.state.optimizer.param_groups[0]["lr"], number(self.config.eps or 0)
-        self.state.epochs_done, self.state.seconds = epoch + 1, self.state.seconds + seconds
-        scaled = eps * self.eps_scale(epoch)
-        if "eps" in used:
-            used = used | {"eps": used["eps"] * self.eps_scale(epoch)}
-        self.state.rows += history_rows(
-            self.state.epochs_done, "train", stats, images.classes, rate, scaled, used, accepted
-        )
-        self.state.rows += history_rows(
-            self.state.epochs_done, "valid", valid, images.classes, rate, eps
-        )
+        state.epochs_done = epoch + 1
+        state.seconds += seconds
+        self._note(epoch, stats, valid, accepted)
         self.defense.epoch_end(stats, valid)
-        top_share = clean.argmax(1).bincount(minlength=images.n_classes).max().item() / len(clean)
-        if images.n_classes > 2 and top_share > COLLAPSED:
-            self.state.collapsed.append(self.state.epochs_done)
+        counts = clean.argmax(1).bincount(minlength=self.images.n_classes)
+        top_share = counts.max().item() / len(clean)
+        if self.images.n_classes > 2 and top_share > COLLAPSED:
+            state.collapsed.append(state.epochs_done)
         if self.lease:
             self.lease.confirm()
         self._choose(valid)
         self._trace_epoch()
         if distributed.rank() == 0:
-            save(self.run, self.state, self.judged.state_dict(), self.images)
+            save(self.run, state, self.judged.state_dict(), self.images)
         distributed.wait()
-        progress.epoch(self.state.epochs_done, self._line(stats, valid, seconds, top_share))
+        progress.epoch(state.epochs_done, self._line(stats, valid, seconds, top_share))
+
+    def _note(
+        self, epoch: int, stats: ClassStats, valid: ClassStats, accepted: bool | None
+    ) -> None:
+        """The epoch's rows of history.csv, with the values of each class that it was trained by."""
+        done = self.state.epochs_done
+        classes = self.images.classes
+        rate = self.state.optimizer.param_groups[0]["lr"]
+        eps = number(self.config.eps or 0)
+        scale = self.eps_scale(epoch)
+        used = self.defense.class_values()
+        if "eps" in used:
+            used = used | {"eps": used["eps"] * scale}
+        trained = history_rows(done, "train", stats, classes, rate, eps * scale, used, accepted)
+        judged = history_rows(done, "valid", valid, classes, rate, eps)
+        self.state.rows += trained + judged
 
     def _average_epoch(self) -> bool | None:
-        """The step that an average takes at an epoch's end; whether its gate opened, None where
-        there is no gate.
-        """
-        if not self.state.average or self.config.average == "ema_update":
+        """Updates an average of epochs; returns whether its gate opened, None where it has none."""
+        average = self.state.average
+        if not average or self.config.average == "ema_update":
             return None
         if self.state.gate is None:
-            return self.state.average.update(self.model)
+            average.update(self.model)
+            return None
         worst = 1.0
         if self.config.average == "fawa":  # the gate asks the plain weights
             self.judged.load_state_dict(self.model.state_dict())
             worst = float(self._validate()[1].accuracy(absent=1.0).min())
         accepted = self.state.gate.opens(worst)
         if accepted:
-            self.state.average.update(self.model)
+            average.update(self.model)
             if self.config.average == "swa":
                 self._renew_statistics()
         return accepted
