@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from crat import data, models
+from crat import data
 from crat.attacks import PGD, frozen
 from crat.attacks.judge import as_images, attacked_logits
 from crat.attacks.logits import finite_logits
@@ -30,6 +30,7 @@ from crat.attacks.threat import size
 from crat.config import ConfigError, ModelConfig, number
 from crat.defenses.pgd_at import PGDAT
 from crat.device import autocast, describe, pick_device, pick_dtype
+from crat.nets import models
 from crat.peers import (
     PEERS,
     Make,
@@ -49,10 +50,13 @@ TURNS = 7  # at most
 SLACK = 1e-6  # of ball and box, for the rounding of other libraries
 NOTES = {
     "PGD": "L-inf; the networks have had a short plain training on the shipped Fashion-MNIST, padded, and their own "
-    "answers are the labels. eps (in 255ths) is 8, halved until half survive; a step, a quarter of it. The rate is of "
-    "steps asked for and executed; ratio: how many times as fast the first row is; peak: what one step adds.",
+    "answers are the labels. eps (in 255ths) is 8, halved until half survive; a step, a quarter of "
+    "it. The rate is of "
+    "steps asked for and executed; ratio: how many times as fast the first row is; peak: what one "
+    "step adds.",
     "AutoAttack standard": "A small_cnn after three epochs of adversarial training on the shipped Fashion-MNIST, its "
-    "own answers as labels; eps is 0.1, halved until 60 % survive PGD-20. ratio: seconds beside the first row's.",
+    "own answers as labels; eps is 0.1, halved until 60 % survive PGD-20. ratio: seconds beside "
+    "the first row's.",
     "How the time of PGD grows": "Ours, the same network, judging included: 128 images and 20 steps, or what is told.",
     "What bfloat16 changes": "The same network. differ: the share of images on which a bfloat16 and a float32 search "
     "disagree; seed: on which two float32 searches with other random numbers do.",
@@ -110,8 +114,8 @@ def predicted(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def robust_acc(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, eps: float) -> float:
-    """Share of images that stay right in float32, or whose adversarial image lies outside ball or
-    box.
+    """Share of images that stay right in float32, or whose adversarial image lies outside ball
+    or box.
     """
     outside = size(x_adv - x, "Linf") > eps + SLACK
     outside |= (x_adv.flatten(1).amin(1) < -SLACK) | (x_adv.flatten(1).amax(1) > 1 + SLACK)
@@ -182,8 +186,8 @@ def pgd_table(
     effort: Effort,
     device: torch.device,
 ) -> pd.DataFrame:
-    """PGD in L-inf on 32 x 32 colour images (Fashion-MNIST, padded), from 8/255 downwards; eps in
-    255ths.
+    """PGD in L-inf on 32 x 32 colour images (Fashion-MNIST, padded), from 8/255 downwards; eps
+    in 255ths.
     """
     whole, rows = data.load("fashion_mnist_mini"), []
     images = nn.functional.pad(whole.x_train, (2, 2, 2, 2)).expand(-1, 3, -1, -1).to(device)

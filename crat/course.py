@@ -29,7 +29,10 @@ if importlib.util.find_spec("crat") is None:
     subprocess.run(clone, check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--editable", "crat-clone"], check=True)
     sys.path.insert(0, "crat-clone")"""
-LOCALLY = "In a clone of the repository, `make lab` sets everything up and opens JupyterLab; choose `course/{name}` there."
+LOCALLY = (
+    "In a clone of the repository, `make lab` sets everything up and opens JupyterLab; choose "
+    "`course/{name}` there."
+)
 BADGES = """\
 [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})
 [![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})"""
@@ -58,7 +61,8 @@ def main(repository: str | None = None, *, check: bool = False) -> None:
     for name in stale:
         store.write_text(course / name, exercises[name])
     print(
-        f"{len(exercises)} exercises in {course.relative_to(store.root())}, {len(stale)} of them changed"
+        f"{len(exercises)} exercises in {course.relative_to(store.root())}, {len(stale)} of them "
+        f"changed"
     )
 
 
@@ -84,8 +88,8 @@ def cited(root: Path) -> str:
 
 
 def built(solutions: Path, repository: str = "") -> dict[str, str]:
-    """File name -> text of the exercise, for every solution of a folder; raises CourseError where
-    there is none.
+    """File name -> text of the exercise, for every solution of a folder; raises CourseError
+    where there is none.
     """
     texts = {}
     for path in sorted(solutions.glob("*.ipynb")):
@@ -96,14 +100,15 @@ def built(solutions: Path, repository: str = "") -> dict[str, str]:
         texts[path.name] = json.dumps(exercise, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     if not texts:
         raise CourseError(
-            f"no solutions in {solutions}: they come with a clone of the repository, not with the wheel"
+            f"no solutions in {solutions}: they come with a clone of the repository, not with the "
+            f"wheel"
         )
     return texts
 
 
 def stripped(solution: dict[str, Any], name: str, repository: str = "") -> dict[str, Any]:
-    """The exercise (a notebook as JSON) of a solution: its title, where to open it, then the rest
-    without answers.
+    """The exercise (a notebook as JSON) of a solution: its title, where to open it, then the
+    rest without answers.
     """
     kept = [
         cell for cell in solution["cells"] if "solution" not in cell["metadata"].get("tags", [])
@@ -156,8 +161,8 @@ def _stub(indent: str, hint: str) -> list[str]:
 
 
 def opening(name: str, repository: str = "") -> list[dict[str, Any]]:
-    """The cells behind the title: badges (where the repository is known), how to open it, and the
-    set-up.
+    """The cells behind the title: badges (where the repository is known), how to open it, and
+    the set-up.
     """
     place = f"notebooks/course/{name}"
     links = {

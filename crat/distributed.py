@@ -53,7 +53,8 @@ def join(device: torch.device) -> torch.device:
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= gpus:
             raise ConfigError(
-                f"process {local} of this machine has no GPU, for it has {gpus}: start one process a GPU"
+                f"process {local} of this machine has no GPU, for it has {gpus}: start one process "
+                f"a GPU"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -107,8 +108,8 @@ class Part:
 
 
 def share(batch_size: int, device: torch.device) -> Part:
-    """This rank's part of a batch: every image is one rank's, and the parts differ by at most one
-    image.
+    """This rank's part of a batch: every image is one rank's, and the parts differ by at most
+    one image.
     """
     own = torch.arange(batch_size, device=device)[rank() :: world()]
     if len(own) == 0:
@@ -151,8 +152,8 @@ def places(y: Tensor) -> Tensor:
 
 
 class _Whole(torch.autograd.Function):
-    """Each rank writes its rows into zeros, and the sum over ranks has them all; its adjoint reads
-    them back.
+    """Each rank writes its rows into zeros, and the sum over ranks has them all; its adjoint
+    reads them back.
     """
 
     @staticmethod
@@ -173,7 +174,9 @@ class _Whole(torch.autograd.Function):
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sums over all ranks, one message; without those that have no image of the batch in hand."""
+    """The sums over all ranks, one message; without those that have no image of the batch in
+    hand.
+    """
     if world() == 1:
         return list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])

@@ -1,4 +1,6 @@
-"""`crat reproduce`: the plan (which notebooks, which runs, what they take), the batch, the report."""
+"""`crat reproduce`: the plan (which notebooks, which runs, what they take), the batch, the
+report.
+"""
 
 from __future__ import annotations
 
@@ -93,8 +95,8 @@ def run(
 
 
 def choose(notebooks: Path, names: Sequence[str]) -> list[Path]:
-    """The notebooks NN_*.ipynb of these numbers, names, or papers ("cfa", "tian2021", "tian"), in
-    order; else all.
+    """The notebooks NN_*.ipynb of these numbers, names, or papers ("cfa", "tian2021", "tian"),
+    in order; else all.
     """
     if importlib.util.find_spec("papermill") is None:
         raise NotebookError("running notebooks needs papermill: pip install 'crat[notebooks]'")
@@ -137,15 +139,16 @@ def _part(shard: str, recompute: bool) -> tuple[int, int]:
         raise ConfigError(f"--shard is i/n with i from 1 to n, such as 1/4, not {shard!r}")
     if recompute:
         raise ConfigError(
-            "--shard with --recompute: set CRAT_RECOMPUTE=1 and CRAT_RUNS to an empty folder instead"
+            "--shard with --recompute: set CRAT_RECOMPUTE=1 and CRAT_RUNS to an empty folder "
+            "instead"
         )
     return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True)
 class Recomputation:
-    """A request to train everything again: its store, and its marker there, which is left until all
-    of it is done.
+    """A request to train everything again: its store, and its marker there, which is left until
+    all of it is done.
     """
 
     home: Path
@@ -196,8 +199,8 @@ class Recomputation:
 
 
 def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
-    """Another data set and other seeds (config.on_chosen_data, chosen_seeds) must reach every run
-    that is planned.
+    """Another data set and other seeds (config.on_chosen_data, chosen_seeds) must reach every
+    run that is planned.
     """
     data, seeds = os.environ.get("CRAT_DATA_SET"), set(chosen_seeds())
     for job in jobs:
@@ -212,7 +215,8 @@ def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
         }
         if os.environ.get("CRAT_SEEDS") and used - seeds:
             raise ConfigError(
-                f"--seeds: {job.name} has runs of the seeds {', '.join(map(str, sorted(used - seeds)))}"
+                f"--seeds: {job.name} has runs of the seeds "
+                f"{', '.join(map(str, sorted(used - seeds)))}"
             )
 
 
@@ -229,7 +233,8 @@ def show_plan(
     if ready:
         published = sum(entry.published for entry in ready)
         print(
-            f"{published} runs are read from results/, {len(ready) - published} more are in the store",
+            f"{published} runs are read from results/, {len(ready) - published} more are in the "
+            f"store",
             end="\n\n",
         )
     if len(ready) < len(runs):
@@ -277,8 +282,8 @@ def _show_runs(runs: Sequence[Entry], workers: int | None) -> None:
 
 
 def _pages(folder: Path, anew: bool) -> None:
-    """The report as pages, where something was run or they are missing; says what to install where
-    it cannot.
+    """The report as pages, where something was run or they are missing; says what to install
+    where it cannot.
     """
     from crat import site
 

@@ -28,11 +28,15 @@ def pytest_configure(config):
 # and why. All other files are in it, new ones as well.
 NOT_NUMERIC = {
     "processes, leases and disks": (
-        "batch batch_errors cluster executors executors_killed lease reproduce reproduce_anew resume store"
+        "batch batch_errors cluster executors executors_killed lease reproduce reproduce_anew "
+        "resume store"
     ),
     "files, names and texts": (
-        "checkpoint cli config data data_damaged data_errors estimates floors identity identity_code imagenet_audit "
-        "imagenet_labels machines manifest methods names packaging published read_only site sources superclasses"
+        "checkpoint cli config data data_damaged data_errors estimates floors identity "
+        "identity_code imagenet_audit "
+        "imagenet_labels machines manifest methods names packaging published read_only registry "
+        "site sources "
+        "superclasses"
     ),
     "notebooks and their figures": "course notebooks plots plots_cfa plots_labels plots_tail",
     "NumPy alone, which the setting of torch's instructions does not reach": (
@@ -46,7 +50,8 @@ LEFT_OUT = {f"test_{name}.py" for names in NOT_NUMERIC.values() for name in name
 # What takes longest is begun first, so that one core does not end alone on it (Makefile:
 # --no-loadscope-reorder)
 LONGEST = (
-    "attack_strength every_method bench_attacks executors_killed distributed evaluate audit autoattack comparisons "
+    "attack_strength every_method bench_attacks executors_killed distributed evaluate audit "
+    "autoattack comparisons "
     "executors resume averaging reproduce site batch_errors course methods train"
 )
 

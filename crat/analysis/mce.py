@@ -60,8 +60,8 @@ def corruption_errors(
 def class_corruption_errors(
     y: ArrayLike, clean_pred: ArrayLike, preds: Mapping[str, ArrayLike], classes: Sequence[str]
 ) -> pd.DataFrame:
-    """As `corruption_errors`, a row per class as well: class, n, error (by the class's own count;
-    absent: nan).
+    """As `corruption_errors`, a row per class as well: class, n, error (by the class's own
+    count; absent: nan).
     """
     rows = []
     for (name, severity), pred in _named(clean_pred, preds).items():
@@ -95,7 +95,8 @@ def by_corruption(errors: pd.DataFrame, baseline: pd.DataFrame | None = None) ->
         theirs, their_clean, their_severities = _means(baseline)
         if missing := sorted(set(means.index) - set(theirs.index)):
             raise MetricError(
-                f"the baseline lacks {', '.join(missing)}: a mean over other corruptions is another mCE"
+                f"the baseline lacks {', '.join(missing)}: a mean over other corruptions is "
+                f"another mCE"
             )
         if severities != their_severities:
             raise MetricError(f"severities {severities}, but {their_severities} of the baseline")

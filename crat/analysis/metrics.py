@@ -24,8 +24,8 @@ EXACT_CLASSES = 10  # up to here every permutation is counted; above, 99,999 see
 
 
 class MetricError(ValueError):
-    """Labels, predictions or options that give no number: one line that says what is wrong and what
-    is allowed.
+    """Labels, predictions or options that give no number: one line that says what is wrong and
+    what is allowed.
     """
 
 
@@ -34,16 +34,19 @@ def checked(y: ArrayLike, *arrays: ArrayLike, n_classes: int | None = None) -> l
     labels = np.asarray(y)
     if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
         raise MetricError(
-            f"labels must be a non-empty 1-D integer array, not {labels.dtype} of shape {labels.shape}"
+            f"labels must be a non-empty 1-D integer array, not {labels.dtype} of shape "
+            f"{labels.shape}"
         )
     if labels.min() < 0 or labels.max() >= (n_classes or inf):
         raise MetricError(
-            f"classes {labels.min()} to {labels.max()} found, allowed are 0 to {(n_classes or inf) - 1}"
+            f"classes {labels.min()} to {labels.max()} found, allowed are 0 to "
+            f"{(n_classes or inf) - 1}"
         )
     for other in (others := [np.asarray(array) for array in arrays]):
         if other.shape[-1:] != labels.shape:
             raise MetricError(
-                f"{labels.size} labels but an array of shape {other.shape}: the last axis is the image"
+                f"{labels.size} labels but an array of shape {other.shape}: the last axis is the "
+                f"image"
             )
     return [labels.astype(np.int64, copy=False), *others]
 
@@ -57,8 +60,8 @@ def must_be_bool(*arrays: NDArray) -> None:
 
 
 def class_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArray:
-    """Share correct of each class by the class's own count: (..., N) -> (..., n_classes), nan for
-    an absent class.
+    """Share correct of each class by the class's own count: (..., N) -> (..., n_classes), nan
+    for an absent class.
     """
     y, correct = checked(y, correct, n_classes=n_classes)
     counts = np.stack([np.bincount(y, row, n_classes) for row in correct.reshape(-1, y.size)])
@@ -69,8 +72,8 @@ def class_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArray:
 
 
 def wilson(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Wilson's score interval of k successes in n trials, elementwise; nan where n = 0. Wilson 1927
-    (JASA 22).
+    """Wilson's score interval of k successes in n trials, elementwise; nan where n = 0. Wilson
+    1927 (JASA 22).
     """
     k, n = np.asarray(k, float), np.asarray(n, float)
     z = stats.norm.isf((1 - level) / 2)
@@ -81,8 +84,8 @@ def wilson(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray, ND
 
 
 def worst_interval(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """[min L_k, min U_k] of the worst of K classes, each by Wilson at 1 - (1 - level) / K; absent
-    classes left out.
+    """[min L_k, min U_k] of the worst of K classes, each by Wilson at 1 - (1 - level) / K;
+    absent classes left out.
     """
     k, n = np.asarray(k)[np.asarray(n) > 0], np.asarray(n)[np.asarray(n) > 0]
     low, high = wilson(k, n, 1 - (1 - level) / n.size)
@@ -90,8 +93,8 @@ def worst_interval(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[flo
 
 
 def robust_correct(y: ArrayLike, clean_pred: ArrayLike, *adv_preds: ArrayLike) -> NDArray:
-    """(N,) bool: right on the clean image and under every attack given (several: the worst case per
-    sample).
+    """(N,) bool: right on the clean image and under every attack given (several: the worst case
+    per sample).
     """
     y, *preds = checked(y, clean_pred, *adv_preds)
     return np.logical_and.reduce([pred == y for pred in preds])
@@ -113,8 +116,8 @@ def outcomes(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> dict[str,
 
 
 def tail(acc: NDArray) -> NDArray:
-    """Mean accuracy of the worst 20 % of the K classes present (30 % for K = 10), rounded up: (...,
-    K) -> (...).
+    """Mean accuracy of the worst 20 % of the K classes present (30 % for K = 10), rounded up:
+    (..., K) -> (...).
     """
     n_classes = int((~np.isnan(acc)).sum(-1).min())
     # 0.2 * 15 is a hair above 3
@@ -142,8 +145,8 @@ FUNCTIONALS: dict[str, Callable[[NDArray], NDArray]] = {
 
 
 def halves(y: ArrayLike, seed: int = 0) -> NDArray:
-    """(N,) 0 or 1: two random halves of every class (an odd image goes to half 0); the same for the
-    same seed.
+    """(N,) 0 or 1: two random halves of every class (an odd image goes to half 0); the same for
+    the same seed.
     """
     y = checked(y)[0]
     order = np.lexsort((np.random.default_rng(seed).random(y.size), y))
@@ -205,8 +208,8 @@ def evaluate(functional: Functional, counts: NDArray, sizes: NDArray) -> NDArray
 
 
 def per_run(y: ArrayLike, correct: ArrayLike, functional: Functional) -> NDArray:
-    """The functional of every run, (S, N) -> (S,): a name of FUNCTIONALS, "crossfit", or a function
-    of (K,).
+    """The functional of every run, (S, N) -> (S,): a name of FUNCTIONALS, "crossfit", or a
+    function of (K,).
     """
     y, correct = checked(y, correct)
     return evaluate(functional, *resample(y, np.atleast_2d(correct), 0, 0))[0]
@@ -244,8 +247,8 @@ def summary(
 
 
 def totals(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> pd.DataFrame:
-    """A row per attack: every functional, the cross-fit worst, and [low, high] in which the worst
-    class lies.
+    """A row per attack: every functional, the cross-fit worst, and [low, high] in which the
+    worst class lies.
     """
     rows, (y,) = [], checked(y)
     for name, correct in outcomes(y, clean_pred, attacks).items():
@@ -261,7 +264,9 @@ def totals(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> pd.DataFram
 
 
 def confusion(y: ArrayLike, pred: ArrayLike, n_classes: int, normalise: bool = False) -> NDArray:
-    """(K, K) counts M[true, predicted]; normalised, each row sums to 1 (nan for an absent class)."""
+    """(K, K) counts M[true, predicted]; normalised, each row sums to 1 (nan for an absent
+    class).
+    """
     y, pred = checked(y, pred, n_classes=n_classes)
     checked(pred, n_classes=n_classes)
     matrix = np.bincount(y * n_classes + pred, minlength=n_classes**2).reshape(n_classes, n_classes)
@@ -293,7 +298,9 @@ def top_share(matrix: ArrayLike, top: int = 1, chosen_on: ArrayLike | None = Non
 
 
 def runner_up(logits: ArrayLike, y: ArrayLike) -> NDArray:
-    """(N,) the wrong class with the highest logit: where an untargeted attack is expected to end."""
+    """(N,) the wrong class with the highest logit: where an untargeted attack is expected to
+    end.
+    """
     logits = np.array(logits, float)
     (y,) = checked(y, n_classes=logits.shape[-1])
     logits[np.arange(y.size), y] = -np.inf

@@ -58,8 +58,8 @@ def beyond_chance(acc: ArrayLike, n: ArrayLike) -> NDArray:
 
 
 class SeeSaw(NamedTuple):
-    """How two classes move from epoch to epoch: correlation of their steps, how many are opposite,
-    what cancels.
+    """How two classes move from epoch to epoch: correlation of their steps, how many are
+    opposite, what cancels.
     """
 
     correlation: float
@@ -70,13 +70,14 @@ class SeeSaw(NamedTuple):
 
 
 def see_saw(a: ArrayLike, b: ArrayLike) -> SeeSaw:
-    """Of two classes' accuracies after each epoch, (E,) each. Raises MetricError where no step can
-    be compared.
+    """Of two classes' accuracies after each epoch, (E,) each. Raises MetricError where no step
+    can be compared.
     """
     a, b = np.diff(np.asarray(a, float)), np.diff(np.asarray(b, float))
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
         raise MetricError(
-            f"two series of one length, at least three epochs each, not {a.size + 1} and {b.size + 1}"
+            f"two series of one length, at least three epochs each, not {a.size + 1} and "
+            f"{b.size + 1}"
         )
     both = (a != 0) & (b != 0)
     parts = a.var() + b.var()
@@ -99,7 +100,8 @@ def grid_radius(robust: ArrayLike, grid: ArrayLike) -> NDArray:
     robust, grid = np.asarray(robust), np.asarray(grid, float)
     if len(robust) != len(grid) or grid[0] != 0 or not (np.diff(grid) > 0).all():
         raise MetricError(
-            f"a grid of radii begins at 0, ascends and has a row of outcomes each, not {grid.tolist()}"
+            f"a grid of radii begins at 0, ascends and has a row of outcomes each, not "
+            f"{grid.tolist()}"
         )
     broken = ~robust
     return np.where(broken.any(0), grid[broken.argmax(0)], np.inf)

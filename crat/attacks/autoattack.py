@@ -140,5 +140,6 @@ class AutoAttack:
             )
         elif n_classes == 3:
             checks.warn(
-                "with 3 classes there is no targeted DLR loss: APGD-T ascends the targeted cross-entropy"
+                "with 3 classes there is no targeted DLR loss: APGD-T ascends the targeted "
+                "cross-entropy"
             )

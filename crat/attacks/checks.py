@@ -59,6 +59,7 @@ def check_square(by_square: int, images: int) -> None:
     """After: black-box queries broke what gradients did not, which points at masked gradients."""
     if by_square > SQUARE_SHARE * images:
         warn(
-            f"Square broke {by_square} of {images} images that gradient-based attacks left: gradients may be masked; "
+            f"Square broke {by_square} of {images} images that gradient-based attacks left: "
+            f"gradients may be masked; "
             "run Square with more queries, or an adaptive attack"
         )

@@ -83,7 +83,8 @@ def check_model(model: Any) -> None:
     """Raises AttackError on what is no nn.Module that can be frozen, copied and differentiated."""
     if torch.is_inference_mode_enabled():
         raise AttackError(
-            "an attack needs gradients, which torch.inference_mode() forbids: use torch.no_grad() instead"
+            "an attack needs gradients, which torch.inference_mode() forbids: use torch.no_grad() "
+            "instead"
         )
     exported = (
         "an exported program has no eval mode: attack the nn.Module that it was exported from"
@@ -97,7 +98,8 @@ def check_model(model: Any) -> None:
     parts = list(model.modules())
     if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
         raise AttackError(
-            "a TorchScript module cannot be frozen or copied: attack the nn.Module that it was made from"
+            "a TorchScript module cannot be frozen or copied: attack the nn.Module that it was "
+            "made from"
         )
     if any("eval" in vars(part) for part in parts):  # torch.export puts one there that raises
         raise AttackError(exported)
@@ -125,7 +127,8 @@ def check_images(x: Any) -> Tensor:
         raise AttackError(f"images are floats in [0, 1], not {_name(x.dtype)}")
     if x.ndim != 4:
         raise AttackError(
-            f"images are of shape (N, C, H, W), not {tuple(x.shape)}: a vector is x.view(N, D, 1, 1)"
+            f"images are of shape (N, C, H, W), not {tuple(x.shape)}: a vector is x.view(N, D, 1, "
+            f"1)"
         )
     low, high = ends(x) if x.numel() else (0.0, 1.0)
     if not -ROUNDING <= low <= high <= 1 + ROUNDING:
@@ -142,8 +145,8 @@ def _way_out(low: float, high: float) -> str:
 
 
 def check_labels(y: Any, x: Tensor, what: str = "labels") -> Tensor:
-    """y as int64 (N,); raises AttackError on floats, one-hot rows and another number than there are
-    images.
+    """y as int64 (N,); raises AttackError on floats, one-hot rows and another number than there
+    are images.
     """
     if not isinstance(y, Tensor):
         raise AttackError(f"{what} are a torch.Tensor of whole numbers, not {type(y).__name__}")
@@ -176,7 +179,8 @@ def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "ep
         room = f"in [0, {widest:.4g}]" if widest < inf else "finite and at least 0"
         hint = f": is {high:g} / 255 meant?" if norm == "Linf" and 1 < high <= 255 else ""
         raise AttackError(
-            f"{what} in {norm} is {room} for images in [0, 1], not {high if low >= 0 else low:g}{hint}"
+            f"{what} in {norm} is {room} for images in [0, 1], not "
+            f"{high if low >= 0 else low:g}{hint}"
         )
 
 
@@ -197,7 +201,8 @@ def check_made(made: Any, x: Tensor, attack: Any) -> Tensor:
             1 if norm == "Linf" else x[0].numel() ** 0.5
         ):
             raise AttackError(
-                f"the attack moved an image by {farthest:.4g} in {norm}, its eps is {float(eps):.4g}"
+                f"the attack moved an image by {farthest:.4g} in {norm}, its eps is "
+                f"{float(eps):.4g}"
             )
     return made
 
@@ -245,8 +250,8 @@ class Watched(nn.Module):
         self.unmoved, self.looked = zero + len(y), False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits (N, K); raises AttackError where they are something else, or K is below
-        a label.
+        """Images -> logits (N, K); raises AttackError where they are something else, or K is
+        below a label.
         """
         asked = x.requires_grad and torch.is_grad_enabled()
         seen = x.clone() if asked else x  # whose gradient is the model's alone
@@ -283,7 +288,8 @@ class Watched(nn.Module):
         first, gradients, logits, unmoved = torch.stack(seen).tolist()
         if gradients and not first:  # a step along one makes the next logits NaN
             raise AttackError(
-                f"the gradient by the image is NaN or infinite for {gradients} of {len(self.labels)} images: an attack "
+                f"the gradient by the image is NaN or infinite for {gradients} of "
+                f"{len(self.labels)} images: an attack "
                 "cannot move them, and they would look robust"
             )
         if logits:

@@ -33,7 +33,9 @@ DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
 
 class Boundary(NamedTuple):
-    """Where the logits (N, K) at a point tie: that of class `there` with that of `here`, both (N,)."""
+    """Where the logits (N, K) at a point tie: that of class `there` with that of `here`, both
+    (N,).
+    """
 
     gradient: Tensor  # of their difference, (N, C, H, W)
     there: Tensor
@@ -82,11 +84,13 @@ class FAB:
         check_radius(self.eps, self.norm)
         if self.steps < 1 or self.restarts < 1 or self.targets < 0:
             raise ValueError(
-                f"steps >= 1, restarts >= 1 and targets >= 0, not {self.steps}, {self.restarts} and {self.targets}"
+                f"steps >= 1, restarts >= 1 and targets >= 0, not {self.steps}, {self.restarts} "
+                f"and {self.targets}"
             )
         if not (0 <= self.alpha_max <= 1 and self.eta > 0 and 0 <= self.beta <= 1):
             raise ValueError(
-                f"alpha_max and beta in [0, 1] and eta > 0, not {self.alpha_max}, {self.beta} and {self.eta}"
+                f"alpha_max and beta in [0, 1] and eta > 0, not {self.alpha_max}, {self.beta} and "
+                f"{self.eta}"
             )
 
     def perturb(
@@ -175,8 +179,8 @@ class FAB:
         noise: PerImage,
         target: Tensor | None,
     ) -> Tensor:
-        """x itself in the first run towards a class, then x plus noise of norm eps / 2, moved into
-        the box.
+        """x itself in the first run towards a class, then x plus noise of norm eps / 2, moved
+        into the box.
         """
         if not restart and (target is None or rank < 2):
             return x

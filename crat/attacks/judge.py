@@ -1,5 +1,5 @@
-"""The outcome of an attack on a set of images, batch by batch: searched in any precision, judged in
-float32.
+"""The outcome of an attack on a set of images, batch by batch: searched in any precision, judged
+in float32.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ REVISION = 2
 
 
 class Judged(NamedTuple):
-    """A batch under an attack: the model's float32 logits (B, K), and of a battery what broke each
-    image, (B,) int8.
+    """A batch under an attack: the model's float32 logits (B, K), and of a battery what broke
+    each image, (B,) int8.
     """
 
     logits: Tensor
@@ -78,7 +78,8 @@ def attacked_batches(
     y = check_labels(y, as_tensor(x))
     if batch_size < 1 or not 0 <= begin <= len(x):
         raise ValueError(
-            f"batch_size is at least 1 and begin one of {len(x)} images, not {batch_size} and {begin}"
+            f"batch_size is at least 1 and begin one of {len(x)} images, not {batch_size} and "
+            f"{begin}"
         )
     search = None
     for at in range(begin, max(len(x), 1), batch_size):
@@ -135,8 +136,8 @@ def quick_logits(
 
 
 def keeps_what_it_found(attack: Attack | AutoAttack) -> bool:
-    """Whether the attack passes verdicts itself (AutoAttack and its parts), for which it needs the
-    judging model.
+    """Whether the attack passes verdicts itself (AutoAttack and its parts), for which it needs
+    the judging model.
     """
     return hasattr(attack, "attacks") or hasattr(attack, "runs")
 

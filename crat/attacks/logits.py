@@ -1,5 +1,5 @@
-"""What a model answers: logits (N, K) with K >= 2, all of them finite, or one line that says what
-came instead.
+"""What a model answers: logits (N, K) with K >= 2, all of them finite, or one line that says
+what came instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ LARGEST = 1e30
 
 
 class AttackError(ValueError):
-    """Something that cannot be attacked or judged: one line that says what, and what is expected."""
+    """Something that cannot be attacked or judged: one line that says what, and what is
+    expected.
+    """
 
 
 def logits_of(answer: Any, x: Tensor) -> Tensor:
@@ -38,7 +40,8 @@ def logits_of(answer: Any, x: Tensor) -> Tensor:
         if not isinstance(named, Tensor):
             held = f" of {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
             raise AttackError(
-                f"the model answers with a {type(answer).__name__}{held}, not with logits (N, K) or an output that "
+                f"the model answers with a {type(answer).__name__}{held}, not with logits (N, K) "
+                f"or an output that "
                 "names its `logits`: wrap it in a module whose forward returns them"
             )
         answer = named
@@ -50,7 +53,8 @@ def logits_of(answer: Any, x: Tensor) -> Tensor:
         )
     if shape[1] < 2:
         raise AttackError(
-            f"the model answers with one output an image, {shape}; attacks need K >= 2 logits: of a sigmoid's z, "
+            f"the model answers with one output an image, {shape}; attacks need K >= 2 logits: of "
+            f"a sigmoid's z, "
             "return torch.cat([-z, z], 1) / 2"
         )
     return answer
@@ -70,7 +74,8 @@ def answer_of(model: Any, x: Tensor) -> Tensor:
     except Exception as error:  # its own code: whatever it raises, it cannot be attacked
         kind, why = str(x.dtype).removeprefix("torch."), str(error).splitlines()
         raise AttackError(
-            f"the model takes no {kind} images of shape {tuple(x.shape)}: {type(error).__name__}: {(why or ['-'])[0]}"
+            f"the model takes no {kind} images of shape {tuple(x.shape)}: {type(error).__name__}: "
+            f"{(why or ['-'])[0]}"
         ) from error
     return logits_of(answer, x)
 

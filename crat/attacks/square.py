@@ -91,8 +91,8 @@ class Square:
         return iter([self._search] * self.restarts)
 
     def side(self, query: int, height: int, width: int) -> int:
-        """The side of a query's windows, in pixels; in L2 and L1 odd and at least 3 where the image
-        has room.
+        """The side of a query's windows, in pixels; in L2 and L1 odd and at least 3 where the
+        image has room.
         """
         if self.rescale_schedule:
             query = int(query / self.queries * 10_000)
@@ -253,7 +253,9 @@ class Hills:
         self.spent, self.signs = self.spent[keep], self.signs[keep]
 
     def _mass(self, delta: Tensor) -> Tensor:
-        """What each channel of a change spends, (N, C, 1, 1): the power of its norm that adds up."""
+        """What each channel of a change spends, (N, C, 1, 1): the power of its norm that adds
+        up.
+        """
         return (delta.square() if self.power == 2 else delta.abs()).sum((2, 3), keepdim=True)
 
     def _spent(self) -> Tensor:
@@ -263,8 +265,8 @@ class Hills:
         return delta / (self._mass(delta) ** (1 / self.power)).clamp_min_(1e-12)
 
     def _tiles(self) -> Tensor:
-        """The start: the image tiled with pairs of hills, five to a side, each with a sign of its
-        own per channel.
+        """The start: the image tiled with pairs of hills, five to a side, each with a sign of
+        its own per channel.
         """
         channels, height, width = self.x.shape[1:]
         side = max(min(height, width) // 5, 1)
@@ -281,7 +283,9 @@ class Hills:
 
 
 def window(side: int, image: Sequence[int], place: Sequence[float]) -> tuple[slice, ...]:
-    """The square at a place in [0, 1)^2 of an image (height, width), as an index of (N, C, H, W)."""
+    """The square at a place in [0, 1)^2 of an image (height, width), as an index of (N, C, H,
+    W).
+    """
     height, width = image
     top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
     return slice(None), slice(None), slice(top, top + side), slice(left, left + side)
@@ -308,8 +312,8 @@ def hill_pairs(side: int, power: int, device: torch.device) -> tuple[Tensor, Ten
 
 
 def hill(height: int, width: int, power: int) -> Tensor:
-    """(height, width), of norm 1: a pyramid whose k-th ring is 1 / k^q above the next (q: 2 in L2,
-    4 in L1).
+    """(height, width), of norm 1: a pyramid whose k-th ring is 1 / k^q above the next (q: 2 in
+    L2, 4 in L1).
     """
     rows, columns = torch.arange(height), torch.arange(width)
     ring = torch.maximum((rows - height // 2).abs()[:, None], (columns - width // 2).abs()[None])

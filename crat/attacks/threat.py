@@ -1,5 +1,5 @@
-"""The threat model: the norm ball around an image, cut with the box [0, 1], and the steps that live
-in it.
+"""The threat model: the norm ball around an image, cut with the box [0, 1], and the steps that
+live in it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def per_sample(value: Budget, x: Tensor) -> Tensor | float:
         return value.to(x)
     if value.shape != x.shape[:1]:
         raise ValueError(
-            f"eps and step_size take a number or a tensor of shape ({len(x)},), not {tuple(value.shape)}"
+            f"eps and step_size take a number or a tensor of shape ({len(x)},), not "
+            f"{tuple(value.shape)}"
         )
     return over_images(value.to(x), x)
 
@@ -142,7 +143,7 @@ def uniform_start(
 def gaussian_start(
     x: Tensor, scale: float, generator: torch.Generator | PerImage | Share
 ) -> Tensor:
-    """x + scale N(0, 1): the start of TRADES (scale 0.001), which needs a first gradient where KL
-    has none at x.
+    """x + scale N(0, 1): the start of TRADES (scale 0.001), which needs a first gradient where
+    KL has none at x.
     """
     return x + scale * normal(tuple(x.shape), x, generator)

@@ -1,5 +1,5 @@
-"""A model from elsewhere: found by its name, and checked against the protocol before any attack is
-believed.
+"""A model from elsewhere: found by its name, and checked against the protocol before any attack
+is believed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from crat import data, models
+from crat import data
 from crat.analysis import metrics
 from crat.attacks import Decision, checks, frozen
 from crat.attacks.door import check_model
@@ -26,6 +26,8 @@ from crat.attacks.judge import as_images, attacked_logits
 from crat.attacks.logits import AttackError, finite_logits, logits_of
 from crat.attacks.objectives import Margin
 from crat.config import MODELS, ConfigError, ModelConfig
+from crat.data.registry import DATASETS
+from crat.nets import models
 
 CHECKED = 64  # images on which outputs and gradients are checked
 DIAGNOSED = 1000  # images, at most, on which other scalings of the input are tried
@@ -48,7 +50,7 @@ def find_model(
     """The model of "module:function", "file.py:function" or, with an architecture, a weights file;
     on the device.
 
-    key: which of several state_dicts in a weights file (crat.models.load_checkpoint).
+    key: which of several state_dicts in a weights file (crat.nets.models.load_checkpoint).
     Nothing is unpickled; of a function, its own code runs. Raises ConfigError where there is no
     such thing, ModelError where the function fails, CheckpointError where the weights do not fit.
     """
@@ -61,7 +63,8 @@ def find_model(
         )
     if key is not None:
         raise ConfigError(
-            "--key chooses among the weights of a file, with --model; a function returns its own model"
+            "--key chooses among the weights of a file, with --model; a function returns its own "
+            "model"
         )
     model = _from_function(subject)
     training = any(isinstance(part, _BatchNorm) and part.training for part in model.modules())
@@ -117,7 +120,8 @@ def _from_weights(
     with the data set's.
     """
     tried = []
-    for mean, std in (models.normalisation(images.name), ((0.0,), (1.0,))):
+    spec = DATASETS[images.name]
+    for mean, std in ((spec.mean, spec.std), ((0.0,), (1.0,))):
         model = models.build(
             ModelConfig(architecture), images.n_classes, images.image_shape, mean=mean, std=std
         )
@@ -128,8 +132,10 @@ def _from_weights(
     x, y = as_images(images.x_valid[:CHECKED].to(device)), images.y_valid[:CHECKED].to(device)
     right = [accuracy(model, x, y) for model in tried]
     normalised = (
-        f"{path.name} says nothing of normalisation: {right[0]:.0%} of {len(x)} validation images are right with that "
-        f"of {images.name}, {right[1]:.0%} without; it is judged {'without' if right[1] > right[0] else 'with it'}"
+        f"{path.name} says nothing of normalisation: {right[0]:.0%} of {len(x)} validation images "
+        f"are right with that "
+        f"of {images.name}, {right[1]:.0%} without; it is judged "
+        f"{'without' if right[1] > right[0] else 'with it'}"
     )
     return tried[right[1] > right[0]], [line] * bool(line) + [normalised]
 
@@ -163,7 +169,8 @@ def decision(
             else ""
         )
         raise ModelError(
-            f"the model answers with {len(range(outputs)[:logit_slice])} logits, not {n_classes}{hint}"
+            f"the model answers with {len(range(outputs)[:logit_slice])} logits, not "
+            f"{n_classes}{hint}"
         )
     plain = answer is logits and logit_slice is None and scale == 1
     return model if plain else Decision(model, slice(logit_slice), scale)
@@ -189,11 +196,13 @@ def examine(
         lines.append("an image's logits depend on the others of its batch, and so will its verdict")
     if not lines and logits.abs().max() <= 1:
         lines.append(
-            "all logits lie in [-1, 1]: if they are cosines, attacks need the scale of training (--scale)"
+            "all logits lie in [-1, 1]: if they are cosines, attacks need the scale of training "
+            "(--scale)"
         )
     if absent := [name for k, name in enumerate(classes) if not (y == k).any()]:
         lines.append(
-            f"no image of {', '.join(absent[:3])}{' ...' * (len(absent) > 3)} is among the first {len(y)}"
+            f"no image of {', '.join(absent[:3])}{' ...' * (len(absent) > 3)} is among the first "
+            f"{len(y)}"
         )
     return logits, lines + diagnosis(model, x[:DIAGNOSED], y[:DIAGNOSED], len(classes))
 
@@ -218,19 +227,21 @@ def diagnosis(model: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> list[st
     told = f"{100 * clean:.1f} % of the clean images are right"
     if low[0] > high[1] and shares[best] > 2 / n_classes:
         return [
-            f"{told}; with inputs {best} it would be {100 * shares[best]:.1f} %: {other_inputs[best][1]}"
+            f"{told}; with inputs {best} it would be {100 * shares[best]:.1f} %: "
+            f"{other_inputs[best][1]}"
         ]
     if clean < 2 / n_classes:
         chance = f"{100 / n_classes:.1f} %"
         return [
-            f"{told}, chance is {chance}: is a normalisation missing or doubled, or are the classes in disorder?"
+            f"{told}, chance is {chance}: is a normalisation missing or doubled, or are the "
+            f"classes in disorder?"
         ]
     return []
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """The share that is right of images (N, C, H, W), in [0, 1] or not; 0 where the model refuses
-    them.
+    """The share that is right of images (N, C, H, W), in [0, 1] or not; 0 where the model
+    refuses them.
     """
     try:
         with frozen(model):

@@ -210,8 +210,8 @@ def audit(
 
 
 def _card_before(folder: Path) -> dict[str, Any]:
-    """The card of an earlier audit, {} before the first; raises ConfigError where the folder holds
-    other things.
+    """The card of an earlier audit, {} before the first; raises ConfigError where the folder
+    holds other things.
     """
     if not (folder / "card.json").exists():
         return {}
@@ -401,5 +401,6 @@ def main(
         subject, plan, architecture, key=key, device=device, out=place, **settings
     )
     print(
-        f"\n{class_table(found)}\n\n{shown(folder)}: {', '.join(sorted(p.name for p in folder.glob('*.*')))}"
+        f"\n{class_table(found)}\n\n{shown(folder)}: "
+        f"{', '.join(sorted(p.name for p in folder.glob('*.*')))}"
     )

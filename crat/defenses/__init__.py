@@ -88,7 +88,8 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
     if stray := [name for name in given if name not in own]:
         known = ", ".join(own) or "no options"
         raise ConfigError(
-            f"{config.defense} has no option {stray[0]!r}; it has: {known}{did_you_mean(stray[0], own)}"
+            f"{config.defense} has no option {stray[0]!r}; it has: "
+            f"{known}{did_you_mean(stray[0], own)}"
         )
     given = {
         f.name: _typed(config.defense, f, given[f.name]) for f in fields(method) if f.name in given
@@ -142,7 +143,9 @@ def preset(defense: str, which: str = "crat", **chosen: Any) -> dict[str, Any]:
 
 
 def _typed(defense: str, field: Field, value: Any) -> Any:
-    """The value of an option as its annotation wants it: "no" is no bool, and 1 is the float 1.0."""
+    """The value of an option as its annotation wants it: "no" is no bool, and 1 is the float
+    1.0.
+    """
     kinds: dict[str, Any] = {
         "bool": bool,
         "int": int,

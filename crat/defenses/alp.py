@@ -1,5 +1,5 @@
-"""Adversarial logit pairing (Kannan et al. 2018): the logits of an image and its attacked copy are
-drawn together.
+"""Adversarial logit pairing (Kannan et al. 2018): the logits of an image and its attacked copy
+are drawn together.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ class ALP(Defense):
 
     paper = "Kannan et al. 2018 (arXiv 1803.06373)"
     code = (
-        "ShawnXYang/AT_HE@dad6a41bb170bba94f9818e7ba891163143c3e10 (losses.py); the paper's own, for ImageNet: "
-        "tensorflow/models@245f66dd6304869c082840dedce2f45c6af4e78f (research/adversarial_logit_pairing/train.py)"
+        "ShawnXYang/AT_HE@dad6a41bb170bba94f9818e7ba891163143c3e10 (losses.py); the paper's own, "
+        "for ImageNet: "
+        "tensorflow/models@245f66dd6304869c082840dedce2f45c6af4e78f "
+        "(research/adversarial_logit_pairing/train.py)"
     )
     start = "gaussian"
     batch_norm = "eval"

@@ -1,5 +1,5 @@
-"""CFOL, class focused online learning (Pethick et al. 2023, TMLR): a bandit draws the classes that
-AT trains on.
+"""CFOL, class focused online learning (Pethick et al. 2023, TMLR): a bandit draws the classes
+that AT trains on.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class CFOL(Defense):
             ETA,
             Words("5e-6 sqrt(4 million / draws)"),
             "Exp3's rate falls with the square root of the "
-            "draws; at the code's 100 epochs of 40,000 images it is 5e-6, that of its cmd_generator (config.py has "
+            "draws; at the code's 100 epochs of 40,000 images it is 5e-6, that of its "
+            "cmd_generator (config.py has "
             "1e-5, the README 1e-7)",
         ),
         Row(
@@ -51,7 +52,8 @@ class CFOL(Defense):
             "after every batch",
             "after every epoch",
             "class probabilities are read "
-            "once an epoch, and p_k is that of the whole epoch; the sum of the estimates is the same to first order",
+            "once an epoch, and p_k is that of the whole epoch; the sum of the estimates is the "
+            "same to first order",
         ),
         Row("eps", None, "0.031"),
         Row("step_size", None, "0.00797"),
@@ -62,7 +64,8 @@ class CFOL(Defense):
             "the one behind the largest mean loss of the batch",
             "the last",
             "the loss "
-            "is that before the step, the image that after it; as long as the mean loss rises it is the last one",
+            "is that before the step, the image that after it; as long as the mean loss rises it "
+            "is the last one",
         ),
         Row("model", "resnet50", "resnet50", why="of the command generator"),
         Row("epochs", 100, 100),

@@ -1,5 +1,5 @@
-"""FAAL (Zhang et al. 2024, CVPR): each batch is trained on the worst distribution over classes in a
-KL ball.
+"""FAAL (Zhang et al. 2024, CVPR): each batch is trained on the worst distribution over classes
+in a KL ball.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class FAAL(Defense):
     batch_norm = "eval"
 
     def prepare(self, task: Task) -> None:
-        """Begins to count epochs. Raises ConfigError on an unknown base or a setting out of range."""
+        """Begins to count epochs. Raises ConfigError on an unknown base or a setting out of
+        range.
+        """
         checked("base of faal", self.base, lambda b: b in BASES, f"one of {', '.join(BASES)}")
         checked("radius of faal", self.radius, lambda r: 0 <= r <= 50, "between 0 and 50")
         checked("warmup of faal", self.warmup, lambda w: w is None or w >= 0, "at least 0")

@@ -197,7 +197,8 @@ class FRL(Defense):
                 "where it starts",
                 None,
                 "hot_start.pt, a robust network given for download, how it was trained not said",
-                "no checkpoint: `warmup` epochs of TRADES with this beta come first, in the same run",
+                "no checkpoint: `warmup` epochs of TRADES with this beta come first, in the same "
+                "run",
                 "the whole training is one run, of as many epochs as what it is compared with",
             ),
             Row(
@@ -205,7 +206,8 @@ class FRL(Defense):
                 None,
                 Words("none, the checkpoint comes first"),
                 Words("three quarters of the epochs"),
-                "with 200 epochs, piecewise, the policy moves in the last 50, at the code's rate 0.001",
+                "with 200 epochs, piecewise, the policy moves in the last 50, at the code's rate "
+                "0.001",
             ),
             Row(
                 "lr",
@@ -260,8 +262,8 @@ class FRL(Defense):
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """sum w l / sum w over the batch, of (B,) each; of several processes each gives what its mean
-    is to be averaged.
+    """sum w l / sum w over the batch, of (B,) each; of several processes each gives what its
+    mean is to be averaged.
     """
     every = whole(weights)
     return len(every) / len(weights) * (weights * values).sum() / every.sum()

@@ -115,14 +115,16 @@ class LabelAugmentation(LabelSmoothing):
             None,
             None,
             "not found; with attacked images only, one operation's output is always "
-            "on and says nothing. At 0.5 as many attacked images are seen as in AT, and as many clean ones",
+            "on and says nothing. At 0.5 as many attacked images are seen as in AT, and as many "
+            "clean ones",
         ),
         Row(
             "operations",
             Words("identity, attack (2025)"),
             None,
             Words("the same; LA: identity, all of OPERATIONS"),
-            "those of LA (2024) were not found: noise, blur, contrast and brightness at medium strength; do not judge "
+            "those of LA (2024) were not found: noise, blur, contrast and brightness at medium "
+            "strength; do not judge "
             "on these corruptions what trained on them",
         ),
         Row(

@@ -1,4 +1,6 @@
-"""MART (Wang et al. 2020, ICLR): what the network gets wrong without an attack is regularised more."""
+"""MART (Wang et al. 2020, ICLR): what the network gets wrong without an attack is regularised
+more.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ class MART(Defense):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """BCE + beta (1 - p_y(x)) KL, averaged over the batch; beta per class where state has one."""
+        """BCE + beta (1 - p_y(x)) KL, averaged over the batch; beta per class where state has
+        one.
+        """
         clean, adversarial = full(model(x)), full(model(x_adv))
         beta = self.of("beta", y, self.beta)
         weight = 1 - true_logit(clean.softmax(1), y) + FLOOR

@@ -44,7 +44,8 @@ class PGDAT(Defense):
             None,
             "as it is",
             'its log-odds (as it is under "moving")',
-            "in float32 its gradient loses the true class's part once p_y rounds to 1. In train mode the samples of a "
+            "in float32 its gradient loses the true class's part once p_y rounds to 1. In train "
+            "mode the samples of a "
             "batch meet in each other's gradients, which the two forms weigh differently",
         ),
     )

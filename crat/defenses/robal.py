@@ -1,5 +1,5 @@
-"""RoBal (Wu et al. 2021): cosine logits, class-aware margins while training, and a calibration of
-what answers.
+"""RoBal (Wu et al. 2021): cosine logits, class-aware margins while training, and a calibration
+of what answers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from crat.attacks.objectives import Objective, full, kl_divergence, true_logit
 from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
-from crat.models import CosineHead, plain
+from crat.nets.models import CosineHead, plain
 
 
 @dataclass
@@ -50,8 +50,10 @@ class RoBal(Defense):
 
     paper = "Wu et al. 2021 (CVPR); its formulas were not seen by us, the configurations were"
     code = (
-        "wutong16/Adversarial_Long-Tail@ab2f3a792aede2bd2a3e57657c787ec542165be1 (methods/train_modes.py: "
-        "add_reg_train, methods/losses_inclass.py: MultiMarginLoss, models/classifiers/basic_classifiers.py, configs)"
+        "wutong16/Adversarial_Long-Tail@ab2f3a792aede2bd2a3e57657c787ec542165be1 "
+        "(methods/train_modes.py: "
+        "add_reg_train, methods/losses_inclass.py: MultiMarginLoss, "
+        "models/classifiers/basic_classifiers.py, configs)"
     )
     head = "hypersphere"
     batch_norm = "eval"

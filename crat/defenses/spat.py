@@ -16,7 +16,7 @@ from crat.attacks.objectives import full
 from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
-from crat.models import CosineHead, plain
+from crat.nets.models import CosineHead, plain
 
 FORMS = ("released", "detached", "clamped", "circle", "plain")
 
@@ -58,8 +58,10 @@ class SPAT(Defense):
             "released",
             Words("released"),
             "the paper's printed equations were not seen; the code "
-            "differentiates the weights and does not cut them at 0, so that L_sp is least near z_y = (1 + m) / 2, not "
-            "at 1: the others are variants of circle loss, to be compared, and plain, for the ablation, leaves it out",
+            "differentiates the weights and does not cut them at 0, so that L_sp is least near z_y "
+            "= (1 + m) / 2, not "
+            "at 1: the others are variants of circle loss, to be compared, and plain, for the "
+            "ablation, leaves it out",
         ),
         Row("squares", None, True, Words("True"), "False is for the ablation"),
         Row(
@@ -92,7 +94,8 @@ class SPAT(Defense):
             "the cosines z, not s z",
             "s z",
             "cross-entropy of numbers in "
-            "[-1, 1] is Temperature-PGD at T = s, a weak attack: p_y stays below 0.451 for ten classes without a bias",
+            "[-1, 1] is Temperature-PGD at T = s, a weak attack: p_y stays below 0.451 for ten "
+            "classes without a bias",
         ),
         Row(
             "clean accuracy of a test",

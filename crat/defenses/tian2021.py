@@ -119,7 +119,8 @@ def fit_bias(
     """
     if logits.ndim != 2 or len(y) != len(logits) or len(y) == 0:
         raise ValueError(
-            f"fit_bias takes logits (N, K) and labels (N,), not {tuple(logits.shape)}, {tuple(y.shape)}"
+            f"fit_bias takes logits (N, K) and labels (N,), not {tuple(logits.shape)}, "
+            f"{tuple(y.shape)}"
         )
     z = full(logits.detach())
     bias = best = z.new_zeros(z.shape[1])
@@ -135,7 +136,9 @@ def fit_bias(
 
 
 def _worst_and_mean(z: Tensor, y: Tensor) -> tuple[tuple[float, float], Tensor]:
-    """Lowest and mean accuracy over the classes that are present, and the lowest one's index (1,)."""
+    """Lowest and mean accuracy over the classes that are present, and the lowest one's index
+    (1,).
+    """
     n = y.bincount(minlength=z.shape[1])
     right = y[z.argmax(1) == y].bincount(minlength=z.shape[1])
     accuracy = (right / n).masked_fill(n == 0, float("inf"))

@@ -40,11 +40,10 @@ NOT_CODE = {
 DECIDING = (
     "attacks",
     "defenses",
-    "bodies",
-    "models",
+    "nets",
     "averaging",
     "awp",
-    "augment",
+    "data.augment",
     "schedules",
     "corruptions",
 )
@@ -93,8 +92,8 @@ def named_module(name: str | None) -> bool:
 
 
 def found_by_name(value: Any) -> bool:
-    """Whether the module that a class or function names has it under that name: then the name says
-    what it is.
+    """Whether the module that a class or function names has it under that name: then the name
+    says what it is.
     """
     module = str(getattr(value, "__module__", None))
     if not named_module(module):
@@ -121,8 +120,8 @@ def of_crat(cls: type) -> bool:
 
 
 def version(module: str | None) -> str:
-    """The version of an installed package; "" where a revision of ours stands for its changes, or
-    none matter.
+    """The version of an installed package; "" where a revision of ours stands for its changes,
+    or none matter.
     """
     root = str(module).partition(".")[0]
     if root in ("crat", "torch", "numpy") or root in sys.stdlib_module_names:

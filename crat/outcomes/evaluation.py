@@ -1,5 +1,5 @@
-"""Evaluation: the only file that knows batteries of attacks. What is kept is each sample's logits,
-never an average.
+"""Evaluation: the only file that knows batteries of attacks. What is kept is each sample's
+logits, never an average.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def evaluate(
 
 
 def judged(run: Run, battery: Battery, **settings: Any) -> bool:
-    """Whether `evaluate(run, battery, ...)` would only read; settings: split, which, first, spread,
-    dtype, seed ...
+    """Whether `evaluate(run, battery, ...)` would only read; settings: split, which, first,
+    spread, dtype, seed ...
     """
     return len(at_hand(run, battery, **settings)) == 1 + len(battery)
 
@@ -242,7 +242,8 @@ def _model(run: Run, which: str, device: torch.device) -> nn.Module:
     model = run.model(which, device)
     if store.fingerprint(model.state_dict()) != _weights(run, which):
         raise store.StoreError(
-            f"{run.name} was published with other weights than are here, and their outcomes may not be mixed: "
+            f"{run.name} was published with other weights than are here, and their outcomes may "
+            f"not be mixed: "
             "--recompute, or a Store without published results, leaves those aside"
         )
     if run.config.model.head == "augmented":

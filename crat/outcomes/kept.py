@@ -47,7 +47,9 @@ def write(
 
 
 def halved(logits: np.ndarray) -> np.ndarray:
-    """Logits as float16; as float32 where some are beyond its 65504, which would become infinite."""
+    """Logits as float16; as float32 where some are beyond its 65504, which would become
+    infinite.
+    """
     with np.errstate(over="ignore"):
         half = logits.astype(np.float16)
     return half if np.isfinite(half).all() else logits.astype(np.float32)

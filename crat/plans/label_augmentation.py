@@ -23,13 +23,15 @@ MAIN = {"Adv": preset("pgd_at"), "Adv+": preset("label_augmentation")}
 
 
 def label_augmentation(profile_name: str, seed: int = 0) -> Runs:
-    """Notebook 05: a short live training of Adv+, then what is compared, and the sweep over delta."""
+    """Notebook 05: a short live training of Adv+, then what is compared, and the sweep over
+    delta.
+    """
     return {"live": live(profile_name, seed)} | label_augmentation_evidence(evidence(profile_name))
 
 
 def live(profile_name: str, seed: int) -> RunConfig:
-    """Adv+, trained in the notebook; it demonstrates only. Laptop: the training that figures/laptop
-    shows.
+    """Adv+, trained in the notebook; it demonstrates only. Laptop: the training that
+    figures/laptop shows.
     """
     base = (
         profile("quick").but(train_per_class=300)

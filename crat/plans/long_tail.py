@@ -23,7 +23,9 @@ COMPARED: dict[str, dict[str, Any]] = {
 
 
 def tailed(profile_name: str) -> RunConfig:
-    """The sweeps' base on a long tail: a quarter of the images, so more and smaller steps on them."""
+    """The sweeps' base on a long tail: a quarter of the images, so more and smaller steps on
+    them.
+    """
     base = sweep(profile_name).but(imbalance_ratio=RATIO)
     return base if profile_name == "paper" else base.but(epochs=15, batch_size=64)
 
@@ -44,7 +46,9 @@ def live(profile_name: str, seed: int) -> RunConfig:
 
 
 def long_tail_evidence(profile_name: str) -> Runs:
-    """Keys "AT-s0" ... "REAT-s0"; "balanced AT-s0": as many images in all, as many of each class."""
+    """Keys "AT-s0" ... "REAT-s0"; "balanced AT-s0": as many images in all, as many of each
+    class.
+    """
     base = tailed(profile_name)
     runs = {
         f"{name}-s{s}": base.but(**changes | EMA).but(seed=s)

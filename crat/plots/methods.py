@@ -1,5 +1,5 @@
-"""Figures that compare training methods: what each chooses for a class, the frontier of average and
-worst class.
+"""Figures that compare training methods: what each chooses for a class, the frontier of average
+and worst class.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
 
 
 def frontier(table: pd.DataFrame, x: str = "average", y: str = "worst", title: str = "") -> Figure:
-    """Columns method, x, y, a row a run (fractions): dots are runs, the named mark is their mean."""
+    """Columns method, x, y, a row a run (fractions): dots are runs, the named mark is their
+    mean.
+    """
     methods = list(table.method.unique())
     figure, ax = plt.subplots(figsize=(6.6, 4.4))
     for i, method in enumerate(methods):
@@ -130,8 +132,8 @@ def class_heat(table: pd.DataFrame, base: str, title: str = "") -> Figure:
 
 
 def atlas(published: pd.DataFrame, value: str = "AA worst", title: str = "") -> Figure:
-    """Columns method, source, value (percent): what different papers print for one method, a colour
-    a source.
+    """Columns method, source, value (percent): what different papers print for one method, a
+    colour a source.
     """
     table = published.dropna(subset=[value])
     order = table.groupby("method")[value].mean().sort_values().index
@@ -184,8 +186,8 @@ def worst_distributions(table: pd.DataFrame, objective: pd.DataFrame) -> Figure:
 
 
 def radius_curves(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns what, rho, value, low, high (fractions): a panel for each `what`, a point a radius,
-    95 % over images.
+    """Columns what, rho, value, low, high (fractions): a panel for each `what`, a point a
+    radius, 95 % over images.
     """
     panels = list(table.what.unique())
     figure, axes = plt.subplots(

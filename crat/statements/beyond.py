@@ -56,14 +56,16 @@ CLAIMS = {
     "see-saw": _claim(
         CFA,
         "section 3.3, read as: the worst class jumps",
-        "from epoch to epoch the hard pair's two classes move in opposite directions more often than not",
+        "from epoch to epoch the hard pair's two classes move in opposite directions more often "
+        "than not",
         "share",
         0.1,
     ),
     "order": _claim(
         OURS,
         "is an order of classes one of every radius?",
-        "the classes' order at a quarter of the protocol's radius goes with that at twice the radius (rho above 0)",
+        "the classes' order at a quarter of the protocol's radius goes with that at twice the "
+        "radius (rho above 0)",
         "rank correlation",
         0.1,
     ),

@@ -43,7 +43,8 @@ CLAIMS = {
     ),
     "jumps": _claim(
         "Figure 4 and its text",
-        "from epoch to epoch the worst class moves more than the average oftener than any class does (share of steps)",
+        "from epoch to epoch the worst class moves more than the average oftener than any class "
+        "does (share of steps)",
         "share",
         0.1,
         "PGD-10, epochs 108 and 110: worst 23.5, 28.1, average 53.2, 52.6",

@@ -45,7 +45,8 @@ CLAIMS = {
     "scale": _claim(
         ROBAL,
         "README",
-        "PGD on the unscaled cosines leaves more of RoBal's images right than PGD on the scaled ones",
+        "PGD on the unscaled cosines leaves more of RoBal's images right than PGD on the scaled "
+        "ones",
     ),
     "tail": _claim(BSL, PURPOSE, "AT-BSL is more robust than AT under PGD-20 in the tail"),
     "bias": _claim(

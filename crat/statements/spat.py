@@ -47,13 +47,15 @@ CLAIMS = {
     ),
     "control errors": _claim(
         ABSTRACT,
-        "... which the attack seeks (AT, runner-up under another seed: broken images - errors on clean ones)",
+        "... which the attack seeks (AT, runner-up under another seed: broken images - errors on "
+        "clean ones)",
         "share",
         0.05,
     ),
     "control class": _claim(
         ABSTRACT,
-        "the hard class is the image's own (AT: share in its runner-up - share in its class's confuser)",
+        "the hard class is the image's own (AT: share in its runner-up - share in its class's "
+        "confuser)",
         "share",
         0.05,
     ),

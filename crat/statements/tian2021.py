@@ -1,4 +1,6 @@
-"""Notebook 01: Tian et al. 2021, its abstract, and that of its predecessor (ICLR 2021 submission)."""
+"""Notebook 01: Tian et al. 2021, its abstract, and that of its predecessor (ICLR 2021
+submission).
+"""
 
 from crat.analysis.claims import Claim
 
@@ -35,7 +37,8 @@ def removal(hard: str, confuser: str) -> Claim:
 CLAIMS = {
     "gap": _claim(
         KDD,
-        "the classes lie further apart under attack than on clean images (AT: gap under PGD - clean gap)",
+        "the classes lie further apart under attack than on clean images (AT: gap under PGD - "
+        "clean gap)",
         "gap",
         "greater",
         0.05,

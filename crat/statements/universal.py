@@ -20,13 +20,15 @@ CLASS_WISE, ONE = "training against one perturbation a class", "training against
 
 CLAIMS = {
     "unequal": _claim(
-        "of the images that a single perturbation fools, more than their share lie in the three classes that it fools "
+        "of the images that a single perturbation fools, more than their share lie in the three "
+        "classes that it fools "
         "most on other images (undefended network)",
         "share",
         smallest=0.05,
     ),
     "spread": _claim(
-        "under a single perturbation the classes lie further apart than on clean images (undefended network, sd)",
+        "under a single perturbation the classes lie further apart than on clean images "
+        "(undefended network, sd)",
         "spread",
         EQUAL,
         0.005,

@@ -97,9 +97,7 @@ class Trainer:
         self.run, self.config, self.device, self.lease = run.here, run.config.train, device, lease
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
-        self.model = (
-            build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
-        )
+        self.model = build_model(run.config).to(device).to(memory_format=torch.channels_last)
         if distributed.world() > 1:
             see_the_whole_batch(self.model, compiled=compile)
         self.network: nn.Module = compiled(self.model) if compile else self.model
@@ -109,9 +107,7 @@ class Trainer:
             self.model.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay
         )
         self.average, self.gate = make_average(c), make_gate(c)
-        self.judged = (
-            build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
-        )
+        self.judged = build_model(run.config).to(device).to(memory_format=torch.channels_last)
         protocol = PROTOCOLS[run.config.data.name]
         self.valid_attack = PGD(number(c.eps or 0), number(protocol.step_size), protocol.steps)
         self.done, self.seconds = 0, 0.0
@@ -147,8 +143,8 @@ class Trainer:
         progress.close()
 
     def train_epoch(self, epoch: int, progress: Progress) -> ClassStats:
-        """One pass over the training images; returns the class-wise sums. No host synchronisation
-        within a step.
+        """One pass over the training images; returns the class-wise sums. No host
+        synchronisation within a step.
         """
         torch.manual_seed(store.seed_for(self.config.seed, epoch, "dropout"))  # inside fork_rng
         generator = torch.Generator(self.device).manual_seed(
@@ -246,7 +242,8 @@ class Trainer:
             else "no checkpoint yet"
         )
         raise TrainingError(
-            f"the loss is not finite in epoch {epoch + 1}, batch {batch + 1} of {n_batches}; {kept}; "
+            f"the loss is not finite in epoch {epoch + 1}, batch {batch + 1} of {n_batches}; "
+            f"{kept}; "
             "a smaller --lr, a longer --eps-warmup or --dtype float32 may help"
         )
 
@@ -313,8 +310,8 @@ class Trainer:
         }
 
     def _validate(self) -> tuple[Tensor, ClassStats]:
-        """Clean logits of the judged weights on validation, and what they and those under PGD count
-        up to.
+        """Clean logits of the judged weights on validation, and what they and those under PGD
+        count up to.
         """
         self.judged.eval()
         x, y = self.images.x_valid, self.images.y_valid
@@ -330,8 +327,8 @@ class Trainer:
         return quick_logits(model, x, y, attack, seed=self.config.seed, dtype=self.config.dtype)
 
     def _choose(self, valid: ClassStats) -> None:
-        """The best epoch by average + worst class on validation (CFA's index, on validation instead
-        of test).
+        """The best epoch by average + worst class on validation (CFA's index, on validation
+        instead of test).
         """
         counted = valid.clean if self.defense.selects_on == "clean" else valid.robust
         accuracy = (counted / valid.n).cpu()
@@ -362,7 +359,8 @@ class Trainer:
         worst = int(robust.nan_to_num(2).argmin())
         speed = float(train.n.sum()) / seconds
         line = (
-            f"loss {float(train.loss.sum() / train.n.sum()):.3f}  valid clean {100 * clean.nanmean():.1f} %  "
+            f"loss {float(train.loss.sum() / train.n.sum()):.3f}  valid clean "
+            f"{100 * clean.nanmean():.1f} %  "
             f"robust {100 * robust.nanmean():.1f} %, worst {100 * robust[worst]:.1f} % "
             f"({self.images.classes[worst]})  {speed:.0f} images/s"
         )

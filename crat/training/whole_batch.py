@@ -51,7 +51,8 @@ class SharedBatchNorm(_BatchNorm):
         self._check_input_dim(x)
         if part.total * (x.numel() // x.shape[1]) == len(part.own):
             raise ValueError(
-                f"Expected more than 1 value per channel when training, got input size {list(x.shape)}"
+                f"Expected more than 1 value per channel when training, got input size "
+                f"{list(x.shape)}"
             )
         y, mean, squares, n = _Normalised.apply(x, self.weight, self.bias, self.eps, part)  # type: ignore[no-untyped-call]
         if self.training and self.track_running_stats:
@@ -70,13 +71,13 @@ class SharedBatchNorm(_BatchNorm):
 
 
 class SharedDropout(nn.Dropout):
-    """Dropout whose mask is drawn for the whole batch, by every rank alike, and cut to the rank's
-    own images.
+    """Dropout whose mask is drawn for the whole batch, by every rank alike, and cut to the
+    rank's own images.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, ...) -> (N, ...); N may be several times the share: clean and attacked images in one
-        pass.
+        """(N, ...) -> (N, ...); N may be several times the share: clean and attacked images in
+        one pass.
         """
         part = distributed.in_hand()
         if part is None or not self.training:
@@ -132,8 +133,8 @@ class _Normalised(torch.autograd.Function):
 
 
 def _statistics(x: Tensor, counts: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), summed squares about it (C,) and number of values per channel (1,), over all ranks
-    that count.
+    """Mean (C,), summed squares about it (C,) and number of values per channel (1,), over all
+    ranks that count.
     """
     variance, mean = torch.var_mean(x, _places(x), correction=0)
     own = torch.cat([mean, variance, torch.ones_like(mean[:1])]) * (x.numel() // x.shape[1])

@@ -1,5 +1,5 @@
-"""The door of every attack: what would make it weak without a sound is one line, and what may come
-in works.
+"""The door of every attack: what would make it weak without a sound is one line, and what may
+come in works.
 """
 
 import copy
@@ -236,7 +236,9 @@ def test_a_radius_is_checked_against_the_images_when_it_is_called(norm):
 
 
 def spoiling(value):
-    """A gradient with this in its place for every third image, where the logits are as they were."""
+    """A gradient with this in its place for every third image, where the logits are as they
+    were.
+    """
 
     class Spoil(torch.autograd.Function):
         @staticmethod
@@ -373,7 +375,8 @@ def test_modules_that_cannot_be_frozen_are_told(attack):
     for model, told in (
         (
             traced,
-            "a TorchScript module cannot be frozen or copied: attack the nn.Module that it was made from",
+            "a TorchScript module cannot be frozen or copied: attack the nn.Module that it was "
+            "made from",
         ),
         (nn.Sequential(traced), "a TorchScript module"),
         (

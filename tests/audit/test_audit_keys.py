@@ -1,5 +1,5 @@
-"""What an audit keeps belongs to the model as it is: its code, its gradients, its state, the images
-and the labels.
+"""What an audit keeps belongs to the model as it is: its code, its gradients, its state, the
+images and the labels.
 """
 
 import json
@@ -131,7 +131,8 @@ def test_a_model_that_no_key_can_hold_is_judged_each_time(nets, own_store, monke
     monkeypatch.setattr(audit, "_draw", lambda *_: None)
     (nets / "compiled.py").write_text(
         "import numpy\nfrom nets import Net\n\n"
-        "def net():\n    net = Net()\n    net.compiled = numpy.frompyfunc(lambda z: z, 1, 1)\n    return net"
+        "def net():\n    net = Net()\n    net.compiled = numpy.frompyfunc(lambda z: z, 1, 1)\n    "
+        "return net"
     )
     monkeypatch.chdir(nets)
     plan, told = (

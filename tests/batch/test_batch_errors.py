@@ -1,5 +1,5 @@
-"""A full disk, a read-only store, a damaged checkpoint: each one line, exit code 1, and nothing is
-lost.
+"""A full disk, a read-only store, a damaged checkpoint: each one line, exit code 1, and nothing
+is lost.
 """
 
 import json
@@ -60,7 +60,8 @@ def test_each_ends_in_one_line_and_loses_nothing(tmp_path, monkeypatch):
         or subprocess.run([*alone, "true"], capture_output=True).returncode
     ):
         pytest.skip(
-            "a disk of this test's own needs user name spaces (unshare), which this machine does not allow"
+            "a disk of this test's own needs user name spaces (unshare), which this machine does "
+            "not allow"
         )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "runs"))

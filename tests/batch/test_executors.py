@@ -180,8 +180,8 @@ def test_a_log_that_cannot_be_written_fails_the_task(script, tmp_path):
 
 
 def test_a_log_has_a_name_only_where_it_tells_of_a_fault(script, tmp_path):
-    """Else a killed driver would leave it behind. What is said in the meantime is on no disk that
-    anybody sees.
+    """Else a killed driver would leave it behind. What is said in the meantime is on no disk
+    that anybody sees.
     """
     listed = f"print('a word', flush=True); assert not list(Path({str(tmp_path)!r}).glob('*.log'))"
     assert do([script("a", listed)]) == {}
@@ -236,7 +236,8 @@ def test_a_full_disk_under_the_log_is_told(script, tmp_path, monkeypatch):
         or subprocess.run([*alone, "true"], capture_output=True).returncode
     ):
         pytest.skip(
-            "a disk of this test's own needs user name spaces (unshare), which this machine does not allow"
+            "a disk of this test's own needs user name spaces (unshare), which this machine does "
+            "not allow"
         )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", PATH)

@@ -115,8 +115,8 @@ def test_every_result_is_there_and_as_if_undisturbed(on, tmp_path, monkeypatch, 
         driver.kill()
     if on == "here":
         assert (
-            f"{first.name}: its worker was killed by SIGKILL (out of memory?); another goes on after epoch 1"
-            in told
+            f"{first.name}: its worker was killed by SIGKILL (out of memory?); another goes on "
+            f"after epoch 1" in told
         )
     assert first.card()["epochs_done"] == 2
     assert psutil.wait_procs(workers_of(tmp_path / "runs"), PATIENCE)[1] == []

@@ -30,8 +30,8 @@ MATHJAX = ROOT / "docs" / "site" / "_static" / "mathjax"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """The laptop report in a folder of its own, one of its notebooks as if executed there; sphinx
-    had no complaint.
+    """The laptop report in a folder of its own, one of its notebooks as if executed there;
+    sphinx had no complaint.
     """
     figures = tmp_path_factory.mktemp("figures")
     # what git ignores
@@ -169,7 +169,8 @@ def test_errors_are_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(site.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["site"]) == 1
     assert capsys.readouterr().err.splitlines()[1] == (
-        "crat: the report as pages needs sphinx, myst_nb, sphinx_book_theme: pip install 'crat[site]'"
+        "crat: the report as pages needs sphinx, myst_nb, sphinx_book_theme: pip install "
+        "'crat[site]'"
     )
 
 
@@ -204,8 +205,8 @@ FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --d
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Chromium with an empty profile in which no name resolves; skips without one, or fails where
-    CI promised it.
+    """Chromium with an empty profile in which no name resolves; skips without one, or fails
+    where CI promised it.
     """
     chromium = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -240,7 +241,8 @@ def visit(browser, path):
     browser.get(path.as_uri())
     browser.set_script_timeout(600), browser.set_page_load_timeout(600)
     browser.execute_async_script(
-        "const done = arguments[0]; window.MathJax?.startup ? MathJax.startup.promise.then(() => done()) : done()"
+        "const done = arguments[0]; window.MathJax?.startup ? MathJax.startup.promise.then(() => "
+        "done()) : done()"
     )
 
 
@@ -273,7 +275,8 @@ def test_a_page_opens_and_shows_everything(home, browser, page):
     assert all(width > 0 and alt for _, width, alt in images), images
     formulas, unset, wrong = browser.execute_script(
         "const all = s => document.querySelectorAll(s).length;"
-        "return [all('mjx-container'), all('.math:not(:has(mjx-container))'), all('[data-mml-node=merror]')]"
+        "return [all('mjx-container'), all('.math:not(:has(mjx-container))'), "
+        "all('[data-mml-node=merror]')]"
     )
     assert (unset, wrong) == (0, 0)
     assert bool(formulas) == ('class="math' in text(home / page))

@@ -48,8 +48,8 @@ def test_what_is_published_is_shown_and_the_rest_is_named(n_outcomes, capsys):
     lacking = [name for name in standard_battery("fashion_mnist") if name not in names]
     if lacking:
         assert (
-            f"\nnot published: {', '.join(lacking)}, nor the network that would be attacked; to have them:\n"
-            in told
+            f"\nnot published: {', '.join(lacking)}, nor the network that would be attacked; to "
+            f"have them:\n" in told
         )
         assert "\n  crat data fetch fashion_mnist\n  CRAT_RECOMPUTE=1 crat train --defense " in told
         assert f" --attacks {' '.join(lacking)}\n" in told

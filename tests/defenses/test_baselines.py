@@ -1,5 +1,5 @@
-"""MART, ALP, HE, TRADES and FAT against their formulas written out, and FAT's stopping rule against
-a loop.
+"""MART, ALP, HE, TRADES and FAT against their formulas written out, and FAT's stopping rule
+against a loop.
 """
 
 import pytest
@@ -14,7 +14,7 @@ from crat.defenses.fat import FAT
 from crat.defenses.he import HE, MARGINS
 from crat.defenses.mart import MART
 from crat.defenses.trades import TRADES
-from crat.models import CosineHead
+from crat.nets.models import CosineHead
 
 ATTACK = PGD(0.1, 0.03, 3, start="gaussian")
 S = 7.0
@@ -228,7 +228,9 @@ def test_friendly_images_stop_tau_steps_behind_their_first_error(tau):
 
 
 def test_tau_grows_as_in_the_code():
-    """120 epochs: 0 up to the 50th, 1 up to the 90th, 2 behind it; a short schedule in proportion."""
+    """120 epochs: 0 up to the 50th, 1 up to the 90th, 2 behind it; a short schedule in
+    proportion.
+    """
     for epochs, expected in (
         (120, [0] * 50 + [1] * 40 + [2] * 30),
         (12, [0] * 5 + [1] * 4 + [2] * 3),

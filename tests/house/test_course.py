@@ -114,7 +114,9 @@ def code(path):
 
 
 class Kernel:
-    """One namespace for the cells of a notebook; after the parameters cell come smaller parameters."""
+    """One namespace for the cells of a notebook; after the parameters cell come smaller
+    parameters.
+    """
 
     def __init__(self, name):
         self.names, self.small = {"__name__": "notebook"}, SMALL[name]
@@ -148,8 +150,8 @@ def with_one_gap(source):
 
 @each_notebook
 def test_each_check_is_red_until_its_answer_is_right(name, kernel):
-    """The whole solution is green; on the way every check is tried with gaps and with the mistakes
-    of WRONG.
+    """The whole solution is green; on the way every check is tried with gaps and with the
+    mistakes of WRONG.
     """
     answered, wrong, checks = [], {w for w in WRONG if w[0] == name[0]}, 0
     for tags, source in code(COURSE / "solutions" / name):
@@ -355,7 +357,9 @@ def test_the_set_up_cell_acts_only_where_crat_is_missing(monkeypatch):
 
 
 def test_binder_installs_what_the_project_needs():
-    """conda's torch for the CPU in place of torch; torchvision is needed for other data sets only."""
+    """conda's torch for the CPU in place of torch; torchvision is needed for other data sets
+    only.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     python, *packages = yaml.safe_load((ROOT / ".binder/environment.yml").read_text())[
         "dependencies"

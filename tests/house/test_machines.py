@@ -129,7 +129,8 @@ def test_a_clock_is_seen():
         len(
             list(
                 clocks(
-                    "a = time.perf_counter()\nchild.wait(20)\npsutil.wait_procs(x, 60)\nrun(timeout=20)"
+                    "a = time.perf_counter()\nchild.wait(20)\npsutil.wait_procs(x, "
+                    "60)\nrun(timeout=20)"
                 )
             )
         )

@@ -1,5 +1,5 @@
-"""A checkout and a home folder that nobody may write to: CRAT_RUNS, CRAT_DATA and CRAT_FIGURES take
-everything.
+"""A checkout and a home folder that nobody may write to: CRAT_RUNS, CRAT_DATA and CRAT_FIGURES
+take everything.
 """
 
 import os
@@ -67,7 +67,8 @@ def test_everything_is_written_where_it_is_told(tmp_path, monkeypatch):
         or subprocess.run([*alone, "true"], capture_output=True).returncode
     ):
         pytest.skip(
-            "a read-only folder of this test's own needs user name spaces, which this machine does not allow"
+            "a read-only folder of this test's own needs user name spaces, which this machine does "
+            "not allow"
         )
     for folder in ("home", "mine"):
         (tmp_path / folder).mkdir()

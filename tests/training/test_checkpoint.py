@@ -11,7 +11,9 @@ pytestmark = pytest.mark.usefixtures("own_store")
 
 
 def test_a_plan_writes_nothing_into_a_run():
-    """The best weights are lost and are the last ones: only the training itself writes them again."""
+    """The best weights are lost and are the last ones: only the training itself writes them
+    again.
+    """
     half = train(TINY, progress="none", max_minutes=0)
     best = weights(half, "best")
     (half.folder / "best.safetensors").unlink()
