@@ -32,9 +32,10 @@ from attack_libraries import LIBRARIES, SETTINGS, size, survivors
 from torch import Tensor, nn
 
 import crat
-from crat import data, models, plans, store
+from crat import data, plans, store
 from crat.attacks.judge import REVISION
 from crat.config import number
+from crat.nets import models
 from crat.training.run import Run
 
 HERE = Path(__file__).resolve().parent
@@ -64,7 +65,9 @@ class Model:
         return folder / self.weights if self.weights else SHIPPED
 
     def load(self, folder: Path, images: int | None = None) -> tuple[nn.Module, Tensor, Tensor]:
-        """The network in eval mode, its first images (N, C, H, W) float in [0, 1] and labels (N,)."""
+        """The network in eval mode, its first images (N, C, H, W) float in [0, 1] and labels
+        (N,).
+        """
         whole = data.load(self.data)
         n = images or self.images
         model = models.build(self.architecture, whole.n_classes, whole.image_shape)
@@ -92,8 +95,8 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model under a threat: which attacks of the reference at how many seeds, and which of other
-    libraries.
+    """A model under a threat: which attacks of the reference at how many seeds, and which of
+    other libraries.
     """
 
     model: str
@@ -269,8 +272,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """As strong: at most the reference's mean plus the largest of 0.2 points, one image, two of
-        its deviations.
+        """As strong: at most the reference's mean plus the largest of 0.2 points, one image, two
+        of its deviations.
         """
         spread = stdev(self.reference) if len(self.reference) > 1 else 0.0
         spread = max(spread, (self.differ / 2) ** 0.5 / self.images)
@@ -329,7 +332,8 @@ def table(records: list[dict], dtype: str) -> str:
         return f"{100 * mean(accuracies):.2f}{spread}"
 
     lines = [
-        f"Search in {dtype}. Robust accuracy in percent of the images, mean (standard deviation) over seeds.\n",
+        f"Search in {dtype}. Robust accuracy in percent of the images, mean (standard deviation) "
+        f"over seeds.\n",
         f"| model | norm | eps | attack | {' | '.join(REFERENCES)} | crat | verdict |",
         f"|{'---|' * 9}",
     ]

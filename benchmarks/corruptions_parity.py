@@ -38,8 +38,8 @@ MAGICK = ("motion_blur", "snow")  # what needs wand
 
 
 def images() -> Tensor:
-    """(IMAGES, 3, 32, 32) uint8: coloured waves with an edge and a flat patch, one image of noise,
-    one grey.
+    """(IMAGES, 3, 32, 32) uint8: coloured waves with an edge and a flat patch, one image of
+    noise, one grey.
     """
     g = torch.Generator().manual_seed(3)
     down, right = torch.meshgrid(*2 * (torch.arange(32) / 32,), indexing="ij")
@@ -66,8 +66,8 @@ def ours(name: str, severity: int, frost: str | None = None) -> Tensor:
 
 
 class Numbers:
-    """numpy.random for one image: what its stream in crat draws, in the order in which the authors'
-    code asks.
+    """numpy.random for one image: what its stream in crat draws, in the order in which the
+    authors' code asks.
     """
 
     def __init__(self, image: int) -> None:
@@ -175,7 +175,8 @@ def record(folder: Path) -> dict[str, dict]:
                     "probes": probes(a),
                 }
                 print(
-                    f"{name}-{severity}: {found[f'{name}-{severity}']['equal']:.4f} equal, at most {off.max()} off"
+                    f"{name}-{severity}: {found[f'{name}-{severity}']['equal']:.4f} equal, at most "
+                    f"{off.max()} off"
                 )
     return found
 

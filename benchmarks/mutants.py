@@ -142,8 +142,8 @@ OPERATORS["Swap"] = Swap()
 
 @dataclass(frozen=True)
 class Fault:
-    """One change: the module, its line and column, and cosmic-ray's operator with the occurrence in
-    the module.
+    """One change: the module, its line and column, and cosmic-ray's operator with the occurrence
+    in the module.
     """
 
     module: str
@@ -228,8 +228,8 @@ def drawn(modules: list[str], sample: int, rng: random.Random) -> list[Fault]:
 
 
 class Recorder:
-    """A pytest plugin: which lines each test runs, which a file's fixtures run, and how long each
-    test takes.
+    """A pytest plugin: which lines each test runs, which a file's fixtures run, and how long
+    each test takes.
     """
 
     def __init__(self, cov: coverage.Coverage):
@@ -313,8 +313,8 @@ class Tests:
                     self.users[str(Path(module).parent)].add(file)
 
     def of(self, fault: Fault) -> list[str]:
-        """What may see the fault, quick files first: the tests of its line; of an import's all of
-        the module's room.
+        """What may see the fault, quick files first: the tests of its line; of an import's all
+        of the module's room.
         """
         module, folder = fault.module, str(Path(fault.module).parent)
         # a statement has the number of its first line
@@ -395,7 +395,8 @@ def tests_by_line(names: list[str], slow: float, trees: list[Path]) -> Tests:
     }
     for path, status in observed(trees, missing, dict.fromkeys(missing, 3600.0)):
         print(
-            f"{path.name}: {'recorded' if status == '0' else 'fails without a fault, and is left out'}",
+            f"{path.name}: "
+            f"{'recorded' if status == '0' else 'fails without a fault, and is left out'}",
             flush=True,
         )
     tests = Tests(slow)

@@ -23,7 +23,7 @@ import crat
 from crat import notebook, store
 from crat.children import Child
 from crat.config import RunConfig
-from crat.originals import data_home
+from crat.data.files import data_home
 from crat.store.lease import Lease
 
 if TYPE_CHECKING:  # torch takes seconds to import, which a worker of a cluster need not
@@ -34,8 +34,8 @@ ROOT = Path(crat.__file__).parents[1]
 
 @dataclass(frozen=True)
 class RunTask:
-    """One run to be trained and judged by the standard battery; config: as JSON, dtype resolved for
-    the driver.
+    """One run to be trained and judged by the standard battery; config: as JSON, dtype resolved
+    for the driver.
     """
 
     name: str
@@ -77,8 +77,8 @@ class RunTask:
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook, the parameters it is run with, the folder for all it writes, and the runs it will
-    ask for.
+    """A notebook, the parameters it is run with, the folder for all it writes, and the runs it
+    will ask for.
     """
 
     notebook: Path
@@ -155,8 +155,8 @@ class Job:
         )
 
     def finish(self, child: Child) -> str:
-        """ "" or what went wrong; the record is written after a clean end only. Raises StoreError,
-        LeaseLost.
+        """ "" or what went wrong; the record is written after a clean end only. Raises
+        StoreError, LeaseLost.
         """
         error = child.told()
         if not error:
@@ -237,8 +237,8 @@ class Entry:
 
 
 def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], again: str) -> Job:
-    """A notebook as a task; its number says which runs it asks for. again: the recomputation it is
-    part of.
+    """A notebook as a task; its number says which runs it asks for. again: the recomputation it
+    is part of.
     """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     from crat import plans

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from crat import data, models
+from crat import data
 from crat.attacks import PGD, frozen
 from crat.attacks.judge import as_images, attacked_logits
 from crat.attacks.logits import finite_logits
@@ -30,6 +30,7 @@ from crat.attacks.threat import size
 from crat.config import ConfigError, ModelConfig, number
 from crat.defenses.pgd_at import PGDAT
 from crat.device import autocast, describe, pick_device, pick_dtype
+from crat.nets import models
 from crat.peers import (
     PEERS,
     Make,
@@ -113,8 +114,8 @@ def predicted(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def robust_acc(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, eps: float) -> float:
-    """Share of images that stay right in float32, or whose adversarial image lies outside ball or
-    box.
+    """Share of images that stay right in float32, or whose adversarial image lies outside ball
+    or box.
     """
     outside = size(x_adv - x, "Linf") > eps + SLACK
     outside |= (x_adv.flatten(1).amin(1) < -SLACK) | (x_adv.flatten(1).amax(1) > 1 + SLACK)
@@ -185,8 +186,8 @@ def pgd_table(
     effort: Effort,
     device: torch.device,
 ) -> pd.DataFrame:
-    """PGD in L-inf on 32 x 32 colour images (Fashion-MNIST, padded), from 8/255 downwards; eps in
-    255ths.
+    """PGD in L-inf on 32 x 32 colour images (Fashion-MNIST, padded), from 8/255 downwards; eps
+    in 255ths.
     """
     whole, rows = data.load("fashion_mnist_mini"), []
     images = nn.functional.pad(whole.x_train, (2, 2, 2, 2)).expand(-1, 3, -1, -1).to(device)

@@ -1,5 +1,5 @@
-"""Processes that end with the one that started them, however it came to its end, and take their own
-with them.
+"""Processes that end with the one that started them, however it came to its end, and take their
+own with them.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Child:
         return (self.process.returncode or 0) < 0
 
     def told(self) -> str:
-        """ "" after a clean end, else what went wrong, in a line. The log is kept where that line
-        is not enough.
+        """ "" after a clean end, else what went wrong, in a line. The log is kept where that
+        line is not enough.
         """
         code = self.process.returncode
         with self.noise:

@@ -285,8 +285,8 @@ def _run_folders() -> list[Path]:
 
 
 def find_run(text: str) -> Run:
-    """The run of a folder, a name, or a part of one name; raises ConfigError where there is none or
-    more than one.
+    """The run of a folder, a name, or a part of one name; raises ConfigError where there is none
+    or more than one.
     """
     from crat import store
     from crat.training.run import Run, card_config
@@ -356,8 +356,8 @@ def _publish(a: Namespace) -> None:
 
 
 def _data_list(a: Namespace) -> None:
+    from crat.data import listing
     from crat.report import aligned
-    from crat.sources import listing
 
     rows = [list(row.values()) for row in listing()]
     print(
@@ -370,7 +370,7 @@ def _data_list(a: Namespace) -> None:
 
 
 def _data_fetch(a: Namespace) -> None:
-    from crat.sources import fetch
+    from crat.data import fetch
 
     print(fetch(a.name, a.mirror))
 

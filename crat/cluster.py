@@ -155,8 +155,8 @@ def _unfit(worker: str, folder: Path) -> str:
 
 
 def make(task: RunTask, env: dict[str, str], proof: tuple[Path, str]) -> tuple[str, bool]:
-    """Within a dask worker: does a run in a process; returns "" or what went wrong, and whether it
-    was killed.
+    """Within a dask worker: does a run in a process; returns "" or what went wrong, and whether
+    it was killed.
     """
     from distributed import get_worker
 

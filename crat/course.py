@@ -29,7 +29,10 @@ if importlib.util.find_spec("crat") is None:
     subprocess.run(clone, check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--editable", "crat-clone"], check=True)
     sys.path.insert(0, "crat-clone")"""
-LOCALLY = "In a clone of the repository, `make lab` sets everything up and opens JupyterLab; choose `course/{name}` there."
+LOCALLY = (
+    "In a clone of the repository, `make lab` sets everything up and opens JupyterLab; choose "
+    "`course/{name}` there."
+)
 BADGES = """\
 [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})
 [![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})"""
@@ -85,8 +88,8 @@ def cited(root: Path) -> str:
 
 
 def built(solutions: Path, repository: str = "") -> dict[str, str]:
-    """File name -> text of the exercise, for every solution of a folder; raises CourseError where
-    there is none.
+    """File name -> text of the exercise, for every solution of a folder; raises CourseError
+    where there is none.
     """
     texts = {}
     for path in sorted(solutions.glob("*.ipynb")):
@@ -104,8 +107,8 @@ def built(solutions: Path, repository: str = "") -> dict[str, str]:
 
 
 def stripped(solution: dict[str, Any], name: str, repository: str = "") -> dict[str, Any]:
-    """The exercise (a notebook as JSON) of a solution: its title, where to open it, then the rest
-    without answers.
+    """The exercise (a notebook as JSON) of a solution: its title, where to open it, then the
+    rest without answers.
     """
     kept = [
         cell for cell in solution["cells"] if "solution" not in cell["metadata"].get("tags", [])
@@ -158,8 +161,8 @@ def _stub(indent: str, hint: str) -> list[str]:
 
 
 def opening(name: str, repository: str = "") -> list[dict[str, Any]]:
-    """The cells behind the title: badges (where the repository is known), how to open it, and the
-    set-up.
+    """The cells behind the title: badges (where the repository is known), how to open it, and
+    the set-up.
     """
     place = f"notebooks/course/{name}"
     links = {

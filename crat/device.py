@@ -40,8 +40,8 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
-    """The search and training context of a resolved dtype; predictions that count are made outside
-    it, in float32.
+    """The search and training context of a resolved dtype; predictions that count are made
+    outside it, in float32.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 

@@ -108,8 +108,8 @@ class Part:
 
 
 def share(batch_size: int, device: torch.device) -> Part:
-    """This rank's part of a batch: every image is one rank's, and the parts differ by at most one
-    image.
+    """This rank's part of a batch: every image is one rank's, and the parts differ by at most
+    one image.
     """
     own = torch.arange(batch_size, device=device)[rank() :: world()]
     if len(own) == 0:
@@ -152,8 +152,8 @@ def places(y: Tensor) -> Tensor:
 
 
 class _Whole(torch.autograd.Function):
-    """Each rank writes its rows into zeros, and the sum over ranks has them all; its adjoint reads
-    them back.
+    """Each rank writes its rows into zeros, and the sum over ranks has them all; its adjoint
+    reads them back.
     """
 
     @staticmethod

@@ -41,8 +41,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> Any:
-        """One line instead of the usage; of a command or flag that is mistyped, with those that are
-        near.
+        """One line instead of the usage; of a command or flag that is mistyped, with those that
+        are near.
         """
         said = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
         if said:
@@ -335,8 +335,8 @@ def _typed(value: Any) -> str:
 
 
 def asked_for(a: Namespace) -> RunConfig:
-    """The config that the flags ask for: the profile or recipe, then the preset, then what is given
-    by hand.
+    """The config that the flags ask for: the profile or recipe, then the preset, then what is
+    given by hand.
     """
     names = {name for _, _, name in settings()}
     given = {name: value for name, value in vars(a).items() if name in names}

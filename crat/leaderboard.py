@@ -1,5 +1,5 @@
-"""The leaderboard: every method of notebook 06 that has published runs, clean, under the protocol's
-PGD, by class.
+"""The leaderboard: every method of notebook 06 that has published runs, clean, under the
+protocol's PGD, by class.
 """
 
 from __future__ import annotations

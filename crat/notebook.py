@@ -32,8 +32,8 @@ class Progress:
 
     @classmethod
     def read(cls, output: Path) -> Progress:
-        """From the notebook as papermill last saved it; nothing done where it is not there or half
-        written.
+        """From the notebook as papermill last saved it; nothing done where it is not there or
+        half written.
         """
         try:
             cells = json.loads(output.read_text(encoding="utf-8"))["cells"]
@@ -104,8 +104,8 @@ def start(
 
 
 def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) -> str:
-    """Executes a notebook in this process; returns "" or what went wrong. papermill's own word is
-    not enough.
+    """Executes a notebook in this process; returns "" or what went wrong. papermill's own word
+    is not enough.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError

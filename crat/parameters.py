@@ -13,8 +13,8 @@ from crat.notebook import NotebookError, declared
 
 
 def from_file(path: Path) -> dict[str, Any]:
-    """The names and values of a YAML file, the same that `papermill -f` takes; raises ConfigError
-    where it has none.
+    """The names and values of a YAML file, the same that `papermill -f` takes; raises
+    ConfigError where it has none.
     """
     try:
         import yaml

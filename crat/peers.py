@@ -60,8 +60,8 @@ Make = Callable[[nn.Module, Tensor, float, int], Side]
 
 
 def our_pgd(dtype: str) -> Make:
-    """PGD of crat, searching in a precision; as in an evaluation, the copy to search with is made
-    once.
+    """PGD of crat, searching in a precision; as in an evaluation, the copy to search with is
+    made once.
     """
 
     def make(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
@@ -106,8 +106,8 @@ def _batches(x: Tensor, y: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]
 def textbook_pgd(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, generator: torch.Generator
 ) -> Tensor:
-    """PGD as tutorials write it: float32, `loss.backward()` through the parameters in every step of
-    eps / 4.
+    """PGD as tutorials write it: float32, `loss.backward()` through the parameters in every step
+    of eps / 4.
     """
     x_adv = (x + torch.empty_like(x).uniform_(-eps, eps, generator=generator)).clamp(0, 1)
     for _ in range(steps):
@@ -182,8 +182,8 @@ def _pyautoattack(model: nn.Module, x: Tensor, eps: float, batch: int) -> Side:
 
 
 def _torchattacks_battery(model: nn.Module, x: Tensor, eps: float, batch: int) -> Side:
-    """The four parts with the settings of the standard version: its own AutoAttack takes 10 steps,
-    not 100.
+    """The four parts with the settings of the standard version: its own AutoAttack takes 10
+    steps, not 100.
     """
     import torchattacks
 
@@ -234,8 +234,8 @@ def releases(peers: Sequence[str] = tuple(PEERS)) -> tuple[dict[str, str], dict[
 
 
 def pgd_sides(dtype: str, present: Sequence[str] = ()) -> dict[str, Make]:
-    """Sides by name: ours in `dtype`, with which the others are compared, in float32, the textbook
-    and peers.
+    """Sides by name: ours in `dtype`, with which the others are compared, in float32, the
+    textbook and peers.
     """
     own = {f"crat {kind}": our_pgd(kind) for kind in dict.fromkeys((dtype, "float32"))}
     return (

@@ -15,8 +15,8 @@ SLOW = ("APGD-T", "FAB-T", "Square", "AutoAttack")
 
 
 def precision_attacks(eps: float) -> dict[str, Attack | AutoAttack]:
-    """The attacks of `precision_table`, L-inf; steps of PGD, CW eps / 4 and of MI-FGSM eps / 20, 20
-    of them.
+    """The attacks of `precision_table`, L-inf; steps of PGD, CW eps / 4 and of MI-FGSM eps / 20,
+    20 of them.
     """
     pgd = PGD(eps, eps / 4, 20)
     return {

@@ -27,8 +27,8 @@ def tell(style: str | None, *lines: str) -> None:
 
 
 class Progress:
-    """Counts images over all epochs. `step` says whether a second has passed, the time for anything
-    that costs.
+    """Counts images over all epochs. `step` says whether a second has passed, the time for
+    anything that costs.
     """
 
     def __init__(self, style: str | None = None, title: str = ""):

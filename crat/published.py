@@ -8,11 +8,11 @@ import json
 from typing import Any
 
 from crat import store
+from crat.data import found
 from crat.flags import words_for
 from crat.outcomes.evaluation import at_hand as readable
 from crat.outcomes.evaluation import evaluate
 from crat.outcomes.verdicts import Battery, Outcomes
-from crat.sources import found
 from crat.training.run import Run
 
 SETTINGS = {
@@ -64,8 +64,8 @@ def _lacking(run: Run, names: list[str], settings: dict[str, Any]) -> str:
 
 
 def others(run: Run) -> list[str]:
-    """A line for each kind of published outcomes: of which images and which search, and under which
-    names.
+    """A line for each kind of published outcomes: of which images and which search, and under
+    which names.
     """
     groups: dict[str, list[str]] = {}
     for path in sorted((run.published / "eval").glob("*.npz")) if run.published else ():

@@ -15,8 +15,8 @@ from crat.executors import shown
 
 
 def report(jobs: Sequence[Job], figures: Path) -> None:
-    """Tells where the figures are, and the claims of all that is done: in the terminal, claims.csv
-    and claims.md.
+    """Tells where the figures are, and the claims of all that is done: in the terminal,
+    claims.csv and claims.md.
     """
     import pandas as pd
 

@@ -95,8 +95,8 @@ def run(
 
 
 def choose(notebooks: Path, names: Sequence[str]) -> list[Path]:
-    """The notebooks NN_*.ipynb of these numbers, names, or papers ("cfa", "tian2021", "tian"), in
-    order; else all.
+    """The notebooks NN_*.ipynb of these numbers, names, or papers ("cfa", "tian2021", "tian"),
+    in order; else all.
     """
     if importlib.util.find_spec("papermill") is None:
         raise NotebookError("running notebooks needs papermill: pip install 'crat[notebooks]'")
@@ -147,8 +147,8 @@ def _part(shard: str, recompute: bool) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Recomputation:
-    """A request to train everything again: its store, and its marker there, which is left until all
-    of it is done.
+    """A request to train everything again: its store, and its marker there, which is left until
+    all of it is done.
     """
 
     home: Path
@@ -199,8 +199,8 @@ class Recomputation:
 
 
 def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
-    """Another data set and other seeds (config.on_chosen_data, chosen_seeds) must reach every run
-    that is planned.
+    """Another data set and other seeds (config.on_chosen_data, chosen_seeds) must reach every
+    run that is planned.
     """
     data, seeds = os.environ.get("CRAT_DATA_SET"), set(chosen_seeds())
     for job in jobs:
@@ -282,8 +282,8 @@ def _show_runs(runs: Sequence[Entry], workers: int | None) -> None:
 
 
 def _pages(folder: Path, anew: bool) -> None:
-    """The report as pages, where something was run or they are missing; says what to install where
-    it cannot.
+    """The report as pages, where something was run or they are missing; says what to install
+    where it cannot.
     """
     from crat import site
 

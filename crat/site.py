@@ -141,8 +141,8 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | No
 
 
 def _write_sources(folder: Path, pages: list[Page], profile: str) -> None:
-    """All that sphinx reads: the first page, the notebooks with a note on their origin, the tables
-    of docs/.
+    """All that sphinx reads: the first page, the notebooks with a note on their origin, the
+    tables of docs/.
     """
     docs = {
         path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
@@ -184,8 +184,8 @@ def _first_page(pages: list[Page], profile: str, docs: list[str]) -> str:
 
 
 def _annotated(page: Page, profile: str, known: set[str]) -> dict[str, Any]:
-    """The notebook with a note on where it comes from, alt texts, and links from each figure to its
-    files.
+    """The notebook with a note on where it comes from, alt texts, and links from each figure to
+    its files.
     """
     cells: list[dict[str, Any]] = []
     for cell in page.notebook["cells"]:
@@ -227,8 +227,8 @@ def _prose(source: str) -> dict[str, Any]:
 
 
 def _files(page: Page, name: str) -> str:
-    """Links to a figure's PDF and table, as far as they are there; pages are in site/, beside the
-    figures' folders.
+    """Links to a figure's PDF and table, as far as they are there; pages are in site/, beside
+    the figures' folders.
     """
     kinds = {"csv": "its numbers (CSV)", "pdf": "PDF"}
     there = {
@@ -345,8 +345,8 @@ def _sphinx(draft: Path) -> None:
 
 
 def _move_in(draft: Path, home: Path) -> None:
-    """Puts whole pages in the place of the old ones; the first page moves up, beside the figures'
-    folders.
+    """Puts whole pages in the place of the old ones; the first page moves up, beside the
+    figures' folders.
     """
     html, site = draft / "html", home / "site"
     for name in (".buildinfo", "objects.inv", "search.html"):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def make(config: RunConfig) -> None:
-    """Whatever is missing of a run: its epochs, its outcomes. What is there, or published, is left
-    as it is.
+    """Whatever is missing of a run: its epochs, its outcomes. What is there, or published, is
+    left as it is.
     """
     from crat.outcomes.evaluation import evaluate
     from crat.training.trainer import train
@@ -35,8 +35,8 @@ def usual_battery(dataset: str) -> dict[str, Attack]:
 
 
 def main(config: dict[str, Any]) -> int:
-    """The exit code; an error of crat's own is the last line said, any other is a bug and keeps its
-    traceback.
+    """The exit code; an error of crat's own is the last line said, any other is a bug and keeps
+    its traceback.
     """
     children.end_with_starter(grace=children.GRACE / 2)  # so that the lease is given back
     try:

@@ -1,5 +1,5 @@
-"""Faults at a place, not at a time: what is to be disturbed waits there until the harm is done, on
-any machine.
+"""Faults at a place, not at a time: what is to be disturbed waits there until the harm is done,
+on any machine.
 """
 
 import os
@@ -33,8 +33,8 @@ if "crat.worker" in sys.orig_argv:
 
 
 def wait_until(asked, what):
-    """Asks until the answer is true, and returns it; AssertionError after PATIENCE, a machine too
-    slow for any test.
+    """Asks until the answer is true, and returns it; AssertionError after PATIENCE, a machine
+    too slow for any test.
     """
     deadline = time.monotonic() + PATIENCE
     while not (answer := asked()):
@@ -44,8 +44,8 @@ def wait_until(asked, what):
 
 
 class Gates:
-    """Closed in a folder: a worker that has done so many epochs of a run waits at the second step
-    of the next.
+    """Closed in a folder: a worker that has done so many epochs of a run waits at the second
+    step of the next.
     """
 
     def __init__(self, folder, monkeypatch):

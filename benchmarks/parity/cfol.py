@@ -39,7 +39,9 @@ ETA, GAMMA = 0.03, 0.5
 
 
 class Attack:
-    """What cfol/pgd.py needs of torchattacks 2.x: -1 turns the loss into a cost that is minimised."""
+    """What cfol/pgd.py needs of torchattacks 2.x: -1 turns the loss into a cost that is
+    minimised.
+    """
 
     _targeted, device = -1, "cpu"
 

@@ -37,8 +37,8 @@ BASES = ("trades", "pgd_at")
 
 
 class Seen(nn.Module):
-    """Keeps the images of the first pass in train mode: x_adv of the authors' loss, which does not
-    return it.
+    """Keeps the images of the first pass in train mode: x_adv of the authors' loss, which does
+    not return it.
     """
 
     def __init__(self, model: nn.Module):

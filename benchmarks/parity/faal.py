@@ -48,8 +48,8 @@ def loop_body(folder: Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
 
 
 def sharpened(solve):
-    """cvxpy's Problem.solve, its answer p replaced by the root of Lagrange's condition for the same
-    problem.
+    """cvxpy's Problem.solve, its answer p replaced by the root of Lagrange's condition for the
+    same problem.
     """
 
     def solved(self, *args, **settings):

@@ -44,7 +44,9 @@ class Loader(list):
 
 
 def validation(dtype: torch.dtype = torch.float64) -> Loader:
-    """Two batches with one image of each class: the code divides by zero where a class is missing."""
+    """Two batches with one image of each class: the code divides by zero where a class is
+    missing.
+    """
     return Loader((batch(FIRST + i, dtype, CLASSES)[0], torch.arange(CLASSES)) for i in (7, 8))
 
 

@@ -33,8 +33,8 @@ PROBES = 64
 
 
 class Tiny(nn.Module):
-    """Convolution, BatchNorm, a smooth nonlinearity, a linear head: 300 parameters, no kink for a
-    step to fall off.
+    """Convolution, BatchNorm, a smooth nonlinearity, a linear head: 300 parameters, no kink for
+    a step to fall off.
     """
 
     def __init__(self, outputs: int = CLASSES):
@@ -50,8 +50,8 @@ class Tiny(nn.Module):
 
 
 def tiny(dtype: torch.dtype = torch.float64, outputs: int = CLASSES) -> Tiny:
-    """The same network in every call, its weights large enough for the attack to matter; in train
-    mode.
+    """The same network in every call, its weights large enough for the attack to matter; in
+    train mode.
     """
     model = Tiny(outputs).to(torch.float64)
     generator = torch.Generator().manual_seed(7)

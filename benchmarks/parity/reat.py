@@ -1,5 +1,5 @@
-"""REAT against GuanlinLee/REAT: loss_functions.py, and the counting of train.py, over an epoch of
-three batches.
+"""REAT against GuanlinLee/REAT: loss_functions.py, and the counting of train.py, over an epoch
+of three batches.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from crat.attacks import PGD
 from crat.attacks.objectives import PlainCrossEntropy
 from crat.defenses import ClassStats, Task
 from crat.defenses.reat import REAT
-from crat.models import Classifier, Normalize
+from crat.nets.models import Classifier, Normalize
 
 CODE = "GuanlinLee/REAT@a7909fd98a52d2bdb6a68aea7248e80900cffa29"
 # sorted, for the code takes the last classes as the rarest

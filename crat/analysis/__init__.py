@@ -1,3 +1,3 @@
-"""Class-wise numbers and how they are compared: pure functions of labels and predictions, no file,
-no network.
+"""Class-wise numbers and how they are compared: pure functions of labels and predictions, no
+file, no network.
 """

@@ -99,8 +99,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and its estimate (None: not run); p_holm is set by `settle`, until then the plain p
-    counts.
+    """A claim and its estimate (None: not run); p_holm is set by `settle`, until then the plain
+    p counts.
     """
 
     claim: Claim
@@ -123,8 +123,8 @@ class Verdict:
 
 
 def decide(claim: Claim, estimate: Estimate | None) -> Verdict:
-    """The verdict before Holm; raises ClaimError for a published number met with another selection
-    or attack.
+    """The verdict before Holm; raises ClaimError for a published number met with another
+    selection or attack.
     """
     if estimate and estimate.kind == "published" and claim.setting != SETTINGS[0]:
         raise ClaimError(
@@ -146,8 +146,8 @@ def holm(p: ArrayLike) -> NDArray:
 
 
 def settle(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The same verdicts with p_holm by Holm inside each family; what was not run or has one seed is
-    no test.
+    """The same verdicts with p_holm by Holm inside each family; what was not run or has one seed
+    is no test.
     """
     p = np.array(
         [v.estimate.p if v.estimate and v.estimate.kind != "checkpoints" else nan for v in verdicts]
@@ -159,8 +159,8 @@ def settle(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """A row per claim, Holm applied: what the paper says, its number, ours with its interval, the
-    verdict.
+    """A row per claim, Holm applied: what the paper says, its number, ours with its interval,
+    the verdict.
     """
     nothing = Estimate(nan, nan, nan, nan, kind="")
     return pd.DataFrame(

@@ -139,8 +139,8 @@ def compare(
 
 
 def _both(plug_in: Estimate, cross_fit: Estimate) -> Estimate:
-    """The worst class by plug-in (biased low) and cross-fit (biased high): beyond 0 only where both
-    are.
+    """The worst class by plug-in (biased low) and cross-fit (biased high): beyond 0 only where
+    both are.
     """
     low, high = min(plug_in.low, cross_fit.low), max(plug_in.high, cross_fit.high)
     p = max(plug_in.p, cross_fit.p) if plug_in.value * cross_fit.value > 0 else 1.0
@@ -191,8 +191,8 @@ def _correlated(
 
 
 def _orders(y: NDArray, groups: Sequence[ArrayLike], draws: int, seed: int) -> list[NDArray]:
-    """Class values (1 + draws, K), observed first: bool per image is resampled, all groups alike;
-    (K,) is fixed.
+    """Class values (1 + draws, K), observed first: bool per image is resampled, all groups
+    alike; (K,) is fixed.
     """
     arrays, present = [np.atleast_2d(group) for group in groups], np.unique(y)
     for group in arrays:

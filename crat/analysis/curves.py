@@ -1,5 +1,5 @@
-"""Curves over the radius: minimal radii per image in, accuracies out. As metrics: numpy, no torch,
-no files.
+"""Curves over the radius: minimal radii per image in, accuracies out. As metrics: numpy, no
+torch, no files.
 """
 
 from __future__ import annotations

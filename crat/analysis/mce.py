@@ -60,8 +60,8 @@ def corruption_errors(
 def class_corruption_errors(
     y: ArrayLike, clean_pred: ArrayLike, preds: Mapping[str, ArrayLike], classes: Sequence[str]
 ) -> pd.DataFrame:
-    """As `corruption_errors`, a row per class as well: class, n, error (by the class's own count;
-    absent: nan).
+    """As `corruption_errors`, a row per class as well: class, n, error (by the class's own
+    count; absent: nan).
     """
     rows = []
     for (name, severity), pred in _named(clean_pred, preds).items():

@@ -24,8 +24,8 @@ EXACT_CLASSES = 10  # up to here every permutation is counted; above, 99,999 see
 
 
 class MetricError(ValueError):
-    """Labels, predictions or options that give no number: one line that says what is wrong and what
-    is allowed.
+    """Labels, predictions or options that give no number: one line that says what is wrong and
+    what is allowed.
     """
 
 
@@ -60,8 +60,8 @@ def must_be_bool(*arrays: NDArray) -> None:
 
 
 def class_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArray:
-    """Share correct of each class by the class's own count: (..., N) -> (..., n_classes), nan for
-    an absent class.
+    """Share correct of each class by the class's own count: (..., N) -> (..., n_classes), nan
+    for an absent class.
     """
     y, correct = checked(y, correct, n_classes=n_classes)
     counts = np.stack([np.bincount(y, row, n_classes) for row in correct.reshape(-1, y.size)])
@@ -72,8 +72,8 @@ def class_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArray:
 
 
 def wilson(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Wilson's score interval of k successes in n trials, elementwise; nan where n = 0. Wilson 1927
-    (JASA 22).
+    """Wilson's score interval of k successes in n trials, elementwise; nan where n = 0. Wilson
+    1927 (JASA 22).
     """
     k, n = np.asarray(k, float), np.asarray(n, float)
     z = stats.norm.isf((1 - level) / 2)
@@ -84,8 +84,8 @@ def wilson(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray, ND
 
 
 def worst_interval(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """[min L_k, min U_k] of the worst of K classes, each by Wilson at 1 - (1 - level) / K; absent
-    classes left out.
+    """[min L_k, min U_k] of the worst of K classes, each by Wilson at 1 - (1 - level) / K;
+    absent classes left out.
     """
     k, n = np.asarray(k)[np.asarray(n) > 0], np.asarray(n)[np.asarray(n) > 0]
     low, high = wilson(k, n, 1 - (1 - level) / n.size)
@@ -93,8 +93,8 @@ def worst_interval(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[flo
 
 
 def robust_correct(y: ArrayLike, clean_pred: ArrayLike, *adv_preds: ArrayLike) -> NDArray:
-    """(N,) bool: right on the clean image and under every attack given (several: the worst case per
-    sample).
+    """(N,) bool: right on the clean image and under every attack given (several: the worst case
+    per sample).
     """
     y, *preds = checked(y, clean_pred, *adv_preds)
     return np.logical_and.reduce([pred == y for pred in preds])
@@ -116,8 +116,8 @@ def outcomes(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> dict[str,
 
 
 def tail(acc: NDArray) -> NDArray:
-    """Mean accuracy of the worst 20 % of the K classes present (30 % for K = 10), rounded up: (...,
-    K) -> (...).
+    """Mean accuracy of the worst 20 % of the K classes present (30 % for K = 10), rounded up:
+    (..., K) -> (...).
     """
     n_classes = int((~np.isnan(acc)).sum(-1).min())
     # 0.2 * 15 is a hair above 3
@@ -145,8 +145,8 @@ FUNCTIONALS: dict[str, Callable[[NDArray], NDArray]] = {
 
 
 def halves(y: ArrayLike, seed: int = 0) -> NDArray:
-    """(N,) 0 or 1: two random halves of every class (an odd image goes to half 0); the same for the
-    same seed.
+    """(N,) 0 or 1: two random halves of every class (an odd image goes to half 0); the same for
+    the same seed.
     """
     y = checked(y)[0]
     order = np.lexsort((np.random.default_rng(seed).random(y.size), y))
@@ -208,8 +208,8 @@ def evaluate(functional: Functional, counts: NDArray, sizes: NDArray) -> NDArray
 
 
 def per_run(y: ArrayLike, correct: ArrayLike, functional: Functional) -> NDArray:
-    """The functional of every run, (S, N) -> (S,): a name of FUNCTIONALS, "crossfit", or a function
-    of (K,).
+    """The functional of every run, (S, N) -> (S,): a name of FUNCTIONALS, "crossfit", or a
+    function of (K,).
     """
     y, correct = checked(y, correct)
     return evaluate(functional, *resample(y, np.atleast_2d(correct), 0, 0))[0]
@@ -247,8 +247,8 @@ def summary(
 
 
 def totals(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> pd.DataFrame:
-    """A row per attack: every functional, the cross-fit worst, and [low, high] in which the worst
-    class lies.
+    """A row per attack: every functional, the cross-fit worst, and [low, high] in which the
+    worst class lies.
     """
     rows, (y,) = [], checked(y)
     for name, correct in outcomes(y, clean_pred, attacks).items():

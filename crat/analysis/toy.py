@@ -68,8 +68,8 @@ def _inner_maximum(p: float, eta: float, d: int, eps: float) -> float:
 
 
 def infinite_from(p: float, eta: float, d: int = 1) -> float:
-    """The smallest eps at which nothing but x_1 is best, though the attack moves x_1, too; at most
-    eta.
+    """The smallest eps at which nothing but x_1 is best, though the attack moves x_1, too; at
+    most eta.
     """
 
     def missing(eps: float) -> float:

@@ -58,8 +58,8 @@ def beyond_chance(acc: ArrayLike, n: ArrayLike) -> NDArray:
 
 
 class SeeSaw(NamedTuple):
-    """How two classes move from epoch to epoch: correlation of their steps, how many are opposite,
-    what cancels.
+    """How two classes move from epoch to epoch: correlation of their steps, how many are
+    opposite, what cancels.
     """
 
     correlation: float
@@ -70,8 +70,8 @@ class SeeSaw(NamedTuple):
 
 
 def see_saw(a: ArrayLike, b: ArrayLike) -> SeeSaw:
-    """Of two classes' accuracies after each epoch, (E,) each. Raises MetricError where no step can
-    be compared.
+    """Of two classes' accuracies after each epoch, (E,) each. Raises MetricError where no step
+    can be compared.
     """
     a, b = np.diff(np.asarray(a, float)), np.diff(np.asarray(b, float))
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:

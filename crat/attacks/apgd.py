@@ -160,8 +160,8 @@ class APGD:
                     return
 
     def _look(self, model: nn.Module, climb: Climb, hunt: Hunt | None) -> None:
-        """Gradient and objective where the climb stands; the sum of gradients has the direction of
-        their mean.
+        """Gradient and objective where the climb stands; the sum of gradients has the direction
+        of their mean.
         """
         objective = self._objective(climb.target)
         gradient, value, logits = forward_backward(model, climb.here, climb.y, objective)
@@ -204,8 +204,8 @@ def windows(steps: int, norm: str) -> dict[int, int]:
 
 
 def random_start(x: Tensor, eps: Tensor, norm: str, noise: PerImage) -> Tensor:
-    """x plus noise of norm eps (L-inf uniform, L2 normal), cut with the box; L1: the projection of
-    normal noise.
+    """x plus noise of norm eps (L-inf uniform, L2 normal), cut with the box; L1: the projection
+    of normal noise.
     """
     if norm == "L1":
         return project(x + normal(tuple(x.shape), x, noise), x, eps, norm)

@@ -145,8 +145,8 @@ def _way_out(low: float, high: float) -> str:
 
 
 def check_labels(y: Any, x: Tensor, what: str = "labels") -> Tensor:
-    """y as int64 (N,); raises AttackError on floats, one-hot rows and another number than there are
-    images.
+    """y as int64 (N,); raises AttackError on floats, one-hot rows and another number than there
+    are images.
     """
     if not isinstance(y, Tensor):
         raise AttackError(f"{what} are a torch.Tensor of whole numbers, not {type(y).__name__}")
@@ -250,8 +250,8 @@ class Watched(nn.Module):
         self.unmoved, self.looked = zero + len(y), False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits (N, K); raises AttackError where they are something else, or K is below
-        a label.
+        """Images -> logits (N, K); raises AttackError where they are something else, or K is
+        below a label.
         """
         asked = x.requires_grad and torch.is_grad_enabled()
         seen = x.clone() if asked else x  # whose gradient is the model's alone

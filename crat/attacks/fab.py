@@ -179,8 +179,8 @@ class FAB:
         noise: PerImage,
         target: Tensor | None,
     ) -> Tensor:
-        """x itself in the first run towards a class, then x plus noise of norm eps / 2, moved into
-        the box.
+        """x itself in the first run towards a class, then x plus noise of norm eps / 2, moved
+        into the box.
         """
         if not restart and (target is None or rank < 2):
             return x

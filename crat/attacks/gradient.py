@@ -156,8 +156,8 @@ class PGD:
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Adversarial images of the shape of x; eps, step_size and objective override the attack's
-        own.
+        """Adversarial images of the shape of x; eps, step_size and objective override the
+        attack's own.
         """
         generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
         objective = objective or self.objective

@@ -121,8 +121,8 @@ class Hunt:
 def pursue(
     kernel: Kernel, model: nn.Module, hunt: Hunt, x: Tensor, y: Tensor, eps: Tensor, noise: PerImage
 ) -> None:
-    """All runs of a kernel, each on the images that are still unbroken; x (N, C, H, W), y (N,), eps
-    (N, 1, 1, 1).
+    """All runs of a kernel, each on the images that are still unbroken; x (N, C, H, W), y (N,),
+    eps (N, 1, 1, 1).
     """
     for number, run in enumerate(kernel.runs(hunt.n_classes)):
         left = hunt.index

@@ -1,5 +1,5 @@
-"""The outcome of an attack on a set of images, batch by batch: searched in any precision, judged in
-float32.
+"""The outcome of an attack on a set of images, batch by batch: searched in any precision, judged
+in float32.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ REVISION = 2
 
 
 class Judged(NamedTuple):
-    """A batch under an attack: the model's float32 logits (B, K), and of a battery what broke each
-    image, (B,) int8.
+    """A batch under an attack: the model's float32 logits (B, K), and of a battery what broke
+    each image, (B,) int8.
     """
 
     logits: Tensor
@@ -136,8 +136,8 @@ def quick_logits(
 
 
 def keeps_what_it_found(attack: Attack | AutoAttack) -> bool:
-    """Whether the attack passes verdicts itself (AutoAttack and its parts), for which it needs the
-    judging model.
+    """Whether the attack passes verdicts itself (AutoAttack and its parts), for which it needs
+    the judging model.
     """
     return hasattr(attack, "attacks") or hasattr(attack, "runs")
 

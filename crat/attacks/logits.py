@@ -1,5 +1,5 @@
-"""What a model answers: logits (N, K) with K >= 2, all of them finite, or one line that says what
-came instead.
+"""What a model answers: logits (N, K) with K >= 2, all of them finite, or one line that says
+what came instead.
 """
 
 from __future__ import annotations

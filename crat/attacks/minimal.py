@@ -232,8 +232,8 @@ class CWL2:
     def _descend(
         self, model: nn.Module, w: Tensor, x: Tensor, label: Tensor, sign: int, const: Tensor
     ) -> tuple[Tensor, ...]:
-        """At w: the image, its squared distance (N,), its gap (N,), the loss (N,), and the loss's
-        gradient in w.
+        """At w: the image, its squared distance (N,), its gap (N,), the loss (N,), and the
+        loss's gradient in w.
         """
         w = w.detach().requires_grad_()
         with torch.enable_grad():

@@ -27,8 +27,8 @@ _STEP, _MIX_1, _MIX_2 = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The splitmix64 finaliser, elementwise on int64, in place; `>>` is arithmetic in torch, hence
-    the masks.
+    """The splitmix64 finaliser, elementwise on int64, in place; `>>` is arithmetic in torch,
+    hence the masks.
     """
     for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
         z ^= (z >> shift) & ((1 << (64 - shift)) - 1)
@@ -71,8 +71,8 @@ class PerImage:
         return PerImage(self.seed, self.ids[keep], self.drawn)
 
     def fork(self, *key: str | int) -> PerImage:
-        """Independent streams of the same images, named by the key: a restart, a target, an attack
-        of a battery.
+        """Independent streams of the same images, named by the key: a restart, a target, an
+        attack of a battery.
         """
         return PerImage(seed_for(self.seed, *key), self.ids)
 
@@ -105,8 +105,8 @@ Source = torch.Generator | PerImage | Share | None
 
 
 def source(generator: Source, x: Tensor) -> PerImage:
-    """Per-image streams for the batch x, from a generator (one number is drawn), streams, or None
-    (seed 0).
+    """Per-image streams for the batch x, from a generator (one number is drawn), streams, or
+    None (seed 0).
     """
     if isinstance(generator, PerImage):
         if len(generator) != len(x):

@@ -58,8 +58,8 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class PlainCrossEntropy:
-    """-log p_y as all released code ascends it; 0 where p_y rounds to 1 (CrossEntropy says what its
-    gradient loses).
+    """-log p_y as all released code ascends it; 0 where p_y rounds to 1 (CrossEntropy says what
+    its gradient loses).
     """
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ class SearchWarning(UserWarning):
 
 
 class Looked(NamedTuple):
-    """What a network gives for images: logits (N, K), and the gradient of its own answer's log-odds
-    (N, C, H, W).
+    """What a network gives for images: logits (N, K), and the gradient of its own answer's
+    log-odds (N, C, H, W).
     """
 
     logits: Tensor

@@ -91,8 +91,8 @@ class Square:
         return iter([self._search] * self.restarts)
 
     def side(self, query: int, height: int, width: int) -> int:
-        """The side of a query's windows, in pixels; in L2 and L1 odd and at least 3 where the image
-        has room.
+        """The side of a query's windows, in pixels; in L2 and L1 odd and at least 3 where the
+        image has room.
         """
         if self.rescale_schedule:
             query = int(query / self.queries * 10_000)
@@ -265,8 +265,8 @@ class Hills:
         return delta / (self._mass(delta) ** (1 / self.power)).clamp_min_(1e-12)
 
     def _tiles(self) -> Tensor:
-        """The start: the image tiled with pairs of hills, five to a side, each with a sign of its
-        own per channel.
+        """The start: the image tiled with pairs of hills, five to a side, each with a sign of
+        its own per channel.
         """
         channels, height, width = self.x.shape[1:]
         side = max(min(height, width) // 5, 1)
@@ -312,8 +312,8 @@ def hill_pairs(side: int, power: int, device: torch.device) -> tuple[Tensor, Ten
 
 
 def hill(height: int, width: int, power: int) -> Tensor:
-    """(height, width), of norm 1: a pyramid whose k-th ring is 1 / k^q above the next (q: 2 in L2,
-    4 in L1).
+    """(height, width), of norm 1: a pyramid whose k-th ring is 1 / k^q above the next (q: 2 in
+    L2, 4 in L1).
     """
     rows, columns = torch.arange(height), torch.arange(width)
     ring = torch.maximum((rows - height // 2).abs()[:, None], (columns - width // 2).abs()[None])

@@ -1,5 +1,5 @@
-"""The threat model: the norm ball around an image, cut with the box [0, 1], and the steps that live
-in it.
+"""The threat model: the norm ball around an image, cut with the box [0, 1], and the steps that
+live in it.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def uniform_start(
 def gaussian_start(
     x: Tensor, scale: float, generator: torch.Generator | PerImage | Share
 ) -> Tensor:
-    """x + scale N(0, 1): the start of TRADES (scale 0.001), which needs a first gradient where KL
-    has none at x.
+    """x + scale N(0, 1): the start of TRADES (scale 0.001), which needs a first gradient where
+    KL has none at x.
     """
     return x + scale * normal(tuple(x.shape), x, generator)

@@ -116,8 +116,8 @@ class Universal:
         check_radius(self.eps, "Linf")
 
     def delta(self, model: nn.Module, device: torch.device | str = "cpu") -> Tensor:
-        """The perturbations of a model, (1, C, H, W) or with class_wise (K, C, H, W), fitted at the
-        first call.
+        """The perturbations of a model, (1, C, H, W) or with class_wise (K, C, H, W), fitted at
+        the first call.
         """
         state = store.fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))
         if model not in self._fitted or self._fitted[model][0] != state:

@@ -1,5 +1,5 @@
-"""A model from elsewhere: found by its name, and checked against the protocol before any attack is
-believed.
+"""A model from elsewhere: found by its name, and checked against the protocol before any attack
+is believed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from crat import data, models
+from crat import data
 from crat.analysis import metrics
 from crat.attacks import Decision, checks, frozen
 from crat.attacks.door import check_model
@@ -26,6 +26,8 @@ from crat.attacks.judge import as_images, attacked_logits
 from crat.attacks.logits import AttackError, finite_logits, logits_of
 from crat.attacks.objectives import Margin
 from crat.config import MODELS, ConfigError, ModelConfig
+from crat.data.registry import DATASETS
+from crat.nets import models
 
 CHECKED = 64  # images on which outputs and gradients are checked
 DIAGNOSED = 1000  # images, at most, on which other scalings of the input are tried
@@ -48,7 +50,7 @@ def find_model(
     """The model of "module:function", "file.py:function" or, with an architecture, a weights file;
     on the device.
 
-    key: which of several state_dicts in a weights file (crat.models.load_checkpoint).
+    key: which of several state_dicts in a weights file (crat.nets.models.load_checkpoint).
     Nothing is unpickled; of a function, its own code runs. Raises ConfigError where there is no
     such thing, ModelError where the function fails, CheckpointError where the weights do not fit.
     """
@@ -118,7 +120,8 @@ def _from_weights(
     with the data set's.
     """
     tried = []
-    for mean, std in (models.normalisation(images.name), ((0.0,), (1.0,))):
+    spec = DATASETS[images.name]
+    for mean, std in ((spec.mean, spec.std), ((0.0,), (1.0,))):
         model = models.build(
             ModelConfig(architecture), images.n_classes, images.image_shape, mean=mean, std=std
         )
@@ -237,8 +240,8 @@ def diagnosis(model: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> list[st
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """The share that is right of images (N, C, H, W), in [0, 1] or not; 0 where the model refuses
-    them.
+    """The share that is right of images (N, C, H, W), in [0, 1] or not; 0 where the model
+    refuses them.
     """
     try:
         with frozen(model):

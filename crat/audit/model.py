@@ -158,8 +158,8 @@ def _judged(
 
 
 def _card_before(folder: Path) -> dict[str, Any]:
-    """The card of an earlier audit, {} before the first; raises ConfigError where the folder holds
-    other things.
+    """The card of an earlier audit, {} before the first; raises ConfigError where the folder
+    holds other things.
     """
     if not (folder / "card.json").exists():
         return {}

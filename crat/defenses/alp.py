@@ -1,5 +1,5 @@
-"""Adversarial logit pairing (Kannan et al. 2018): the logits of an image and its attacked copy are
-drawn together.
+"""Adversarial logit pairing (Kannan et al. 2018): the logits of an image and its attacked copy
+are drawn together.
 """
 
 from __future__ import annotations

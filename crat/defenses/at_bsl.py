@@ -86,7 +86,7 @@ def log_counts(class_counts: Tensor) -> Tensor:
 
 
 def balanced_softmax_loss(logits: Tensor, y: Tensor, bias: Tensor) -> Tensor:
-    """CE(z + bias, y) per sample (N,), bias (K,) = log n up to a constant: balanced softmax (Ren et
-    al. 2020).
+    """CE(z + bias, y) per sample (N,), bias (K,) = log n up to a constant: balanced softmax (Ren
+    et al. 2020).
     """
     return F.cross_entropy(logits + bias.to(logits.dtype), y, reduction="none")

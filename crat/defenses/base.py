@@ -43,8 +43,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is told of the run: training images of each class (K,), the images' shape (C,
-    H, W), epochs.
+    """What a method is told of the run: training images of each class (K,), the images' shape
+    (C, H, W), epochs.
     """
 
     class_counts: Tensor
@@ -59,8 +59,8 @@ class Task:
 
 @dataclass
 class Defense:
-    """A training method. `revision` is raised whenever its numbers may change: stored runs are then
-    trained anew.
+    """A training method. `revision` is raised whenever its numbers may change: stored runs are
+    then trained anew.
     """
 
     # eps, step_size and steps are the run's; the start and BatchNorm's mode are the method's own
@@ -153,8 +153,8 @@ class Defense:
         )
 
     def ascended(self) -> Objective:
-        """Cross-entropy as it is ascended: its log-odds, but itself under BatchNorm "moving", as in
-        released code.
+        """Cross-entropy as it is ascended: its log-odds, but itself under BatchNorm "moving", as
+        in released code.
         """
         return PlainCrossEntropy() if self.attack.batch_norm == "moving" else self.attack.objective
 
@@ -178,8 +178,8 @@ class Defense:
         return self.state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes back what state_dict gave; in place, so that a method that wraps another shares its
-        state.
+        """Takes back what state_dict gave; in place, so that a method that wraps another shares
+        its state.
         """
         self.state.update(state)
 

@@ -99,8 +99,8 @@ class BAT(Defense):
         scale: float = 1.0,
         generator: Source = None,
     ) -> Tensor:
-        """PGD on KL(p(x) || p(x')) from x + 0.001 N(0, 1), cut to box and ball; (x_first, x_last)
-        stacked.
+        """PGD on KL(p(x) || p(x')) from x + 0.001 N(0, 1), cut to box and ball; (x_first,
+        x_last) stacked.
         """
         a = self.attack
         generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator

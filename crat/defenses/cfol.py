@@ -1,5 +1,5 @@
-"""CFOL, class focused online learning (Pethick et al. 2023, TMLR): a bandit draws the classes that
-AT trains on.
+"""CFOL, class focused online learning (Pethick et al. 2023, TMLR): a bandit draws the classes
+that AT trains on.
 """
 
 from __future__ import annotations

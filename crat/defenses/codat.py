@@ -1,5 +1,5 @@
-"""CODAT (Zhi et al. 2025): adversarial training against the worst distribution over classes, solved
-in closed form.
+"""CODAT (Zhi et al. 2025): adversarial training against the worst distribution over classes,
+solved in closed form.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class CODAT(Defense):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """sum_k p_k L_k of the batch; a sample's loss in the statistics carries its factor B p_y /
-        n_y.
+        """sum_k p_k L_k of the batch; a sample's loss in the statistics carries its factor B p_y
+        / n_y.
         """
         clean = full(model(x)) if self.base == "trades" else None
         adversarial = full(model(x_adv))
@@ -112,8 +112,8 @@ class CODAT(Defense):
 
 
 def class_means(values: Tensor, y: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-    """How many samples (K,) and the mean of their values (B,) per class (K,); 0 where a class has
-    none.
+    """How many samples (K,) and the mean of their values (B,) per class (K,); 0 where a class
+    has none.
     """
     member = (y[:, None] == torch.arange(n_classes, device=y.device)).to(values)
     n = member.sum(0)

@@ -1,5 +1,5 @@
-"""DAFA (Lee et al. 2024, ICLR): weights and margins by which similar classes trade robustness with
-each other.
+"""DAFA (Lee et al. 2024, ICLR): weights and margins by which similar classes trade robustness
+with each other.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class DAFA(Defense):
     def _twice(
         self, model: nn.Module, x: Tensor, y: Tensor, scale: float, generator: Source
     ) -> Tensor:
-        """madry_loss: each gradient is stepped along twice, and the second step ends in the ball of
-        the common eps.
+        """madry_loss: each gradient is stepped along twice, and the second step ends in the ball
+        of the common eps.
         """
         a = self.attack
         generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
@@ -115,8 +115,8 @@ class DAFA(Defense):
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """W at the end of the warm-up, and never again; a class that no batch showed stays at 1 and
-        moves no other.
+        """W at the end of the warm-up, and never again; a class that no batch showed stays at 1
+        and moves no other.
         """
         self.state["epoch"] += 1
         if self.state["epoch"] == self.last:

@@ -1,5 +1,5 @@
-"""FAAL (Zhang et al. 2024, CVPR): each batch is trained on the worst distribution over classes in a
-KL ball.
+"""FAAL (Zhang et al. 2024, CVPR): each batch is trained on the worst distribution over classes
+in a KL ball.
 """
 
 from __future__ import annotations

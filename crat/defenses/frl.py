@@ -262,8 +262,8 @@ class FRL(Defense):
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """sum w l / sum w over the batch, of (B,) each; of several processes each gives what its mean
-    is to be averaged.
+    """sum w l / sum w over the batch, of (B,) each; of several processes each gives what its
+    mean is to be averaged.
     """
     every = whole(weights)
     return len(every) / len(weights) * (weights * values).sum() / every.sum()

@@ -1,5 +1,5 @@
-"""REAT (Li et al. 2023): re-balanced attacks, balanced softmax, and a term on the features of the
-rarest classes.
+"""REAT (Li et al. 2023): re-balanced attacks, balanced softmax, and a term on the features of
+the rarest classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from crat.defenses.at_bsl import balanced_softmax_loss, log_counts
 from crat.defenses.base import Defense, Row, Task, Words
 from crat.defenses.stats import ClassStats
 from crat.distributed import whole
-from crat.models import plain
+from crat.nets.models import plain
 
 
 @dataclass
@@ -99,8 +99,8 @@ class REAT(Defense):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """Mean balanced-softmax loss plus TAIL, from one pass; without torch.compile, which hides
-        the features.
+        """Mean balanced-softmax loss plus TAIL, from one pass; without torch.compile, which
+        hides the features.
         """
         network = plain(model)
         features = network.features(x_adv)
@@ -119,8 +119,8 @@ class REAT(Defense):
 
 
 def effective_weights(n: Tensor, a: Tensor) -> Tensor:
-    """Weights (K,), of mean 1, proportional to 1 / (E + 1e-5): n (K,) >= 1 training images, a (K,)
-    >= 0 answers.
+    """Weights (K,), of mean 1, proportional to 1 / (E + 1e-5): n (K,) >= 1 training images, a
+    (K,) >= 0 answers.
     """
     b = (n - 1) / n
     inverse = 1 / ((1 - b**a) / (1 - b) + 1e-5)

@@ -1,5 +1,5 @@
-"""RoBal (Wu et al. 2021): cosine logits, class-aware margins while training, and a calibration of
-what answers.
+"""RoBal (Wu et al. 2021): cosine logits, class-aware margins while training, and a calibration
+of what answers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from crat.attacks.objectives import Objective, full, kl_divergence, true_logit
 from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
-from crat.models import CosineHead, plain
+from crat.nets.models import CosineHead, plain
 
 
 @dataclass

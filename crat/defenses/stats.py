@@ -1,5 +1,5 @@
-"""Class-wise sums of an epoch: what a class-wise policy moves by, and what history.csv is written
-from.
+"""Class-wise sums of an epoch: what a class-wise policy moves by, and what history.csv is
+written from.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class ClassStats:
         return ClassStats(*(factor * value for value in vars(self).values()))
 
     def accuracy(self, which: str = "robust", absent: float = float("nan")) -> Tensor:
-        """Share (K,) of `which` ("robust" or "clean") among a class's samples; `absent` where there
-        were none.
+        """Share (K,) of `which` ("robust" or "clean") among a class's samples; `absent` where
+        there were none.
         """
         return torch.where(self.n > 0, getattr(self, which) / self.n.clamp_min(1), absent)
 

@@ -1,5 +1,5 @@
-"""WAT, worst-class adversarial training (Li and Liu 2023, AAAI): classes weighted by what they have
-cost so far.
+"""WAT, worst-class adversarial training (Li and Liu 2023, AAAI): classes weighted by what they
+have cost so far.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class Identity(NamedTuple):
 
 
 def identity(value: Any) -> Identity:
-    """The identity of any value; the same for what the same code makes again, in another process,
-    too.
+    """The identity of any value; the same for what the same code makes again, in another
+    process, too.
     """
     walk = _Walk()
     try:
@@ -69,8 +69,8 @@ def identity(value: Any) -> Identity:
 
 
 def attack_identity(attack: Any) -> Identity:
-    """What names an attack in keys: its repr where that says all (ours, with plain settings), else
-    all of it.
+    """What names an attack in keys: its repr where that says all (ours, with plain settings),
+    else all of it.
     """
     changes = ours.changes()
     if is_plain(attack) and not changes:
@@ -108,15 +108,15 @@ def is_plain(value: Any) -> bool:
 
 
 def _that_decide(value: Any) -> list[Field]:
-    """The fields of a dataclass of crat but for its caches: those that it fills itself and does not
-    compare.
+    """The fields of a dataclass of crat but for its caches: those that it fills itself and does
+    not compare.
     """
     return [field for field in fields(value) if field.init or field.compare]
 
 
 class _Walk:
-    """One pass over all that a value reaches, each object once, into a hash. unread: what could not
-    be read.
+    """One pass over all that a value reaches, each object once, into a hash. unread: what could
+    not be read.
     """
 
     def __init__(self, seen: dict[Any, int] | None = None) -> None:
@@ -141,8 +141,8 @@ class _Walk:
         return False
 
     def value(self, value: Any, used: frozenset[str] = frozenset()) -> None:
-        """Anything. used: attributes that the code uses which names it; of a module that is read,
-        these are.
+        """Anything. used: attributes that the code uses which names it; of a module that is
+        read, these are.
         """
         if type(value) in ATOMS or isinstance(value, NAMED):
             self.put(type(value).__name__, value if isinstance(value, bytes) else repr(value))
@@ -248,8 +248,8 @@ class _Walk:
             self.value(own[name])
 
     def object(self, value: Any) -> None:
-        """Whatever else: its class, its attributes, what it contains, and what a pickle would hold
-        of C's state.
+        """Whatever else: its class, its attributes, what it contains, and what a pickle would
+        hold of C's state.
         """
         cls = type(value)
         self.value(cls)
@@ -275,8 +275,8 @@ class _Walk:
         )
 
     def by_name(self, name: str, value: Any) -> None:
-        """What a pickle would only name: a wrapped function is read, what is installed is found by
-        its name.
+        """What a pickle would only name: a wrapped function is read, what is installed is found
+        by its name.
         """
         self.put(name)
         if hasattr(value, "__wrapped__"):

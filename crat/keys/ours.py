@@ -42,10 +42,7 @@ NOT_CODE = {
 DECIDING = (
     "attacks",
     "defenses",
-    "bodies",
     "nets",
-    "models",
-    "augment",
     "data.augment",
     "corruptions",
     "training.averaging",
@@ -97,8 +94,8 @@ def named_module(name: str | None) -> bool:
 
 
 def found_by_name(value: Any) -> bool:
-    """Whether the module that a class or function names has it under that name: then the name says
-    what it is.
+    """Whether the module that a class or function names has it under that name: then the name
+    says what it is.
     """
     module = str(getattr(value, "__module__", None))
     if not named_module(module):
@@ -125,8 +122,8 @@ def of_crat(cls: type) -> bool:
 
 
 def version(module: str | None) -> str:
-    """The version of an installed package; "" where a revision of ours stands for its changes, or
-    none matter.
+    """The version of an installed package; "" where a revision of ours stands for its changes,
+    or none matter.
     """
     root = str(module).partition(".")[0]
     if root in ("crat", "torch", "numpy") or root in sys.stdlib_module_names:

@@ -1,5 +1,5 @@
-"""Evaluation: the only file that knows batteries of attacks. What is kept is each sample's logits,
-never an average.
+"""Evaluation: the only file that knows batteries of attacks. What is kept is each sample's
+logits, never an average.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def evaluate(
 
 
 def judged(run: Run, battery: Battery, **settings: Any) -> bool:
-    """Whether `evaluate(run, battery, ...)` would only read; settings: split, which, first, spread,
-    dtype, seed ...
+    """Whether `evaluate(run, battery, ...)` would only read; settings: split, which, first,
+    spread, dtype, seed ...
     """
     return len(at_hand(run, battery, **settings)) == 1 + len(battery)
 

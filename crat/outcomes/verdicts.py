@@ -56,8 +56,8 @@ class Outcomes:
 
 
 class Subject(NamedTuple):
-    """A model, the model that examples are crafted on where it is another, and the images x (N, C,
-    H, W), y (N,).
+    """A model, the model that examples are crafted on where it is another, and the images x (N,
+    C, H, W), y (N,).
     """
 
     model: nn.Module
@@ -140,8 +140,8 @@ class Verdicts:
         return Path("eval") / f"{what['split']}-{store.digest(what)}.npz"
 
     def outcome(self, name: str, attack: Attack | AutoAttack | None) -> Arrays:
-        """The arrays of one attack (crat.outcomes.kept), read or computed; what has no faithful key
-        is not kept.
+        """The arrays of one attack (crat.outcomes.kept), read or computed; what has no faithful
+        key is not kept.
         """
         key = attack_identity(attack)
         if key.unread:

@@ -61,8 +61,8 @@ def start_here(profile_name: str, seed: int = 0) -> Runs:
 
 
 def attacks_side_by_side(profile_name: str, seed: int = 0) -> Runs:
-    """Notebook 02: one adversarially trained net to look into, and the published ones of notebook
-    01 to count on.
+    """Notebook 02: one adversarially trained net to look into, and the published ones of
+    notebook 01 to count on.
     """
     live = {"live": shown_live(profile_name).but(defense="pgd_at", seed=seed)}
     base = profile(evidence(profile_name))

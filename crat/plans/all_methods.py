@@ -26,8 +26,8 @@ RADII = (0.25, 1.0)  # rho of CODAT's ball of class distributions
 
 
 def all_methods(profile_name: str, seed: int = 0) -> Runs:
-    """Notebook 06: one live training with a class-wise policy, every method at one protocol, then
-    CODAT's sweep.
+    """Notebook 06: one live training with a class-wise policy, every method at one protocol,
+    then CODAT's sweep.
     """
     live = {"live": shown_live(profile_name).but(**preset("cfa", base="trades")).but(seed=seed)}
     shown = evidence(profile_name)

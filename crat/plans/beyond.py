@@ -26,15 +26,15 @@ def beyond(profile_name: str, seed: int = 0) -> Runs:
 
 
 def live(seed: int) -> RunConfig:
-    """AT, trained in the notebook, small in every profile: it only shows the idea, and its weights
-    are needed.
+    """AT, trained in the notebook, small in every profile: it only shows the idea, and its
+    weights are needed.
     """
     return shown_live("quick").but(defense="pgd_at", seed=seed)
 
 
 def beyond_evidence(profile_name: str) -> Runs:
-    """Keys of notebook 06, "AT+EMA-s0" ..., and "short AT+EMA-s0", "short AT, plain-s0", "short AT,
-    FAWA-s0".
+    """Keys of notebook 06, "AT+EMA-s0" ..., and "short AT+EMA-s0", "short AT, plain-s0", "short
+    AT, FAWA-s0".
     """
     runs = all_methods_evidence(profile_name)
     base = sweep(profile_name)

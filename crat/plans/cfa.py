@@ -40,8 +40,8 @@ MAIN = ("AT", "AT+EMA", "CFA (AT)", "TRADES", "TRADES+EMA", "CFA (TRADES)")
 
 
 def cfa(profile_name: str, seed: int = 0) -> Runs:
-    """Notebook 04: a short live training of AT with CCM, then the main table, the margins and the
-    ablations.
+    """Notebook 04: a short live training of AT with CCM, then the main table, the margins and
+    the ablations.
     """
     return {"live": live(profile_name, seed)} | cfa_evidence(evidence(profile_name))
 
@@ -52,8 +52,8 @@ def live(profile_name: str, seed: int) -> RunConfig:
 
 
 def cfa_evidence(profile_name: str) -> Runs:
-    """Keys "main CFA (AT)-s0"; of the sweeps "AT-s0", "eps 0.4-s0", "beta 1", "lambda_1 0.3", "AT +
-    CCM" ...
+    """Keys "main CFA (AT)-s0"; of the sweeps "AT-s0", "eps 0.4-s0", "beta 1", "lambda_1 0.3",
+    "AT + CCM" ...
     """
     base, every = sweep(profile_name), all_methods_evidence(profile_name)
     runs = {f"main {m}-s{s}": every[f"{m}-s{s}"] for m in MAIN for s in SEEDS}

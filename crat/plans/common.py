@@ -1,5 +1,5 @@
-"""What the plans of several notebooks share: seeds, the average, where the evidence is, the base of
-the sweeps.
+"""What the plans of several notebooks share: seeds, the average, where the evidence is, the base
+of the sweeps.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ def label_augmentation(profile_name: str, seed: int = 0) -> Runs:
 
 
 def live(profile_name: str, seed: int) -> RunConfig:
-    """Adv+, trained in the notebook; it demonstrates only. Laptop: the training that figures/laptop
-    shows.
+    """Adv+, trained in the notebook; it demonstrates only. Laptop: the training that
+    figures/laptop shows.
     """
     base = (
         profile("quick").but(train_per_class=300)

@@ -34,8 +34,8 @@ MAIN: dict[str, dict[str, Any]] = {
 
 
 def spat(profile_name: str, seed: int = 0) -> Runs:
-    """Notebook 03: a short live training, the methods of notebook 06 that it compares, ablation and
-    sweeps.
+    """Notebook 03: a short live training, the methods of notebook 06 that it compares, ablation
+    and sweeps.
     """
     return {"live": live(profile_name, seed)} | spat_evidence(evidence(profile_name))
 
@@ -52,8 +52,8 @@ def live(profile_name: str, seed: int) -> RunConfig:
 
 
 def spat_evidence(profile_name: str) -> Runs:
-    """Keys "AT-s0", "CE + KL-s0", "form detached", "scale 4" of the sweeps; "main SPAT-s0" of the
-    profile.
+    """Keys "AT-s0", "CE + KL-s0", "form detached", "scale 4" of the sweeps; "main SPAT-s0" of
+    the profile.
     """
     base, main = sweep(profile_name), profile(profile_name)
     runs = {f"{name}-s0": base.but(**preset(method)) for name, method in LINEAR.items()}

@@ -17,8 +17,8 @@ COMPARED: dict[str, dict[str, Any]] = {
 
 
 def universal(profile_name: str, seed: int = 0) -> Runs:
-    """Notebook 07: a live training against one perturbation a class, then the four trainings that
-    are compared.
+    """Notebook 07: a live training against one perturbation a class, then the four trainings
+    that are compared.
     """
     return {"live": live(profile_name, seed)} | universal_evidence(evidence(profile_name))
 

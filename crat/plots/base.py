@@ -125,8 +125,8 @@ def image_rows(rows: Mapping[str, NDArray], columns: Sequence[str] | None = None
 
 
 def class_bars(summary: pd.DataFrame, title: str = "") -> Figure:
-    """One attack's class-wise table (metrics.summary): clean light, robust dark, sorted; the worst
-    class marked.
+    """One attack's class-wise table (metrics.summary): clean light, robust dark, sorted; the
+    worst class marked.
     """
     table = summary.sort_values("robust_acc", ascending=False).reset_index(drop=True)
     x = np.arange(len(table))
@@ -213,8 +213,8 @@ def class_curves(
 
 
 def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> Figure:
-    """Row-normalised confusion matrices (K, K) side by side: true class down, prediction across, in
-    percent.
+    """Row-normalised confusion matrices (K, K) side by side: true class down, prediction across,
+    in percent.
     """
     size = 0.3 * len(classes) + 0.6
     figure, axes = plt.subplots(

@@ -47,8 +47,8 @@ def toy_points(table: pd.DataFrame, w: float) -> Figure:
 
 
 def toy_curves(table: pd.DataFrame, optima: pd.DataFrame) -> Figure:
-    """Columns panel, class, w, accuracy, and panel, class, w of each optimum (inf: none to mark): a
-    curve a class.
+    """Columns panel, class, w, accuracy, and panel, class, w of each optimum (inf: none to
+    mark): a curve a class.
     """
     panels = list(table.panel.unique())
     figure, axes = plt.subplots(
@@ -68,8 +68,8 @@ def toy_curves(table: pd.DataFrame, optima: pd.DataFrame) -> Figure:
 
 
 def optimum_curves(table: pd.DataFrame) -> Figure:
-    """Columns panel, class, eps, w (inf: no finite optimum, drawn as a cross at the top): the best
-    w over eps.
+    """Columns panel, class, eps, w (inf: no finite optimum, drawn as a cross at the top): the
+    best w over eps.
     """
     panels = list(table.panel.unique())
     figure, axes = plt.subplots(
@@ -91,8 +91,8 @@ def optimum_curves(table: pd.DataFrame) -> Figure:
 
 
 def epoch_jumps(table: pd.DataFrame) -> Figure:
-    """Columns panel, seed, epoch, average, worst: both over epochs (thin: seeds), below their mean
-    jumps.
+    """Columns panel, seed, epoch, average, worst: both over epochs (thin: seeds), below their
+    mean jumps.
     """
     panels = list(table.panel.unique())
     figure, axes = plt.subplots(

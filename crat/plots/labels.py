@@ -46,8 +46,8 @@ def label_heat(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def sorted_errors(table: pd.DataFrame) -> Figure:
-    """Columns panel, method, rank, error, low, high: each method's class errors in its own order,
-    95 % over images.
+    """Columns panel, method, rank, error, low, high: each method's class errors in its own
+    order, 95 % over images.
     """
     panels = list(table.panel.unique())
     figure, axes = plt.subplots(
@@ -113,8 +113,8 @@ def severity_curves(table: pd.DataFrame) -> Figure:
 
 
 def reliability_curves(table: pd.DataFrame) -> Figure:
-    """Columns panel, method, confidence, accuracy: a point a bin; on the dotted line a network is
-    as right as sure.
+    """Columns panel, method, confidence, accuracy: a point a bin; on the dotted line a network
+    is as right as sure.
     """
     panels = list(table.panel.unique())
     figure, axes = plt.subplots(

@@ -1,5 +1,5 @@
-"""Figures that compare training methods: what each chooses for a class, the frontier of average and
-worst class.
+"""Figures that compare training methods: what each chooses for a class, the frontier of average
+and worst class.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def class_heat(table: pd.DataFrame, base: str, title: str = "") -> Figure:
 
 
 def atlas(published: pd.DataFrame, value: str = "AA worst", title: str = "") -> Figure:
-    """Columns method, source, value (percent): what different papers print for one method, a colour
-    a source.
+    """Columns method, source, value (percent): what different papers print for one method, a
+    colour a source.
     """
     table = published.dropna(subset=[value])
     order = table.groupby("method")[value].mean().sort_values().index
@@ -186,8 +186,8 @@ def worst_distributions(table: pd.DataFrame, objective: pd.DataFrame) -> Figure:
 
 
 def radius_curves(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns what, rho, value, low, high (fractions): a panel for each `what`, a point a radius,
-    95 % over images.
+    """Columns what, rho, value, low, high (fractions): a panel for each `what`, a point a
+    radius, 95 % over images.
     """
     panels = list(table.what.unique())
     figure, axes = plt.subplots(

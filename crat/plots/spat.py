@@ -14,8 +14,8 @@ DASHES = ("-", "--", "-.", ":", (0, (1, 1)))  # lines that lie on each other are
 
 
 def function_lines(table: pd.DataFrame, xlabel: str, wide: int = 2) -> Figure:
-    """Columns panel, line, x, value: a panel for each of `panel`, `wide` a row, a line for each of
-    `line`.
+    """Columns panel, line, x, value: a panel for each of `panel`, `wide` a row, a line for each
+    of `line`.
     """
     panels, lines = list(table.panel.unique()), list(table.line.unique())
     rows = -(-len(panels) // wide)

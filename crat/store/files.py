@@ -28,8 +28,8 @@ FORMAT = 1
 
 
 class StoreError(RuntimeError):
-    """A file of the store that is missing, damaged or cannot be written: one line with the file and
-    what to do.
+    """A file of the store that is missing, damaged or cannot be written: one line with the file
+    and what to do.
     """
 
 
@@ -42,8 +42,8 @@ def home() -> Path:
 
 @dataclass(frozen=True)
 class Store:
-    """Where runs are: root holds those that are made here, published those of results/ (None: they
-    are left aside).
+    """Where runs are: root holds those that are made here, published those of results/ (None:
+    they are left aside).
     """
 
     root: Path
@@ -51,8 +51,8 @@ class Store:
 
     @classmethod
     def usual(cls) -> Store:
-        """The store of CRAT_RUNS, with the published runs before it, so that one run's numbers have
-        one origin.
+        """The store of CRAT_RUNS, with the published runs before it, so that one run's numbers
+        have one origin.
         """
         return cls(home(), published_home())
 
@@ -84,8 +84,8 @@ def figures_home() -> Path:
 
 
 def must_be_writable(folder: Path, variable: str) -> None:
-    """Raises StoreError, with the environment variable that names another folder, where nothing can
-    be written.
+    """Raises StoreError, with the environment variable that names another folder, where nothing
+    can be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,8 +253,8 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_half_written(folder: Path) -> None:
-    """Removes what a killed session left of its writings: the temporary names of `written_whole`,
-    eval/ included.
+    """Removes what a killed session left of its writings: the temporary names of
+    `written_whole`, eval/ included.
     """
     for path in folder.rglob(f"{TEMPORARY}*"):
         path.unlink(missing_ok=True)
@@ -322,8 +322,8 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors (on the CPU) and metadata of `write_tensors`; raises StoreError on a missing or
-    altered file.
+    """The tensors (on the CPU) and metadata of `write_tensors`; raises StoreError on a missing
+    or altered file.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -80,8 +80,8 @@ class Lease:
         return self.held
 
     def confirm(self) -> None:
-        """Raises LeaseLost where another has taken over; to be asked before anything is written. Or
-        StoreError.
+        """Raises LeaseLost where another has taken over; to be asked before anything is written.
+        Or StoreError.
         """
         if not self.held:
             return
@@ -140,8 +140,8 @@ class Lease:
         return _ended_here(_read(now[0])) or time.monotonic() - self._since > STALE
 
     def _remove_stale(self) -> bool:
-        """Of several who find it stale, the one whose renaming succeeds; one who was too late puts
-        it back.
+        """Of several who find it stale, the one whose renaming succeeds; one who was too late
+        puts it back.
         """
         aside = self.path.with_name(f"{self.path.name}-{self.own['token']}")
         try:
@@ -160,8 +160,8 @@ class Lease:
 
 @contextlib.contextmanager
 def held(folder: Path, device: torch.device) -> Iterator[Lease]:
-    """The lease of a folder, after waiting for whoever has it (one line says who); under torchrun
-    rank 0 takes it.
+    """The lease of a folder, after waiting for whoever has it (one line says who); under
+    torchrun rank 0 takes it.
     """
     from crat import distributed
 
@@ -232,8 +232,8 @@ def _who(content: bytes) -> str:
 
 
 def _ended_here(other: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that has ended; its number may be another's
-    by now.
+    """Whether the holder was a process of this machine that has ended; its number may be
+    another's by now.
     """
     if (other.get("host"), other.get("processes")) != (socket.gethostname(), _processes()):
         return False

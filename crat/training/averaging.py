@@ -1,5 +1,5 @@
-"""Weight averaging: of everything in state_dict, BatchNorm's statistics included (CFA's code does
-the same).
+"""Weight averaging: of everything in state_dict, BatchNorm's statistics included (CFA's code
+does the same).
 """
 
 from __future__ import annotations

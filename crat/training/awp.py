@@ -1,5 +1,5 @@
-"""Adversarial weight perturbation (Wu et al. 2020, NeurIPS): the loss is descended at weights moved
-to raise it.
+"""Adversarial weight perturbation (Wu et al. 2020, NeurIPS): the loss is descended at weights
+moved to raise it.
 """
 
 from __future__ import annotations

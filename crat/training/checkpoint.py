@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import crat
-from crat import distributed, models, store
-from crat.data import Dataset
+from crat import distributed, store
+from crat.data.images import Dataset
 from crat.device import describe
+from crat.nets import models
 from crat.training.run import Run, build_model
 from crat.training.state import TrainState
 
@@ -61,7 +62,7 @@ def card(run: Run, state: TrainState, images: Dataset) -> dict[str, Any]:
         "last": {"weights": store.fingerprint(state.weights)} if finished else None,
         "collapsed_epochs": state.collapsed,
         **({"accepted_epochs": state.gate.accepted} if state.gate else {}),
-        "class_weight_norms": _weight_norms(run, images) if finished else None,
+        "class_weight_norms": _weight_norms(run) if finished else None,
         "train_seconds": round(state.seconds, 1),
         "device": describe(images.x_train.device),
         **({"processes": processes} if processes > 1 else {}),
@@ -73,11 +74,11 @@ def card(run: Run, state: TrainState, images: Dataset) -> dict[str, Any]:
     }
 
 
-def _weight_norms(run: Run, images: Dataset) -> list[float] | None:
+def _weight_norms(run: Run) -> list[float] | None:
     """||w_k|| of the best epoch's last layer, where the head has weights of free length."""
     if run.config.model.head not in ("linear", "augmented"):
         return None
-    network = build_model(run.config, images)
+    network = build_model(run.config)
     network.load_state_dict(store.read_tensors(run.folder / BEST)[0])
     return [round(norm, 6) for norm in models.class_weight_norms(network).tolist()]
 

@@ -10,13 +10,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from crat import bodies, data, defenses, models, store
+from crat import defenses, store
 from crat.config import ConfigError, RunConfig, TrainConfig, different_from_default
+from crat.data.registry import DATASETS
 from crat.defenses import DEFENSES, ClassStats, make_defense
 from crat.device import pick_device, pick_dtype
 from crat.keys import identity
 from crat.keys.identity import Identity
 from crat.names import one_of
+from crat.nets import bodies, models
 from crat.store import FORMAT, Store, digest
 
 
@@ -95,8 +97,8 @@ class Run:
         return card
 
     def history(self) -> pd.DataFrame:
-        """One row an epoch, split and class: n, clean_acc, robust_acc, loss, with lr and eps of the
-        epoch.
+        """One row an epoch, split and class: n, clean_acc, robust_acc, loss, with lr and eps of
+        the epoch.
         """
         return pd.read_csv(self._file("history.csv"), float_precision="round_trip")
 
@@ -124,15 +126,11 @@ class Run:
         )
 
     def model(self, which: str = "best", device: str | torch.device | None = None) -> nn.Module:
-        """The trained network in eval mode: "best" by validation, or "last"; the average where one
-        was kept.
+        """The trained network in eval mode: "best" by validation, or "last"; the average where
+        one was kept.
         """
         where = pick_device(device)
-        network = (
-            build_model(self.config, data.load(self.config.data))
-            .to(where)
-            .to(memory_format=torch.channels_last)
-        )
+        network = build_model(self.config).to(where).to(memory_format=torch.channels_last)
         if which == "best":
             tensors, _ = store.read_tensors(self.folder / "best.safetensors")
         elif which == "last":
@@ -145,8 +143,8 @@ class Run:
 
 
 def put_in_place(config: RunConfig) -> dict[str, Identity]:
-    """What a config names that is not crat's own: its method, its network, what was changed in this
-    session.
+    """What a config names that is not crat's own: its method, its network, what was changed in
+    this session.
     """
     method, network = config.train.defense, config.model.name
     return identity.put_in_place(
@@ -156,8 +154,8 @@ def put_in_place(config: RunConfig) -> dict[str, Identity]:
 
 
 def unread(config: RunConfig) -> list[str]:
-    """A line where something of a run's code cannot be read: then it is found again in this session
-    only.
+    """A line where something of a run's code cannot be read: then it is found again in this
+    session only.
     """
     parts = [part for found in put_in_place(config).values() for part in found.unread]
     told = "cannot be read into the key of this run, so a later session will train it anew"
@@ -196,15 +194,17 @@ def card_config(card: dict[str, Any], folder: Path) -> RunConfig:
         raise store.StoreError(f"{folder} was made by another version of crat ({error})") from None
 
 
-def build_model(config: RunConfig, images: data.Dataset) -> nn.Module:
-    """The untrained network of a config, seeded by its seed."""
-    mean, std = models.normalisation(config.data.name)
+def build_model(config: RunConfig, n_classes: int | None = None) -> nn.Module:
+    """The untrained network of a config, seeded by its seed; n_classes: other than those of its
+    data set.
+    """
+    spec = DATASETS[config.data.name]
     return models.build(
         config.model,
-        images.n_classes,
-        images.image_shape,
-        mean=mean,
-        std=std,
+        n_classes or len(config.data.kept_classes()),
+        spec.image_shape,
+        mean=spec.mean,
+        std=spec.std,
         seed=store.seed_for(config.train.seed, "init"),
     )
 

@@ -121,7 +121,7 @@ class Trainer:
             self._restore()
 
     def _untrained(self) -> nn.Module:
-        network = build_model(self.run.config, self.images)
+        network = build_model(self.run.config)
         return network.to(self.device).to(memory_format=torch.channels_last)
 
     def _make_defense(self) -> Defense:
@@ -161,8 +161,8 @@ class Trainer:
         progress.close()
 
     def train_epoch(self, epoch: int, progress: Progress) -> ClassStats:
-        """One pass over the training images; returns the class-wise sums. No host synchronisation
-        within a step.
+        """One pass over the training images; returns the class-wise sums. No host
+        synchronisation within a step.
         """
         torch.manual_seed(store.seed_for(self.config.seed, epoch, "dropout"))  # inside fork_rng
         generator = torch.Generator(self.device).manual_seed(
@@ -338,8 +338,8 @@ class Trainer:
         }
 
     def _validate(self) -> tuple[Tensor, ClassStats]:
-        """Clean logits of the judged weights on validation, and what they and those under PGD count
-        up to.
+        """Clean logits of the judged weights on validation, and what they and those under PGD
+        count up to.
         """
         self.judged.eval()
         x, y = self.images.x_valid, self.images.y_valid
@@ -355,8 +355,8 @@ class Trainer:
         return quick_logits(model, x, y, attack, seed=self.config.seed, dtype=self.config.dtype)
 
     def _choose(self, valid: ClassStats) -> None:
-        """The best epoch by average + worst class on validation (CFA's index, on validation instead
-        of test).
+        """The best epoch by average + worst class on validation (CFA's index, on validation
+        instead of test).
         """
         counted = valid.clean if self.defense.selects_on == "clean" else valid.robust
         accuracy = (counted / valid.n).cpu()

@@ -71,13 +71,13 @@ class SharedBatchNorm(_BatchNorm):
 
 
 class SharedDropout(nn.Dropout):
-    """Dropout whose mask is drawn for the whole batch, by every rank alike, and cut to the rank's
-    own images.
+    """Dropout whose mask is drawn for the whole batch, by every rank alike, and cut to the
+    rank's own images.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, ...) -> (N, ...); N may be several times the share: clean and attacked images in one
-        pass.
+        """(N, ...) -> (N, ...); N may be several times the share: clean and attacked images in
+        one pass.
         """
         part = distributed.in_hand()
         if part is None or not self.training:
@@ -133,8 +133,8 @@ class _Normalised(torch.autograd.Function):
 
 
 def _statistics(x: Tensor, counts: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), summed squares about it (C,) and number of values per channel (1,), over all ranks
-    that count.
+    """Mean (C,), summed squares about it (C,) and number of values per channel (1,), over all
+    ranks that count.
     """
     variance, mean = torch.var_mean(x, _places(x), correction=0)
     own = torch.cat([mean, variance, torch.ones_like(mean[:1])]) * (x.numel() // x.shape[1])

@@ -131,8 +131,8 @@ def test_planted_effects_are_found(functional, p_a, p_b):
 
 
 def test_two_attacks_on_the_same_networks_are_paired_by_run():
-    """Seeds move both attacks together by five points; the second attack is one and a half points
-    stronger in each.
+    """Seeds move both attacks together by five points; the second attack is one and a half
+    points stronger in each.
     """
     y, a, _ = pair(5, SLOPE, SLOPE, n=500, seeds=5)
     rng = np.random.default_rng(5)
@@ -161,8 +161,8 @@ def test_seeds_alone_decide_at_most_five_percent(functional):
     ("p_a", "p_b"), [(TIES, TIES), (TIES, CLEAR), (np.linspace(0.3, 0.4, 10), CLEAR)]
 )
 def test_ties_keep_their_coverage(p_a, p_b):
-    """The true difference of the worst classes is 0; ten near-ties against one clear worst class,
-    five seeds.
+    """The true difference of the worst classes is 0; ten near-ties against one clear worst
+    class, five seeds.
     """
     found = [c.compare(*pair(s, p_a, p_b, n=100, seeds=5), "worst", draws=200) for s in range(120)]
     assert np.mean([e.low <= 0 <= e.high for e in found]) >= 0.93
@@ -269,8 +269,8 @@ def test_what_each_run_has_of_its_own_is_counted_apart():
 
 
 def test_a_thousand_classes_are_ordered_in_little_memory():
-    """The permutations are drawn block by block by one generator: the p of all at once, which took
-    1.6 GB.
+    """The permutations are drawn block by block by one generator: the p of all at once, which
+    took 1.6 GB.
     """
     rng = np.random.default_rng(1)
     y, truth = np.repeat(np.arange(1000), 4), rng.random(1000)

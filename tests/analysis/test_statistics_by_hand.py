@@ -1,5 +1,5 @@
-"""The statistics at numbers worked out by hand, each formula written out once more: every column,
-limit and p.
+"""The statistics at numbers worked out by hand, each formula written out once more: every
+column, limit and p.
 """
 
 from math import atanh, comb, inf, isnan, sqrt, tanh
@@ -41,8 +41,8 @@ def test_summary_counts_every_column_of_every_attack():
 
 
 def test_the_worst_class_shares_the_error_among_the_classes():
-    """Bonferroni over K = 3 classes present: each interval is one of 1 - .05 / 3; lowest limits of
-    each side.
+    """Bonferroni over K = 3 classes present: each interval is one of 1 - .05 / 3; lowest limits
+    of each side.
     """
     low, high = m.worst_interval([8, 5, 0, 6], [10, 10, 0, 8])
     z = stats.norm.isf(0.05 / 3 / 2)
@@ -115,8 +115,8 @@ def test_the_ceiling_is_stepped_up_by_spearman_and_brown():
 
 
 def test_a_published_mean_by_hand():
-    """Ours .26, .24, .25 less .217 +- .01 of 5 runs: se = .01 sqrt(1/3 + 1/5), Student's t with 4
-    degrees.
+    """Ours .26, .24, .25 less .217 +- .01 of 5 runs: se = .01 sqrt(1/3 + 1/5), Student's t with
+    4 degrees.
     """
     found, se = c.against_published([0.26, 0.24, 0.25], 0.217, 0.01, 5), 0.01 * sqrt(1 / 3 + 1 / 5)
     t, t_power = 2.7764451051977987, 0.9409646
@@ -131,8 +131,8 @@ def test_a_published_mean_by_hand():
 
 
 def test_a_share_by_hand():
-    """Three runs on shared images: seeds' variance / 3, and an image's binomial one, from Wilson's
-    width, once.
+    """Three runs on shared images: seeds' variance / 3, and an image's binomial one, from
+    Wilson's width, once.
     """
     k, n = np.array([80, 70, 75]), np.array([100, 100, 100])
     found = c.share(k, n, 0.5)
@@ -168,8 +168,8 @@ def test_a_correlation_by_hand():
 
 
 def test_an_order_against_an_order_by_hand():
-    """Four classes with 4, 3, 2 and 1 of 5 right, and numbers in nearly that order: rho = 1 - 6 * 2
-    / (4 * 15).
+    """Four classes with 4, 3, 2 and 1 of 5 right, and numbers in nearly that order: rho = 1 - 6
+    * 2 / (4 * 15).
     """
     y = np.repeat(np.arange(4), 500)
     right = np.concatenate([np.arange(500) < 100 * k for k in (4, 3, 2, 1)])
@@ -188,8 +188,8 @@ def test_an_order_against_an_order_by_hand():
 
 
 def test_the_interval_of_an_order_holds_it_where_images_are_few():
-    """Ten classes of 20 images, 6 to 15 of them right: every resampled order is another one, so its
-    rho is below 1.
+    """Ten classes of 20 images, 6 to 15 of them right: every resampled order is another one, so
+    its rho is below 1.
     """
     y, counts = np.repeat(np.arange(10), 20), np.arange(6, 16)
     right = np.concatenate([np.arange(20) < n for n in counts])
@@ -232,8 +232,8 @@ def test_one_seed_has_the_interval_of_its_images():
 
 
 def test_runs_at_the_floor_or_ceiling_lend_no_variance():
-    """1 % and 99 % themselves are taken as the floor and the ceiling; between them every run lends
-    a degree.
+    """1 % and 99 % themselves are taken as the floor and the ceiling; between them every run
+    lends a degree.
     """
     y = np.repeat([0, 1], 100)
     a, b = (np.stack([np.arange(200) % 10 < top for top in (8, 7)]) for _ in "ab")

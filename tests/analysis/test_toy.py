@@ -1,5 +1,5 @@
-"""CFA's toy model: closed form against counted points, optimum against a fine search, the theorems
-as properties.
+"""CFA's toy model: closed form against counted points, optimum against a fine search, the
+theorems as properties.
 """
 
 from math import inf, log

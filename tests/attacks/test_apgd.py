@@ -139,8 +139,8 @@ DUAL = {"Linf": 1, "L2": 2, "L1": float("inf")}
     ids=str,
 )
 def test_linear_models_break_exactly_beyond_their_radius(classes, attack, enough):
-    """The distance to class j is (z_y - z_j) over the dual norm of w_y - w_j while the box does not
-    bind.
+    """The distance to class j is (z_y - z_j) over the dual norm of w_y - w_j while the box does
+    not bind.
     """
     net, x = linear_net(classes), 0.3 + 0.4 * images(40).double()
     z, weight = net(x).detach(), net[1].weight.detach()
@@ -275,8 +275,8 @@ def test_bad_settings_get_one_line(changes, message):
 
 
 def test_larger_radii_begin_at_three_and_two_times_the_ball(monkeypatch):
-    """Normal noise of 192 pixels is longer than every ball: the first start lies on the border of
-    the widest.
+    """Normal noise of 192 pixels is longer than every ball: the first start lies on the border
+    of the widest.
     """
     climbed = []
 

@@ -153,8 +153,8 @@ def test_every_iterate_is_the_textbooks(norm, loss):
 )
 @settings(max_examples=50, deadline=None)
 def test_l1_projection_is_the_nearest_point(seed, dims, eps, scale):
-    """Against a solver of the quadratic programme: delta = p - q with p, q >= 0, sum(p + q) <= eps,
-    in the box.
+    """Against a solver of the quadratic programme: delta = p - q with p, q >= 0, sum(p + q) <=
+    eps, in the box.
     """
     draw = np.random.default_rng(seed)
     x, delta = draw.random(dims).round(1), scale * draw.standard_normal(dims).round(2)

@@ -1,5 +1,5 @@
-"""Settings of the attacks: their defaults, by which kept outcomes are named; the edges of what is
-allowed; frozen.
+"""Settings of the attacks: their defaults, by which kept outcomes are named; the edges of what
+is allowed; frozen.
 """
 
 from dataclasses import FrozenInstanceError, fields
@@ -112,8 +112,8 @@ def test_nothing_that_names_an_outcome_can_be_changed_behind_it():
 
 
 class TwoFaced(nn.Module):
-    """Its second class rises with the image in odd passes for gradients, and falls in even ones a
-    third as fast.
+    """Its second class rises with the image in odd passes for gradients, and falls in even ones
+    a third as fast.
     """
 
     def __init__(self):
@@ -129,8 +129,8 @@ class TwoFaced(nn.Module):
 
 
 def test_expectation_over_transformation_sums_the_gradients_of_its_passes():
-    """Slopes of 3 and -1 sum to 2: upwards, though the last pass, their product and their quotient
-    point down.
+    """Slopes of 3 and -1 sum to 2: upwards, though the last pass, their product and their
+    quotient point down.
     """
     net, x = TwoFaced(), torch.full((2, 1, 2, 2), 0.5)
     APGD(0.1, steps=1, eot=2)(net, x, torch.tensor([0, 0]))

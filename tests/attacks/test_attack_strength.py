@@ -1,5 +1,5 @@
-"""Ours leave no more images standing than the reference's attacks: benchmarks/attack_strength.json
-has the outcomes.
+"""Ours leave no more images standing than the reference's attacks:
+benchmarks/attack_strength.json has the outcomes.
 """
 
 import hashlib

@@ -128,8 +128,8 @@ def test_eps_zero_and_eps_per_sample(attack):
 
 
 def test_the_batch_decides_nothing(attack):
-    """What is drawn belongs to the image, so a seed's verdicts do not depend on who else is in the
-    batch.
+    """What is drawn belongs to the image, so a seed's verdicts do not depend on who else is in
+    the batch.
     """
     model, (x, y) = exact(40)
     whole = images(attack(model, x, y, generator=PerImage(1, torch.arange(40))))

@@ -1,5 +1,5 @@
-"""The door of every attack: what would make it weak without a sound is one line, and what may come
-in works.
+"""The door of every attack: what would make it weak without a sound is one line, and what may
+come in works.
 """
 
 import copy

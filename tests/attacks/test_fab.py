@@ -50,8 +50,8 @@ class Linear(nn.Linear):
 
 
 def linear(classes=5, scale=1.0):
-    """A linear model of 48 inputs in float64, with logits close together where the inputs are about
-    0.5.
+    """A linear model of 48 inputs in float64, with logits close together where the inputs are
+    about 0.5.
     """
     model = Linear(48, classes).double()
     model.weight.data = scattered(classes, 48) * scale
@@ -73,8 +73,8 @@ def batch(model, n=12, spread=1.0):
 
 
 def true_radius(model, x, y, norm):
-    """min over j of (z_y - z_j) / |w_y - w_j|_dual, 0 where the answer is another; the box does not
-    bind.
+    """min over j of (z_y - z_j) / |w_y - w_j|_dual, 0 where the answer is another; the box does
+    not bind.
     """
     z, w = model(x).detach(), model.weight.detach()
     differences = w[y][:, None] - w
@@ -188,8 +188,8 @@ def test_finds_the_norms_of_the_authors_code(norm, targets):
 
 @each_norm
 def test_a_judge_in_float32_makes_a_coarse_search_precise(norm):
-    """The search model's logits are rounded to halves, so that on its own it sees no boundary where
-    it is.
+    """The search model's logits are rounded to halves, so that on its own it sees no boundary
+    where it is.
     """
 
     class Coarse(nn.Module):
@@ -275,8 +275,8 @@ def test_two_classes_and_a_single_image(norm):
 
 @each_norm
 def test_runs_aim_at_the_classes_by_rank_and_restarts_start_beside_the_image(norm):
-    """Class 1 hangs on the first half of the pixels only, class 2, which comes second, on the other
-    half.
+    """Class 1 hangs on the first half of the pixels only, class 2, which comes second, on the
+    other half.
     """
 
     class Halves(nn.Module):

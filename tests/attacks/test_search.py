@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from crat import models
 from crat.attacks import PGD, Decision
 from crat.attacks.judge import attacked_logits
 from crat.attacks.search import SearchWarning, searcher
 from crat.config import ModelConfig
+from crat.nets import models
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
 
@@ -211,8 +211,8 @@ def test_a_model_with_backward_hooks_is_attacked_with_them():
 
 
 def test_folding_that_changes_the_gradient_is_seen():
-    """Tracing drops the backward pass of an own autograd function: the logits agree, the gradients
-    do not.
+    """Tracing drops the backward pass of an own autograd function: the logits agree, the
+    gradients do not.
     """
 
     class Through(torch.autograd.Function):

@@ -1,5 +1,5 @@
-"""Square stays inside, keeps what helps, is one algorithm whatever the batch, and does what a plain
-version does.
+"""Square stays inside, keeps what helps, is one algorithm whatever the batch, and does what a
+plain version does.
 """
 
 import copy
@@ -264,8 +264,8 @@ def test_the_loss_never_gets_worse_and_what_is_found_stays(loss, net, attacked):
 
 @pytest.mark.parametrize(("norm", "enough"), [("Linf", 2), ("L2", 2), ("L1", 3)])
 def test_on_a_linear_model_the_radius_is_the_truth(norm, enough):
-    """No success below |margin| / dual norm of the weights, most somewhat above; blocks of weights,
-    as hills are.
+    """No success below |margin| / dual norm of the weights, most somewhat above; blocks of
+    weights, as hills are.
     """
     net = nn.Sequential(nn.Flatten(), nn.Linear(144, 2))
     weight = torch.randn(3, 3, generator=seeded(1)).kron(torch.ones(4, 4)).flatten()
@@ -295,8 +295,8 @@ def in_hunt(square, net, x, y, every=0, first=0):
 
 
 def test_batch_size_and_leaving_change_nothing(square, net, attacked):
-    """In float64. Where hills cancel what was in their window, rounding is left, and is scaled up
-    by up to 1e12.
+    """In float64. Where hills cancel what was in their window, rounding is left, and is scaled
+    up by up to 1e12.
     """
     net, x, y = net.double(), attacked[0].double(), attacked[1]
     whole = in_hunt(square, net, x, y)

@@ -1,5 +1,5 @@
-"""`Universal`, a perturbation for all images as an attack: what it adds, on whom it is fitted, what
-is kept of it.
+"""`Universal`, a perturbation for all images as an attack: what it adds, on whom it is fitted,
+what is kept of it.
 """
 
 import pytest

@@ -1,5 +1,5 @@
-"""`crat audit`: any model is judged and reported, what was kept is read, and what cannot be judged
-is one line.
+"""`crat audit`: any model is judged and reported, what was kept is read, and what cannot be
+judged is one line.
 """
 
 import json
@@ -14,12 +14,13 @@ import pytest
 import torch
 from tiny_runs import shorten_autoattack
 
-from crat import audit, cli, data, models, store
+from crat import audit, cli, data, store
 from crat.analysis import metrics
 from crat.attacks.logits import NO_GRADIENT
 from crat.audit import Plan, report
 from crat.audit import model as audit_model
 from crat.config import ConfigError
+from crat.nets import models
 from crat.outcomes import verdicts
 from crat.outcomes.evaluation import protocol_pgd
 

@@ -1,5 +1,5 @@
-"""What an audit keeps belongs to the model as it is: its code, its gradients, its state, the images
-and the labels.
+"""What an audit keeps belongs to the model as it is: its code, its gradients, its state, the
+images and the labels.
 """
 
 import json

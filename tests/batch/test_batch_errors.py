@@ -1,5 +1,5 @@
-"""A full disk, a read-only store, a damaged checkpoint: each one line, exit code 1, and nothing is
-lost.
+"""A full disk, a read-only store, a damaged checkpoint: each one line, exit code 1, and nothing
+is lost.
 """
 
 import json

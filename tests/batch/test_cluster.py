@@ -1,5 +1,5 @@
-"""A dask cluster that cannot be used is refused in one line, before anything is begun; what it is
-given, and says.
+"""A dask cluster that cannot be used is refused in one line, before anything is begun; what it
+is given, and says.
 """
 
 import json
@@ -34,8 +34,8 @@ def scheduler():
 
 @pytest.mark.parametrize("where", ["tcp://127.0.0.1:9", "nothing.json"])
 def test_nobody_answers(where):
-    """In a process of its own, as it is: a client of distributed that found nobody leaves a thread
-    behind.
+    """In a process of its own, as it is: a client of distributed that found nobody leaves a
+    thread behind.
     """
     code = (
         "import sys\nfrom crat import cluster\ncluster.PATIENCE = 1.0\ncluster.Cluster(sys.argv[1])"

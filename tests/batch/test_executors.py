@@ -180,8 +180,8 @@ def test_a_log_that_cannot_be_written_fails_the_task(script, tmp_path):
 
 
 def test_a_log_has_a_name_only_where_it_tells_of_a_fault(script, tmp_path):
-    """Else a killed driver would leave it behind. What is said in the meantime is on no disk that
-    anybody sees.
+    """Else a killed driver would leave it behind. What is said in the meantime is on no disk
+    that anybody sees.
     """
     listed = f"print('a word', flush=True); assert not list(Path({str(tmp_path)!r}).glob('*.log'))"
     assert do([script("a", listed)]) == {}

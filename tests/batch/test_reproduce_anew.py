@@ -18,8 +18,8 @@ __all__ = ["elsewhere"]  # used by each test
 
 @pytest.fixture
 def recompute(monkeypatch):
-    """Recomputes two notebooks, or those of these numbers, of which only works[0] decides whether
-    the second works.
+    """Recomputes two notebooks, or those of these numbers, of which only works[0] decides
+    whether the second works.
     """
     write_notebook(Path("notebooks/00_good.ipynb"), GOOD)
     write_notebook(Path("notebooks/01_other.ipynb"), GOOD)

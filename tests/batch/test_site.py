@@ -30,8 +30,8 @@ MATHJAX = ROOT / "docs" / "site" / "_static" / "mathjax"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """The laptop report in a folder of its own, one of its notebooks as if executed there; sphinx
-    had no complaint.
+    """The laptop report in a folder of its own, one of its notebooks as if executed there;
+    sphinx had no complaint.
     """
     figures = tmp_path_factory.mktemp("figures")
     # what git ignores
@@ -205,8 +205,8 @@ FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --d
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Chromium with an empty profile in which no name resolves; skips without one, or fails where
-    CI promised it.
+    """Chromium with an empty profile in which no name resolves; skips without one, or fails
+    where CI promised it.
     """
     chromium = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from crat.analysis.metrics import MetricError, wilson
-from crat.imagenet_labels import FACTORS, factor_errors, read_factors, read_real, real_correct
-from crat.originals import DataError
+from crat.data.files import DataError
+from crat.data.imagenet_labels import FACTORS, read_factors, read_real
+from crat.imagenet_errors import factor_errors, real_correct
 
 
 def name(place):
@@ -61,8 +62,9 @@ def test_real_accuracy_leaves_an_image_without_label_out(real):
     correct = real_correct(labels, predictions(65, 65, 970, 231))
     assert correct.to_dict() == {name(1): True, name(3): True, name(4): False}
     assert correct.mean() == pytest.approx(2 / 3)
-    # any order of images
-    assert real_correct(labels, predictions(65, 65, 970, 231)[::-1]).mean() == correct.mean()
+    assert (
+        real_correct(labels, predictions(65, 65, 970, 231)[::-1]).mean() == correct.mean()
+    )  # any order of images
 
 
 def test_real_says_what_cannot_be_judged(real):

@@ -12,12 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crat import data, models, plans, plots, superclasses
+from crat import data, plans, plots
 from crat.analysis import metrics
 from crat.config import PROTOCOLS, ConfigError, profile
-from crat.originals import CLASSES, SHAPES
+from crat.data import superclasses
+from crat.data.registry import DATASETS
+from crat.nets import models
 from crat.outcomes.verdicts import Outcomes
-from crat.plans.tian2021 import SMALLEST
 from crat.plots import methods as plots_methods
 from crat.training.run import Run
 
@@ -29,19 +30,18 @@ TRAINED = ("mnist", "cifar10", "cifar100", "svhn", "stl10")  # the paper's, and 
 def test_every_class_has_one_superclass(name):
     groups, of = superclasses.superclasses(name)
     members = [member for group in superclasses.GROUPS[name].values() for member in group]
-    assert sorted(members) == sorted(CLASSES[name])
+    assert sorted(members) == sorted(DATASETS[name].classes)
     assert len(groups) == len(set(of.tolist())) == of.max() + 1
-    for label, member in enumerate(CLASSES[name]):
+    for label, member in enumerate(DATASETS[name].classes):
         assert member in superclasses.GROUPS[name][groups[of[label]]]
 
 
 def test_cifar100_has_its_own_and_digits_have_none():
     groups, of = superclasses.superclasses("cifar100")
-    names, official = data.superclasses()
-    assert groups == names
-    assert of.tolist() == official.tolist()
+    assert groups == tuple(DATASETS["cifar100"].superclasses)
+    assert of[:4].tolist() == [4, 1, 14, 8]  # as in CIFAR-100's own files (test_data.py has all)
     with pytest.raises(
-        ConfigError, match=r"mnist has no superclasses; those that have: cifar100, fashion_mnist"
+        ConfigError, match=r"mnist has no superclasses; those that have: fashion_mnist_mini"
     ):
         superclasses.superclasses("mnist")
 
@@ -96,12 +96,14 @@ def test_the_plan_of_each_data_set_can_be_trained(chosen, name):
             PROTOCOLS[name].steps,
         ), key
         images = config.data
-        assert (images.train_per_class or 1) + images.valid_per_class <= SMALLEST[name], key
+        assert (images.train_per_class or 1) + images.valid_per_class <= DATASETS[
+            name
+        ].smallest_class, key
         data.resolve_augment(images)
-    height, width, channels, n_classes = SHAPES[name]
-    network = models.build(runs["live"].model, n_classes, (channels, height, width)).eval()
+    shape, n_classes = DATASETS[name].image_shape, DATASETS[name].n_classes
+    network = models.build(runs["live"].model, n_classes, shape).eval()
     with torch.no_grad():
-        assert network(torch.zeros(2, channels, height, width)).shape == (2, n_classes)
+        assert network(torch.zeros(2, *shape)).shape == (2, n_classes)
     assert runs["live"].train.seed == 3
     removed = {f"without-{c}-s0" for c in plans.REMOVED.get(name, ())}
     assert removed == {key for key in runs if key.startswith("without")}
@@ -115,12 +117,14 @@ def test_the_published_data_set_by_its_name_is_the_published_one():
         assert named == usual
     assert plans.tian2021("paper", 0, "cifar10") == plans.tian2021("paper", 0)
     laptop = plans.tian2021("laptop", 0)
-    # nothing of it is changed
-    assert laptop["pgd_at-s1"] == profile("laptop").but(defense="pgd_at", seed=1)
+    assert laptop["pgd_at-s1"] == profile("laptop").but(
+        defense="pgd_at", seed=1
+    )  # nothing of it is changed
     assert laptop["AT-s0"] == plans.sweep("laptop").but(defense="pgd_at")
     shipped = plans.tian2021("quick", 0, "fashion_mnist_mini")
-    # nothing is published: its own settings
-    assert shipped["pgd_at-s0"] == profile("quick").but(defense="pgd_at")
+    assert shipped["pgd_at-s0"] == profile("quick").but(
+        defense="pgd_at"
+    )  # nothing is published: its own settings
 
 
 def test_what_cannot_be_trained_says_so(tmp_path, monkeypatch):
@@ -149,7 +153,7 @@ def hundred_classes(seed, towards=0.7):
     clean = np.where(rng.random(y.size) < 0.6, y, wrong)
     attacked = np.where(rng.random(y.size) < 0.5, clean, wrong)
     predictions = {"clean": clean, "PGD-20": attacked, "T=1": attacked}
-    return Outcomes("test", CLASSES["cifar100"], y, {}, predictions, {})
+    return Outcomes("test", DATASETS["cifar100"].classes, y, {}, predictions, {})
 
 
 def test_the_cells_of_the_notebook_on_a_hundred_classes(tmp_path, monkeypatch, capsys):
@@ -174,7 +178,7 @@ def test_the_cells_of_the_notebook_on_a_hundred_classes(tmp_path, monkeypatch, c
         "plans": plans,
         "superclasses": superclasses,
     }
-    cell = given_names | {"y": seen["pgd_at-s0"].y, "names": CLASSES["cifar100"]}
+    cell = given_names | {"y": seen["pgd_at-s0"].y, "names": DATASETS["cifar100"].classes}
     for source in sources:
         exec(source, cell)
     plots.plt.close("all")

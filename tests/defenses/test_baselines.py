@@ -1,5 +1,5 @@
-"""MART, ALP, HE, TRADES and FAT against their formulas written out, and FAT's stopping rule against
-a loop.
+"""MART, ALP, HE, TRADES and FAT against their formulas written out, and FAT's stopping rule
+against a loop.
 """
 
 import pytest
@@ -14,7 +14,7 @@ from crat.defenses.fat import FAT
 from crat.defenses.he import HE, MARGINS
 from crat.defenses.mart import MART
 from crat.defenses.trades import TRADES
-from crat.models import CosineHead
+from crat.nets.models import CosineHead
 
 ATTACK = PGD(0.1, 0.03, 3, start="gaussian")
 S = 7.0

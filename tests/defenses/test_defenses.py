@@ -64,8 +64,8 @@ def test_loss_is_the_formula_with_its_whole_gradient(name, model, batch):
 
 
 def test_trades_crafts_as_the_released_code_describes(model, batch):
-    """Start x + 0.001 N(0, 1), eval mode, sign ascent on KL(p(x) || p(x')) with p(x) anew in every
-    step.
+    """Start x + 0.001 N(0, 1), eval mode, sign ascent on KL(p(x) || p(x')) with p(x) anew in
+    every step.
     """
     x, y = batch
     attack = PGD(0.1, 0.03, 4, start="gaussian")
@@ -101,8 +101,8 @@ def test_class_statistics_are_counts():
 
 
 def test_judged_images_count_as_robust_where_both_answers_are_right():
-    """R_k: an image that is right on one side only counts on that side only; a class without images
-    counts nothing.
+    """R_k: an image that is right on one side only counts on that side only; a class without
+    images counts nothing.
     """
     y = torch.tensor([0, 0, 0, 0, 1, 1, 3])
     clean = torch.eye(4)[[0, 0, 1, 1, 1, 0, 3]] * 2

@@ -49,11 +49,7 @@ def batch():
 def ready(method, classes=3, **changes):
     """A method on a network of its head with three classes, and its state begun."""
     run = Run.of(config(method, **changes))
-    images = data.load(run.config.data)
-    few = type(images)(
-        **{**vars(images), "classes": images.classes[:classes], "original_labels": range(classes)}
-    )
-    model = build_model(run.config, few).train()
+    model = build_model(run.config, classes).train()
     counts = torch.arange(classes, 0, -1) * 10.0
     return make_defense(run.config.train, Task(counts, (1, 28, 28), 3)), model
 
@@ -121,8 +117,8 @@ def undisturbed(tmp_path_factory):
 
 @each_method
 def test_killed_in_mid_epoch_and_resumed_ends_the_same(method, undisturbed, tmp_path, monkeypatch):
-    """The process dies in the second and again in the third epoch; weights, history and state are
-    as undisturbed.
+    """The process dies in the second and again in the third epoch; weights, history and state
+    are as undisturbed.
     """
     asked, whole = config(method, train_per_class=14), undisturbed(method)
     expected = (

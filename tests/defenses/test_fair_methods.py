@@ -1,5 +1,5 @@
-"""FRL, WAT, BAT and CFOL: each loss against its formula written out, each class-wise update against
-numbers by hand.
+"""FRL, WAT, BAT and CFOL: each loss against its formula written out, each class-wise update
+against numbers by hand.
 """
 
 import math

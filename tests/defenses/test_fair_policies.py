@@ -126,8 +126,8 @@ def test_loss_is_the_formula_with_its_whole_gradient(method, model, batch):
 
 @each
 def test_absent_classes_and_warm_up_scale(method, model, batch):
-    """A batch of one class out of five: finite loss and gradient, images within half of eps, same
-    draw, same images.
+    """A batch of one class out of five: finite loss and gradient, images within half of eps,
+    same draw, same images.
     """
     x, _ = batch
     y = torch.zeros(len(x), dtype=torch.long)
@@ -155,8 +155,8 @@ def statistics(soft, n, robust=None):
 
 
 def test_dafa_moves_once_at_the_end_of_its_warm_up_by_algorithm_2():
-    """S = [[.4 .5 .1] [.2 .7 .1] [0 .3 .7]] by hand: 0 gains S_01 S_11 + S_02 S_22, which 1 and 2
-    pay; 1 equals 2.
+    """S = [[.4 .5 .1] [.2 .7 .1] [0 .3 .7]] by hand: 0 gains S_01 S_11 + S_02 S_22, which 1 and
+    2 pay; 1 equals 2.
     """
     dafa = prepared(DAFA(ATTACK, lam=2.0))  # 70 of 110: the 7th of 11 epochs
     soft = [[4.0, 5.0, 1.0], [4.0, 14.0, 2.0], [0.0, 3.0, 7.0]]
@@ -296,8 +296,8 @@ def test_codats_distribution_is_the_best_in_the_chi_square_ball(loss, rho):
 
 
 def test_closed_forms_by_hand():
-    """chi^2: p = (1 + sqrt(rho) (L - Lbar) / sigma) / K; an absent class; equals at the edge. KL:
-    two classes.
+    """chi^2: p = (1 + sqrt(rho) (L - Lbar) / sigma) / K; an absent class; equals at the edge.
+    KL: two classes.
     """
     chi, kl, ones = (
         codat.worst_distribution,

@@ -14,7 +14,7 @@ from crat.defenses import ClassStats, Task
 from crat.defenses.at_bsl import ATBSL
 from crat.defenses.reat import REAT, effective_weights
 from crat.defenses.robal import RoBal, calibrated
-from crat.models import Classifier, CosineHead, Normalize
+from crat.nets.models import Classifier, CosineHead, Normalize
 
 EPS, STEP = 0.1, 0.04
 COUNTS = (5, 40, 1)  # in no order
@@ -61,8 +61,8 @@ def at_bsl_written_out(model, x, x_adv, y):
 
 
 def reat_written_out(model, x, x_adv, y):
-    """The code's term image by image and pair by pair; of three classes only the last by count is
-    rare.
+    """The code's term image by image and pair by pair; of three classes only the last by count
+    is rare.
     """
     f, n = features(model, x_adv), torch.tensor(COUNTS).double()
     v, q, pairs, terms = (n.sum() / n).sqrt(), f.softmax(1), len(y), []

@@ -201,8 +201,8 @@ def test_frls_bounds_are_the_codes():
 
 
 def test_wats_and_cfols_rates_are_the_codes_at_its_length():
-    """WAT: 0.1 of 100 epochs; CFOL: 5e-6 of 100 epochs of 40,000 images; both fall with the root of
-    the length.
+    """WAT: 0.1 of 100 epochs; CFOL: 5e-6 of 100 epochs of 40,000 images; both fall with the root
+    of the length.
     """
     assert [ready("wat", epochs).rate for epochs in (100, 400, 25)] == pytest.approx(
         [0.1, 0.05, 0.2]
@@ -224,8 +224,8 @@ def test_fats_slack_grows_at_the_codes_shares_of_the_epochs():
 
 
 def test_cfas_lambdas_are_the_papers_for_each_base():
-    """t_k = .2 and .6 at eps .1, beta 6: lambda_1 of .5, .3 and .7, lambda_2 of .5; each part can
-    be left out.
+    """t_k = .2 and .6 at eps .1, beta 6: lambda_1 of .5, .3 and .7, lambda_2 of .5; each part
+    can be left out.
     """
     n, nothing = torch.tensor([10.0, 10.0, 0.0]), torch.zeros(3)
     train = ClassStats(
@@ -254,8 +254,8 @@ def test_cfas_lambdas_are_the_papers_for_each_base():
 
 
 def test_a_bias_is_fitted_with_the_settings_that_published_ones_were():
-    """Notebooks fit theirs without naming any; the first round, by hand: step sd(z) / sqrt(1) for
-    the worst of two.
+    """Notebooks fit theirs without naming any; the first round, by hand: step sd(z) / sqrt(1)
+    for the worst of two.
     """
     settings = {
         name: p.default

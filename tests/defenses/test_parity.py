@@ -31,8 +31,8 @@ def test_ours_gives_the_authors_numbers(case):
 
 @contextlib.contextmanager
 def crafting(through):
-    """Within, the images that a method crafts pass `through` a function: once, however many methods
-    it is made of.
+    """Within, the images that a method crafts pass `through` a function: once, however many
+    methods it is made of.
     """
     depth = []
 

@@ -44,8 +44,8 @@ def batch(labels, seed=0):
 
 
 def by_hand(model, x, y, delta):
-    """One step of the deltas by autograd through x + delta_y, on the sum of the log-odds; (K, C, H,
-    W).
+    """One step of the deltas by autograd through x + delta_y, on the sum of the log-odds; (K, C,
+    H, W).
     """
     leaf = delta.clone().requires_grad_()
     p = model.eval()(x + leaf[y]).softmax(1)[torch.arange(len(y)), y]
@@ -142,8 +142,8 @@ def test_the_state_resumes_exactly(model):
 
 
 def test_training_on_the_deltas_lowers_the_fooling_rate_that_they_have():
-    """Two classes told apart by brightness, within eps, and by one pixel beyond it, which training
-    comes to trust.
+    """Two classes told apart by brightness, within eps, and by one pixel beyond it, which
+    training comes to trust.
     """
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(64) % 2

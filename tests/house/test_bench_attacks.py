@@ -1,5 +1,5 @@
-"""The comparison: what the sides did is counted, verdicts are ours, and a library that is absent is
-named.
+"""The comparison: what the sides did is counted, verdicts are ours, and a library that is absent
+is named.
 """
 
 import copy
@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from crat import bench_attacks, models, peers, precision
+from crat import bench_attacks, peers, precision
 from crat.attacks import PGD, AutoAttack
 from crat.config import ConfigError, ModelConfig
 from crat.device import describe, pick_device
+from crat.nets import models
 
 EPS = 0.03
 
@@ -63,8 +64,8 @@ def fake_pgd(model, eps, steps):
 
 @pytest.fixture
 def libraries(monkeypatch):
-    """Stand-ins for the four libraries; torchattacks leaves one step early, art looks twice more,
-    as the real one.
+    """Stand-ins for the four libraries; torchattacks leaves one step early, art looks twice
+    more, as the real one.
     """
     ignored = dict.fromkeys(("APGD", "APGDT", "FAB", "Square"), lambda model, **settings: model)
     stubs = {

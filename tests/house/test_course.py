@@ -150,8 +150,8 @@ def with_one_gap(source):
 
 @each_notebook
 def test_each_check_is_red_until_its_answer_is_right(name, kernel):
-    """The whole solution is green; on the way every check is tried with gaps and with the mistakes
-    of WRONG.
+    """The whole solution is green; on the way every check is tried with gaps and with the
+    mistakes of WRONG.
     """
     answered, wrong, checks = [], {w for w in WRONG if w[0] == name[0]}, 0
     for tags, source in code(COURSE / "solutions" / name):

@@ -55,6 +55,8 @@ def module_name(path):
 
 def room_of(name):
     """The room of a module, or the module itself where it is on the ground; "" for crat itself."""
+    if name == "crat.data.registry":  # a table, which config reads
+        return "config"
     return ".".join(name.split(".")[1:2])
 
 
@@ -97,7 +99,9 @@ def test_imports_only_go_down(path):
     assert not own or own in FLOOR, f"{own} has no floor: add it to FLOORS in {Path(__file__).name}"
     for module, _, line in of_crat(path):
         room = room_of(module)
-        allowed = not room or room == own or FLOOR[room] < FLOOR[own] or own in FLOORS[0].split()
+        allowed = (
+            not room or room == own or FLOOR[room] < FLOOR[own] or FLOOR[room] == FLOOR[own] == 0
+        )
         assert allowed, f"{path}:{line} imports {module}, which is not on a floor below"
 
 

@@ -148,8 +148,8 @@ FORBIDDEN = re.compile(f"{HOSTS}|{INDEXES}|{PLACES}")
 
 
 def committed_texts():
-    """Path and text of all that git has or would add; in an unpacked archive, of all that is in the
-    folder.
+    """Path and text of all that git has or would add; in an unpacked archive, of all that is in
+    the folder.
     """
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -210,7 +210,10 @@ def test_the_wheel_holds_images_and_licences(wheel):
 def test_the_wheel_loads_its_images_alone(wheel, tmp_path):
     """Outside the repository: nothing that the package needs is left behind."""
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = "import crat; from crat.data import load; d = load('fashion_mnist_mini'); print(crat.__file__, len(d.y_test))"
+    code = (
+        "import crat; from crat.data import load; d = load('fashion_mnist_mini'); "
+        "print(crat.__file__, len(d.y_test))"
+    )
     out = run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}
     ).stdout

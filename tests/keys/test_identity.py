@@ -1,5 +1,5 @@
-"""A key holds everything that decides: state that a repr hides, code that is not ours; what cannot
-be read is told.
+"""A key holds everything that decides: state that a repr hides, code that is not ours; what
+cannot be read is told.
 """
 
 import enum
@@ -198,7 +198,7 @@ def test_a_model_is_its_code_state_and_hooks(monkeypatch):
 
 
 def test_usual_networks_are_read_whole():
-    from crat import models
+    from crat.nets import models
 
     nets = [
         nn.LSTM(2, 2),

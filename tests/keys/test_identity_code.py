@@ -1,5 +1,5 @@
-"""The identity of a user's class and functions is their code and all that it reaches, wherever they
-were written.
+"""The identity of a user's class and functions is their code and all that it reaches, wherever
+they were written.
 """
 
 import functools

@@ -171,8 +171,8 @@ def test_published_results_need_no_weights(run, tmp_path, monkeypatch):
 
 
 def test_outcomes_are_tied_to_the_weights(run, tmp_path, monkeypatch):
-    """A published run that is trained again elsewhere has other bits: its outcomes may not be mixed
-    with the old.
+    """A published run that is trained again elsewhere has other bits: its outcomes may not be
+    mixed with the old.
     """
     evaluate.evaluate(run, BATTERY)
     target = publish(run, tmp_path / "results")

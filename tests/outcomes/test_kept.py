@@ -1,5 +1,5 @@
-"""What is kept is what was asked: prefixes, foreign attacks, files that were edited, and the line
-that tells of it.
+"""What is kept is what was asked: prefixes, foreign attacks, files that were edited, and the
+line that tells of it.
 """
 
 import functools

@@ -96,8 +96,8 @@ def test_figures_come_with_their_tables(path):
 
 @pytest.mark.parametrize("number", plans.PLANS)
 def test_what_a_notebook_trains_while_its_reader_waits_is_small(number):
-    """Counted, not timed: an image through the network, there and back, is a pass. 110,000 took 10
-    s of one core.
+    """Counted, not timed: an image through the network, there and back, is a pass. 110,000 took
+    10 s of one core.
     """
     live = plans.LIVE.get(number, ()) if number == "00" else ("live",)
     runs = {

@@ -59,8 +59,8 @@ def shared_out(claim, by, noise):
 
 
 def correlated(claim, by, noise):
-    """An order against itself, its reverse, or one that has nothing to do with it; without noise on
-    many images.
+    """An order against itself, its reverse, or one that has nothing to do with it; without noise
+    on many images.
     """
     # rho = -0.006
     orders = {1: ORDER, -1: ORDER[::-1], 0: np.array([8, 2, 5, 1, 9, 0, 4, 7, 3, 6.0])}

@@ -1,5 +1,5 @@
-"""Figures are tested by their data: what is drawn is what the table says, and the table lies beside
-the picture.
+"""Figures are tested by their data: what is drawn is what the table says, and the table lies
+beside the picture.
 """
 
 import matplotlib.pyplot as plt

@@ -1,5 +1,5 @@
-"""A checkout and a home folder that nobody may write to: CRAT_RUNS, CRAT_DATA and CRAT_FIGURES take
-everything.
+"""A checkout and a home folder that nobody may write to: CRAT_RUNS, CRAT_DATA and CRAT_FIGURES
+take everything.
 """
 
 import os

@@ -1,5 +1,5 @@
-"""Several processes, one training: the numbers of a single one, whatever a network or a loss takes
-from its batch.
+"""Several processes, one training: the numbers of a single one, whatever a network or a loss
+takes from its batch.
 """
 
 import json
@@ -212,8 +212,8 @@ os._exit(0)  # a thread of gloo may outlive the interpreter, and then aborts the
 
 
 def test_all_ranks_judge_one_network_and_move_one_policy(tmp_path):
-    """To the last bit, BatchNorm's statistics included; WAT moves its weights by validation, FAWA's
-    gate asks it.
+    """To the last bit, BatchNorm's statistics included; WAT moves its weights by validation,
+    FAWA's gate asks it.
     """
     settings = TINY | {"defense": "wat", "average": "fawa", "average_start": 0}
     together(EACH_RANK, 3, tmp_path / "three", json.dumps(settings))

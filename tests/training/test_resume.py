@@ -1,5 +1,5 @@
-"""Killed at any moment, stopped, damaged or partly removed: a run ends as if nothing had happened,
-or says why not.
+"""Killed at any moment, stopped, damaged or partly removed: a run ends as if nothing had
+happened, or says why not.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""Training: schedules, determinism, averages, collapse, bad numbers, refusals. (test_resume: kill
-and resume.)
+"""Training: schedules, determinism, averages, collapse, bad numbers, refusals. (test_resume:
+kill and resume.)
 """
 
 from types import SimpleNamespace
@@ -95,8 +95,8 @@ def test_the_global_random_state_is_left_alone():
 
 
 def test_compiled_training_gives_the_same_network(monkeypatch):
-    """Dynamo's own tracing without a C++ compiler: the toggling of modes and gradients in an attack
-    is what matters.
+    """Dynamo's own tracing without a C++ compiler: the toggling of modes and gradients in an
+    attack is what matters.
     """
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model: real(model, backend="eager"))
@@ -283,10 +283,7 @@ def test_bfloat16_trains_as_well():
 
 
 def test_initial_weights_depend_on_the_seed_only():
-    from crat import data
-
-    images = data.load(TINY.data)
-    first, again, other = (build_model(TINY.but(seed=s), images).state_dict() for s in (0, 0, 1))
+    first, again, other = (build_model(TINY.but(seed=s)).state_dict() for s in (0, 0, 1))
     assert same(first, again)
     assert not same(first, other)
 

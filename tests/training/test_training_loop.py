@@ -36,11 +36,11 @@ def by_class(y, values):
 
 
 def looped():
-    """AT, PGD-2 within 0.1 (half of it in the first epoch), SGD 0.9 and 5e-4, EMA of each update:
-    what it leaves.
+    """AT, PGD-2 within 0.1 (half of it in the first epoch), SGD 0.9 and 5e-4, EMA of each
+    update: what it leaves.
     """
     images = data.load(WARM_UP.data)
-    model = build_model(WARM_UP, images).to(memory_format=torch.channels_last)
+    model = build_model(WARM_UP).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     average, epochs, step = {}, [], 0
     for epoch in range(EPOCHS):
@@ -71,7 +71,7 @@ def looped():
 
 def validated(state, images):
     """Clean accuracy, R_k and loss under PGD-10 of each class, of 5 images each."""
-    model = build_model(WARM_UP, images).to(memory_format=torch.channels_last).eval()
+    model = build_model(WARM_UP).to(memory_format=torch.channels_last).eval()
     model.load_state_dict(state)
     x, y = images_of(images.x_valid), images.y_valid
     x_adv = PGD(0.1, 0.025, 10)(
@@ -117,8 +117,8 @@ def trainer():
 
 
 def test_the_best_epoch_is_the_first_of_the_highest_average_plus_worst(trainer):
-    """An equal one comes too late; a class without images counts neither in the average nor as the
-    worst.
+    """An equal one comes too late; a class without images counts neither in the average nor as
+    the worst.
     """
 
     def judged(*robust, n=(10, 10, 0)):
@@ -146,8 +146,8 @@ def test_the_best_epoch_is_the_first_of_the_highest_average_plus_worst(trainer):
 def test_an_epoch_collapses_where_one_class_draws_over_nine_tenths(
     trainer, monkeypatch, moved, collapsed
 ):
-    """Of 50 validation images 50, 46, 45 and 44 are called the first class: more than .9 of them is
-    46.
+    """Of 50 validation images 50, 46, 45 and 44 are called the first class: more than .9 of them
+    is 46.
     """
     answers = torch.zeros(50, dtype=torch.long)
     answers[:moved] = torch.arange(1, 10).repeat(6)[:moved]
