@@ -211,13 +211,8 @@ def _evaluate(a: Namespace) -> int:
     from crat.audit import class_table
     from crat.corruptions import corruption_battery
     from crat.data import DataError
-    from crat.outcomes.evaluation import (
-        MissingWeights,
-        evaluate,
-        judged_as_published,
-        standard_battery,
-        strong_battery,
-    )
+    from crat.outcomes.batteries import standard_battery, strong_battery
+    from crat.outcomes.evaluation import MissingWeights, evaluate, judged_as_published
 
     standard = standard_battery(run.config.data.name)
     attacks = standard | strong_battery(run.config.data.name)
@@ -350,7 +345,7 @@ def _runs(a: Namespace) -> None:
 
 def _publish(a: Namespace) -> None:
     run = find_run(a.run)
-    from crat.outcomes.evaluation import publish
+    from crat.outcomes.publishing import publish
 
     print(publish(run))
 

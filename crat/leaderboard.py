@@ -9,7 +9,8 @@ import pandas as pd
 
 from crat.analysis import metrics
 from crat.config import PROTOCOLS, profile
-from crat.outcomes.evaluation import evaluate, protocol_pgd
+from crat.outcomes.batteries import protocol_pgd
+from crat.outcomes.evaluation import evaluate
 from crat.plans import TRIED, all_methods_evidence
 from crat.plans.common import evidence
 from crat.training.run import Run

@@ -10,9 +10,10 @@ from typing import Any
 from crat import store
 from crat.data import found
 from crat.flags import words_for
+from crat.outcomes.batteries import Battery
+from crat.outcomes.cache import Outcomes
 from crat.outcomes.evaluation import at_hand as readable
 from crat.outcomes.evaluation import evaluate
-from crat.outcomes.verdicts import Battery, Outcomes
 from crat.training.run import Run
 
 SETTINGS = {

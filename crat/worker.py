@@ -29,7 +29,7 @@ def make(config: RunConfig) -> None:
 
 def usual_battery(dataset: str) -> dict[str, Attack]:
     """What every notebook judges by: PGD and CW at the data set's test protocol."""
-    from crat.outcomes.evaluation import standard_battery
+    from crat.outcomes.batteries import standard_battery
 
     return {name: attack for name, attack in standard_battery(dataset).items() if name != "FGSM"}
 

@@ -1,3 +1,13 @@
-"""Class-wise numbers and how they are compared: pure functions of labels and predictions, no
-file, no network.
-"""
+"""Class-wise numbers and how they are compared: functions of labels and predictions."""
+
+__all__ = [
+    "calibration",
+    "claims",
+    "comparisons",
+    "curves",
+    "longtail",
+    "mce",
+    "metrics",
+    "toy",
+    "variation",
+]

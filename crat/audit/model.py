@@ -27,7 +27,8 @@ from crat.audit.report import class_table, report
 from crat.config import ConfigError
 from crat.device import describe, pick_device, pick_dtype
 from crat.keys.identity import Identity, identity
-from crat.outcomes.verdicts import Battery, Outcomes, Subject, Verdicts
+from crat.outcomes.batteries import Battery
+from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
 from crat.reproduce import shown
 from crat.training.run import classes_in_turn
 
@@ -80,7 +81,7 @@ def audit(
         "versions": _versions(),
     }
     _tell_of(card, tell)
-    cache = Verdicts(
+    cache = OutcomeCache(
         _label(subject),
         [folder],
         decided_by,
@@ -143,7 +144,7 @@ def _tell_of(card: dict[str, Any], tell: Callable[[str], None]) -> None:
 
 
 def _judged(
-    cache: Verdicts, battery: Battery, classes: Sequence[str], tell: Callable[[str], None]
+    cache: OutcomeCache, battery: Battery, classes: Sequence[str], tell: Callable[[str], None]
 ) -> tuple[Outcomes, list[str]]:
     """The outcomes under a battery, and the warnings of it, told as well.
 

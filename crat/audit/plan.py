@@ -12,8 +12,7 @@ from crat.attacks.square import Square
 from crat.attacks.threat import NORMS
 from crat.config import DATASETS, DTYPES, PROTOCOLS, ConfigError, as_written, number
 from crat.names import one_of
-from crat.outcomes.evaluation import protocol_pgd
-from crat.outcomes.verdicts import Battery
+from crat.outcomes.batteries import Battery, protocol_pgd
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import pandas as pd
 
 from crat import store
 from crat.analysis import metrics
-from crat.outcomes.verdicts import Battery, Outcomes
+from crat.outcomes.batteries import Battery
+from crat.outcomes.cache import Outcomes
 from crat.reproduce import aligned
 
 DRAWN = 20  # classes in a figure; of more, the worst

@@ -22,7 +22,7 @@ from crat.config import PROTOCOLS, ConfigError, RunConfig, number
 from crat.defenses import ClassStats, Defense, Task, make_defense
 from crat.defenses.stats import judged_stats
 from crat.device import autocast, compiled, pick_device
-from crat.outcomes.kept import halved
+from crat.outcomes.files import halved
 from crat.progress import Progress, dated, tell
 from crat.store import Store
 from crat.store.lease import Lease, held

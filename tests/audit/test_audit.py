@@ -21,8 +21,8 @@ from crat.audit import Plan, report
 from crat.audit import model as audit_model
 from crat.config import ConfigError
 from crat.nets import models
-from crat.outcomes import verdicts
-from crat.outcomes.evaluation import protocol_pgd
+from crat.outcomes import cache
+from crat.outcomes.batteries import protocol_pgd
 
 BASE = {"device": "cpu", "tell": lambda line: None}
 
@@ -142,7 +142,7 @@ def test_the_card_tells_what_was_judged_and_the_result(audited, images):
 def test_the_command_reads_what_is_kept(crat, monkeypatch):
     monkeypatch.delitem(sys.modules, "nets", raising=False)  # of another test
     words = "nets:linear --attacks FGSM PGD-20 --eps 8/255"
-    real, begun = verdicts.attacked_batches, []
+    real, begun = cache.attacked_batches, []
 
     def killed_in_the_third(model, x, y, attack, **settings):
         begun.append(attack)
@@ -150,7 +150,7 @@ def test_the_command_reads_what_is_kept(crat, monkeypatch):
             raise KeyboardInterrupt
         return real(model, x, y, attack, **settings)
 
-    monkeypatch.setattr(verdicts, "attacked_batches", killed_in_the_third)
+    monkeypatch.setattr(cache, "attacked_batches", killed_in_the_third)
     assert crat(words)[::2] == (130, "crat: stopped; the same command resumes from what is done\n")
     code, first, _ = crat(words)
     assert code == 0
@@ -162,7 +162,7 @@ def test_the_command_reads_what_is_kept(crat, monkeypatch):
     assert re.search(r"\nworst class +\d+\.\d +\d+\.\d", first)
     folder = re.search(r"\n(\S+): card.json, class_bars.csv, ", first)[1]
     assert re.search(r"runs/audits/nets-linear-[0-9a-f]{16}$", folder)
-    monkeypatch.setattr(verdicts, "attacked_batches", None)
+    monkeypatch.setattr(cache, "attacked_batches", None)
     code, again, _ = crat(words)
     assert code == 0
     assert without_kept(again) == without_kept(first)
@@ -345,7 +345,7 @@ def test_a_checkpoint_of_a_known_architecture(crat, tmp_path, kind, monkeypatch)
 
 def test_what_square_alone_breaks_is_a_warning():
     broken_by = np.array(["square"] * 3 + ["apgd-ce"] * 500 + [""] * 497)
-    found = verdicts.Outcomes("test", ("a", "b"), np.zeros(1000, int), {}, {}, {"AA": broken_by})
+    found = cache.Outcomes("test", ("a", "b"), np.zeros(1000, int), {}, {}, {"AA": broken_by})
     (line,) = audit_model._masked(found)
     assert line.startswith("Square broke 3 of 1000 images that gradient-based attacks left")
     assert audit_model._masked(replace(found, broken_by={"AA": broken_by[2:]})) == []
@@ -380,7 +380,7 @@ def test_of_many_classes_the_worst_are_drawn(tmp_path, monkeypatch):
     y = np.repeat(np.arange(29), 10)  # the last has no image
     clean = np.where(rng.random(290) < 0.9, y, 0)
     predictions = {"clean": clean, "FGSM": np.where(rng.random(290) < 0.5, clean, 1)}
-    found = verdicts.Outcomes("test", tuple(names), y, {}, predictions, {})
+    found = cache.Outcomes("test", tuple(names), y, {}, predictions, {})
     monkeypatch.setattr(
         "crat.plots.class_bars", lambda table, title: drawn.update(table=table, title=title)
     )

@@ -6,7 +6,8 @@ import pytest
 
 from crat import cli, published, store
 from crat.config import RunConfig
-from crat.outcomes.evaluation import at_hand, evaluate, standard_battery
+from crat.outcomes.batteries import standard_battery
+from crat.outcomes.evaluation import at_hand, evaluate
 from crat.training.run import Run, card_config
 
 

@@ -18,6 +18,7 @@ from crat.attacks import FGSM
 from crat.config import PROTOCOLS, ConfigError, DataConfig, RunConfig
 from crat.data import images
 from crat.data.registry import DATASETS, DatasetSpec, Protocol
+from crat.outcomes import batteries
 from crat.outcomes import evaluation as evaluate
 from crat.training.trainer import train
 
@@ -84,7 +85,7 @@ def test_a_new_data_set_is_one_row(kind, home, monkeypatch):
         monkeypatch.setitem(DATASETS, "leaves", folder_row())
     config = RunConfig().but(data="Leaves", **TINY)
     assert config.resolved().train.eps == PROTOCOLS["leaves"].eps == "6/255"
-    assert evaluate.protocol_pgd("leaves").steps == 3
+    assert batteries.protocol_pgd("leaves").steps == 3
     assert DataConfig("foliage").name == "leaves"
     assert data.resolve_augment(config.data) == "crop"
     with pytest.raises(ConfigError, match="leaves has no flips"):
@@ -94,7 +95,7 @@ def test_a_new_data_set_is_one_row(kind, home, monkeypatch):
     assert run.card()["classes"] == ["ash", "beech", "cherry"]
     model = run.model(device="cpu")
     assert model.normalize.mean.flatten().tolist() == pytest.approx(INVENTED.mean)
-    outcomes = evaluate.evaluate(run, evaluate.standard_battery("leaves"), device="cpu")
+    outcomes = evaluate.evaluate(run, batteries.standard_battery("leaves"), device="cpu")
     assert outcomes.logits["PGD-3"].shape == (12, 3)
     shown = {line["name"]: line for line in data.listing()}["leaves"]
     assert (shown["train"], shown["train_per_class"], shown["test"]) == (36, "12", 12)

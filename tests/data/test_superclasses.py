@@ -18,7 +18,7 @@ from crat.config import PROTOCOLS, ConfigError, profile
 from crat.data import superclasses
 from crat.data.registry import DATASETS
 from crat.nets import models
-from crat.outcomes.verdicts import Outcomes
+from crat.outcomes.cache import Outcomes
 from crat.plots import methods as plots_methods
 from crat.training.run import Run
 

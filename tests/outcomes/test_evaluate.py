@@ -14,9 +14,11 @@ from crat import data, store
 from crat.attacks import PGD, AutoAttack, Decision
 from crat.attacks.judge import attacked_logits
 from crat.config import ConfigError, RunConfig
+from crat.outcomes import cache, files
 from crat.outcomes import evaluation as evaluate
-from crat.outcomes import kept, verdicts
-from crat.outcomes.evaluation import MissingWeights, outcomes, publish, standard_battery
+from crat.outcomes.batteries import standard_battery, strong_battery
+from crat.outcomes.evaluation import MissingWeights, outcomes
+from crat.outcomes.publishing import publish
 from crat.store import manifest
 from crat.training.run import Run
 from crat.training.trainer import train
@@ -73,7 +75,7 @@ def test_keeps_each_samples_logits_and_reads_them_again(run, monkeypatch):
     assert (first.predictions["PGD-2"] == exact.argmax(1).numpy()).all()
     np.testing.assert_allclose(first.logits["PGD-2"], exact.numpy(), rtol=1e-3, atol=1e-3)
     assert (first.robust("PGD-2") <= (first.clean == first.y)).all()
-    monkeypatch.setattr(verdicts, "attacked_batches", None)  # nothing is computed any more
+    monkeypatch.setattr(cache, "attacked_batches", None)  # nothing is computed any more
     again = evaluate.evaluate(run, BATTERY)
     assert all((again.logits[name] == first.logits[name]).all() for name in first.logits)
     assert again.classes[6] == "Shirt"
@@ -109,7 +111,7 @@ def test_a_killed_evaluation_resumes_where_it_was(run, monkeypatch):
     attack = {"PGD-1": PGD(0.1, 0.1, 1)}
     whole = evaluate.evaluate(run, attack).logits["PGD-1"]
     kept_file(run, "PGD-1").unlink()
-    real, seen = verdicts.attacked_batches, []
+    real, seen = cache.attacked_batches, []
 
     def interrupted(*args, begin=0, **settings):
         seen.append(begin)
@@ -118,8 +120,8 @@ def test_a_killed_evaluation_resumes_where_it_was(run, monkeypatch):
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(verdicts, "attacked_batches", interrupted)
-    monkeypatch.setattr(kept, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(cache, "attacked_batches", interrupted)
+    monkeypatch.setattr(files, "SAVE_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(run, attack)
     resumed = evaluate.evaluate(run, attack).logits["PGD-1"]
@@ -209,8 +211,8 @@ def test_standard_battery_names_the_protocol():
     assert list(battery) == ["FGSM", "PGD-20", "CW-20"]
     assert battery["PGD-20"].eps == 8 / 255
     assert "Margin" in repr(battery["CW-20"])
-    assert list(evaluate.strong_battery("cifar10")) == ["Square", "AA"]
-    assert evaluate.strong_battery("cifar10")["AA"] == AutoAttack(8 / 255)
+    assert list(strong_battery("cifar10")) == ["Square", "AA"]
+    assert strong_battery("cifar10")["AA"] == AutoAttack(8 / 255)
 
 
 def test_a_damaged_outcome_gets_one_line(run):

@@ -12,6 +12,7 @@ from crat import cli, store
 from crat.analysis import claims
 from crat.attacks import PGD
 from crat.outcomes import evaluation as evaluate
+from crat.outcomes.publishing import publish
 from crat.store import manifest
 from crat.training.run import Run
 from crat.training.trainer import train
@@ -26,7 +27,7 @@ def published(tmp_path_factory):
     folder, patch = tmp_path_factory.mktemp("published"), pytest.MonkeyPatch()
     patch.setenv("CRAT_RUNS", str(folder / "runs"))
     evaluate.evaluate(train(CONFIG, progress="none"), BATTERY, first=50)
-    target = evaluate.publish(Run.of(CONFIG), folder / "results")
+    target = publish(Run.of(CONFIG), folder / "results")
     patch.setenv("CRAT_RUNS", str(folder / "empty"))
     yield target
     patch.undo()

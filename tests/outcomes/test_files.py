@@ -18,8 +18,8 @@ from crat.attacks import FGSM, PGD
 from crat.attacks.judge import attacked_logits
 from crat.attacks.objectives import Toward
 from crat.config import ConfigError
+from crat.outcomes import cache, files
 from crat.outcomes import evaluation as evaluate
-from crat.outcomes import kept, verdicts
 from crat.training.run import Run, classes_in_turn
 from crat.training.trainer import train
 
@@ -38,13 +38,13 @@ def run(tmp_path_factory):
 @pytest.fixture
 def judged(monkeypatch):
     """How many images each attack was computed on: a list of (attack, images)."""
-    real, seen = verdicts.attacked_batches, []
+    real, seen = cache.attacked_batches, []
 
     def counting(model, x, y, attack, *, begin=0, **settings):
         seen.append((attack, len(x) - begin))
         return real(model, x, y, attack, begin=begin, **settings)
 
-    monkeypatch.setattr(verdicts, "attacked_batches", counting)
+    monkeypatch.setattr(cache, "attacked_batches", counting)
     return seen
 
 
@@ -76,7 +76,7 @@ def test_a_longer_prefix_serves_a_shorter_and_a_shorter_one_is_continued(run, ju
 
 def test_a_battery_is_continued_with_what_broke_each_image():
     names = ("one", "two")
-    parts = kept.Parts(None)
+    parts = files.Parts(None)
     arrays = {
         "y": np.zeros(3, np.int16),
         "prediction": np.array([1, 0, 1], np.int16),
@@ -85,20 +85,20 @@ def test_a_battery_is_continued_with_what_broke_each_image():
     }
     parts.begin_with(arrays, names)
     parts.add(torch.tensor([[3.0, 1.0]]), torch.tensor([0], dtype=torch.int8))
-    whole = kept.write(None, np.zeros(4), parts, {}, names)
+    whole = files.write(None, np.zeros(4), parts, {}, names)
     assert whole["broken_by"].tolist() == ["two", "", "one", "one"]
     assert whole["prediction"].tolist() == [1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("mode", ["train", "moving"])
 def test_what_depends_on_the_batch_is_not_cut_from_a_larger_one(mode):
-    assert verdicts.one_by_one(PGD(0.1, 0.1))
-    assert verdicts.one_by_one(None)
-    assert not verdicts.one_by_one(PGD(0.1, 0.1, batch_norm=mode))
-    assert not verdicts.one_by_one(
+    assert cache.one_by_one(PGD(0.1, 0.1))
+    assert cache.one_by_one(None)
+    assert not cache.one_by_one(PGD(0.1, 0.1, batch_norm=mode))
+    assert not cache.one_by_one(
         PGD(0.1, 0.1, objective=Toward(torch.zeros(5, dtype=torch.int64)))
     )
-    assert not verdicts.one_by_one(Shifted())
+    assert not cache.one_by_one(Shifted())
 
 
 @dataclass(frozen=True)
@@ -213,31 +213,31 @@ def test_an_edited_outcome_is_refused_in_one_line(run, name, edit, why):
 
 
 def is_of(path, name, seed):
-    said = kept.meta(path)
+    said = files.meta(path)
     return (said.get("name"), said.get("seed")) == (name, seed)
 
 
 def test_a_part_of_another_key_is_not_continued(tmp_path):
-    part, other = kept.Parts(tmp_path / "a.npz"), kept.Parts(tmp_path / "b.npz")
+    part, other = files.Parts(tmp_path / "a.npz"), files.Parts(tmp_path / "b.npz")
     part.saved = -1e9
     part.add(torch.eye(3), None)
     (tmp_path / "a.part.npz").rename(tmp_path / "b.part.npz")
-    assert kept.Parts(tmp_path / "b.npz").done == 0
+    assert files.Parts(tmp_path / "b.npz").done == 0
     other.saved = -1e9
     other.add(torch.eye(3), None)
-    assert kept.Parts(tmp_path / "b.npz").done == 3
+    assert files.Parts(tmp_path / "b.npz").done == 3
     arrays = store.read_arrays(tmp_path / "b.part.npz")
     store.write_arrays(tmp_path / "b.part.npz", arrays | {"prediction": arrays["prediction"][::-1]})
     with pytest.raises(store.StoreError, match=r"b.part.npz contradicts itself; remove it"):
-        kept.Parts(tmp_path / "b.npz")
+        files.Parts(tmp_path / "b.npz")
 
 
 def test_huge_logits_stay_finite():
     small = np.array([[1.0, 65504.0]], np.float32)
-    assert kept.halved(small).dtype == np.float16
+    assert files.halved(small).dtype == np.float16
     huge = np.array([[1e5, 2e5]], np.float32)
-    assert np.array_equal(kept.halved(huge), huge)
-    assert kept.halved(-huge).dtype == np.float32
+    assert np.array_equal(files.halved(huge), huge)
+    assert files.halved(-huge).dtype == np.float32
 
 
 def test_classes_in_turn():

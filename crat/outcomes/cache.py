@@ -5,7 +5,7 @@ read again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +18,11 @@ from crat import store
 from crat.attacks import Attack, AutoAttack
 from crat.attacks.judge import REVISION, attacked_batches
 from crat.keys.identity import Identity, attack_identity, is_plain
-from crat.outcomes import kept
-from crat.outcomes.kept import Arrays
+from crat.outcomes import files
+from crat.outcomes.batteries import Battery
+from crat.outcomes.files import Arrays
 from crat.progress import dated
 
-Battery = Mapping[str, Attack | AutoAttack]
 BATCH = {"cpu": 500, "cuda": 2000}
 NAMED = 4  # outcomes, at most, in a line on what is read again
 
@@ -67,7 +67,7 @@ class Subject(NamedTuple):
 
 
 @dataclass
-class Verdicts:
+class OutcomeCache:
     """The kept outcomes of one subject; it is loaded only when something is missing.
 
     name: for the progress bar. folders: where outcomes may lie; new ones go to the last.
@@ -140,7 +140,7 @@ class Verdicts:
         return Path("eval") / f"{what['split']}-{store.digest(what)}.npz"
 
     def outcome(self, name: str, attack: Attack | AutoAttack | None) -> Arrays:
-        """The arrays of one attack (crat.outcomes.kept), read or computed; what has no faithful
+        """The arrays of one attack (crat.outcomes.files), read or computed; what has no faithful
         key is not kept.
         """
         key = attack_identity(attack)
@@ -150,7 +150,7 @@ class Verdicts:
         longer, shorter = self._prefixes(attack, key)
         if longer is not None:
             self._read[name] = longer
-            return kept.prefix(self._arrays(longer, key), self.first)
+            return files.prefix(self._arrays(longer, key), self.first)
         if shorter is not None:
             self._read[f"{name} (a part)"] = shorter
         return self._compute(name, attack, key, shorter)
@@ -179,7 +179,7 @@ class Verdicts:
         for path in (
             path for folder in self.folders for path in sorted((folder / "eval").glob("*.npz"))
         ):
-            said = kept.meta(path)
+            said = files.meta(path)
             first = said.get("first")
             if said.get("attack") == key.text and path.name == self._place(key, first).name:
                 found.setdefault(first or np.inf, path)
@@ -195,7 +195,7 @@ class Verdicts:
             {"dtype", "crafted_on"} if key.text == repr(None) else set()
         )
         told = {name: value for name, value in self.decided_by.items() if name not in not_told}
-        return kept.read(path, key.text, told)
+        return files.read(path, key.text, told)
 
     def _compute(
         self, name: str, attack: Attack | AutoAttack | None, key: Identity, shorter: Path | None
@@ -206,7 +206,7 @@ class Verdicts:
         model, crafted_on, x, y = self._subject
         labels, names = y.cpu().numpy(), attack.names if isinstance(attack, AutoAttack) else None
         path = None if key.unread else self.folders[-1] / self._place(key, self.first)
-        parts = kept.Parts(path)
+        parts = files.Parts(path)
         if shorter is not None:
             before = self._arrays(shorter, key)
             if not np.array_equal(before["y"], labels[: len(before["y"])]):
@@ -237,7 +237,7 @@ class Verdicts:
             bar.update(len(batch.logits))
         bar.close()
         told = {name: value for name, value in self.decided_by.items() if name != "weights"}
-        arrays = kept.write(path, labels, parts, {"name": name, "attack": key.text} | told, names)
+        arrays = files.write(path, labels, parts, {"name": name, "attack": key.text} | told, names)
         self.seconds[name] = time.perf_counter() - began
         return arrays
 
