@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
 from tqdm import tqdm
 
 from crat.names import one_of
+from crat.text import dated
+
+__all__ = ["STYLES", "Progress", "dated", "tell"]
 
 STYLES = ("bar", "line", "none")
-
-
-def dated(path: Path) -> str:
-    """When a file was last written: "26 November 14:02"."""
-    when = time.localtime(path.stat().st_mtime)
-    return f"{when.tm_mday} {time.strftime('%B %H:%M', when)}"
 
 
 def tell(style: str | None, *lines: str) -> None:
