@@ -40,7 +40,11 @@ def images() -> Tensor:
     g = torch.Generator().manual_seed(3)
     down, right = torch.meshgrid(*2 * (torch.arange(32) / 32,), indexing="ij")
     wave = torch.rand(IMAGES, 3, 4, 3, generator=g) * torch.tensor([4.0, 4.0, 6.3])
-    phase = wave[..., 0, None, None] * down + wave[..., 1, None, None] * right + wave[..., 2, None, None]
+    phase = (
+        wave[..., 0, None, None] * down
+        + wave[..., 1, None, None] * right
+        + wave[..., 2, None, None]
+    )
     x = 0.5 + 0.15 * torch.sin(6.3 * phase).sum(2)
     x[:, :, 8:20, 18:28] = torch.rand(IMAGES, 3, 1, 1, generator=g)
     x = x + 0.04 * torch.randn(x.shape, generator=g)
@@ -87,10 +91,14 @@ class Numbers:
         if size is None:
             low, high = (0, low) if high is None else (low, high)
             return low + int(self._draw("uniform", ()) * (high - low))
-        shift = next(self.shifts, None)  # glass blur: (dx, dy) of each pixel from the last to the first
+        shift = next(
+            self.shifts, None
+        )  # glass blur: (dx, dy) of each pixel from the last to the first
         if shift is None:
             dx, dy = ((self._draw("uniform", (32, 32)) * 2).astype(int) - 1 for _ in range(2))
-            self.shifts = iter([(dx[h, w], dy[h, w]) for h in range(31, 1, -1) for w in range(31, 1, -1)])
+            self.shifts = iter(
+                [(dx[h, w], dy[h, w]) for h in range(31, 1, -1) for w in range(31, 1, -1)]
+            )
             shift = next(self.shifts)
         return shift
 
@@ -108,7 +116,9 @@ def their_module(folder: Path) -> ModuleType:
     try:
         import wand.api  # noqa: F401
     except ImportError:
-        empty = {name: mock.MagicMock() for name in ("wand", "wand.image", "wand.api", "wand.color")}
+        empty = {
+            name: mock.MagicMock() for name in ("wand", "wand.image", "wand.api", "wand.color")
+        }
         empty["wand.image"].Image = object
         sys.modules.update(empty)
     exec(compile(text.partition("import collections")[0], "make_cifar_c.py", "exec"), vars(module))
@@ -157,7 +167,9 @@ def record(folder: Path) -> dict[str, dict]:
                     "largest": int(off.max()),
                     "probes": probes(a),
                 }
-                print(f"{name}-{severity}: {found[f'{name}-{severity}']['equal']:.4f} equal, at most {off.max()} off")
+                print(
+                    f"{name}-{severity}: {found[f'{name}-{severity}']['equal']:.4f} equal, at most {off.max()} off"
+                )
     return found
 
 
@@ -170,8 +182,14 @@ def main() -> None:
     import scipy
     import skimage
 
-    versions: dict[str, Callable | str] = {m.__name__: m.__version__ for m in (np, scipy, skimage, cv2, PIL)}
-    told = {"code": CODE, "versions": versions, "left_out": [n for n in KINDS if f"{n}-1" not in found]}
+    versions: dict[str, Callable | str] = {
+        m.__name__: m.__version__ for m in (np, scipy, skimage, cv2, PIL)
+    }
+    told = {
+        "code": CODE,
+        "versions": versions,
+        "left_out": [n for n in KINDS if f"{n}-1" not in found],
+    }
     lines = ",\n".join(f'"{name}": {json.dumps(values)}' for name, values in found.items())
     RESULT.write_text(f'{json.dumps(told)[:-1]},\n"found": {{\n{lines}\n}}}}\n')
 

@@ -49,10 +49,23 @@ GROUPS = {
     "losses": ["crat/defenses/*.py"],
     "training": [
         f"crat/{name}.py"
-        for name in ("train", "averaging", "awp", "schedules", "checkpoint", "augment", "data", "evaluate", "run")
+        for name in (
+            "train",
+            "averaging",
+            "awp",
+            "schedules",
+            "checkpoint",
+            "augment",
+            "data",
+            "evaluate",
+            "run",
+        )
     ],
     "statistics": [
-        *(f"crat/{name}.py" for name in ("metrics", "comparisons", "claims", "variation", "longtail", "mce", "toy")),
+        *(
+            f"crat/{name}.py"
+            for name in ("metrics", "comparisons", "claims", "variation", "longtail", "mce", "toy")
+        ),
         *("crat/calibration.py", "crat/statements/*.py"),
     ],
     "store": ["crat/store.py"],
@@ -119,11 +132,18 @@ class Fault:
 
     def code(self) -> str:
         """The module's text with the fault in it."""
-        return mutate_code((ROOT / self.module).read_text(encoding="utf-8"), OPERATORS[self.operator], self.occurrence)
+        return mutate_code(
+            (ROOT / self.module).read_text(encoding="utf-8"),
+            OPERATORS[self.operator],
+            self.occurrence,
+        )
 
     def changed(self) -> str:
         """The line before and after."""
-        lines = (ROOT / self.module).read_text(encoding="utf-8").splitlines(), self.code().splitlines()
+        lines = (
+            (ROOT / self.module).read_text(encoding="utf-8").splitlines(),
+            self.code().splitlines(),
+        )
         before, after = next((a, b) for a, b in zip(*lines, strict=False) if a != b)
         return f"{self.module}:{self.line}\n  - {before.strip()}\n  + {after.strip()}"
 
@@ -229,7 +249,10 @@ def record(tests: Path, kept: Path) -> int:
     cov.stop()
     if status == 0:
         found = cov.get_data()
-        lines = {str(Path(f).relative_to(Path.cwd())): found.contexts_by_lineno(f) for f in found.measured_files()}
+        lines = {
+            str(Path(f).relative_to(Path.cwd())): found.contexts_by_lineno(f)
+            for f in found.measured_files()
+        }
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps({"seconds": recorder.seconds, "lines": lines}))
     return status
@@ -242,7 +265,9 @@ class Tests:
         self.slow = slow
         self.lines: dict[tuple[str, int], set[str]] = defaultdict(set)
         self.at_import: set[tuple[str, int]] = set()
-        self.users: dict[str, set[str]] = defaultdict(set)  # the test files that run anything of a module or its folder
+        self.users: dict[str, set[str]] = defaultdict(
+            set
+        )  # the test files that run anything of a module or its folder
         self.imported: dict[str, set[str]] = defaultdict(set)
         self.seconds: dict[str, float] = {}
         self.of_file: dict[str, float] = {}
@@ -265,13 +290,23 @@ class Tests:
     def of(self, fault: Fault) -> list[str]:
         """What may see the fault, quick files first: the tests of its line; of an import's all of the module's room."""
         module, folder = fault.module, str(Path(fault.module).parent)
-        above = ((module, line) for line in range(fault.line, 0, -1))  # a statement has the number of its first line
+        above = (
+            (module, line) for line in range(fault.line, 0, -1)
+        )  # a statement has the number of its first line
         place = next((place for place in above if place in self.lines), None)
-        room = self.users[module] | (self.users[folder] if folder != "crat" or not self.users[module] else set())
+        room = self.users[module] | (
+            self.users[folder] if folder != "crat" or not self.users[module] else set()
+        )
         room = room or self.imported[module]
         chosen = room if place in self.at_import or place is None else self.lines[place]
-        found = [t for t in self.seconds if self.seconds[t] <= self.slow and {t, t.split("::")[0]} & chosen]
-        return sorted(found, key=lambda t: (self.of_file[t.split("::")[0]], t.split("::")[0], self.seconds[t]))
+        found = [
+            t
+            for t in self.seconds
+            if self.seconds[t] <= self.slow and {t, t.split("::")[0]} & chosen
+        ]
+        return sorted(
+            found, key=lambda t: (self.of_file[t.split("::")[0]], t.split("::")[0], self.seconds[t])
+        )
 
 
 def copy_of_the_checkout(folder: Path) -> Path:
@@ -280,7 +315,9 @@ def copy_of_the_checkout(folder: Path) -> Path:
     return Path(shutil.copytree(ROOT, folder, ignore=ignored))
 
 
-def observed(trees: list[Path], work: dict[Any, Any], limit: dict[Any, float]) -> Iterator[tuple[Any, str]]:
+def observed(
+    trees: list[Path], work: dict[Any, Any], limit: dict[Any, float]
+) -> Iterator[tuple[Any, str]]:
     """Does each work in a free tree, a process each, and yields what came of it, as it comes: an exit status or a word.
 
     work: by its name, a function of the tree; it runs in the child. limit: seconds.
@@ -289,7 +326,11 @@ def observed(trees: list[Path], work: dict[Any, Any], limit: dict[Any, float]) -
     while waiting or running:
         while waiting and free:
             name, tree = waiting.pop(0), free.pop()
-            running[forked(tree, lambda name=name, tree=tree: work[name](tree))] = (name, tree, time.monotonic())
+            running[forked(tree, lambda name=name, tree=tree: work[name](tree))] = (
+                name,
+                tree,
+                time.monotonic(),
+            )
         time.sleep(0.02)
         for child, (name, tree, began) in list(running.items()):
             done, status = os.waitpid(child, os.WNOHANG)
@@ -316,11 +357,20 @@ def tests_by_line(names: list[str], slow: float, trees: list[Path]) -> Tests:
     files = [ROOT / "tests" / f"test_{name}.py" for name in names]
     kept = {}
     for path in files:
-        state = hashlib.sha256((package + path.read_text(encoding="utf-8")).encode()).hexdigest()[:12]
+        state = hashlib.sha256((package + path.read_text(encoding="utf-8")).encode()).hexdigest()[
+            :12
+        ]
         kept[path] = BUILD / "lines" / f"{path.stem}-{state}.json"
-    missing = {p: lambda tree, p=p: record(tree / p.relative_to(ROOT), kept[p]) for p in files if not kept[p].exists()}
+    missing = {
+        p: lambda tree, p=p: record(tree / p.relative_to(ROOT), kept[p])
+        for p in files
+        if not kept[p].exists()
+    }
     for path, status in observed(trees, missing, dict.fromkeys(missing, 3600.0)):
-        print(f"{path.name}: {'recorded' if status == '0' else 'fails without a fault, and is left out'}", flush=True)
+        print(
+            f"{path.name}: {'recorded' if status == '0' else 'fails without a fault, and is left out'}",
+            flush=True,
+        )
     tests = Tests(slow)
     for path in kept.values():
         if path.exists():
@@ -357,12 +407,18 @@ def read(path: Path) -> list[tuple[Fault, str]]:
 
 def group_of(module: str) -> str:
     """The group's name."""
-    return next((g for g, patterns in GROUPS.items() if any(Path(module).match(p) for p in patterns)), "other")
+    return next(
+        (g for g, patterns in GROUPS.items() if any(Path(module).match(p) for p in patterns)),
+        "other",
+    )
 
 
 def score(found: list[tuple[Fault, str]]) -> str:
     """A line per group: faults, those that survived, and the share that was seen."""
-    lines, by_group = ["| group | faults | survived | seen |", "|---|---|---|---|"], defaultdict(list)
+    lines, by_group = (
+        ["| group | faults | survived | seen |", "|---|---|---|---|"],
+        defaultdict(list),
+    )
     for fault, word in found:
         by_group[group_of(fault.module)].append(word in UNSEEN)
     for group, own in by_group.items():
@@ -372,38 +428,60 @@ def score(found: list[tuple[Fault, str]]) -> str:
 
 def main() -> None:
     """Draws, runs, and prints the survivors and the score."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modules", nargs="+", default=[p for group in GROUPS.values() for p in group])
-    parser.add_argument("--tests", nargs="+", default=TESTS.split(), help="the test files, without test_ and .py")
-    parser.add_argument("--slow", type=float, default=20, help="leave out tests that take longer (seconds)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--modules", nargs="+", default=[p for group in GROUPS.values() for p in group]
+    )
+    parser.add_argument(
+        "--tests", nargs="+", default=TESTS.split(), help="the test files, without test_ and .py"
+    )
+    parser.add_argument(
+        "--slow", type=float, default=20, help="leave out tests that take longer (seconds)"
+    )
     parser.add_argument("--sample", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--again", type=Path, help="a file of faults: run its survivors instead of new ones")
+    parser.add_argument(
+        "--again", type=Path, help="a file of faults: run its survivors instead of new ones"
+    )
     parser.add_argument("--out", type=Path, default=BUILD / "faults.jsonl")
     args = parser.parse_args()
-    modules = sorted({str(p.relative_to(ROOT)) for pattern in args.modules for p in ROOT.glob(pattern)})
+    modules = sorted(
+        {str(p.relative_to(ROOT)) for pattern in args.modules for p in ROOT.glob(pattern)}
+    )
     if args.again:
         faults, found = [fault for fault, word in read(args.again) if word in UNSEEN], []
     else:
-        faults, found = drawn(modules, args.sample, random.Random(args.seed)), read(args.out)  # a killed one goes on
+        faults, found = (
+            drawn(modules, args.sample, random.Random(args.seed)),
+            read(args.out),
+        )  # a killed one goes on
     faults = [fault for fault in faults if fault not in dict(found)]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    sys.dont_write_bytecode = True  # a fault of the same second and length would be taken for what it replaced
+    sys.dont_write_bytecode = (
+        True  # a fault of the same second and length would be taken for what it replaced
+    )
     # isort: off
     import hypothesis.strategies, pandas, scipy.optimize, scipy.stats, torch  # noqa: E401, F401  what a fork need not
 
     BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="crat-mutants-") as folder:
         with redirect_stdout(io.StringIO()):
-            pytest.main([*QUIET, "-c", os.devnull, "--rootdir", folder, folder])  # so that forks find it imported
+            pytest.main(
+                [*QUIET, "-c", os.devnull, "--rootdir", folder, folder]
+            )  # so that forks find it imported
         trees = [copy_of_the_checkout(Path(folder, str(job))) for job in range(args.jobs)]
         tests = tests_by_line(args.tests, args.slow, trees)
         with args.out.open("w" if args.again else "a") as out:
             for fault, word in verdicts(faults, tests, trees):
                 found.append((fault, word))
-                out.write(json.dumps({"fault": asdict(fault), "word": word, "changed": fault.changed()}) + "\n")
+                out.write(
+                    json.dumps({"fault": asdict(fault), "word": word, "changed": fault.changed()})
+                    + "\n"
+                )
                 out.flush()
                 if word in UNSEEN:
                     print(f"{word}: {fault.changed()}", flush=True)

@@ -7,9 +7,18 @@ import pytest
 
 from crat import cli, store
 from crat.audit import Plan
-from crat.config import AVERAGES, DATASETS, DTYPES, MODELS, PROFILES, SCHEDULES, ConfigError, RunConfig
+from crat.cli.flags import asked_for, words_for
+from crat.config import (
+    AVERAGES,
+    DATASETS,
+    DTYPES,
+    MODELS,
+    PROFILES,
+    SCHEDULES,
+    ConfigError,
+    RunConfig,
+)
 from crat.defenses import DEFENSES, preset
-from crat.flags import asked_for, words_for
 from crat.names import did_you_mean, known_as, one_of
 from crat.reproduce import choose
 from crat.run import Run
@@ -22,8 +31,14 @@ PUBLISHED = sorted(store.results_home().glob("*/*/card.json"))
 @pytest.mark.parametrize(
     ("written", "allowed", "meant"),
     [
-        *[(name, DATASETS, "cifar10") for name in ("cifar10", "cifar-10", "CIFAR10", "CIFAR-10", "Cifar 10")],
-        *[(name, DATASETS, "fashion_mnist") for name in ("fashion-mnist", "FashionMNIST", "fmnist", "Fashion_MNIST")],
+        *[
+            (name, DATASETS, "cifar10")
+            for name in ("cifar10", "cifar-10", "CIFAR10", "CIFAR-10", "Cifar 10")
+        ],
+        *[
+            (name, DATASETS, "fashion_mnist")
+            for name in ("fashion-mnist", "FashionMNIST", "fmnist", "Fashion_MNIST")
+        ],
         ("Tiny-ImageNet", DATASETS, "tiny_imagenet"),
         ("STL", DATASETS, "stl10"),
         *[(name, ATTACKS, "AA") for name in ("AutoAttack", "autoattack", "auto-attack", "aa")],
@@ -72,13 +87,23 @@ def test_what_is_near_is_told(written, allowed, told):
 
 
 def test_another_spelling_is_the_same_run_and_the_same_plan():
-    plain = RunConfig().but(data="cifar10", model="preact_resnet18", defense="trades", schedule="one_cycle")
-    spelt = RunConfig().but(data="CIFAR-10", model="PreActResNet18", defense="TRADES", schedule="OneCycle")
+    plain = RunConfig().but(
+        data="cifar10", model="preact_resnet18", defense="trades", schedule="one_cycle"
+    )
+    spelt = RunConfig().but(
+        data="CIFAR-10", model="PreActResNet18", defense="TRADES", schedule="OneCycle"
+    )
     assert Run.of(spelt, "cpu") == Run.of(plain, "cpu")
     assert preset("PGD-AT") == preset("pgd_at")
-    assert Plan("CIFAR-10", attacks=("AutoAttack", "pgd"), norm="linf") == Plan("cifar10", attacks=("AA", "PGD-20"))
-    parsed = cli._parser().parse_args(["train", "--defense", "TRADES", "--data", "MNIST", "--beta", "3"])
-    assert asked_for(parsed) == RunConfig().but(**preset("trades"), eps_warmup=1).but(data="mnist", beta=3)
+    assert Plan("CIFAR-10", attacks=("AutoAttack", "pgd"), norm="linf") == Plan(
+        "cifar10", attacks=("AA", "PGD-20")
+    )
+    parsed = cli.parser().parse_args(
+        ["train", "--defense", "TRADES", "--data", "MNIST", "--beta", "3"]
+    )
+    assert asked_for(parsed) == RunConfig().but(**preset("trades"), eps_warmup=1).but(
+        data="mnist", beta=3
+    )
 
 
 def test_a_data_set_is_fetched_as_people_name_it(capsys):
@@ -100,14 +125,20 @@ def test_what_evaluate_does_not_know_is_a_line(words, told, capsys):
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["4", "04", "004", "cfa", "CFA", "wei2023", "04_wei2023_cfa.ipynb"])
+@pytest.mark.parametrize(
+    "name", ["4", "04", "004", "cfa", "CFA", "wei2023", "04_wei2023_cfa.ipynb"]
+)
 def test_a_notebook_is_chosen_as_people_name_it(name):
     assert [path.stem for path in choose(NOTEBOOKS, [name])] == ["04_wei2023_cfa"]
 
 
-@pytest.mark.parametrize(("name", "near"), [("cfaa", "cfa"), ("spt", "spat"), ("04_wei2023", "04_wei2023_cfa")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("cfaa", "cfa"), ("spt", "spat"), ("04_wei2023", "04_wei2023_cfa")]
+)
 def test_a_notebook_that_is_none_tells_which_is_near(name, near):
-    with pytest.raises(ConfigError, match=rf"no notebook '{name}'; known: 00_start_here, .*; did you mean {near}"):
+    with pytest.raises(
+        ConfigError, match=rf"no notebook '{name}'; known: 00_start_here, .*; did you mean {near}"
+    ):
         choose(NOTEBOOKS, [name])
 
 
@@ -115,4 +146,4 @@ def test_a_notebook_that_is_none_tells_which_is_near(name, near):
 def test_the_flags_that_are_told_make_the_published_run(card):
     config = RunConfig.from_dict(store.read_json(card)["config"])
     words = shlex.split(words_for(config))
-    assert Run.of(asked_for(cli._parser().parse_args(["train", *words]))).name == card.parent.name
+    assert Run.of(asked_for(cli.parser().parse_args(["train", *words]))).name == card.parent.name

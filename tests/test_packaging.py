@@ -20,7 +20,9 @@ import crat
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
-ENTRIES = re.split(r"^(?=[A-Za-z0-9])", LOCK, flags=re.MULTILINE)[1:]  # after the head, one for each pin
+ENTRIES = re.split(r"^(?=[A-Za-z0-9])", LOCK, flags=re.MULTILINE)[
+    1:
+]  # after the head, one for each pin
 MAKEFILE = (ROOT / "Makefile").read_text()
 SCRIPT = Path(sysconfig.get_path("scripts"), "crat")
 
@@ -42,7 +44,11 @@ MACHINES = {
 
 def wanted(extra="all"):
     """The requirements of the project and of an extra, which may be made of others: `crat[notebooks,test]`."""
-    extras, found, todo = PROJECT["project"]["optional-dependencies"], list(PROJECT["project"]["dependencies"]), [extra]
+    extras, found, todo = (
+        PROJECT["project"]["optional-dependencies"],
+        list(PROJECT["project"]["dependencies"]),
+        [extra],
+    )
     while todo:
         for text in extras[todo.pop()]:
             requirement = Requirement(text)
@@ -72,12 +78,18 @@ def test_the_lock_pins_what_the_project_needs(machine):
     for requirement in wanted():
         version = locked.get(canonicalize_name(requirement.name))
         assert version is not None, f"{requirement.name} is not locked: make lock"
-        assert requirement.specifier.contains(version), f"{requirement} but {version} is locked: make lock"
+        assert requirement.specifier.contains(version), (
+            f"{requirement} but {version} is locked: make lock"
+        )
 
 
 def test_the_lock_holds_nothing_that_the_project_dropped():
     """uv notes under each pin who asked for it."""
-    direct = {canonicalize_name(entry.split("==")[0]) for entry in ENTRIES if "crat (pyproject.toml)" in entry}
+    direct = {
+        canonicalize_name(entry.split("==")[0])
+        for entry in ENTRIES
+        if "crat (pyproject.toml)" in entry
+    }
     assert direct == {canonicalize_name(requirement.name) for requirement in wanted()}
 
 
@@ -152,7 +164,11 @@ def test_no_index_and_no_place_of_one_machine_is_committed():
 
 
 def test_an_index_and_a_place_are_seen():
-    host, option, index = "https://pypi" + ".org", "--index-" + "url http://x", "http://x/simp" + "le/numpy"
+    host, option, index = (
+        "https://pypi" + ".org",
+        "--index-" + "url http://x",
+        "http://x/simp" + "le/numpy",
+    )
     for text in (host, option, index, f"'{ROOT}/results'", "/ho" + "me/ann/x"):
         assert FORBIDDEN.search(text), text
     for text in ("https://arxiv.org/abs/2105.14240", "notebooks/home/x/", "a simple net"):
@@ -163,7 +179,11 @@ def test_an_index_and_a_place_are_seen():
 def wheel(tmp_path_factory):
     """The wheel as it would be published."""
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder],
+        cwd=ROOT,
+        check=True,
+    )
     (path,) = folder.glob("*.whl")
     return path
 
@@ -171,7 +191,9 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_images_and_licences(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assets = [name for name in names if name.startswith("crat/assets/")]
-    assert {"crat/assets/fashion_mnist_mini.npz", "crat/assets/LICENSE-fashion-mnist"} <= set(assets)
+    assert {"crat/assets/fashion_mnist_mini.npz", "crat/assets/LICENSE-fashion-mnist"} <= set(
+        assets
+    )
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names} == {"crat", f"crat-{crat.__version__}.dist-info"}
     modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("crat/**/*.py")}
@@ -181,10 +203,10 @@ def test_the_wheel_holds_images_and_licences(wheel):
 def test_the_wheel_loads_its_images_alone(wheel, tmp_path):
     """Outside the repository: nothing that the package needs is left behind."""
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = (
-        "import crat; from crat.data import load; d = load('fashion_mnist_mini'); print(crat.__file__, len(d.y_test))"
-    )
-    out = run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}).stdout
+    code = "import crat; from crat.data import load; d = load('fashion_mnist_mini'); print(crat.__file__, len(d.y_test))"
+    out = run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    ).stdout
     assert out.split() == [str(tmp_path / "crat" / "__init__.py"), "2000"]
 
 
@@ -206,7 +228,9 @@ def test_help_comes_at_once():
     assert len(imported(SCRIPT, "--help") - imported("-c", "pass")) < 150
 
 
-@pytest.mark.parametrize("command", [[SCRIPT, "--help"], ["-c", "import crat"]], ids=["crat --help", "import crat"])
+@pytest.mark.parametrize(
+    "command", [[SCRIPT, "--help"], ["-c", "import crat"]], ids=["crat --help", "import crat"]
+)
 def test_help_imports_nothing_heavy(command):
     packages = {name.split(".")[0] for name in imported(*command)}
     assert "crat" in packages

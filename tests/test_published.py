@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from crat import cli, published, store
+from crat import cli, store
+from crat.cli import published
 from crat.config import RunConfig
 from crat.evaluate import at_hand, evaluate, standard_battery
 from crat.run import Run, card_config
@@ -20,10 +21,16 @@ def nothing_here(tmp_path, monkeypatch):
 def run_with(n_outcomes, data="fashion_mnist"):
     """The published run with the most (-1) or the fewest (0) outcomes."""
     cards = store.results_home().glob(f"{data}/*/card.json")
-    by_size = {(len(list(card.parent.glob("eval/*"))), card.parent.name): card.parent for card in cards}
+    by_size = {
+        (len(list(card.parent.glob("eval/*"))), card.parent.name): card.parent for card in cards
+    }
     folders = [folder for _, folder in sorted(by_size.items())]
     folder = folders[n_outcomes]
-    return Run(card_config(store.read_json(folder / "card.json"), folder), store.home() / folder.name, folder)
+    return Run(
+        card_config(store.read_json(folder / "card.json"), folder),
+        store.home() / folder.name,
+        folder,
+    )
 
 
 @pytest.mark.parametrize("n_outcomes", [0, -1])
@@ -35,11 +42,18 @@ def test_what_is_published_is_shown_and_the_rest_is_named(n_outcomes, capsys):
     told = capsys.readouterr().out
     assert re.search(r"class +n +clean +" + " +".join(names) + r"( +union)?\n", told)
     found = evaluate(run, {"PGD-20": standard_battery("fashion_mnist")["PGD-20"]})
-    assert re.search(rf"{found.classes[0]} +1000 +{100 * found.robust('clean')[found.y == 0].mean():.1f} \[", told)
+    assert re.search(
+        rf"{found.classes[0]} +1000 +{100 * found.robust('clean')[found.y == 0].mean():.1f} \[",
+        told,
+    )
     lacking = [name for name in standard_battery("fashion_mnist") if name not in names]
     if lacking:
-        assert f"\nnot published: {', '.join(lacking)}, nor the network that would be attacked; to have them:\n" in told
-        assert "\n  crat data fetch fashion_mnist\n  CRAT_RECOMPUTE=1 crat train --defense " in told
+        assert (
+            f"\nnot published: {', '.join(lacking)}, nor the network that would be attacked; to have them:\n"
+            in told
+        )
+        assert "\n  crat data fetch fashion_mnist\n  crat train --recompute --defense " in told
+        assert f"\n  crat evaluate {run.name} --recompute --split test " in told
         assert f" --attacks {' '.join(lacking)}\n" in told
     assert not store.home().exists()
 
@@ -52,12 +66,17 @@ def test_what_is_asked_and_not_published_is_a_line(capsys):
         f"crat: Square of {run.name}: not published as asked, nor is its network; "
         f"`crat evaluate {run.name}` shows what is, and how to make the rest\n"
     )
-    assert cli.main(["evaluate", run.name, "--attacks", "pgd", "Square"]) == 1  # a part of it is shown
+    assert (
+        cli.main(["evaluate", run.name, "--attacks", "pgd", "Square"]) == 1
+    )  # a part of it is shown
     told = capsys.readouterr()
     assert re.search(r"class +n +clean +PGD-20\n", told.out)
     assert "not published: Square, nor" in told.out
     assert cli.main(["evaluate", run.name, "--corruptions"]) == 1
-    assert "gaussian_noise-1, gaussian_noise-2, gaussian_noise-3 and 67 more of" in capsys.readouterr().err
+    assert (
+        "gaussian_noise-1, gaussian_noise-2, gaussian_noise-3 and 67 more of"
+        in capsys.readouterr().err
+    )
 
 
 def test_other_images_and_precisions_are_listed():

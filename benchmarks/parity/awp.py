@@ -15,7 +15,18 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
-from harness import CLASSES, EPS, STEP, STEPS, authors, batch, buffers, given_noise, normal_noise, tiny
+from harness import (
+    CLASSES,
+    EPS,
+    STEP,
+    STEPS,
+    authors,
+    batch,
+    buffers,
+    given_noise,
+    normal_noise,
+    tiny,
+)
 from torch import Tensor, nn
 
 from crat.attacks import PGD
@@ -54,7 +65,9 @@ def their_at(folder: Path) -> dict[str, Tensor]:
 
         model, proxy = tiny(), tiny()
         optimizer = optimizer_of(model)
-        awp = AdvWeightPerturb(model, proxy, torch.optim.SGD(proxy.parameters(), lr=0.01), GAMMA["pgd_at"])
+        awp = AdvWeightPerturb(
+            model, proxy, torch.optim.SGD(proxy.parameters(), lr=0.01), GAMMA["pgd_at"]
+        )
         for i in range(2):
             x, y = batch(i)
             x_adv = given_images(x)
@@ -81,7 +94,15 @@ def their_trades(folder: Path) -> dict[str, Tensor]:
         "torchvision": {"datasets": data, "transforms": transforms}, "models": None,
         "utils": tools | {"accuracy": lambda *_, **__: (torch.zeros(()), torch.zeros(()))},
     }  # fmt: skip
-    given = ["train", "--epsilon", str(EPS * 255), "--step-size", str(STEP * 255), "--num-steps", str(STEPS)]
+    given = [
+        "train",
+        "--epsilon",
+        str(EPS * 255),
+        "--step-size",
+        str(STEP * 255),
+        "--num-steps",
+        str(STEPS),
+    ]
     with (
         authors(folder, **stubs),
         mock.patch.object(sys, "argv", given),
@@ -94,7 +115,9 @@ def their_trades(folder: Path) -> dict[str, Tensor]:
 
         model, proxy = tiny(), tiny()
         awp = TradesAWP(model, proxy, torch.optim.SGD(proxy.parameters(), lr=0.1), GAMMA["trades"])
-        script.train(model, [batch(i) for i in range(2)], optimizer_of(model), script.args.awp_warmup, awp)
+        script.train(
+            model, [batch(i) for i in range(2)], optimizer_of(model), script.args.awp_warmup, awp
+        )
     return parts("trades", model)
 
 
@@ -112,7 +135,11 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
         for i in range(2):
             x, y = batch(i, dtype)
             with given_noise(dtype):
-                x_adv = method.craft(model, x, y, generator=torch.Generator()) if base == "trades" else given_images(x)
+                x_adv = (
+                    method.craft(model, x, y, generator=torch.Generator())
+                    if base == "trades"
+                    else given_images(x)
+                )
 
             def loss(model=model, method=method, batch=(x, x_adv, y)) -> Tensor:
                 return method.loss(model, *batch)[0]

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from crat.attacks import PGD
 from crat.defenses.bat import BAT as Ours
 
-CODE = (
-    "silvercherry/Improving-Robust-Fairness-via-Balance-Adversarial-Training@9bcee67aedeea64cd5c3790e88d292f7dafe8a8f"
-)
+CODE = "silvercherry/Improving-Robust-Fairness-via-Balance-Adversarial-Training@9bcee67aedeea64cd5c3790e88d292f7dafe8a8f"
 BETA = 6.0
 NUMBERS = (0, 1)
 
@@ -35,7 +33,9 @@ def in_order(places: Tensor, images: Tensor) -> Tensor:
 def theirs(folder: Path) -> dict[str, Tensor]:
     found = {}
     tree = ast.parse((folder / "train.py").read_text())
-    wanted = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "BAT_loss"]
+    wanted = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "BAT_loss"
+    ]
     with authors(folder, models=None):
         first = importlib.import_module("train_mode.stop_to_firstadv")
         last = importlib.import_module("train_mode.stop_to_lastclean")
@@ -61,7 +61,10 @@ def theirs(folder: Path) -> dict[str, Tensor]:
 
 def ours(dtype: torch.dtype) -> dict[str, Tensor]:
     found = {}
-    model, bat = tiny(dtype), Ours(PGD(EPS, STEP, STEPS, start=Ours.start, batch_norm=Ours.batch_norm), BETA)
+    model, bat = (
+        tiny(dtype),
+        Ours(PGD(EPS, STEP, STEPS, start=Ours.start, batch_norm=Ours.batch_norm), BETA),
+    )
     for i in NUMBERS:
         x, y = labelled(i, dtype)
         with given_noise(dtype):

@@ -10,7 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import BATCH, CLASSES, EPS, STEP, STEPS, authors, batch, buffers, given_noise, gradient, tiny
+from harness import (
+    BATCH,
+    CLASSES,
+    EPS,
+    STEP,
+    STEPS,
+    authors,
+    batch,
+    buffers,
+    given_noise,
+    gradient,
+    tiny,
+)
 from torch import Tensor, nn
 
 from crat.attacks import PGD
@@ -37,7 +49,9 @@ class Seen(nn.Module):
 
 def theirs(folder: Path) -> dict[str, Tensor]:
     found = {}
-    args = Namespace(pgd_step_size=STEP, pgd_num_steps=STEPS, epsilon=EPS, beta=BETA, n_class=CLASSES)
+    args = Namespace(
+        pgd_step_size=STEP, pgd_num_steps=STEPS, epsilon=EPS, beta=BETA, n_class=CLASSES
+    )
     with authors(folder):
         import losses
         from utils import calculate_class_weights
@@ -53,7 +67,10 @@ def theirs(folder: Path) -> dict[str, Tensor]:
                     loss, _ = loss_of(seen, x, y, optimizer, args, weights, places, memory)
                     if epoch == 1 and i == 0:
                         found[f"{base}/x_adv"] = seen.x
-                        found[f"{base}/loss"], found[f"{base}/gradient"] = loss, gradient(model, loss)
+                        found[f"{base}/loss"], found[f"{base}/gradient"] = (
+                            loss,
+                            gradient(model, loss),
+                        )
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
@@ -81,7 +98,10 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
                 loss, stats = dafa.loss(model, x, x_adv, y)
                 if epoch == 1 and i == 0:
                     found[f"{base}/x_adv"] = x_adv
-                    found[f"{base}/loss"], found[f"{base}/gradient"] = loss.detach(), gradient(model, loss)
+                    found[f"{base}/loss"], found[f"{base}/gradient"] = (
+                        loss.detach(),
+                        gradient(model, loss),
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -33,7 +33,11 @@ def loop_body(folder: Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
     """ft_prn.py's margin function and the statements that it runs on each batch, up to the optimizer's step."""
     tree = ast.parse((folder / "ft_prn.py").read_text())
     margin = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "cw"]
-    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For) and "train_loader" in ast.unparse(node.iter)]
+    loops = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.For) and "train_loader" in ast.unparse(node.iter)
+    ]
     body = loops[0].body
     last = next(i for i, node in enumerate(body) if ast.unparse(node) == "loss.backward()")
     return margin, body[:last]
@@ -75,7 +79,9 @@ def theirs(folder: Path) -> dict[str, Tensor]:
     patches = (
         mock.patch.object(cvxpy.Problem, "solve", sharpened(cvxpy.Problem.solve)),
         mock.patch.object(torch.Tensor, "float", lambda self: self),
-        mock.patch.object(torch.Tensor, "to", lambda x, *to, **how: x if to == ("cuda",) else move(x, *to, **how)),
+        mock.patch.object(
+            torch.Tensor, "to", lambda x, *to, **how: x if to == ("cuda",) else move(x, *to, **how)
+        ),
     )
     with authors(folder, torchattacks=None, mosek=None), patches[0], patches[1], patches[2]:
         names: dict = {}
@@ -93,8 +99,15 @@ def theirs(folder: Path) -> dict[str, Tensor]:
             names["X"], names["y"] = batch()
             exec(step, names)
             loss = names["loss"]
-            kept = {"x_adv": names["X_adv"], "p": names["weights"], "loss": loss, "gradient": gradient(model, loss)}
-            found |= {f"{base}/{item}": value for item, value in kept.items()} | {f"{base}/buffers": buffers(model)}
+            kept = {
+                "x_adv": names["X_adv"],
+                "p": names["weights"],
+                "loss": loss,
+                "gradient": gradient(model, loss),
+            }
+            found |= {f"{base}/{item}": value for item, value in kept.items()} | {
+                f"{base}/buffers": buffers(model)
+            }
     return found
 
 
@@ -103,7 +116,13 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
     for base in LOSSES:
         model = tiny(dtype)
         start, mode = FAAL.crafting(base=base)
-        faal = FAAL(PGD(EPS, STEP, STEPS, start=start, batch_norm=mode), base, RADIUS, warmup=0, released_passes=True)
+        faal = FAAL(
+            PGD(EPS, STEP, STEPS, start=start, batch_norm=mode),
+            base,
+            RADIUS,
+            warmup=0,
+            released_passes=True,
+        )
         faal.prepare(Task(torch.ones(CLASSES)))
         x, y = batch(0, dtype)
         with given_noise(dtype):
@@ -112,5 +131,7 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
             p = faal.distribution(copy.deepcopy(model)(x_adv), y)
         loss, _ = faal.loss(model, x, x_adv, y)
         kept = {"x_adv": x_adv, "p": p, "loss": loss.detach(), "gradient": gradient(model, loss)}
-        found |= {f"{base}/{item}": value for item, value in kept.items()} | {f"{base}/buffers": buffers(model)}
+        found |= {f"{base}/{item}": value for item, value in kept.items()} | {
+            f"{base}/buffers": buffers(model)
+        }
     return found

@@ -12,7 +12,19 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import CLASSES, EPS, STEP, STEPS, authors, batch, buffers, given_noise, gradient, tiny, uniform_noise
+from harness import (
+    CLASSES,
+    EPS,
+    STEP,
+    STEPS,
+    authors,
+    batch,
+    buffers,
+    given_noise,
+    gradient,
+    tiny,
+    uniform_noise,
+)
 from torch import Tensor
 
 from crat.attacks import PGD
@@ -79,7 +91,9 @@ def one_step(code, model, weights, settings, case: str) -> dict[str, Tensor]:
     seen = []
     backward = torch.Tensor.backward
     kept = mock.patch.object(
-        torch.Tensor, "backward", lambda loss: (seen.append((loss.detach(), gradient(model, loss))), backward(loss))[1]
+        torch.Tensor,
+        "backward",
+        lambda loss: (seen.append((loss.detach(), gradient(model, loss))), backward(loss))[1],
     )
     still = torch.optim.SGD(model.parameters(), lr=0.0)
     with kept:
@@ -92,7 +106,17 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
     for case in FILES:
         model = tiny(dtype)
         attack = PGD(EPS, STEP, STEPS, start=Ours.start, batch_norm=Ours.batch_norm)
-        frl = Ours(attack, case == "remargin", BETA, BOUND, RATE_1, RATE_2, LIMIT, warmup=1, released_passes=True)
+        frl = Ours(
+            attack,
+            case == "remargin",
+            BETA,
+            BOUND,
+            RATE_1,
+            RATE_2,
+            LIMIT,
+            warmup=1,
+            released_passes=True,
+        )
         frl.prepare(Task(torch.ones(CLASSES)))
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         for _ in range(2):
@@ -104,9 +128,15 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
                 optimizer.step()
         weights = ("clean_weight", "boundary_weight", "eps")
         state = {"eps": torch.full((CLASSES,), EPS, dtype=dtype)} | frl.state
-        found |= {f"{case}/state/{name}": state[name] for name in weights} | {f"{case}/buffers": buffers(model)}
+        found |= {f"{case}/state/{name}": state[name] for name in weights} | {
+            f"{case}/buffers": buffers(model)
+        }
         x_adv, loss = step(frl, model, *batch(FIRST, dtype), dtype)
-        found |= {f"{case}/x_adv": x_adv, f"{case}/loss": loss.detach(), f"{case}/gradient": gradient(model, loss)}
+        found |= {
+            f"{case}/x_adv": x_adv,
+            f"{case}/loss": loss.detach(),
+            f"{case}/gradient": gradient(model, loss),
+        }
     return found
 
 

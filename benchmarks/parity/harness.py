@@ -49,13 +49,18 @@ def tiny(dtype: torch.dtype = torch.float64, outputs: int = CLASSES) -> Tiny:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * (0.3 if p.ndim > 1 else 0.1))
+            p.copy_(
+                torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                * (0.3 if p.ndim > 1 else 0.1)
+            )
         model.bn.weight.add_(1.0)
         model.bn.running_mean.copy_(torch.randn(3, generator=generator, dtype=torch.float64) * 0.1)
     return model.to(dtype).train()
 
 
-def batch(number: int = 0, dtype: torch.dtype = torch.float64, size: int = BATCH) -> tuple[Tensor, Tensor]:
+def batch(
+    number: int = 0, dtype: torch.dtype = torch.float64, size: int = BATCH
+) -> tuple[Tensor, Tensor]:
     """Batch 0, 1, 2 ... of a scripted epoch: images (B, 3, 32, 32) in [0, 1] and labels."""
     generator = torch.Generator().manual_seed(100 + number)
     x = torch.rand(size, 3, 32, 32, generator=generator, dtype=torch.float64)
@@ -64,13 +69,19 @@ def batch(number: int = 0, dtype: torch.dtype = torch.float64, size: int = BATCH
 
 def uniform_noise(dtype: torch.dtype = torch.float64, seed: int = 5) -> Tensor:
     """Noise in [0, 1) for a uniform start, (B, 3, 32, 32); the start is x + EPS (2 noise - 1) in the box."""
-    return torch.rand(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.rand(
+        BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def normal_noise(dtype: torch.dtype = torch.float64, seed: int = 5) -> Tensor:
     """Standard normal noise, (B, 3, 32, 32)."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(BATCH, 3 * 32 * 32, generator=generator, dtype=torch.float64).view(BATCH, 3, 32, 32).to(dtype)
+    return (
+        torch.randn(BATCH, 3 * 32 * 32, generator=generator, dtype=torch.float64)
+        .view(BATCH, 3, 32, 32)
+        .to(dtype)
+    )
 
 
 @contextmanager
@@ -85,7 +96,12 @@ def given_noise(dtype: torch.dtype = torch.float64) -> Iterator[None]:
 
     users = [m for name, m in sys.modules.items() if name.startswith("crat.")]
     drawn = {"uniform": uniform, "normal": normal}
-    with _all(mock.patch.object(m, name, f) for name, f in drawn.items() for m in users if hasattr(m, name)):
+    with _all(
+        mock.patch.object(m, name, f)
+        for name, f in drawn.items()
+        for m in users
+        if hasattr(m, name)
+    ):
         yield
 
 
@@ -154,14 +170,20 @@ def _uniform_in_place(x: Tensor, low: float = 0.0, high: float = 1.0, **settings
 
 def gradient(model: nn.Module, loss: Tensor) -> Tensor:
     """d loss / d parameters, all in one vector (0 where a parameter has no part in it)."""
-    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
+    found = torch.autograd.grad(
+        loss, list(model.parameters()), allow_unused=True, retain_graph=True
+    )
     pairs = zip(found, model.parameters(), strict=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs]).detach()
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs]
+    ).detach()
 
 
 def buffers(model: nn.Module) -> Tensor:
     """BatchNorm's running means and variances in one vector."""
-    return torch.cat([b.flatten() for n, b in model.named_buffers() if b.is_floating_point()]).clone()
+    return torch.cat(
+        [b.flatten() for n, b in model.named_buffers() if b.is_floating_point()]
+    ).clone()
 
 
 def digest(value: Tensor) -> list[float]:
@@ -178,7 +200,9 @@ def difference(a: Tensor | list[float], b: Tensor | list[float]) -> float:
     a, b = (torch.as_tensor(v, dtype=torch.float64).flatten() for v in (a, b))
     if a.shape != b.shape:
         raise ValueError(f"{tuple(a.shape)} numbers against {tuple(b.shape)}")
-    return ((a - b).abs().max() / torch.maximum(a.abs().max(), b.abs().max()).clamp_min(1e-300)).item()
+    return (
+        (a - b).abs().max() / torch.maximum(a.abs().max(), b.abs().max()).clamp_min(1e-300)
+    ).item()
 
 
 def read(case: str) -> dict:

@@ -11,7 +11,19 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from harness import CLASSES, EPS, STEP, STEPS, Tiny, authors, batch, buffers, given_noise, gradient, tiny
+from harness import (
+    CLASSES,
+    EPS,
+    STEP,
+    STEPS,
+    Tiny,
+    authors,
+    batch,
+    buffers,
+    given_noise,
+    gradient,
+    tiny,
+)
 from torch import Tensor
 
 from crat.attacks import PGD
@@ -44,11 +56,17 @@ def theirs(folder: Path) -> dict[str, Tensor]:
 
         for base, name in {**NAMES, "alp alone": "alp"}.items():
             model, seen = tiny() if name == "alp" else embedded(1.0), []
-            model.register_forward_pre_hook(lambda _, images, seen=seen: seen.append(images[0].detach()))
+            model.register_forward_pre_hook(
+                lambda _, images, seen=seen: seen.append(images[0].detach())
+            )
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            call = {"pgd_he": losses.pgd_loss, "trades_he": losses.trades_loss}.get(name, losses.alp_loss)
+            call = {"pgd_he": losses.pgd_loss, "trades_he": losses.trades_loss}.get(
+                name, losses.alp_loss
+            )
             beta = BETA if base == "trades" else PAIRING
-            loss = call(model, *batch(BATCH), optimizer, STEP, EPS, STEPS, beta, loss=name, m=M, s=S)
+            loss = call(
+                model, *batch(BATCH), optimizer, STEP, EPS, STEPS, beta, loss=name, m=M, s=S
+            )
             found |= items(base, model, seen[-1], loss)
     return found
 
@@ -67,5 +85,10 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def items(base: str, model: Tiny, x_adv: Tensor, loss: Tensor) -> dict[str, Tensor]:
-    parts = {"x_adv": x_adv, "loss": loss, "gradient": gradient(model, loss), "buffers": buffers(model.bn)}
+    parts = {
+        "x_adv": x_adv,
+        "loss": loss,
+        "gradient": gradient(model, loss),
+        "buffers": buffers(model.bn),
+    }
     return {f"{base}/{name}": value for name, value in parts.items()}

@@ -57,7 +57,9 @@ def table() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("case", nargs="?")
-    parser.add_argument("--theirs", type=Path, metavar="FOLDER", help="a clone of the authors' code")
+    parser.add_argument(
+        "--theirs", type=Path, metavar="FOLDER", help="a clone of the authors' code"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of all records")
     asked = parser.parse_args()
     if asked.table:

@@ -8,7 +8,18 @@ from unittest import mock
 
 import numpy as np
 import torch
-from harness import CLASSES, EPS, STEP, STEPS, authors, batch, buffers, given_noise, tiny, uniform_noise
+from harness import (
+    CLASSES,
+    EPS,
+    STEP,
+    STEPS,
+    authors,
+    batch,
+    buffers,
+    given_noise,
+    tiny,
+    uniform_noise,
+)
 from reat import Features, classifier
 from torch import Tensor, nn
 
@@ -19,7 +30,11 @@ from crat.models import CosineHead
 
 CODE = "wutong16/Adversarial_Long-Tail@ab2f3a792aede2bd2a3e57657c787ec542165be1"
 COUNTS = np.array([50, 7, 31, 2, 400, 90, 12, 1, 5, 23])  # in no order
-VARIANTS = {"N": (0.1, 0.0, 1.2, 1 / 32), "R": (0.1, 0.3, 1.5, 1 / 32), "R100": (0.3, 0.0, 0.0, 1 / 16)}
+VARIANTS = {
+    "N": (0.1, 0.0, 1.2, 1 / 32),
+    "R": (0.1, 0.3, 1.5, 1 / 32),
+    "R100": (0.3, 0.0, 0.0, 1 / 16),
+}
 BETA, S, TAU_P = 6.0, 10.0, 1.5
 
 
@@ -38,7 +53,9 @@ def gradient(model: nn.Module, loss: Tensor) -> Tensor:
 
 def like_images(draw: Callable[..., Tensor], noise: Tensor) -> Callable[..., Tensor]:
     """torch.rand, but torch.rand(x.shape), as the code calls it for its start, is the given noise."""
-    return lambda *size, **settings: noise if isinstance(size[0], torch.Size) else draw(*size, **settings)
+    return lambda *size, **settings: (
+        noise if isinstance(size[0], torch.Size) else draw(*size, **settings)
+    )
 
 
 class Authors(nn.Module):
@@ -71,19 +88,32 @@ def theirs(folder: Path) -> dict[str, Tensor]:
             head.weight.data, head.moving_ed.data = weights(), torch.zeros(1, 12)
             model = Authors(head, Losses, {"m": m, "s": S, "tau_b": tau_b, "tau_m": tau_m}).train()
             seen: list[Tensor] = []
-            model.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0].detach()))
+            model.register_forward_pre_hook(
+                lambda _, given, seen=seen: seen.append(given[0].detach())
+            )
             optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
             for i in range(2):
                 x, y = batch(i)
                 loss = add_reg_train(
-                    model, x, y, optimizer, STEP, EPS, STEPS, beta_reg=BETA, reg_opt="trades", num_classes=CLASSES
+                    model,
+                    x,
+                    y,
+                    optimizer,
+                    STEP,
+                    EPS,
+                    STEPS,
+                    beta_reg=BETA,
+                    reg_opt="trades",
+                    num_classes=CLASSES,
                 )
                 found |= {f"{name}/{i}/x_adv": seen[-1], f"{name}/{i}/loss": loss}
                 found[f"{name}/{i}/gradient"] = gradient(model, loss)
                 loss.backward()
                 optimizer.step()
             found[f"{name}/buffers"] = buffers(model)
-            answers = PostProc_Classifier(CLASSES, 12, COUNTS, TAU_P, True, classifier="Cos", scale=S, gamma=gamma)
+            answers = PostProc_Classifier(
+                CLASSES, 12, COUNTS, TAU_P, True, classifier="Cos", scale=S, gamma=gamma
+            )
             answers.weight.data = head.weight.data
             found[f"{name}/calibrated"] = answers(model.eval().backbone(batch(2)[0]))
     return found
@@ -97,7 +127,9 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
         model = classifier(dtype, head).train()
         start, mode = RoBal.crafting()
         attack = PGD(EPS, STEP, STEPS, start=start, batch_norm=mode)
-        method = RoBal(attack, m, tau_m, tau_b, BETA, gamma, released_attack=True, released_passes=True)
+        method = RoBal(
+            attack, m, tau_m, tau_b, BETA, gamma, released_attack=True, released_passes=True
+        )
         method.prepare(Task(torch.tensor(COUNTS)))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for i in range(2):

@@ -11,7 +11,19 @@ from unittest import mock
 
 import harness
 import torch
-from harness import CLASSES, EPS, STEP, STEPS, Tiny, authors, batch, buffers, given_noise, gradient, tiny
+from harness import (
+    CLASSES,
+    EPS,
+    STEP,
+    STEPS,
+    Tiny,
+    authors,
+    batch,
+    buffers,
+    given_noise,
+    gradient,
+    tiny,
+)
 from torch import Tensor, nn
 
 from crat.attacks import PGD
@@ -53,7 +65,10 @@ def train(model: nn.Module, parts: nn.ModuleList, step) -> dict[str, Tensor]:
 
     step: (x, y) -> the loss and the adversarial images of a batch.
     """
-    optimizer, found = torch.optim.SGD(parts.parameters(), lr=0.01, momentum=0.9, weight_decay=2e-4), {}
+    optimizer, found = (
+        torch.optim.SGD(parts.parameters(), lr=0.01, momentum=0.9, weight_decay=2e-4),
+        {},
+    )
     for i in range(3):
         loss, x_adv = step(*batch(i, next(parts.parameters()).dtype))
         found = {"x_adv": x_adv, "loss": loss.detach(), "gradient": gradient(parts, loss)}
@@ -61,14 +76,20 @@ def train(model: nn.Module, parts: nn.ModuleList, step) -> dict[str, Tensor]:
         loss.backward()
         optimizer.step()
     weight, bias = parts[1].weight, parts[1].bias
-    return found | {"buffers": buffers(parts[0]), "state/weight": nn.functional.normalize(weight), "state/bias": bias}
+    return found | {
+        "buffers": buffers(parts[0]),
+        "state/weight": nn.functional.normalize(weight),
+        "state/bias": bias,
+    }
 
 
 def theirs(folder: Path) -> dict[str, Tensor]:
     with farther(), authors(folder):
         import wrn
 
-        spec = spec_from_file_location("their_spat", folder / "spat.py")  # this file is called spat, too
+        spec = spec_from_file_location(
+            "their_spat", folder / "spat.py"
+        )  # this file is called spat, too
         spec.loader.exec_module(spat := module_from_spec(spec))
         whole = tiny()
         model = wrn.WideResNet(depth=10, num_classes=CLASSES, widen_factor=1)
@@ -87,8 +108,18 @@ def theirs(folder: Path) -> dict[str, Tensor]:
 def ours(dtype: torch.dtype) -> dict[str, Tensor]:
     whole, head = tiny(dtype), CosineHead(FEATURES, CLASSES, SCALE, bias=True)
     head.weight, head.bias = whole.head.weight, whole.head.bias
-    model = Classifier("tiny", Normalize((0.0,), (1.0,), 3), Body(whole), head, CLASSES).to(dtype).train()
-    spat = SPAT(PGD(EPS, STEP, STEPS, start=SPAT.start, batch_norm=SPAT.batch_norm), BETA, M, N, overwrites=True)
+    model = (
+        Classifier("tiny", Normalize((0.0,), (1.0,), 3), Body(whole), head, CLASSES)
+        .to(dtype)
+        .train()
+    )
+    spat = SPAT(
+        PGD(EPS, STEP, STEPS, start=SPAT.start, batch_norm=SPAT.batch_norm),
+        BETA,
+        M,
+        N,
+        overwrites=True,
+    )
     spat.prepare(Task(torch.ones(CLASSES)))
 
     def step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

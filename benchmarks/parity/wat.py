@@ -38,7 +38,9 @@ def parts(file: Path) -> tuple[ast.Module, ast.Module]:
     tree = ast.parse(file.read_text())
     functions: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     loop = next(node for node in tree.body if isinstance(node, ast.For))
-    asked = next(node for node in loop.body if isinstance(node, ast.If) and "'wat'" in ast.unparse(node.test))
+    asked = next(
+        node for node in loop.body if isinstance(node, ast.If) and "'wat'" in ast.unparse(node.test)
+    )
     return ast.Module(functions, []), ast.Module(asked.body, [])
 
 
@@ -53,25 +55,43 @@ def theirs(folder: Path) -> dict[str, Tensor]:
             epsilon=EPS, step_size=STEP, num_steps=STEPS, beta=BETA, eta=ETA, alg="wat", class_num=CLASSES,
             batch_size=CLASSES, out_dir="",
         )  # fmt: skip
-        names = {"torch": torch, "nn": nn, "F": nn.functional, "datetime": datetime, "attack": attack, "args": args}
+        names = {
+            "torch": torch,
+            "nn": nn,
+            "F": nn.functional,
+            "datetime": datetime,
+            "attack": attack,
+            "args": args,
+        }
         names |= {"iter_num": 0, "model": model, "valid_loader": Loader(validation())}
         names |= {f"{kind}_class_weights": torch.ones(CLASSES + 1) for kind in ("nat", "bndy")}
-        names |= {f"wat_valid_{kind}cost": torch.zeros(EPOCHS, CLASSES + 1) for kind in ("", "nat_", "bndy_")}
+        names |= {
+            f"wat_valid_{kind}cost": torch.zeros(EPOCHS, CLASSES + 1)
+            for kind in ("", "nat_", "bndy_")
+        }
         exec(compile(functions, "functions", "exec"), names)
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         for epoch in range(EPOCHS):
             for i in range(BATCHES):
                 x, y = batch(FIRST + i)
                 if epoch == 1 and i == 0:
-                    found["x_adv"] = attack.trades(model, x, y, EPS, STEP, STEPS, "trades", "trades", True)
+                    found["x_adv"] = attack.trades(
+                        model, x, y, EPS, STEP, STEPS, "trades", "trades", True
+                    )
                 loss = names["train"](model, [(x, y)], optimizer, epoch)[1]
                 if epoch == 1 and i == 0:
                     found["loss"] = torch.tensor(loss)
-                    found["gradient"] = torch.cat([p.grad.flatten() for p in model.parameters()]).clone()
+                    found["gradient"] = torch.cat(
+                        [p.grad.flatten() for p in model.parameters()]
+                    ).clone()
             names["epoch"] = epoch
             exec(compile(update, "update", "exec"), names)
         weights = names["nat_class_weights"]
-        found |= {"state/weight": weights[:-1], "state/plain_weight": weights[-1], "buffers": buffers(model)}
+        found |= {
+            "state/weight": weights[:-1],
+            "state/plain_weight": weights[-1],
+            "buffers": buffers(model),
+        }
     return found
 
 

@@ -1,4 +1,6 @@
-"""Speed recipes: a robust accuracy that a paper printed, as fast as the hardware gives it. `crat train --recipe fast`.
+"""Speed recipes: a robust accuracy that a paper printed, as fast as the hardware gives it.
+
+    crat train --recipe fast
 
 fast    CIFAR-10, PreActResNet-18, PGD-10 AT, to what Wei et al. 2023 (CFA, Table 1, "AT", best epoch) print:
         AutoAttack 46.7 average, 20.1 worst class, there in 200 epochs of a piecewise rate.

@@ -9,6 +9,7 @@ from pathlib import Path
 from crat import store
 from crat.names import ConfigError, did_you_mean
 from crat.run import Run, card_config
+from crat.store import Store
 from crat.text import aligned, percent
 
 
@@ -19,7 +20,7 @@ def add_to(parser: ArgumentParser) -> None:
 
 def run(a: Namespace) -> None:
     """Prints all runs with their epochs and best accuracy."""
-    rows = [_row(folder) for folder in run_folders()]
+    rows = [_row(folder) for folder in run_folders(Store.usual())]
     print(f"trained here: {store.home()}")
     header = ("run", "epochs", "best, valid average", "where")
     print(aligned(header, rows) if rows else "no runs yet: crat train")
@@ -44,30 +45,33 @@ def _card(folder: Path) -> Path:
     return published or folder / "card.json"
 
 
-def run_folders() -> list[Path]:
-    """The folders of all runs: the published ones, then those trained here."""
+def run_folders(where: Store) -> list[Path]:
+    """The folders of all runs: the published ones, then those of a store."""
     published: list[Path] = []
     with contextlib.suppress(store.StoreError):  # an installed package ships none
         published = sorted(store.results_home().glob("*/*/card.json"))
-    return [card.parent for card in [*published, *sorted(store.home().glob("*/card.json"))]]
+    return [card.parent for card in [*published, *sorted(where.root.glob("*/card.json"))]]
 
 
-def find_run(text: str) -> Run:
+def find_run(text: str, recompute: bool = False) -> Run:
     """The run of a folder, a name, or a part of one name.
 
-    What is computed for a published run belongs to the store, not to results/. Raises ConfigError
-    where no run or more than one is meant.
+    recompute: the run as it was trained again, with published results left aside. What is computed
+    for a published run belongs to the store, not to results/. Raises ConfigError where no run or
+    more than one is meant.
     """
+    where = Store.chosen(recompute)
     folder = Path(text)
     if not (folder / "card.json").exists():
-        folder = _folder_named(text)
+        folder = _folder_named(text, where)
     config = card_config(store.read_json(folder / "card.json"), folder)
     published = store.published_home() in folder.resolve().parents
-    return Run(config, store.home() / folder.name if published else folder)
+    place = where.root / folder.name if published else folder
+    return Run(config, place, where.published_run(config.data.name, folder.name))
 
 
-def _folder_named(text: str) -> Path:
-    by_name = {folder.name: folder for folder in run_folders()}
+def _folder_named(text: str, where: Store) -> Path:
+    by_name = {folder.name: folder for folder in run_folders(where)}
     if text in by_name:
         return by_name[text]
     names = [name for name in by_name if text in name]

@@ -34,6 +34,11 @@ def add_to(parser: ArgumentParser) -> None:
         type=float,
         help="stop at the end of the epoch in which they have passed",
     )
+    add(
+        "--recompute",
+        action="store_true",
+        help="train it even if it was published, in a store of its own",
+    )
     add("--progress", help="bar | line | none (default: bar in a terminal, else line)")
     add("--preset", help="whose settings of the method: paper | released | crat (default)")
     add_settings(parser)
@@ -42,16 +47,19 @@ def add_to(parser: ArgumentParser) -> None:
 def run(a: Namespace) -> None:
     """Trains the model, and prints its best epoch class by class."""
     config = asked_for(a)
-    from crat import distributed, store
+    from crat import distributed
+    from crat.store import Store, must_be_writable
     from crat.train import train
 
-    store.must_be_writable(store.home(), "CRAT_RUNS")
+    where = Store.chosen(a.recompute)
+    must_be_writable(where.root, "CRAT_RUNS")
     finished = train(
         config,
         compile=a.compile or bool(a.recipe),
         device=a.device,
         max_minutes=a.max_minutes,
         progress=a.progress,
+        store=where,
     )
     first = distributed.rank() == 0
     distributed.leave()
