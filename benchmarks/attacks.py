@@ -39,8 +39,8 @@ TURNS = 7  # at most
 NOTES = {
     "PGD": "L-inf; the networks have had a short plain training on the shipped Fashion-MNIST, "
     "padded, and their own answers are the labels. eps (in 255ths) is 8, halved until half "
-    "survive; a step, a quarter of it. The rate is of steps asked for and executed; ratio: how many "
-    "times as fast the first row is; peak: memory that one step adds.",
+    "survive; a step, a quarter of it. The rate is of steps asked for and executed; ratio: how "
+    "many times as fast the first row is; peak: memory that one step adds.",
     "AutoAttack standard": "A small_cnn after three epochs of adversarial training on the shipped "
     "Fashion-MNIST, its own answers as labels; eps is 0.1, halved until 60 % survive PGD-20. "
     "ratio: seconds beside the first row's.",

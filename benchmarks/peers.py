@@ -186,7 +186,7 @@ def _pyautoattack(model: nn.Module, x: Tensor, eps: float, batch: int) -> Side:
 
 
 def _torchattacks_battery(model: nn.Module, x: Tensor, eps: float, batch: int) -> Side:
-    """The four parts of the standard version: the library's own AutoAttack takes 10 steps, not 100."""
+    """The four parts of the standard version: its own AutoAttack takes 10 steps, not 100."""
     import torchattacks
 
     seen = Counted(model)

@@ -45,7 +45,8 @@ def run(
     """Shows the plan, does what of it is not done, reports; returns the exit code, 1 where something failed.
 
     numbers: which notebooks (`choose`; all where none is named). profile: quick, unless the parameter file says more.
-    selection: another data set and other seeds. settings: parameters as "name=value"; parameters: a YAML file of them. workers: processes at a time on this machine;
+    settings: parameters as "name=value"; parameters: a YAML file of them. selection: another data set, other seeds.
+    workers: processes at a time on this machine;
     dask: a scheduler's address or file, which does the runs instead. shard: "i/n", this part of the runs and no
     notebook. recompute: train everything again, in a store of its own; the same request goes on where it was stopped.
     figures: None is CRAT_FIGURES, else the checkout's own, where the pages are built, too.
@@ -176,7 +177,7 @@ def _refuse_what_is_not_heeded(jobs: Sequence[Job], selection: Selection) -> Non
         if data and stray:
             raise ConfigError(f"--data {data}: {job.name} has runs that stay on {', '.join(sorted(stray))}")
         used = {config.train.seed for config in job.runs.values()} - {0, job.parameters.get("seed", 0)}
-        if used - seeds:
+        if selection.seeds != Selection.seeds and used - seeds:
             raise ConfigError(f"--seeds: {job.name} has runs of the seeds {', '.join(map(str, sorted(used - seeds)))}")
 
 

@@ -14,7 +14,7 @@ WIDEST = 78  # characters of a column, unless its table says otherwise
 def aligned(
     header: Sequence[str], rows: Iterable[Sequence[object]], widest: Sequence[int] = ()
 ) -> str:
-    """A table: columns two spaces apart, cells wrapped to the widths of `widest`, then to WIDEST."""
+    """A table: columns two spaces apart, cells wrapped to the widths of `widest`, else WIDEST."""
     table = [[str(cell) for cell in row] for row in (header, *rows)]
     limits = [*widest, *[WIDEST] * (len(header) - len(widest))]
     widths = []

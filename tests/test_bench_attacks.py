@@ -1,4 +1,4 @@
-"""The comparison: what the sides did is counted, verdicts are ours, and a library that is absent is named."""
+"""The comparison: the sides' work is counted, verdicts are ours, absent libraries are named."""
 
 import copy
 import sys
@@ -27,6 +27,12 @@ def subject():
     model = models.build(ModelConfig("small_cnn", width=4), 10, seed=0).eval()
     x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return model, x, subjects.predicted(model, x)
+
+
+def in_double(subject):
+    """A copy of the subject in float64."""
+    model, x, y = subject
+    return copy.deepcopy(model).double(), x.double(), y
 
 
 def shortened(attack):
@@ -66,7 +72,7 @@ def fake_pgd(model, eps, steps):
 
 @pytest.fixture
 def libraries(monkeypatch):
-    """Stand-ins for the four libraries; torchattacks leaves one step early, art looks twice more, as the real one."""
+    """Stand-ins for the libraries: torchattacks leaves a step early, art looks twice more."""
     ignored = dict.fromkeys(("APGD", "APGDT", "FAB", "Square"), lambda model, **settings: model)
     stubs = {
         "torchattacks": SimpleNamespace(
@@ -163,7 +169,7 @@ def test_steps_are_cut_where_no_turn_fits(subject):
 
 
 def test_the_textbook_and_ours_take_the_same_steps(subject):
-    model, x, y = copy.deepcopy(subject[0]).double(), subject[1].double(), subject[2]
+    model, x, y = in_double(subject)
     textbook = peers.textbook_pgd(model, x, y, EPS, 3, torch.Generator().manual_seed(1))
 
     class Noise(PGD):
@@ -229,7 +235,7 @@ def test_autoattack_against_the_libraries(subject, libraries, short):
 
 
 def test_ours_does_not_depend_on_the_batch(subject, short):
-    model, x, y = copy.deepcopy(subject[0]).double(), subject[1].double(), subject[2]
+    model, x, y = in_double(subject)
     one, two = (
         peers.our_autoattack("float32")(model, x, EPS, batch).craft(x, y) for batch in (6, 4)
     )
@@ -247,8 +253,9 @@ def test_what_bfloat16_changes_is_told_for_every_attack(subject, short):
         "seed",
     ]
     assert list(table["attack"]) == [
-        "FGSM", "PGD-20", "CW-20", "MI-FGSM", "APGD-CE", "APGD-DLR", "APGD-T", "FAB-T", "Square", "AutoAttack",
-    ]  # fmt: skip
+        *("FGSM", "PGD-20", "CW-20", "MI-FGSM", "APGD-CE", "APGD-DLR"),
+        *("APGD-T", "FAB-T", "Square", "AutoAttack"),
+    ]
     assert list(table["images"]) == [6] * 6 + [2] * 4
     assert table.iloc[:, 2:].stack().between(0, 1).all()
     gap = (table["robust_acc_float32"] - table["robust_acc_bfloat16"]).abs()

@@ -35,7 +35,12 @@ def runs(tmp_path, monkeypatch):
 
 def test_help_is_light():
     """Neither torch nor numpy is imported; how few modules are, test_packaging counts."""
-    code = "import sys\nfrom crat.cli import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules)"
+    code = """
+import sys
+from crat.cli import main
+try: main(sys.argv[1:])
+finally: print(*sys.modules)
+"""
     for words in (["--help"], ["train", "--help"], ["reproduce", "--help"]):
         told = subprocess.run(
             [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
@@ -167,12 +172,13 @@ def test_a_full_disk_is_one_line(runs, capsys):
 
 
 def test_every_setting_has_a_flag():
-    words = """--data cifar10 --train-per-class 7 --valid-per-class 8 --split first --split-seed 9 --drop-classes 5 2
-        --imbalance-ratio 10 --augment crop --padding zero --model wrn_34_10 --width 2 --depth 16 --head augmented
-        --extra-outputs 5 --defense trades --eps 0.031 --step-size 2/255 --steps 3 --beta 1 --epochs 2 --batch-size 4
-        --lr 0.2
-        --schedule cosine --momentum 0.8 --weight-decay 0 --eps-warmup 3 --average ema_update --average-decay 0.9
-        --average-start 1 --fawa-threshold 0.2 --awp 0.01 --awp-warmup 1 --options a=0.5 b=word --scale 9
+    words = """--data cifar10 --train-per-class 7 --valid-per-class 8 --split first --split-seed 9
+        --drop-classes 5 2 --imbalance-ratio 10 --augment crop --padding zero
+        --model wrn_34_10 --width 2 --depth 16 --head augmented --extra-outputs 5 --scale 9
+        --defense trades --eps 0.031 --step-size 2/255 --steps 3 --beta 1 --options a=0.5 b=word
+        --epochs 2 --batch-size 4 --lr 0.2 --schedule cosine --momentum 0.8 --weight-decay 0
+        --eps-warmup 3 --average ema_update --average-decay 0.9 --average-start 1
+        --fawa-threshold 0.2 --awp 0.01 --awp-warmup 1
         --batch-norm eval --seed 4 --dtype float32 --trace-per-class 5"""
     parsed = vars(cli.parser().parse_args(["train", *words.split()]))
     config = profile("laptop").but(**{name: parsed[name] for _, _, name in settings()})

@@ -1,4 +1,4 @@
-"""The course: every solution is green, every exercise red at its first check, and each answer is guarded by a check."""
+"""The course: solutions are green, exercises red at their first check, answers are checked."""
 
 import json
 import re
@@ -30,45 +30,78 @@ each_notebook = pytest.mark.parametrize("name", NAMES)
 SMALL = {
     "1_attack_by_hand.ipynb": {"epochs": 2, "n_images": 40},
     "2_class_wise_gap.ipynb": {"repeats": 2000},
-    "3_temperature_pgd.ipynb": {
-        "epochs": 1,
-        "train_per_class": 60,
-        "n_images": 300,
-    },  # where one image decides nothing
+    # so many images that none alone decides a check
+    "3_temperature_pgd.ipynb": {"epochs": 1, "train_per_class": 60, "n_images": 300},
     "4_cfa_margin.ipynb": {"epochs": 1, "train_per_class": 60, "n_images": 200},
 }
 
 # notebook, what a student may write instead of the right thing, and what the check says to it
 WRONG = [
     ("1", "(losses(model, x, y).sum(), x)", "(losses(model, x, y).mean(), x)", "sum the losses"),
-    ("1", "return torch.autograd.grad(losses(model, x, y).sum(), x)[0]",
-     "losses(model, x, y).sum().backward(); return x.grad", "the weights' .grad was filled"),
-    ("1", "x + eps * gradient(model, x, y).sign()).clamp(0, 1)", "x + eps * gradient(model, x, y).sign())", "no image"),
+    (
+        "1",
+        "return torch.autograd.grad(losses(model, x, y).sum(), x)[0]",
+        "losses(model, x, y).sum().backward(); return x.grad",
+        "the weights' .grad was filled",
+    ),
+    (
+        "1",
+        "x + eps * gradient(model, x, y).sign()).clamp(0, 1)",
+        "x + eps * gradient(model, x, y).sign())",
+        "no image",
+    ),
     ("1", "x + eps * gradient", "x + 2 * eps * gradient", "leaves the eps-ball"),
     ("1", "x + eps * gradient", "x - eps * gradient", "crat's attack moves"),
     ("1", "(x + (x_adv - x).clamp(-eps, eps))", "x_adv", "leaves the eps-ball"),
     ("1", "gradient(model, x_adv, y)", "gradient(model, x, y)", "taken at the present point"),
-    ("1", "project(x_adv + step_size * gradient(model, x_adv, y).sign(), x, eps)",
-     "x_adv + step_size * gradient(model, x_adv, y).sign()", "leaves the eps-ball"),
-    ("2", "right = (clean == y) & (attacked == y)", "right = attacked == y", "wrong when clean does not count"),
+    (
+        "1",
+        "project(x_adv + step_size * gradient(model, x_adv, y).sign(), x, eps)",
+        "x_adv + step_size * gradient(model, x_adv, y).sign()",
+        "leaves the eps-ball",
+    ),
+    (
+        "2",
+        "right = (clean == y) & (attacked == y)",
+        "right = attacked == y",
+        "wrong when clean does not count",
+    ),
     ("2", "right[y == k].mean()", "right[y == k].sum() / len(y)", "own number of images"),
     ("2", "if (y == k).any() else np.nan", "if (y == k).any() else 0", "class 2 has none"),
     ("2", "return centre - half, centre + half", "return k / n, k / n", "none of 20"),
     ("2", ".min(1).mean()", ".mean(1).min()", "nothing to choose"),
-    ("2", "(second[first.argmin()] + first[second.argmin()])", "(first.min() + second.min())", "the two minima"),
+    (
+        "2",
+        "(second[first.argmin()] + first[second.argmin()])",
+        "(first.min() + second.min())",
+        "the two minima",
+    ),
     ("2", "(y, predicted), 1)", "(predicted, y), 1)", "true class down"),
-    ("3", 'wrong = z.scatter(1, y[:, None], float("-inf"))\n    return (wrong / T).softmax(1)',
-     "return (z / T).softmax(1)", "the true class has weight 0"),
+    (
+        "3",
+        'wrong = z.scatter(1, y[:, None], float("-inf"))\n    return (wrong / T).softmax(1)',
+        "return (z / T).softmax(1)",
+        "the true class has weight 0",
+    ),
     ("3", "(wrong / T).softmax(1)", "wrong.softmax(1)", "at T = 0.5"),
     ("3", "(wrong / T).logsumexp(1)", "(wrong / T).exp().sum(1).log()", "an exponential overflows"),
-    ("3", "return (wrong / T).logsumexp(1) - z.gather(1, y[:, None])[:, 0] / T",
-     'return F.cross_entropy(z / T, y, reduction="none")', "should be the cross-entropy"),
+    (
+        "3",
+        "return (wrong / T).logsumexp(1) - z.gather(1, y[:, None])[:, 0] / T",
+        'return F.cross_entropy(z / T, y, reduction="none")',
+        "should be the cross-entropy",
+    ),
     ("4", "train.accuracy", "valid.accuracy", "not on validation"),
     ("4", 'torch.where(train.n > 0, moved, self.state["eps"])', "moved", "was not seen"),
     ("4", "* self.attack.eps", '* self.state["eps"]', "the same t_k again"),
-    ("4", "after.astype(float) - before.astype(float)", "before.astype(float) - after.astype(float)", "after minus"),
+    (
+        "4",
+        "after.astype(float) - before.astype(float)",
+        "before.astype(float) - after.astype(float)",
+        "after minus",
+    ),
     ("4", "1.96 * d.std()", "1.96 * np.sqrt(before.var() + after.var())", "image by image"),
-]  # fmt: skip
+]
 
 
 def code(path):
@@ -82,7 +115,7 @@ def code(path):
 
 
 class Kernel:
-    """One namespace for the cells of a notebook; after the parameters cell come smaller parameters."""
+    """One namespace for the cells of a notebook, with smaller parameters after their cell."""
 
     def __init__(self, name):
         self.names, self.small = {"__name__": "notebook"}, SMALL[name]
@@ -116,8 +149,10 @@ def with_one_gap(source):
 
 @each_notebook
 def test_each_check_is_red_until_its_answer_is_right(name, kernel):
-    """The whole solution is green; on the way every check is tried with gaps and with the mistakes of WRONG."""
-    answered, wrong, checks = [], {w for w in WRONG if w[0] == name[0]}, 0
+    """The solution is green; every check is tried with gaps and with the mistakes of WRONG."""
+    answered = []
+    wrong = {w for w in WRONG if w[0] == name[0]}
+    checks = 0
     for tags, source in code(COURSE / "solutions" / name):
         if "check" in tags:
             assert answered, "a check follows what it checks"
@@ -151,7 +186,7 @@ def test_an_exercise_runs_up_to_its_first_check(name, kernel):
 
 
 def test_a_real_kernel_agrees():
-    """The exercise that trains nothing, in Jupyter's own kernel: red where it should be; its solution is green."""
+    """An exercise in Jupyter's own kernel, red where it should be; its solution is green."""
     name = "2_class_wise_gap.ipynb"
     exercise, solution = (
         nbformat.read(COURSE / folder / name, as_version=4) for folder in ("", "solutions")
@@ -195,8 +230,8 @@ def test_anatomy(name):
     assert {"## What you have made", "## Think", "## Go on"} <= {
         text.split("\n")[0] for text in prose
     }
-    assert not any("SOLUTION" in "".join(cell["source"]) or "lecturer" in "".join(cell["source"]) for cell in
-                   exercise["cells"])  # fmt: skip
+    texts = ["".join(cell["source"]) for cell in exercise["cells"]]
+    assert not any(word in text for text in texts for word in ("SOLUTION", "lecturer"))
     minutes = int(re.search(r"\*\*Time\*\*:\s+(\d+)\s+minutes", prose[0])[1])
     assert minutes <= 45
     row = next(
@@ -315,7 +350,7 @@ def test_the_set_up_cell_acts_only_where_crat_is_missing(monkeypatch):
 
 
 def test_binder_installs_what_the_project_needs():
-    """conda's torch for the CPU in place of torch; torchvision is needed for other data sets only."""
+    """conda's torch for the CPU; torchvision is needed for other data sets only."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     python, *packages = yaml.safe_load((ROOT / ".binder/environment.yml").read_text())[
         "dependencies"

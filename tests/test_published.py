@@ -49,8 +49,8 @@ def test_what_is_published_is_shown_and_the_rest_is_named(n_outcomes, capsys):
     lacking = [name for name in standard_battery("fashion_mnist") if name not in names]
     if lacking:
         assert (
-            f"\nnot published: {', '.join(lacking)}, nor the network that would be attacked; to have them:\n"
-            in told
+            f"\nnot published: {', '.join(lacking)}, nor the network that would be attacked; "
+            "to have them:\n" in told
         )
         assert "\n  crat data fetch fashion_mnist\n  crat train --recompute --defense " in told
         assert f"\n  crat evaluate {run.name} --recompute --split test " in told

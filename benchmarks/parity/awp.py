@@ -1,7 +1,9 @@
-"""AWP against csdongxian/AWP: weights after two perturbed updates, AT on given images and TRADES with its attack.
+"""AWP against csdongxian/AWP: the weights after two perturbed updates.
 
-Of TRADES the authors' whole training loop runs (train of train_trades_cifar.py), of AT what its main does in a step,
-for that is one function with the data set in it.
+AT on given images, and TRADES with its attack.
+
+Of TRADES the authors' whole training loop runs (train of train_trades_cifar.py), of AT what its
+main does in a step, for that is one function with the data set in it.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ def their_at(folder: Path) -> dict[str, Tensor]:
 
 
 def their_trades(folder: Path) -> dict[str, Tensor]:
-    """The script reads its settings and data sets when it is imported, in a folder where it may write."""
+    """The script, which reads settings and data sets at import, in a folder where it may write."""
 
     def meter() -> SimpleNamespace:
         return SimpleNamespace(update=lambda *_: None, avg=0.0, val=0.0)
@@ -91,9 +93,10 @@ def their_trades(folder: Path) -> dict[str, Tensor]:
     bar = mock.MagicMock(elapsed_td="", eta_td="")
     tools = {"Bar": lambda *_, **__: bar, "Logger": None, "AverageMeter": meter}
     stubs = {
-        "torchvision": {"datasets": data, "transforms": transforms}, "models": None,
+        "torchvision": {"datasets": data, "transforms": transforms},
+        "models": None,
         "utils": tools | {"accuracy": lambda *_, **__: (torch.zeros(()), torch.zeros(()))},
-    }  # fmt: skip
+    }
     given = [
         "train",
         "--epsilon",

@@ -1,9 +1,10 @@
-"""FAAL on AT, TRADES and MART against TrustAI/FAAL: the body of ft_prn.py's loop over batches, as it stands there.
+"""FAAL on AT, TRADES and MART against TrustAI/FAAL: the loop of ft_prn.py.
 
-ft_prn.py trains when it is imported, so its loop's body is taken out of the file and run on a batch. FAAL.py hands the
-inner problem to ECOS through cvxpy (which only recording needs), whose answer is not exact: the authors' code builds
-the problem and ECOS solves it; then SciPy solves Lagrange's condition, one equation, and must agree with ECOS to 1e-5.
-One batch: in a second one, a few signs of the KL's gradient already flip by float32's rounding. Weights stay float64.
+ft_prn.py trains when it is imported, so its loop's body is taken out of the file and run on a
+batch. FAAL.py hands the inner problem to ECOS through cvxpy (which only recording needs), whose
+answer is not exact: the authors' code builds the problem and ECOS solves it; then SciPy solves
+Lagrange's condition, one equation, and must agree with ECOS to 1e-5. One batch: in a second one, a
+few signs of the KL's gradient already flip by float32's rounding. Weights stay float64.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LOSSES = {"pgd_at": "AT", "trades": "TRADES", "mart": "MART"}
 
 
 def loop_body(folder: Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
-    """ft_prn.py's margin function and the statements that it runs on each batch, up to the optimizer's step."""
+    """ft_prn.py's margin function, and its statements on a batch up to the optimizer's step."""
     tree = ast.parse((folder / "ft_prn.py").read_text())
     margin = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "cw"]
     loops = [
@@ -44,7 +45,7 @@ def loop_body(folder: Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
 
 
 def sharpened(solve):
-    """cvxpy's Problem.solve, its answer p replaced by the root of Lagrange's condition for the same problem."""
+    """cvxpy's Problem.solve, its answer p replaced by the root of Lagrange's condition."""
 
     def solved(self, *args, **settings):
         value = solve(self, *args, abstol=1e-10, reltol=1e-10, feastol=1e-10, **settings)
@@ -91,11 +92,16 @@ def theirs(folder: Path) -> dict[str, Tensor]:
         for base, loss_name in LOSSES.items():
             model = tiny()
             names |= {
-                "model": model, "opt": torch.optim.SGD(model.parameters(), lr=0.1),
-                "epsilon": EPS, "alpha": STEP, "mu": 0.0, "std": 1.0,
-                "scale": RADIUS, "args": SimpleNamespace(loss=loss_name, steps=STEPS, distance="kl"),
+                "model": model,
+                "opt": torch.optim.SGD(model.parameters(), lr=0.1),
+                "epsilon": EPS,
+                "alpha": STEP,
+                "mu": 0.0,
+                "std": 1.0,
+                "scale": RADIUS,
+                "args": SimpleNamespace(loss=loss_name, steps=STEPS, distance="kl"),
                 "criterion": torch.nn.CrossEntropyLoss(reduction="none"),
-            }  # fmt: skip
+            }
             names["X"], names["y"] = batch()
             exec(step, names)
             loss = names["loss"]

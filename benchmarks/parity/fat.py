@@ -1,7 +1,10 @@
-"""FAT against zjfheart/Friendly-Adversarial-Training: earlystop.py, with and without noise, and the step of FAT.py.
+"""FAT against zjfheart/Friendly-Adversarial-Training: earlystop.py and FAT.py.
 
-The authors' batch is sorted by when each sample stopped; here it is put back. Their noise of a step is drawn for the
-samples that go on, so both sides are given noise that is the same for all samples of a batch.
+earlystop.py runs with and without noise, FAT.py for one step.
+
+The authors' batch is sorted by when each sample stopped; here it is put back. Their noise of a step
+is drawn for the samples that go on, so both sides are given noise that is the same for all samples
+of a batch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`crat ...` on the command line: a module for each command, imported when the command is asked for."""
+"""The command line `crat ...`: a module for each command, imported when the command is used."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ for maintainers:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    0, 1 (it failed), 2 (asked wrongly), 130 (interrupted), 141 (pipe closed). An error of crat's own
-    is one line on stderr; any other is a bug and keeps its traceback.
+    0, 1 (it failed), 2 (asked wrongly), 130 (interrupted), 141 (pipe closed). An error of crat's
+    own is one line on stderr; any other is a bug and keeps its traceback.
     """
     try:
         arguments = parser().parse_args(argv)

@@ -88,7 +88,7 @@ def run(a: Namespace) -> int:
 
 
 def chosen_battery(a: Namespace, dataset: str) -> Battery:
-    """The attacks or corruptions that are asked for, by name; raises ConfigError on an unknown one."""
+    """The attacks or corruptions that are asked for, by name; raises ConfigError."""
     from crat.corruptions import corruption_battery
     from crat.evaluate import standard_battery, strong_battery
 

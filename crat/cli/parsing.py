@@ -53,7 +53,7 @@ def commands(
     parser_class: type[Parser] = Parser,
     **settings: Any,
 ) -> Any:
-    """The function that adds a command to a parser; without a command, the parser prints its help."""
+    """The function that adds a command to a parser, which alone prints its help."""
 
     def help(_: Namespace) -> int:
         parser.print_help()

@@ -7,12 +7,17 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from crat.config import DATASETS, PROFILES, Selection
-from crat.names import one_of
 
 
 def add_to(parser: ArgumentParser) -> None:
     """The flags of the command."""
     parser.set_defaults(command=run)
+    _add_what(parser)
+    _add_how(parser)
+
+
+def _add_what(parser: ArgumentParser) -> None:
+    """Which notebooks, with which parameters."""
     add = parser.add_argument
     add(
         "numbers",
@@ -30,7 +35,6 @@ def add_to(parser: ArgumentParser) -> None:
     add("--profile", help=f"{' | '.join(PROFILES)} (default: the parameter file's, else quick)")
     add(
         "--data",
-        default="",
         metavar="NAME",
         help=f"another data set for all runs: {' | '.join(DATASETS)}",
     )
@@ -54,22 +58,19 @@ def add_to(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="parameters in YAML, as papermill -f takes them",
     )
+
+
+def _add_how(parser: ArgumentParser) -> None:
+    """Where the runs are trained, and which of them."""
+    add = parser.add_argument
     add(
         "--workers",
         type=int,
         metavar="N",
         help="processes here (default: a GPU each, or up to 4 cores)",
     )
-    add(
-        "--dask",
-        metavar="ADDRESS|FILE",
-        help="train on the workers of this dask scheduler",
-    )
-    add(
-        "--shard",
-        metavar="I/N",
-        help="only the I-th of N parts of the runs, and no notebook",
-    )
+    add("--dask", metavar="ADDRESS|FILE", help="train on the workers of this dask scheduler")
+    add("--shard", metavar="I/N", help="only the I-th of N parts of the runs, and no notebook")
     add(
         "--recompute",
         action="store_true",
@@ -85,8 +86,7 @@ def add_to(parser: ArgumentParser) -> None:
 def run(a: Namespace) -> int:
     """Runs the command; a polite kill stops it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    data = one_of("data set", a.data, DATASETS) if a.data else ""
-    selection = Selection(data, tuple(a.seeds)) if a.seeds else Selection(data)
+    selection = Selection(a.data or "", tuple(a.seeds or Selection.seeds))
     from crat import reproduce
 
     return reproduce.run(

@@ -1,6 +1,6 @@
 """The exercises for lectures, built from their solutions, which are the only source.
 
-    python notebooks/course/build.py            # writes the exercises beside the folder of solutions
+    python notebooks/course/build.py            # writes the exercises
     python notebooks/course/build.py --check    # an exercise that is not up to date is an error
 
 In a solution, code between `### BEGIN SOLUTION` and `### END SOLUTION` is what the student writes,
