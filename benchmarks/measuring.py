@@ -66,14 +66,17 @@ def markdown(table: pd.DataFrame) -> str:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A command line whose help is the benchmark's docstring, with the default of every option."""
     return argparse.ArgumentParser(
-        description=description,
-        formatter_class=_Help,
-        allow_abbrev=False,
+        description=description, formatter_class=_Help, allow_abbrev=False
     )
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The docstring as it is written; the defaults behind each option."""
+    """The docstring as it is written; behind an option its default, where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False):
+            return action.help
+        return super()._get_help_string(action)
 
 
 def measured(parser: argparse.ArgumentParser, work: Callable[[], object]) -> None:

@@ -1,6 +1,8 @@
 """The benchmark of a step: both sides do the same work, and the table says what it measured."""
 
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import step
@@ -45,6 +47,16 @@ def test_one_table_in_one_run(capsys):
 def test_numbers_below_one_are_refused(numbers):
     with pytest.raises(ConfigError, match="must be at least 1, not 0"):
         step.run(["small_cnn"], **numbers)
+
+
+@pytest.mark.parametrize("name", ["step", "training", "attacks", "precision", "peers"])
+def test_each_script_explains_itself(name, monkeypatch, capsys):
+    path = Path(step.__file__).with_name(f"{name}.py")
+    monkeypatch.setattr(sys, "argv", [path.name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 0
+    assert f"python benchmarks/{name}.py" in capsys.readouterr().out
 
 
 def test_a_wrong_setting_is_one_line_and_exit_code_2(monkeypatch, capsys):

@@ -9,7 +9,7 @@ import pytest
 from crat import cli, sources, store
 from crat.cli.flags import KNOWN, settings
 from crat.cli.runs import find_run
-from crat.config import DataConfig, ModelConfig, TrainConfig, profile
+from crat.config import ConfigError, DataConfig, ModelConfig, TrainConfig, profile
 from crat.run import Run
 
 TINY = [
@@ -33,20 +33,33 @@ def runs(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-def test_help_is_light():
-    """Neither torch nor numpy is imported; how few modules are, test_packaging counts."""
+@pytest.mark.parametrize("words", ["--help", "train --help", "reproduce --help"])
+def test_help_is_light(words):
+    """No heavy package and no other command is imported; test_packaging counts the modules."""
     code = """
 import sys
 from crat.cli import main
 try: main(sys.argv[1:])
 finally: print(*sys.modules)
 """
-    for words in (["--help"], ["train", "--help"], ["reproduce", "--help"]):
-        told = subprocess.run(
-            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
-        ).stdout
-        assert "usage: crat" in told
-        assert not {"torch", "numpy", "pandas", "papermill"} & set(told.splitlines()[-1].split())
+    command = [sys.executable, "-c", code, *words.split()]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.startswith("usage: crat")
+    imported = set(told.splitlines()[-1].split())
+    assert not {"torch", "numpy", "pandas", "papermill"} & imported
+    names = [name for name in cli.COMMANDS if f"crat.cli.{name}" in imported]
+    assert names == words.replace("--help", "").split()
+
+
+def test_help_lists_what_a_user_does(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    users, _, maintainers = capsys.readouterr().out.partition("for maintainers:")
+    assert all(re.search(rf"^    {name}\b", users, re.MULTILINE) for name in cli.COMMANDS)
+    for name in cli.FOR_MAINTAINERS:
+        assert name not in users
+        assert f"crat {name} " in maintainers
 
 
 def test_the_module_is_the_command():
@@ -211,10 +224,16 @@ def test_every_setting_has_a_flag():
     )
 
 
-def test_help_knows_the_allowed_names():
-    for name in ("split", "padding", "augment", "batch_norm"):
-        for value in KNOWN[name]:
-            profile("quick").but(**{name: value})
+@pytest.mark.parametrize("name", ["split", "padding", "augment", "batch_norm"])
+def test_help_knows_the_allowed_names(name):
+    """Every value that the help shows is accepted and nothing else is."""
+    (part,) = (part for part, _, known in settings() if known == name)
+    for value in KNOWN[name]:
+        config = profile("quick").but(**{name: value})
+        assert getattr(getattr(config, part), name) == value
+    with pytest.raises(ConfigError) as refused:
+        profile("quick").but(**{name: "another"})
+    assert all(value in str(refused.value) for value in KNOWN[name])
 
 
 def test_train_evaluate_publish(runs, tmp_path, monkeypatch, capsys):
@@ -273,6 +292,18 @@ def test_a_run_is_found_by_a_part_of_its_name_if_only_one_has_it(runs, capsys):
     assert "was made by another version of crat" in capsys.readouterr().err
     assert cli.main(["runs"]) == 0
     assert re.search(rf"{run.name} +damaged", capsys.readouterr().out)
+
+
+def test_a_recomputed_run_has_a_store_of_its_own(runs, capsys):
+    assert cli.main(["train", "--recompute", "--seed", "70", "--device", "cpu", *TINY]) == 0
+    (folder,) = (path.parent for path in runs.glob("recomputed/*/card.json"))
+    asked = ["evaluate", folder.name, "--split", "valid", "--attacks", "FGSM", "--device", "cpu"]
+    capsys.readouterr()
+    assert cli.main(asked) == 2
+    assert "no run" in capsys.readouterr().err
+    assert cli.main([*asked, "--recompute"]) == 0
+    assert re.search(r"class +n +clean +FGSM\n", capsys.readouterr().out)
+    assert len(list((folder / "eval").glob("*.npz"))) == 2
 
 
 def test_the_data_sets_are_listed(runs, capsys):
