@@ -58,7 +58,7 @@ def test_help_lists_what_a_user_does(capsys):
     users, _, maintainers = capsys.readouterr().out.partition("for maintainers:")
     assert all(re.search(rf"^    {name}\b", users, re.MULTILINE) for name in cli.COMMANDS)
     for name in cli.FOR_MAINTAINERS:
-        assert name not in users
+        assert not re.search(rf"^    {name}\b", users, re.MULTILINE)
         assert f"crat {name} " in maintainers
 
 
