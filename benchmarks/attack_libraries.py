@@ -1,5 +1,6 @@
-"""The attacks of four libraries behind one face, (model, x, y, attack, norm, eps, seed) -> x_adv,
-and one judge.
+"""The attacks of four libraries behind one signature, and one judge.
+
+(model, x, y, attack, norm, eps, seed) -> x_adv.
 
 Names are AutoAttack's: apgd-ce, apgd-dlr, apgd-t, fab-t, fab, square, autoattack; besides pgd-20,
 deepfool and cw. The peers are imported when called: they live in an environment of their own.
@@ -23,11 +24,13 @@ from crat.attacks.search import searcher
 # where a library is not asked for the settings of AutoAttack's standard version
 SETTINGS = {
     "fab": "untargeted, 1 restart (the plus version has 5)",
-    "autoattack of torchattacks": "as that library has it: 10 iterations instead of 100, another Square schedule",
+    "autoattack of torchattacks": "as that library has it: 10 iterations instead of 100, another "
+    "Square schedule",
     "torchattacks": "100 iterations; Square with the fixed schedule",
     "pgd-20": "uniform start, steps of eps / 4, last iterate",
     "deepfool": "50 steps, overshoot 0.02; broken where the found point lies within eps",
-    "cw": "9 binary search steps of 200, from 0.001, learning rate 0.01; broken where the found point lies within eps",
+    "cw": "9 binary search steps of 200, from 0.001, learning rate 0.01; broken where the found "
+    "point lies within eps",
 }
 
 

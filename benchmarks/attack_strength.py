@@ -1,9 +1,8 @@
-"""How strong our attacks are beside the reference's, on fixed models: what each attack leaves
-standing, per image.
+"""The strength of our attacks beside the reference's: which images each attack leaves standing.
 
-    python benchmarks/attack_strength.py record --weights FOLDER     # where pyautoattack, torchattacks, foolbox import
-    python benchmarks/attack_strength.py compare --weights FOLDER [--dtype bfloat16] [--out
-    table.md]
+    # where pyautoattack, torchattacks and foolbox can be imported:
+    python benchmarks/attack_strength.py record --weights FOLDER
+    python benchmarks/attack_strength.py compare --weights FOLDER [--dtype bfloat16] [--out FILE]
 
 Both skip what attack_strength.json holds already, so either may be killed and started again;
 `--models` and `--attacks` take less of the plan. FOLDER holds the two foreign weights files named
@@ -52,7 +51,7 @@ class Model:
     data: str
     images: int
     architecture: models.ModelConfig
-    # a file under --weights; "" for the shipped net, or "run KEY" of notebook 01's laptop plan
+    # a file under --weights, "" for the shipped net, or "run KEY" of notebook 01's laptop plan
     weights: str
 
     def file(self, folder: Path) -> Path:
@@ -65,9 +64,7 @@ class Model:
         return folder / self.weights if self.weights else SHIPPED
 
     def load(self, folder: Path, images: int | None = None) -> tuple[nn.Module, Tensor, Tensor]:
-        """The network in eval mode, its first images (N, C, H, W) float in [0, 1] and labels
-        (N,).
-        """
+        """The network in eval mode, its first images (N, C, H, W) in [0, 1] and labels (N,)."""
         whole = data.load(self.data)
         n = images or self.images
         model = models.build(self.architecture, whole.n_classes, whole.image_shape)
@@ -95,9 +92,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model under a threat: which attacks of the reference at how many seeds, and which of
-    other libraries.
-    """
+    """A model under a threat: the reference's attacks, their seeds, those of other libraries."""
 
     model: str
     norm: str
@@ -114,8 +109,9 @@ class Case:
         return self.attacks if library == "pyautoattack" else getattr(self, library)
 
     def seeds_of(self, library: str, attack: str) -> int:
-        """One where nothing is drawn, and where a second library's word on the same attack is a
-        cross-check only.
+        """How many seeds are run: one where nothing is drawn, and for a second library's attack.
+
+        The latter is a cross-check only.
         """
         cross_check = library == "torchattacks" and attack in self.attacks
         return 1 if cross_check or attack in ("deepfool", "cw") else self.seeds
@@ -148,8 +144,11 @@ PLAN = (
     Case("shipped", "L1", "5", ("apgd-ce", "apgd-dlr", "apgd-t", "square"), 2),
     Case("fashion_pgd_at", "Linf", "0.1", STANDARD),
 )
-# the first that has an attack is its reference
-REFERENCES = ("pyautoattack", "torchattacks", "foolbox")
+REFERENCES = (
+    "pyautoattack",
+    "torchattacks",
+    "foolbox",
+)  # the first that has an attack is its reference
 
 
 def packed(outcome: Tensor) -> str:
@@ -272,8 +271,10 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """As strong: at most the reference's mean plus the largest of 0.2 points, one image, two
-        of its deviations.
+        """As strong, weaker or suspiciously strong.
+
+        As strong is at most the reference's mean plus the largest of 0.2 points, one image, and two
+        of its standard deviations.
         """
         spread = stdev(self.reference) if len(self.reference) > 1 else 0.0
         spread = max(spread, (self.differ / 2) ** 0.5 / self.images)
@@ -332,8 +333,8 @@ def table(records: list[dict], dtype: str) -> str:
         return f"{100 * mean(accuracies):.2f}{spread}"
 
     lines = [
-        f"Search in {dtype}. Robust accuracy in percent of the images, mean (standard deviation) "
-        f"over seeds.\n",
+        f"Search in {dtype}. Robust accuracy in percent of the images, "
+        "mean (standard deviation) over seeds.\n",
         f"| model | norm | eps | attack | {' | '.join(REFERENCES)} | crat | verdict |",
         f"|{'---|' * 9}",
     ]

@@ -1,7 +1,7 @@
-"""The authors' corruptions beside ours, on the same images and the same random numbers: how many
-values are equal.
+"""The authors' corruptions beside ours, on the same images and random numbers.
 
-    python benchmarks/corruptions_parity.py --theirs FOLDER     # a clone of hendrycks/robustness at CODE's commit
+    # FOLDER is a clone of hendrycks/robustness at CODE's commit
+    python benchmarks/corruptions_parity.py --theirs FOLDER
 
 It needs scikit-image and OpenCV beside crat, and wand with ImageMagick's libraries for motion blur
 and snow (without them the two are left out, by name). Their functions run as they stand; replaced
@@ -31,16 +31,17 @@ from torch import Tensor
 from crat.attacks import PerImage
 from crat.corruptions import KINDS, SEVERITIES, Corruption
 
-CODE = "hendrycks/robustness@8190fe329f5f072a06e3a2aea02bb5dda69aed9f (ImageNet-C/create_c/make_cifar_c.py)"
+SCRIPT = "ImageNet-C/create_c/make_cifar_c.py"
+CODE = f"hendrycks/robustness@8190fe329f5f072a06e3a2aea02bb5dda69aed9f ({SCRIPT})"
 RESULT = Path(__file__).with_suffix(".json")
-SEED, IMAGES, PROBES = 11, 12, 60
+SEED = 11
+IMAGES = 12
+PROBES = 60
 MAGICK = ("motion_blur", "snow")  # what needs wand
 
 
 def images() -> Tensor:
-    """(IMAGES, 3, 32, 32) uint8: coloured waves with an edge and a flat patch, one image of
-    noise, one grey.
-    """
+    """(IMAGES, 3, 32, 32) uint8: coloured waves with an edge, one image of noise, one grey."""
     g = torch.Generator().manual_seed(3)
     down, right = torch.meshgrid(*2 * (torch.arange(32) / 32,), indexing="ij")
     wave = torch.rand(IMAGES, 3, 4, 3, generator=g) * torch.tensor([4.0, 4.0, 6.3])
@@ -66,9 +67,7 @@ def ours(name: str, severity: int, frost: str | None = None) -> Tensor:
 
 
 class Numbers:
-    """numpy.random for one image: what its stream in crat draws, in the order in which the
-    authors' code asks.
-    """
+    """numpy.random for one image: crat's stream, in the order in which the authors' code draws."""
 
     def __init__(self, image: int) -> None:
         self.stream = PerImage(SEED, torch.tensor([image]))
@@ -97,8 +96,9 @@ class Numbers:
         if size is None:
             low, high = (0, low) if high is None else (low, high)
             return low + int(self._draw("uniform", ()) * (high - low))
-        # glass blur: (dx, dy) of each pixel from the last to the first
-        shift = next(self.shifts, None)
+        shift = next(
+            self.shifts, None
+        )  # glass blur: (dx, dy) of each pixel from the last to the first
         if shift is None:
             dx, dy = ((self._draw("uniform", (32, 32)) * 2).astype(int) - 1 for _ in range(2))
             self.shifts = iter(
@@ -115,7 +115,7 @@ def their_module(folder: Path) -> ModuleType:
     def gaussian(image, sigma, multichannel=False, **settings):
         return filters.gaussian(image, sigma, channel_axis=-1 if multichannel else None, **settings)
 
-    text = (folder / "ImageNet-C/create_c/make_cifar_c.py").read_text()
+    text = (folder / SCRIPT).read_text()
     module = ModuleType("make_cifar_c")
     numpy = SimpleNamespace(**vars(np) | {"float_": np.float64, "fromstring": np.frombuffer})
     try:
@@ -145,9 +145,7 @@ def theirs(module: ModuleType, name: str, severity: int) -> Tensor:
 
 @contextmanager
 def panes(folder: Path) -> Iterator[str]:
-    """Inside their folder of frost images; gives another folder with the five of six that their
-    code draws from.
-    """
+    """Within, their folder of frost images; gives one with the five images that their code uses."""
     source = folder / "ImageNet-C/create_c"
     with tempfile.TemporaryDirectory() as five, chdir(source):
         for image in sorted(Path.cwd().glob("frost*"))[:5]:
@@ -169,15 +167,14 @@ def record(folder: Path) -> dict[str, dict]:
             for severity in SEVERITIES if runs_magick or name not in MAGICK else ():
                 a, b = theirs(module, name, severity).int(), ours(name, severity, frost).int()
                 off = (a - b).abs()
+                equal = round((off == 0).double().mean().item(), 6)
+                largest = int(off.max())
                 found[f"{name}-{severity}"] = {
-                    "equal": round((off == 0).double().mean().item(), 6),
-                    "largest": int(off.max()),
+                    "equal": equal,
+                    "largest": largest,
                     "probes": probes(a),
                 }
-                print(
-                    f"{name}-{severity}: {found[f'{name}-{severity}']['equal']:.4f} equal, at most "
-                    f"{off.max()} off"
-                )
+                print(f"{name}-{severity}: {equal:.4f} equal, at most {largest} off")
     return found
 
 

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from tqdm import tqdm
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from crat import children
 from crat.batch import Job, RunTask, Task
 from crat.store import StoreError
+from crat.text import shown
 
 GLANCE = 0.5  # seconds between looks at what is going on
 AT_MOST = 4  # processes on a CPU, unless asked for otherwise: each holds about a gigabyte
@@ -255,9 +255,3 @@ class Bars:
         """Takes them away."""
         for bar, _, _ in self.bars:
             bar.close()
-
-
-def shown(path: Path) -> str:
-    """A path as a person would type it here."""
-    path = path.absolute()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

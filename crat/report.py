@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import zip_longest
+from collections.abc import Sequence
 from pathlib import Path
 
 from crat import store
 from crat.batch import Job
-from crat.executors import shown
+from crat.text import aligned, shown
 
 
 def report(jobs: Sequence[Job], figures: Path) -> None:
@@ -69,27 +67,3 @@ def report(jobs: Sequence[Job], figures: Path) -> None:
     ]
     print("\n" + aligned(cells[0], cells[1:], (44, 14, 26, 11, 15)))
     print(f"claims: {shown(figures / 'claims.csv')} and claims.md")
-
-
-def aligned(
-    header: Sequence[str], rows: Iterable[Sequence[str]], widest: Sequence[int] = ()
-) -> str:
-    """A table for the terminal: columns two spaces apart, cells wrapped to `widest` (78 where it
-    says nothing).
-    """
-    table = [[str(cell) for cell in row] for row in (header, *rows)]
-    limits = [*widest, *[78] * (len(header) - len(widest))]
-    widths = [
-        min(max(map(len, column)), limit)
-        for column, limit in zip(zip(*table, strict=True), limits, strict=True)
-    ]
-    lines = []
-    for row in table:
-        wrapped = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
-        for parts in zip_longest(*wrapped, fillvalue=""):
-            lines.append(
-                "  ".join(
-                    part.ljust(width) for part, width in zip(parts, widths, strict=True)
-                ).rstrip()
-            )
-    return "\n".join(lines)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from crat import batch, store
 from crat.batch import ROOT, Entry, Job
-from crat.config import PROFILES, ConfigError, chosen_seeds
+from crat.config import PROFILES, ConfigError, Selection
 from crat.executors import Local, Place, perform, shown
 from crat.names import did_you_mean, one_of
 from crat.notebook import NotebookError
@@ -34,6 +34,7 @@ def run(
     profile: str | None = None,
     settings: Sequence[str] = (),
     *,
+    selection: Selection = Selection(),
     parameters: Path | None = None,
     workers: int | None = None,
     dask: str | None = None,
@@ -48,8 +49,9 @@ def run(
 
     numbers: which notebooks (`choose`; all where none is named). profile: quick, unless the
     parameter file says more.
-    settings: parameters as "name=value"; parameters: a YAML file of them. workers: processes at a
-    time on this machine;
+    settings: parameters as "name=value"; parameters: a YAML file of them. selection: another data
+    set, other seeds.
+    workers: processes at a time on this machine;
     dask: a scheduler's address or file, which does the runs instead. shard: "i/n", this part of the
     runs and no notebook. recompute: train everything again, in a store of its own; the same request
     goes on where it was stopped.
@@ -68,7 +70,7 @@ def run(
     fresh = Recomputation.of(profile, given) if recompute else None
     again = fresh.began if fresh else ""
     jobs = [batch.job(path, home / profile, profile, given[path], again) for path in chosen]
-    _refuse_what_is_not_heeded(jobs)
+    _refuse_what_is_not_heeded(jobs, selection)
     if fresh:
         fresh.start(dask, dry_run)
     left = jobs if part else [job for job in jobs if not job.is_done]
@@ -198,11 +200,9 @@ class Recomputation:
         store.write_text(self.marker, self.began)
 
 
-def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
-    """Another data set and other seeds (config.on_chosen_data, chosen_seeds) must reach every
-    run that is planned.
-    """
-    data, seeds = os.environ.get("CRAT_DATA_SET"), set(chosen_seeds())
+def _refuse_what_is_not_heeded(jobs: Sequence[Job], selection: Selection) -> None:
+    """Another data set and other seeds must reach every run that is planned."""
+    data, seeds = selection.data, set(selection.seeds)
     for job in jobs:
         stray = {config.data.name for config in job.runs.values()} - {data}
         if data and stray:
@@ -213,7 +213,7 @@ def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
             0,
             job.parameters.get("seed", 0),
         }
-        if os.environ.get("CRAT_SEEDS") and used - seeds:
+        if selection.seeds != Selection.seeds and used - seeds:
             raise ConfigError(
                 f"--seeds: {job.name} has runs of the seeds "
                 f"{', '.join(map(str, sorted(used - seeds)))}"

@@ -42,7 +42,7 @@ NOT_NUMERIC = {
     "NumPy alone, which the setting of torch's instructions does not reach": (
         "calibration claims comparisons mce metrics statements statistics_by_hand toy variation"
     ),
-    "times, and tables of times": "bench bench_attacks",
+    "times, and tables of times": "bench_attacks bench_step bench_training",
 }
 LEFT_OUT = {f"test_{name}.py" for names in NOT_NUMERIC.values() for name in names.split()}
 

@@ -1,5 +1,6 @@
-"""AWP against csdongxian/AWP: weights after two perturbed updates, AT on given images and TRADES
-with its attack.
+"""AWP against csdongxian/AWP: the weights after two perturbed updates.
+
+AT on given images, and TRADES with its attack.
 
 Of TRADES the authors' whole training loop runs (train of train_trades_cifar.py), of AT what its
 main does in a step, for that is one function with the data set in it.
@@ -82,9 +83,7 @@ def their_at(folder: Path) -> dict[str, Tensor]:
 
 
 def their_trades(folder: Path) -> dict[str, Tensor]:
-    """The script reads its settings and data sets when it is imported, in a folder where it may
-    write.
-    """
+    """The script, which reads settings and data sets at import, in a folder where it may write."""
 
     def meter() -> SimpleNamespace:
         return SimpleNamespace(update=lambda *_: None, avg=0.0, val=0.0)

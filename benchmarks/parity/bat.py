@@ -1,6 +1,4 @@
-"""BAT against the one public copy: both searches of train_mode/, and BAT_loss of train.py (taken
-out of a script).
-"""
+"""BAT against the one public copy: both searches of train_mode/, BAT_loss of train.py."""
 
 from __future__ import annotations
 
@@ -15,15 +13,16 @@ from torch import Tensor, nn
 from crat.attacks import PGD
 from crat.defenses.bat import BAT as Ours
 
-CODE = "silvercherry/Improving-Robust-Fairness-via-Balance-Adversarial-Training@9bcee67aedeea64cd5c3790e88d292f7dafe8a8f"
+CODE = (
+    "silvercherry/Improving-Robust-Fairness-via-Balance-Adversarial-Training"
+    "@9bcee67aedeea64cd5c3790e88d292f7dafe8a8f"
+)
 BETA = 6.0
 NUMBERS = (0, 1)
 
 
 def labelled(number: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """A batch whose labels are what the network predicts, but for three images; so some stop at
-    each step or never.
-    """
+    """A batch whose labels are predictions but for three images: some stop early, some never."""
     x, y = batch(number)
     predicted = tiny().eval()(x).argmax(1)
     return x.to(dtype), torch.where(torch.arange(len(y)) < 3, y, predicted)

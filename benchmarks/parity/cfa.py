@@ -1,5 +1,4 @@
-"""CFA's AT, TRADES and FAT with class-wise margins against PKU-ML/CFA: attack.py, and train.py's
-own update rule.
+"""CFA's AT, TRADES and FAT with class-wise margins against PKU-ML/CFA: its attack.py and train.py.
 
 Two thirds of the labels are what the network predicts at first, so that t_k, eps_k and beta_k
 differ between classes.
@@ -20,7 +19,9 @@ from crat.defenses import Task
 from crat.defenses.cfa import CFA
 
 CODE = "PKU-ML/CFA@071f3334a59d144cedbe65b18019c9757bece6f2"
-BETA, TAU, LAMBDA = 6.0, 2, 0.5
+BETA = 6.0
+TAU = 2
+LAMBDA = 0.5
 EPS, STEP = 1 / 255, 0.25 / 255  # small enough for some classes to withstand
 BASES = ("pgd_at", "trades", "fat")
 
@@ -32,9 +33,7 @@ def labelled(number: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, T
 
 
 def update_rule(folder: Path):
-    """The statements of train.py that set class_eps and class_beta from the last epoch's robust
-    accuracy.
-    """
+    """The statements of train.py that set class_eps and class_beta from robust accuracy."""
     tree = ast.parse((folder / "train.py").read_text())
     rules = [
         n for n in ast.walk(tree) if isinstance(n, ast.If) and "args.begin" in ast.unparse(n.test)
@@ -66,11 +65,9 @@ def theirs(folder: Path) -> dict[str, Tensor]:
             "fat": attack.cw_fat_loss,
         }
         for base in BASES:
-            model, eps, beta = (
-                tiny(),
-                torch.ones(CLASSES) * EPS,
-                torch.ones(CLASSES) * BETA / (1 + BETA),
-            )
+            model = tiny()
+            eps = torch.ones(CLASSES) * EPS
+            beta = torch.ones(CLASSES) * BETA / (1 + BETA)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             for epoch in range(2):
                 robust, n = torch.zeros(CLASSES), torch.zeros(CLASSES)
@@ -89,8 +86,9 @@ def theirs(folder: Path) -> dict[str, Tensor]:
                     model(x)
                     robust += torch.zeros(CLASSES).index_add(0, y, (output.max(1)[1] == y).double())
                     n += y.bincount(minlength=CLASSES)
-                # the code divides by N / 10; by the class's own count it is the paper's
-                t = robust / n.clamp_min(1)
+                t = robust / n.clamp_min(
+                    1
+                )  # the code divides by N / 10; by the class's own count it is the paper's
                 seen = n > 0  # and lets the margin of a class that no batch showed fall to lambda_1
                 new_eps, new_beta = rule(t)
                 eps, beta = torch.where(seen, new_eps, eps), torch.where(seen, new_beta, beta)

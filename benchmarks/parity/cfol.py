@@ -1,5 +1,4 @@
-"""CFOL against LIONS-EPFL/class-focused-online-learning-code: its attack, its loss and its class
-sampler.
+"""CFOL against LIONS-EPFL/class-focused-online-learning-code: attack, loss, sampler.
 
 The sampler moves after every batch, ours after every epoch: the scripted epochs have one batch. The
 training loop itself needs the pytorch_lightning of its day: of model.py only the loss is taken, and
@@ -39,9 +38,7 @@ ETA, GAMMA = 0.03, 0.5
 
 
 class Attack:
-    """What cfol/pgd.py needs of torchattacks 2.x: -1 turns the loss into a cost that is
-    minimised.
-    """
+    """The base class that cfol/pgd.py takes from torchattacks 2.x: -1 makes the loss a cost."""
 
     _targeted, device = -1, "cpu"
 

@@ -1,5 +1,6 @@
-"""DAFA's TRADES and PGD against rucy74/DAFA: losses.py (with madry_loss's second step) and
-utils.py's class weights.
+"""DAFA's TRADES and PGD against rucy74/DAFA: losses.py and utils.py's class weights.
+
+Of losses.py also madry_loss's second step.
 
 Epoch 1 of two is the warm-up; the loss, gradient, attack and buffers are those of epoch 2, under
 the new weights.
@@ -32,14 +33,14 @@ from crat.defenses import Task
 from crat.defenses.dafa import DAFA
 
 CODE = "rucy74/DAFA@c60ba8352d712c6108480a2ce7e7fa7abf30b48a"
-BETA, LAMBDA, RATE = 6.0, 1.5, 0.1
+BETA = 6.0
+LAMBDA = 1.5
+RATE = 0.1
 BASES = ("trades", "pgd_at")
 
 
 class Seen(nn.Module):
-    """Keeps the images of the first pass in train mode: x_adv of the authors' loss, which does
-    not return it.
-    """
+    """Keeps the images of the first pass in train mode: x_adv, which the loss does not return."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -1,5 +1,4 @@
-"""FAAL on AT, TRADES and MART against TrustAI/FAAL: the body of ft_prn.py's loop over batches, as
-it stands there.
+"""FAAL on AT, TRADES and MART against TrustAI/FAAL: the loop of ft_prn.py.
 
 ft_prn.py trains when it is imported, so its loop's body is taken out of the file and run on a
 batch. FAAL.py hands the inner problem to ECOS through cvxpy (which only recording needs), whose
@@ -32,9 +31,7 @@ LOSSES = {"pgd_at": "AT", "trades": "TRADES", "mart": "MART"}
 
 
 def loop_body(folder: Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
-    """ft_prn.py's margin function and the statements that it runs on each batch, up to the
-    optimizer's step.
-    """
+    """ft_prn.py's margin function, and its statements on a batch up to the optimizer's step."""
     tree = ast.parse((folder / "ft_prn.py").read_text())
     margin = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "cw"]
     loops = [
@@ -48,9 +45,7 @@ def loop_body(folder: Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
 
 
 def sharpened(solve):
-    """cvxpy's Problem.solve, its answer p replaced by the root of Lagrange's condition for the
-    same problem.
-    """
+    """cvxpy's Problem.solve, its answer p replaced by the root of Lagrange's condition."""
 
     def solved(self, *args, **settings):
         value = solve(self, *args, abstol=1e-10, reltol=1e-10, feastol=1e-10, **settings)

@@ -1,5 +1,6 @@
-"""FAT against zjfheart/Friendly-Adversarial-Training: earlystop.py, with and without noise, and the
-step of FAT.py.
+"""FAT against zjfheart/Friendly-Adversarial-Training: earlystop.py and FAT.py.
+
+earlystop.py runs with and without noise, FAT.py for one step.
 
 The authors' batch is sorted by when each sample stopped; here it is put back. Their noise of a step
 is drawn for the samples that go on, so both sides are given noise that is the same for all samples
@@ -63,8 +64,9 @@ def parts(case: str, model: nn.Module, x_adv: Tensor, loss: Tensor) -> dict[str,
 def theirs(folder: Path) -> dict[str, Tensor]:
     found = {}
     with (
-        # what earlystop.py takes from its models
-        authors(folder, models={"nn": nn, "F": nn.functional}),
+        authors(
+            folder, models={"nn": nn, "F": nn.functional}
+        ),  # what earlystop.py takes from its models
         mock.patch.object(
             np.random,
             "uniform",

@@ -1,5 +1,6 @@
-"""FRL against hannxu123/fair_robust: its attack, loss, evaluation and update, reweight only and
-with remargin.
+"""FRL against hannxu123/fair_robust: attack, loss, evaluation and update.
+
+Reweight only, and with remargin.
 
 Each epoch of the code evaluates, moves the multipliers and then trains; ours moves them at the end
 of the epoch before.
@@ -34,8 +35,15 @@ from crat.defenses import ClassStats, Task
 from crat.defenses.frl import FRL as Ours
 
 CODE = "hannxu123/fair_robust@a80547def881cb4ca99b50e7544f997f9a0210a7"
-BETA, BOUND, RATE_1, RATE_2, LIMIT = 1.5, 0.03, 0.4, 0.6, 0.5
-RATE, BATCHES, FIRST = 0.01, 1, 180  # a small rate, and batches in which no sign flips in float32
+BETA = 1.5
+BOUND = 0.03
+RATE_1 = 0.4
+RATE_2 = 0.6
+LIMIT = 0.5
+# a small rate, and batches in which no sign flips in float32
+RATE = 0.01
+BATCHES = 1
+FIRST = 180
 FILES = {"reweight": "utils_frl", "remargin": "utils_frl2"}
 
 
@@ -44,9 +52,7 @@ class Loader(list):
 
 
 def validation(dtype: torch.dtype = torch.float64) -> Loader:
-    """Two batches with one image of each class: the code divides by zero where a class is
-    missing.
-    """
+    """Two batches of one image a class: the code divides by zero where a class is missing."""
     return Loader((batch(FIRST + i, dtype, CLASSES)[0], torch.arange(CLASSES)) for i in (7, 8))
 
 
@@ -78,23 +84,10 @@ def theirs(folder: Path) -> dict[str, Tensor]:
             optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
             for epoch in range(2):
                 x, y = batch(FIRST)
-                multipliers = code.frl_train(
-                    model,
-                    [batch(FIRST + i) for i in range(BATCHES)],
-                    validation(),
-                    optimizer,
-                    epoch,
-                    settings,
-                    settings,
-                    "cpu",
-                    bound,
-                    bound,
-                    RATE_1,
-                    RATE_2,
-                    multipliers,
-                    BETA,
-                    LIMIT,
-                )
+                training = [batch(FIRST + i) for i in range(BATCHES)]
+                where = (model, training, validation(), optimizer, epoch, settings, settings, "cpu")
+                rule = (bound, bound, RATE_1, RATE_2, multipliers, BETA, LIMIT)
+                multipliers = code.frl_train(*where, *rule)
             u, v, widths = code.cost_sensitive(*multipliers.split(CLASSES))
             found |= {f"{case}/buffers": buffers(model), f"{case}/state/clean_weight": u}
             found |= {f"{case}/state/boundary_weight": v, f"{case}/state/eps": EPS * widths}

@@ -1,5 +1,4 @@
-"""What every parity case shares: a tiny network and a batch, the authors' code made to run here,
-and the comparison.
+"""What every parity case shares: a tiny network, the authors' code, the comparison.
 
 A case is a module of this folder with `theirs(folder)` and `ours(dtype)`, each a dict of tensors
 under the same names:
@@ -27,15 +26,15 @@ from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
 CLASSES, BATCH = 10, 12  # the code of most papers knows ten classes of 3 x 32 x 32 images only
-EPS, STEP, STEPS = 8 / 255, 2 / 255, 4
-# numbers of a large tensor that a fixture keeps, evenly spaced, beside its sum and its length
+EPS = 8 / 255
+STEP = 2 / 255
+STEPS = 4
+# numbers of a large tensor in a fixture, evenly spaced, beside its sum and its length
 PROBES = 64
 
 
 class Tiny(nn.Module):
-    """Convolution, BatchNorm, a smooth nonlinearity, a linear head: 300 parameters, no kink for
-    a step to fall off.
-    """
+    """Convolution, BatchNorm, a smooth nonlinearity, a linear head: 300 parameters, no kink."""
 
     def __init__(self, outputs: int = CLASSES):
         super().__init__()
@@ -50,9 +49,7 @@ class Tiny(nn.Module):
 
 
 def tiny(dtype: torch.dtype = torch.float64, outputs: int = CLASSES) -> Tiny:
-    """The same network in every call, its weights large enough for the attack to matter; in
-    train mode.
-    """
+    """The same network in every call, in train mode; large weights, so that the attack matters."""
     model = Tiny(outputs).to(torch.float64)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -76,9 +73,7 @@ def batch(
 
 
 def uniform_noise(dtype: torch.dtype = torch.float64, seed: int = 5) -> Tensor:
-    """Noise in [0, 1) for a uniform start, (B, 3, 32, 32); the start is x + EPS (2 noise - 1) in
-    the box.
-    """
+    """Noise in [0, 1), (B, 3, 32, 32), for the uniform start x + EPS (2 noise - 1) in the box."""
     return torch.rand(
         BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     ).to(dtype)
@@ -129,13 +124,12 @@ def _all(contexts: Iterator) -> Iterator[None]:
 
 @contextmanager
 def authors(folder: Path, **stubs: object) -> Iterator[None]:
-    """Within, the authors' modules can be imported and run: their folder comes first, `.cuda()`
-    stays on the CPU,
+    """Within, the authors' modules can be imported and run.
 
-    new tensors are float64, their random starts of images are this file's noise (torch.randn,
-    randn_like, rand_like and uniform_; patch others, such as numpy's, in the case), and modules
-    that nobody needs are empty.
-    stubs: name of such a module -> None or a dict of what is taken from it.
+    Their folder comes first, `.cuda()` stays on the CPU, new tensors are float64, and random starts
+    of images are this file's noise (torch.randn, randn_like, rand_like and uniform_; patch others,
+    such as numpy's, in the case). stubs: modules that nobody needs, by name -> None or a dict of
+    their content.
     """
     before = set(sys.modules)
     made = {name: types.ModuleType(name) for name in stubs}

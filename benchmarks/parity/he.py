@@ -1,5 +1,4 @@
-"""HE on AT, TRADES and ALP, and ALP itself, against ShawnXYang/AT_HE: losses.py and he.py of
-CIFAR-10.
+"""HE on AT, TRADES and ALP, and ALP itself, against ShawnXYang/AT_HE (CIFAR-10).
 
 The network is the same for both, with a head of unit vectors that crat normalises in its forward
 pass; the authors' network overwrites the weights there instead, which is told in HE's table and not
@@ -36,7 +35,10 @@ from crat.defenses.he import HE
 from crat.nets.models import CosineHead
 
 CODE = "ShawnXYang/AT_HE@dad6a41bb170bba94f9818e7ba891163143c3e10"
-S, M, BETA, PAIRING = 10.0, 0.17, 6.0, 0.7
+S = 10.0
+M = 0.17
+BETA = 6.0
+PAIRING = 0.7
 BATCH = 5  # no step of TRADES is so near 0 in it that float32 changes its sign
 NAMES = {"pgd_at": "pgd_he", "trades": "trades_he", "alp": "alp_he"}
 

@@ -1,6 +1,4 @@
-"""MART against YisenWang/MART: mart_loss of mart.py, attack included, and BatchNorm's statistics
-behind it.
-"""
+"""MART against YisenWang/MART: mart_loss of mart.py with its attack, BatchNorm's statistics."""
 
 from __future__ import annotations
 

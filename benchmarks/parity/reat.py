@@ -1,6 +1,4 @@
-"""REAT against GuanlinLee/REAT: loss_functions.py, and the counting of train.py, over an epoch
-of three batches.
-"""
+"""REAT against GuanlinLee/REAT: loss_functions.py, and train.py's counting in three batches."""
 
 from __future__ import annotations
 
@@ -32,8 +30,18 @@ from crat.defenses.reat import REAT
 from crat.nets.models import Classifier, Normalize
 
 CODE = "GuanlinLee/REAT@a7909fd98a52d2bdb6a68aea7248e80900cffa29"
-# sorted, for the code takes the last classes as the rarest
-COUNTS = [400, 220, 120, 66, 36, 20, 11, 6, 3, 1]
+COUNTS = [
+    400,
+    220,
+    120,
+    66,
+    36,
+    20,
+    11,
+    6,
+    3,
+    1,
+]  # sorted, for the code takes the last classes as the rarest
 
 
 def inner_batch(number: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -82,7 +90,9 @@ def theirs(folder: Path) -> dict[str, Tensor]:
     with authors(folder), double, mock.patch.object(np, "float32", np.float64):
         import loss_functions
 
-        model, seen, asked = WithFeatures().train(), [], SimpleNamespace(eps=EPS, ns=STEPS, ss=STEP)
+        model = WithFeatures().train()
+        seen = []
+        asked = SimpleNamespace(eps=EPS, ns=STEPS, ss=STEP)
         model.body.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         answered, following = list(COUNTS), [0] * CLASSES
@@ -126,7 +136,9 @@ def _weighted_loss(method: REAT, dtype: torch.dtype, name: str) -> dict[str, Ten
 
 
 def ours(dtype: torch.dtype) -> dict[str, Tensor]:
-    found, model, total = {}, classifier(dtype).train(), None
+    found = {}
+    model = classifier(dtype).train()
+    total = None
     start, mode = REAT.crafting()
     method = REAT(PGD(EPS, STEP, STEPS, start=start, batch_norm=mode))
     method.prepare(Task(torch.tensor(COUNTS)))

@@ -1,5 +1,4 @@
-"""Runs the authors' code and ours side by side in float64 and keeps what the authors' gave: see
-harness.py.
+"""Runs the authors' code and ours in float64, and writes the authors' numbers: see harness.py.
 
 python benchmarks/parity/record.py cfa --theirs PATH_OF_A_CLONE
 """
@@ -43,9 +42,7 @@ def record(name: str, folder: Path) -> dict[str, float]:
 
 
 def table() -> str:
-    """A row a case: the authors' commit, and the largest relative difference of each kind of
-    number.
-    """
+    """A row for each case: the authors' commit, and the largest relative differences."""
     lines = ["| case | authors' code | largest relative difference |", "|---|---|---|"]
     for path in sorted(harness.HERE.glob("*.json")):
         kept, kinds = json.loads(path.read_text()), {}

@@ -1,6 +1,4 @@
-"""RoBal against wutong16/Adversarial_Long-Tail: add_reg_train, MultiMarginLoss, CosPlus and
-PostProc classifiers.
-"""
+"""RoBal against wutong16/Adversarial_Long-Tail: training, losses, classifiers."""
 
 from __future__ import annotations
 
@@ -37,7 +35,9 @@ VARIANTS = {
     "R": (0.1, 0.3, 1.5, 1 / 32),
     "R100": (0.3, 0.0, 0.0, 1 / 16),
 }
-BETA, S, TAU_P = 6.0, 10.0, 1.5
+BETA = 6.0
+S = 10.0
+TAU_P = 1.5
 
 
 def weights() -> Tensor:
@@ -54,9 +54,7 @@ def gradient(model: nn.Module, loss: Tensor) -> Tensor:
 
 
 def like_images(draw: Callable[..., Tensor], noise: Tensor) -> Callable[..., Tensor]:
-    """torch.rand, but torch.rand(x.shape), as the code calls it for its start, is the given
-    noise.
-    """
+    """torch.rand, but torch.rand(x.shape), the code's start, is the given noise."""
     return lambda *size, **settings: (
         noise if isinstance(size[0], torch.Size) else draw(*size, **settings)
     )
@@ -67,7 +65,9 @@ class Authors(nn.Module):
 
     def __init__(self, classify: nn.Module, losses: type, margins: dict[str, float]):
         super().__init__()
-        self.num_classes, self.backbone, self.classifier = CLASSES, Features(tiny()), classify
+        self.num_classes = CLASSES
+        self.backbone = Features(tiny())
+        self.classifier = classify
         self.loss = losses(COUNTS, CLASSES, {"MultiMargin": margins})
         self.adv_loss, self.nat_loss = losses(COUNTS, CLASSES, None), losses(COUNTS, CLASSES, None)
 

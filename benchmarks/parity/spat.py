@@ -1,5 +1,4 @@
-"""SPAT's attack, loss and three training steps against puerrrr/Self-Paced-Adversarial-Training:
-spat.py and wrn.py.
+"""SPAT against puerrrr/Self-Paced-Adversarial-Training: attack, loss and three training steps.
 
 The head is the forward pass of their WideResNet, whose body is replaced by the harness's.
 """
@@ -33,9 +32,12 @@ from crat.defenses.spat import SPAT
 from crat.nets.models import Classifier, CosineHead, Normalize
 
 CODE = "puerrrr/Self-Paced-Adversarial-Training@e72bf4b321439ef8894b995f52e46b4f86dfe9d0"
-BETA, M, N, SCALE, FEATURES = 6.0, 0.2, 0.3, 8.0, 12
-# the start is x + 0.02 N: at x + 0.001 N the two outputs are so close that float32 rounds signs
-# away
+BETA = 6.0
+M = 0.2
+N = 0.3
+SCALE = 8.0
+FEATURES = 12
+# the start is x + 0.02 N: at x + 0.001 N the outputs are so close that float32 rounds signs away
 FAR = 20
 
 
@@ -64,8 +66,7 @@ def farther():
 
 
 def train(model: nn.Module, parts: nn.ModuleList, step) -> dict[str, Tensor]:
-    """Three steps of SGD with momentum and decay; loss and gradient of the last, buffers and unit
-    weights at the end.
+    """Three steps of SGD with momentum and decay: the last loss and gradient, buffers and weights.
 
     step: (x, y) -> the loss and the adversarial images of a batch.
     """
@@ -91,12 +92,15 @@ def theirs(folder: Path) -> dict[str, Tensor]:
     with farther(), authors(folder):
         import wrn
 
-        # this file is called spat, too
-        spec = spec_from_file_location("their_spat", folder / "spat.py")
+        spec = spec_from_file_location(
+            "their_spat", folder / "spat.py"
+        )  # this file is called spat, too
         spec.loader.exec_module(spat := module_from_spec(spec))
         whole = tiny()
         model = wrn.WideResNet(depth=10, num_classes=CLASSES, widen_factor=1)
-        model.conv1, model.fc, model.nChannels = Spread(whole), whole.head, FEATURES
+        model.conv1 = Spread(whole)
+        model.fc = whole.head
+        model.nChannels = FEATURES
         model.block1 = model.block2 = model.block3 = model.bn1 = model.relu = nn.Identity()
         seen, cleared = [], torch.optim.SGD(model.parameters())
         model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

@@ -1,6 +1,4 @@
-"""TRADES against yaodongyu/TRADES: trades_loss of trades.py, attack included, and BatchNorm's
-statistics behind it.
-"""
+"""TRADES against yaodongyu/TRADES: trades_loss with its attack, BatchNorm's statistics."""
 
 from __future__ import annotations
 

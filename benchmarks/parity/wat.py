@@ -20,8 +20,13 @@ from crat.defenses import Task
 from crat.defenses.wat import WAT as Ours
 
 CODE = "boqili/WAT@62d1184f9b88909c9e782ab8234128324235ac84"
-BETA, ETA, EPOCHS = 6.0, 0.1, 2
-RATE, BATCHES, FIRST = 0.01, 1, 70  # a small rate, and batches in which float32 flips few signs
+BETA = 6.0
+ETA = 0.1
+EPOCHS = 2
+# a small rate, and batches in which float32 flips few signs
+RATE = 0.01
+BATCHES = 1
+FIRST = 70
 
 
 class Loader(list):
@@ -29,9 +34,7 @@ class Loader(list):
 
 
 def validation(dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
-    """Two full batches with one image of each class, so that the code's division is that by the
-    class's count.
-    """
+    """Two full batches of one image a class: the code then divides by the class's count."""
     return [(batch(FIRST + i, dtype, CLASSES)[0], torch.arange(CLASSES)) for i in (7, 8)]
 
 

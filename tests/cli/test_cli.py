@@ -6,10 +6,17 @@ from dataclasses import replace
 
 import pytest
 
+<<<<<<< a56afc0a89856e23ce4dfdf554774bdd14dbeb42
 from crat import cli, store
 from crat.config import DataConfig, ModelConfig, TrainConfig, profile
 from crat.data import sources
 from crat.flags import KNOWN, settings
+=======
+from crat import cli, sources, store
+from crat.cli.flags import KNOWN, settings
+from crat.cli.runs import find_run
+from crat.config import ConfigError, DataConfig, ModelConfig, TrainConfig, profile
+>>>>>>> f7959dc0696735d26b37d4ba085b2b32c834275e
 from crat.training.run import Run
 
 TINY = [
@@ -33,15 +40,33 @@ def runs(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-def test_help_is_light():
-    """Neither torch nor numpy is imported; how few modules are, test_packaging counts."""
-    code = "import sys\nfrom crat.cli import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules)"
-    for words in (["--help"], ["train", "--help"], ["reproduce", "--help"]):
-        told = subprocess.run(
-            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
-        ).stdout
-        assert "usage: crat" in told
-        assert not {"torch", "numpy", "pandas", "papermill"} & set(told.splitlines()[-1].split())
+@pytest.mark.parametrize("words", ["--help", "train --help", "reproduce --help"])
+def test_help_is_light(words):
+    """No heavy package and no other command is imported; test_packaging counts the modules."""
+    code = """
+import sys
+from crat.cli import main
+try: main(sys.argv[1:])
+finally: print(*sys.modules)
+"""
+    command = [sys.executable, "-c", code, *words.split()]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.startswith("usage: crat")
+    imported = set(told.splitlines()[-1].split())
+    assert not {"torch", "numpy", "pandas", "papermill"} & imported
+    names = [name for name in cli.COMMANDS if f"crat.cli.{name}" in imported]
+    assert names == words.replace("--help", "").split()
+
+
+def test_help_lists_what_a_user_does(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    users, _, maintainers = capsys.readouterr().out.partition("for maintainers:")
+    assert all(re.search(rf"^    {name}\b", users, re.MULTILINE) for name in cli.COMMANDS)
+    for name in cli.FOR_MAINTAINERS:
+        assert not re.search(rf"^    {name}\b", users, re.MULTILINE)
+        assert f"crat {name} " in maintainers
 
 
 def test_the_module_is_the_command():
@@ -99,9 +124,6 @@ def test_the_module_is_the_command():
         ("train --model vgg", 2, "unknown model 'vgg'; known: small_cnn"),
         ("train --profile slow", 2, "unknown profile 'slow'; known: quick, laptop, paper"),
         ("train --device tpu", 2, "device 'tpu' cannot be used here"),
-        ("bench train --batch 0", 2, "batch is at least 1, not 0"),
-        ("bench steps", 2, "invalid choice: 'steps'"),
-        ("bench attacks --images 0", 2, "batch, steps and images are at least 1"),
         ("train --progress loud", 2, "unknown progress 'loud'; known: bar, line, none"),
         ("train --data cifar10", 1, "cifar10 is not in"),
         (
@@ -126,7 +148,7 @@ def test_errors_are_one_line(words, code, line, runs, capsys):
     assert not runs.exists() or not list(runs.iterdir())
 
 
-@pytest.mark.parametrize("words", ["", "data", "bench", "course"])
+@pytest.mark.parametrize("words", ["", "data"])
 def test_a_command_that_needs_another_prints_its_help(words, capsys):
     assert cli.main(words.split()) == 2
     told = capsys.readouterr()
@@ -151,7 +173,10 @@ def test_an_interrupt_is_one_line_and_a_bug_keeps_its_traceback(monkeypatch, cap
 
 def test_a_closed_pipe_is_no_success():
     """`crat reproduce | head -1` did not do all that it was asked for."""
-    code = "import sys\nfrom crat import cli\ncli._runs = lambda _: print('a' * 100)\nsys.exit(cli.main(['runs']))"
+    code = (
+        "import sys\nfrom crat import cli\nfrom crat.cli import runs\n"
+        "runs.run = lambda _: print('a' * 100)\nsys.exit(cli.main(['runs']))"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -167,14 +192,15 @@ def test_a_full_disk_is_one_line(runs, capsys):
 
 
 def test_every_setting_has_a_flag():
-    words = """--data cifar10 --train-per-class 7 --valid-per-class 8 --split first --split-seed 9 --drop-classes 5 2
-        --imbalance-ratio 10 --augment crop --padding zero --model wrn_34_10 --width 2 --depth 16 --head augmented
-        --extra-outputs 5 --defense trades --eps 0.031 --step-size 2/255 --steps 3 --beta 1 --epochs 2 --batch-size 4
-        --lr 0.2
-        --schedule cosine --momentum 0.8 --weight-decay 0 --eps-warmup 3 --average ema_update --average-decay 0.9
-        --average-start 1 --fawa-threshold 0.2 --awp 0.01 --awp-warmup 1 --options a=0.5 b=word --scale 9
+    words = """--data cifar10 --train-per-class 7 --valid-per-class 8 --split first --split-seed 9
+        --drop-classes 5 2 --imbalance-ratio 10 --augment crop --padding zero
+        --model wrn_34_10 --width 2 --depth 16 --head augmented --extra-outputs 5 --scale 9
+        --defense trades --eps 0.031 --step-size 2/255 --steps 3 --beta 1 --options a=0.5 b=word
+        --epochs 2 --batch-size 4 --lr 0.2 --schedule cosine --momentum 0.8 --weight-decay 0
+        --eps-warmup 3 --average ema_update --average-decay 0.9 --average-start 1
+        --fawa-threshold 0.2 --awp 0.01 --awp-warmup 1
         --batch-norm eval --seed 4 --dtype float32 --trace-per-class 5"""
-    parsed = vars(cli._parser().parse_args(["train", *words.split()]))
+    parsed = vars(cli.parser().parse_args(["train", *words.split()]))
     config = profile("laptop").but(**{name: parsed[name] for _, _, name in settings()})
     assert config.data == DataConfig("cifar10", 7, 8, "first", 9, (2, 5), 10.0, "crop", "zero")
     assert config.model == ModelConfig("wrn_34_10", 2, 16, "augmented", 9.0, 5)
@@ -205,10 +231,16 @@ def test_every_setting_has_a_flag():
     )
 
 
-def test_help_knows_the_allowed_names():
-    for name in ("split", "padding", "augment", "batch_norm"):
-        for value in KNOWN[name]:
-            profile("quick").but(**{name: value})
+@pytest.mark.parametrize("name", ["split", "padding", "augment", "batch_norm"])
+def test_help_knows_the_allowed_names(name):
+    """Every value that the help shows is accepted and nothing else is."""
+    (part,) = (part for part, _, known in settings() if known == name)
+    for value in KNOWN[name]:
+        config = profile("quick").but(**{name: value})
+        assert getattr(getattr(config, part), name) == value
+    with pytest.raises(ConfigError) as refused:
+        profile("quick").but(**{name: "another"})
+    assert all(value in str(refused.value) for value in KNOWN[name])
 
 
 def test_train_evaluate_publish(runs, tmp_path, monkeypatch, capsys):
@@ -259,7 +291,7 @@ def test_a_run_is_found_by_a_part_of_its_name_if_only_one_has_it(runs, capsys):
     for seed in (70, 71):  # none such is published
         run = Run.of(profile("quick").but(seed=seed))
         store.write_json(run.folder / "card.json", {"config": run.config.as_dict()})
-    assert cli.find_run("mini-small_cnn-pgd_at-s71") == replace(run, folder=runs / run.name)
+    assert find_run("mini-small_cnn-pgd_at-s71") == replace(run, folder=runs / run.name)
     assert cli.main(["evaluate", "mini-small_cnn-pgd_at-s7"]) == 2
     assert "2 runs have 'mini-small_cnn-pgd_at-s7' in their name" in capsys.readouterr().err
     store.write_json(run.folder / "card.json", {"config": {"data": {}}})
@@ -267,6 +299,18 @@ def test_a_run_is_found_by_a_part_of_its_name_if_only_one_has_it(runs, capsys):
     assert "was made by another version of crat" in capsys.readouterr().err
     assert cli.main(["runs"]) == 0
     assert re.search(rf"{run.name} +damaged", capsys.readouterr().out)
+
+
+def test_a_recomputed_run_has_a_store_of_its_own(runs, capsys):
+    assert cli.main(["train", "--recompute", "--seed", "70", "--device", "cpu", *TINY]) == 0
+    (folder,) = (path.parent for path in runs.glob("recomputed/*/card.json"))
+    asked = ["evaluate", folder.name, "--split", "valid", "--attacks", "FGSM", "--device", "cpu"]
+    capsys.readouterr()
+    assert cli.main(asked) == 2
+    assert "no run" in capsys.readouterr().err
+    assert cli.main([*asked, "--recompute"]) == 0
+    assert re.search(r"class +n +clean +FGSM\n", capsys.readouterr().out)
+    assert len(list((folder / "eval").glob("*.npz"))) == 2
 
 
 def test_the_data_sets_are_listed(runs, capsys):

@@ -7,6 +7,7 @@ import pytest
 
 from crat import cli, store
 from crat.audit import Plan
+from crat.cli.flags import asked_for, words_for
 from crat.config import (
     AVERAGES,
     DATASETS,
@@ -18,7 +19,6 @@ from crat.config import (
     RunConfig,
 )
 from crat.defenses import DEFENSES, preset
-from crat.flags import asked_for, words_for
 from crat.names import did_you_mean, known_as, one_of
 from crat.reproduce import choose
 from crat.training.run import Run
@@ -98,7 +98,7 @@ def test_another_spelling_is_the_same_run_and_the_same_plan():
     assert Plan("CIFAR-10", attacks=("AutoAttack", "pgd"), norm="linf") == Plan(
         "cifar10", attacks=("AA", "PGD-20")
     )
-    parsed = cli._parser().parse_args(
+    parsed = cli.parser().parse_args(
         ["train", "--defense", "TRADES", "--data", "MNIST", "--beta", "3"]
     )
     assert asked_for(parsed) == RunConfig().but(**preset("trades"), eps_warmup=1).but(
@@ -146,4 +146,4 @@ def test_a_notebook_that_is_none_tells_which_is_near(name, near):
 def test_the_flags_that_are_told_make_the_published_run(card):
     config = RunConfig.from_dict(store.read_json(card)["config"])
     words = shlex.split(words_for(config))
-    assert Run.of(asked_for(cli._parser().parse_args(["train", *words]))).name == card.parent.name
+    assert Run.of(asked_for(cli.parser().parse_args(["train", *words]))).name == card.parent.name

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from crat import cli, published, store
+from crat import cli, store
+from crat.cli import published
 from crat.config import RunConfig
 from crat.outcomes.batteries import standard_battery
 from crat.outcomes.evaluation import at_hand, evaluate
@@ -49,10 +50,11 @@ def test_what_is_published_is_shown_and_the_rest_is_named(n_outcomes, capsys):
     lacking = [name for name in standard_battery("fashion_mnist") if name not in names]
     if lacking:
         assert (
-            f"\nnot published: {', '.join(lacking)}, nor the network that would be attacked; to "
-            f"have them:\n" in told
+            f"\nnot published: {', '.join(lacking)}, nor the network that would be attacked; "
+            "to have them:\n" in told
         )
-        assert "\n  crat data fetch fashion_mnist\n  CRAT_RECOMPUTE=1 crat train --defense " in told
+        assert "\n  crat data fetch fashion_mnist\n  crat train --recompute --defense " in told
+        assert f"\n  crat evaluate {run.name} --recompute --split test " in told
         assert f" --attacks {' '.join(lacking)}\n" in told
     assert not store.home().exists()
 
@@ -65,8 +67,9 @@ def test_what_is_asked_and_not_published_is_a_line(capsys):
         f"crat: Square of {run.name}: not published as asked, nor is its network; "
         f"`crat evaluate {run.name}` shows what is, and how to make the rest\n"
     )
-    # a part of it is shown
-    assert cli.main(["evaluate", run.name, "--attacks", "pgd", "Square"]) == 1
+    assert (
+        cli.main(["evaluate", run.name, "--attacks", "pgd", "Square"]) == 1
+    )  # a part of it is shown
     told = capsys.readouterr()
     assert re.search(r"class +n +clean +PGD-20\n", told.out)
     assert "not published: Square, nor" in told.out

@@ -1,6 +1,4 @@
-"""What a newcomer installs: lock, environment.yml and pyproject agree, the wheel is whole, the
-command is quick.
-"""
+"""What a newcomer installs: lock, environment.yml, pyproject, the wheel, a quick command."""
 
 import os
 import re
@@ -22,8 +20,9 @@ import crat
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
-# after the head, one for each pin
-ENTRIES = re.split(r"^(?=[A-Za-z0-9])", LOCK, flags=re.MULTILINE)[1:]
+ENTRIES = re.split(r"^(?=[A-Za-z0-9])", LOCK, flags=re.MULTILINE)[
+    1:
+]  # after the head, one for each pin
 MAKEFILE = (ROOT / "Makefile").read_text()
 SCRIPT = Path(sysconfig.get_path("scripts"), "crat")
 
@@ -44,14 +43,10 @@ MACHINES = {
 
 
 def wanted(extra="all"):
-    """The requirements of the project and of an extra, which may be made of others:
-    `crat[notebooks,test]`.
-    """
-    extras, found, todo = (
-        PROJECT["project"]["optional-dependencies"],
-        list(PROJECT["project"]["dependencies"]),
-        [extra],
-    )
+    """The requirements of the project and of an extra, which may name others: `crat[test]`."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    found = list(PROJECT["project"]["dependencies"])
+    todo = [extra]
     while todo:
         for text in extras[todo.pop()]:
             requirement = Requirement(text)
@@ -63,9 +58,7 @@ def wanted(extra="all"):
 
 
 def pins(environment):
-    """Name -> exact version for the entries of the lock whose marker holds on a machine; no name
-    twice.
-    """
+    """Name -> exact version of the lock's entries for a machine; no name twice."""
     found = {}
     for entry in ENTRIES:
         requirement = Requirement(entry.splitlines()[0].rstrip("\\"))
@@ -148,9 +141,7 @@ FORBIDDEN = re.compile(f"{HOSTS}|{INDEXES}|{PLACES}")
 
 
 def committed_texts():
-    """Path and text of all that git has or would add; in an unpacked archive, of all that is in
-    the folder.
-    """
+    """Path and text of all that git has or would add; in an unpacked archive, of all files."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     names = listed.stdout.split("\0") if listed.returncode == 0 else map(str, ROOT.rglob("*"))
@@ -171,11 +162,9 @@ def test_no_index_and_no_place_of_one_machine_is_committed():
 
 
 def test_an_index_and_a_place_are_seen():
-    host, option, index = (
-        "https://pypi" + ".org",
-        "--index-" + "url http://x",
-        "http://x/simp" + "le/numpy",
-    )
+    host = "https://pypi" + ".org"
+    option = "--index-" + "url http://x"
+    index = "http://x/simp" + "le/numpy"
     for text in (host, option, index, f"'{ROOT}/results'", "/ho" + "me/ann/x"):
         assert FORBIDDEN.search(text), text
     for text in ("https://arxiv.org/abs/2105.14240", "notebooks/home/x/", "a simple net"):
@@ -210,10 +199,11 @@ def test_the_wheel_holds_images_and_licences(wheel):
 def test_the_wheel_loads_its_images_alone(wheel, tmp_path):
     """Outside the repository: nothing that the package needs is left behind."""
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = (
-        "import crat; from crat.data import load; d = load('fashion_mnist_mini'); "
-        "print(crat.__file__, len(d.y_test))"
-    )
+    code = """
+import crat
+from crat.data import load
+print(crat.__file__, len(load("fashion_mnist_mini").y_test))
+"""
     out = run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}
     ).stdout
@@ -233,9 +223,7 @@ def imported(*command):
 
 
 def test_help_comes_at_once():
-    """Seconds are the machine's; what is counted is what it must load: torch alone is 1,500
-    modules, argparse 9.
-    """
+    """Counted in modules, not seconds: torch alone is 1,500, argparse 9."""
     assert "reproduce" in run([SCRIPT, "--help"]).stdout
     assert len(imported(SCRIPT, "--help") - imported("-c", "pass")) < 150
 

@@ -1,24 +1,23 @@
 """The sides of a comparison: our attacks, the textbook loop, and the libraries that are installed.
 
+    python benchmarks/peers.py      # which attack libraries can be imported here
+
 A side is an attack that is ready to run on images and labels, with the models whose passes are its
-work. Libraries run as their users run them: float32, eval mode. Each is imported when it is asked
-for, and none is needed.
+work. Libraries run as their users run them: float32, eval mode. A library is imported when it is
+asked for; none is needed.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.metadata
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from math import nan
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from measuring import parser
 from torch import Tensor, nn
 
 from crat.attacks.autoattack import AutoAttack
@@ -34,7 +33,8 @@ class Counted(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net, self.images = net, 0
+        self.net = net
+        self.images = 0
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,15 +60,11 @@ Make = Callable[[nn.Module, Tensor, float, int], Side]
 
 
 def our_pgd(dtype: str) -> Make:
-    """PGD of crat, searching in a precision; as in an evaluation, the copy to search with is
-    made once.
-    """
+    """PGD of crat, searching in a precision; the model is copied once, as in an evaluation."""
 
     def make(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
-        search, attack = (
-            Counted(searcher(model, as_images(x[:16]), dtype)),
-            PGD(eps, eps / 4, steps),
-        )
+        search = Counted(searcher(model, as_images(x[:16]), dtype))
+        attack = PGD(eps, eps / 4, steps)
         return Side(lambda x, y: attack(search, as_images(x), y, generator=_noise(0, x)), (search,))
 
     return make
@@ -78,17 +74,16 @@ def our_autoattack(dtype: str) -> Make:
     """AutoAttack of crat, searching in a precision, judging in float32."""
 
     def make(model: nn.Module, x: Tensor, eps: float, batch: int) -> Side:
-        search, judge = Counted(searcher(model, as_images(x[:16]), dtype)), Counted(model)
+        search = Counted(searcher(model, as_images(x[:16]), dtype))
+        judge = Counted(model)
         attack = AutoAttack(eps)
 
         def craft(x: Tensor, y: Tensor) -> Tensor:
-            parts = (
-                attack(
-                    search, images, labels, generator=_noise(i * batch, images), judge=judge
-                ).x_adv
-                for i, (images, labels) in enumerate(_batches(as_images(x), y, batch))
-            )
-            return torch.cat(list(parts))
+            parts = []
+            for i, (images, labels) in enumerate(_batches(as_images(x), y, batch)):
+                noise = _noise(i * batch, images)
+                parts.append(attack(search, images, labels, generator=noise, judge=judge).x_adv)
+            return torch.cat(parts)
 
         return Side(craft, (search, judge))
 
@@ -104,10 +99,16 @@ def _batches(x: Tensor, y: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]
 
 
 def textbook_pgd(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, generator: torch.Generator
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    steps: int,
+    generator: torch.Generator,
 ) -> Tensor:
-    """PGD as tutorials write it: float32, `loss.backward()` through the parameters in every step
-    of eps / 4.
+    """PGD as tutorials write it: float32, `loss.backward()` through the parameters in every step.
+
+    Steps of eps / 4 from a uniform start.
     """
     x_adv = (x + torch.empty_like(x).uniform_(-eps, eps, generator=generator)).clamp(0, 1)
     for _ in range(steps):
@@ -121,7 +122,8 @@ def textbook_pgd(
 
 def textbook(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
     """The textbook loop as a side."""
-    seen, generator = Counted(model), torch.Generator(x.device).manual_seed(0)
+    seen = Counted(model)
+    generator = torch.Generator(x.device).manual_seed(0)
     return Side(lambda x, y: textbook_pgd(seen, x, y, eps, steps, generator), (seen,))
 
 
@@ -138,10 +140,11 @@ def _foolbox(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
     seen = Counted(model)
     wrapped = foolbox.PyTorchModel(seen, bounds=(0, 1), device=x.device)
     attack = foolbox.attacks.LinfPGD(abs_stepsize=eps / 4, steps=steps)
-    return Side(
-        lambda x, y: attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=eps),
-        (seen,),
-    )
+
+    def craft(x: Tensor, y: Tensor) -> Tensor:
+        return attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=eps)
+
+    return Side(craft, (seen,))
 
 
 def _art(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
@@ -149,14 +152,14 @@ def _art(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
-    seen, device = Counted(model), "gpu" if x.is_cuda else "cpu"
+    seen = Counted(model)
     wrapped = PyTorchClassifier(
         seen,
         nn.CrossEntropyLoss(),
         tuple(x.shape[1:]),
         _n_classes(model, x),
         clip_values=(0, 1),
-        device_type=device,
+        device_type="gpu" if x.is_cuda else "cpu",
     )
     attack = ProjectedGradientDescentPyTorch(
         wrapped,
@@ -167,10 +170,11 @@ def _art(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
         batch_size=len(x),
         verbose=False,
     )
-    return Side(
-        lambda x, y: torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(x),
-        (seen,),
-    )
+
+    def craft(x: Tensor, y: Tensor) -> Tensor:
+        return torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(x)
+
+    return Side(craft, (seen,))
 
 
 def _pyautoattack(model: nn.Module, x: Tensor, eps: float, batch: int) -> Side:
@@ -182,12 +186,11 @@ def _pyautoattack(model: nn.Module, x: Tensor, eps: float, batch: int) -> Side:
 
 
 def _torchattacks_battery(model: nn.Module, x: Tensor, eps: float, batch: int) -> Side:
-    """The four parts with the settings of the standard version: its own AutoAttack takes 10
-    steps, not 100.
-    """
+    """The four parts of the standard version: its own AutoAttack takes 10 steps, not 100."""
     import torchattacks
 
-    seen, n_classes = Counted(model), _n_classes(model, x)
+    seen = Counted(model)
+    n_classes = _n_classes(model, x)
     battery = torchattacks.MultiAttack(
         [
             torchattacks.APGD(seen, eps=eps, steps=100),
@@ -219,7 +222,8 @@ AUTOATTACK_OF: dict[str, Make] = {
 
 def releases(peers: Sequence[str] = tuple(PEERS)) -> tuple[dict[str, str], dict[str, str]]:
     """Name -> version of the peers that can be imported, and name -> why of those that cannot."""
-    present, absent = {}, {}
+    present: dict[str, str] = {}
+    absent: dict[str, str] = {}
     for name in (one_of("peer", peer, PEERS) for peer in peers):
         module, package = PEERS[name]
         try:
@@ -228,25 +232,21 @@ def releases(peers: Sequence[str] = tuple(PEERS)) -> tuple[dict[str, str], dict[
         except importlib.metadata.PackageNotFoundError:
             present[name] = "of unknown version"
         except ImportError as error:
-            itself = f"{module}.".startswith(f"{error.name}.")  # else a part of it that is missing
+            # a missing part of an installed library is another matter than a missing library
+            itself = f"{module}.".startswith(f"{error.name}.")
             absent[name] = "not installed" if itself else f"cannot be imported ({error})"
     return present, absent
 
 
 def pgd_sides(dtype: str, present: Sequence[str] = ()) -> dict[str, Make]:
-    """Sides by name: ours in `dtype`, with which the others are compared, in float32, the
-    textbook and peers.
-    """
+    """Sides by name: ours in `dtype` (the first, for ratios) and float32, the textbook, peers."""
     own = {f"crat {kind}": our_pgd(kind) for kind in dict.fromkeys((dtype, "float32"))}
-    return (
-        own
-        | {"textbook": textbook}
-        | {name: make for name, make in PGD_OF.items() if name in present}
-    )
+    others = {name: make for name, make in PGD_OF.items() if name in present}
+    return own | {"textbook": textbook} | others
 
 
 def autoattack_sides(dtype: str, present: Sequence[str] = ()) -> dict[str, Make]:
-    """Sides by name: ours in `dtype`, with which the others are compared, in float32, and peers."""
+    """Sides by name: ours in `dtype` (the first, for ratios) and float32, peers."""
     own = {f"crat {kind}": our_autoattack(kind) for kind in dict.fromkeys((dtype, "float32"))}
     return own | {name: make for name, make in AUTOATTACK_OF.items() if name in present}
 
@@ -260,9 +260,7 @@ class Measured(NamedTuple):
 
 
 def measure(side: Side, x: Tensor, y: Tensor) -> Measured:
-    """Runs it once; what libraries draw from the global generator begins at seed 0, and is put
-    back.
-    """
+    """Runs it once, with torch's global generator at seed 0, which is restored afterwards."""
     before = side.images
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(0)
@@ -274,29 +272,8 @@ def measure(side: Side, x: Tensor, y: Tensor) -> Measured:
     return Measured(x_adv.detach(), seconds, side.images - before)
 
 
-def peak_memory(work: Callable[[], object], device: torch.device) -> float:
-    """MiB that a call adds at its peak: on a GPU of tensors; on Linux of the process, by the
-    kernel's high-water mark.
-
-    The latter is right to some 10 %. nan elsewhere.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        held = torch.cuda.memory_allocated(device)
-        work()
-        return (torch.cuda.max_memory_allocated(device) - held) / 2**20
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the mark begins anew
-        # else what an earlier side freed is used again, and seems to cost nothing
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        work()
-        return nan
-    held = _resident("VmRSS")
-    work()
-    return (_resident("VmHWM") - held) / 1024
-
-
-def _resident(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) if found else 0
+if __name__ == "__main__":
+    parser(__doc__).parse_args()
+    for versions in releases():
+        for name, version in versions.items():
+            print(f"{name:13} {version}")
