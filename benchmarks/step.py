@@ -19,10 +19,10 @@ from measuring import EPS, STEP_SIZE, at_least_one, measured, parser, seconds
 from peers import textbook_pgd
 from training import images, our_step, textbook_step
 
-from crat import models
 from crat.attacks.gradient import PGD
 from crat.config import MODELS, ModelConfig
 from crat.device import autocast, describe, pick_device, pick_dtype
+from crat.nets import models
 
 Work = Callable[[], object]
 

@@ -9,7 +9,7 @@ import torch
 from peers import our_pgd
 from torch import Tensor, nn
 
-from crat import data, models
+from crat import data
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import PGD
 from crat.attacks.judge import as_images
@@ -18,6 +18,7 @@ from crat.attacks.threat import size
 from crat.config import ModelConfig
 from crat.defenses.pgd_at import PGDAT
 from crat.device import autocast, pick_dtype
+from crat.nets import models
 
 GREY_EPS = 0.1  # of the grey network's training, and where the search for its radius begins
 SLACK = 1e-6  # of ball and box, for the rounding of other libraries

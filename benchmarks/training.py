@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from crat import models
 from crat.cli.flags import option
 from crat.config import MODELS, ConfigError, ModelConfig, TrainConfig
 from crat.defenses import DEFENSES, Task, make_defense
 from crat.device import autocast, compiled, describe, pick_device, pick_dtype
+from crat.nets import models
 
 # class-wise policies and the method below each: the policy's cost is what it adds to that method
 OVER = {

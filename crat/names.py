@@ -1,11 +1,7 @@
-<<<<<<< a56afc0a89856e23ce4dfdf554774bdd14dbeb42
-"""Names as people write them: `CIFAR-10` is cifar10, `AutoAttack` is AA, `pgd` the one PGD."""
-=======
 """Names as people write them: `CIFAR-10` is cifar10, `AutoAttack` is AA, `pgd` the only PGD.
 
 An unknown name is a ConfigError that says which are known, and which may be meant.
 """
->>>>>>> f7959dc0696735d26b37d4ba085b2b32c834275e
 
 from __future__ import annotations
 
@@ -46,7 +42,6 @@ def unnumbered(name: str) -> str:
     return plain(name).rstrip("0123456789")
 
 
-<<<<<<< a56afc0a89856e23ce4dfdf554774bdd14dbeb42
 def _aliases(allowed: Collection[str]) -> dict[str, str]:
     """Plain other name -> plain name, with the `other_names` that the rows of a table bring."""
     rows = allowed.items() if isinstance(allowed, Mapping) else ()
@@ -58,28 +53,15 @@ def _aliases(allowed: Collection[str]) -> dict[str, str]:
 
 def known_as(name: str, allowed: Collection[str]) -> str | None:
     """The one of the allowed names that is meant; None where none is, or more than one may be.
-=======
-def known_as(name: str, allowed: Iterable[str]) -> str | None:
-    """The one of the allowed names that is meant; None where it is none, or may be several.
->>>>>>> f7959dc0696735d26b37d4ba085b2b32c834275e
 
     A name is meant as it stands, in another spelling, by another name of the field, or without its
     number ("PGD" for "PGD-20").
     """
-<<<<<<< a56afc0a89856e23ce4dfdf554774bdd14dbeb42
     if not isinstance(name, str):
         return None
     if name in allowed:
         return name
     meant = _aliases(allowed).get(plain(name), plain(name))
-=======
-    allowed = list(allowed)
-    if name in allowed:
-        return name
-    if not isinstance(name, str):
-        return None
-    meant = ALIASES.get(plain(name), plain(name))
->>>>>>> f7959dc0696735d26b37d4ba085b2b32c834275e
     for spelling in (plain, unnumbered):
         found = [other for other in allowed if meant and spelling(other) == meant]
         if found:
@@ -89,28 +71,10 @@ def known_as(name: str, allowed: Iterable[str]) -> str | None:
 
 def did_you_mean(name: str, allowed: Collection[str]) -> str:
     """ "; did you mean a or b?", or "" where none of the allowed names is near."""
-<<<<<<< a56afc0a89856e23ce4dfdf554774bdd14dbeb42
-    meant = plain(str(name))
-    spelt = {plain(other): other for other in allowed}
-    near = []
-    if len(meant) > 2:
-        near = [other for other in spelt if other.startswith(meant) or meant.startswith(other)]
-    either = {unnumbered(other): other for other in allowed} | spelt
-    aliases = _aliases(allowed)
-    either |= {alias: spelt[name] for alias, name in aliases.items() if name in spelt}
-    found = dict.fromkeys(
-        either[other] for other in near[:3] or get_close_matches(meant, either, 3)
-    )
-    return f"; did you mean {' or '.join(found)}?" if found else ""
-
-
-def unknown(what: str, name: str, allowed: Collection[str]) -> str:
-    """The line of an unknown name: what it is, which are known, which may be meant."""
-=======
-    allowed = list(allowed)
     by_spelling = {plain(other): other for other in allowed}
     by_any_name = {unnumbered(other): other for other in allowed} | by_spelling
-    by_any_name |= {a: by_spelling[p] for a, p in ALIASES.items() if p in by_spelling}
+    aliases = _aliases(allowed)
+    by_any_name |= {a: by_spelling[p] for a, p in aliases.items() if p in by_spelling}
     meant = plain(str(name))
     near = []
     if len(meant) > 2:
@@ -120,10 +84,8 @@ def unknown(what: str, name: str, allowed: Collection[str]) -> str:
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
-def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
+def unknown(what: str, name: str, allowed: Collection[str]) -> str:
     """The error line of an unknown name: which names are known, and which may be meant."""
-    allowed = list(allowed)
->>>>>>> f7959dc0696735d26b37d4ba085b2b32c834275e
     return f"unknown {what} {name!r}; known: {', '.join(allowed)}{did_you_mean(name, allowed)}"
 
 

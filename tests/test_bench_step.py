@@ -10,9 +10,9 @@ import torch
 from measuring import EPS, STEP_SIZE, measured, parser
 from peers import textbook_pgd
 
-from crat import models
 from crat.attacks import PGD
 from crat.config import ConfigError, ModelConfig
+from crat.nets import models
 
 
 def test_the_two_attacks_take_the_same_steps():

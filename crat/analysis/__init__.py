@@ -4,6 +4,7 @@ __all__ = [
     "calibration",
     "claims",
     "comparisons",
+    "imagenet_errors",
     "curves",
     "longtail",
     "mce",

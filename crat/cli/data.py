@@ -28,7 +28,7 @@ def add_to(parser: ArgumentParser) -> None:
 
 def show(a: Namespace) -> None:
     """Prints the table of data sets."""
-    from crat import sources
+    from crat.data import sources
 
     header = ("data set", "where from", "train", "per class", "test", "per class")
     rows = [list(row.values()) for row in sources.listing()]
@@ -37,6 +37,6 @@ def show(a: Namespace) -> None:
 
 def fetch(a: Namespace) -> None:
     """Fetches a data set and prints where it lies."""
-    from crat import sources
+    from crat.data import sources
 
     print(sources.fetch(a.name, a.mirror))

@@ -6,7 +6,7 @@ al. 2022 (arXiv:2211.01866), imagenet_x_val_{multi,top}_factor.jsonl of facebook
 Here both were tried on hand-made files of the same format only: crat holds no ImageNet network to
 judge.
 
-What follows from predictions: crat.imagenet_errors.
+What follows from predictions: crat.analysis.imagenet_errors.
 """
 
 from __future__ import annotations

@@ -6,17 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-<<<<<<< a56afc0a89856e23ce4dfdf554774bdd14dbeb42
 from crat import cli, store
-from crat.config import DataConfig, ModelConfig, TrainConfig, profile
-from crat.data import sources
-from crat.flags import KNOWN, settings
-=======
-from crat import cli, sources, store
 from crat.cli.flags import KNOWN, settings
 from crat.cli.runs import find_run
 from crat.config import ConfigError, DataConfig, ModelConfig, TrainConfig, profile
->>>>>>> f7959dc0696735d26b37d4ba085b2b32c834275e
+from crat.data import sources
 from crat.training.run import Run
 
 TINY = [

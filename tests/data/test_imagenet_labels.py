@@ -6,10 +6,10 @@ import math
 import pandas as pd
 import pytest
 
+from crat.analysis.imagenet_errors import factor_errors, real_correct
 from crat.analysis.metrics import MetricError, wilson
 from crat.data.files import DataError
 from crat.data.imagenet_labels import FACTORS, read_factors, read_real
-from crat.imagenet_errors import factor_errors, real_correct
 
 
 def name(place):

@@ -13,11 +13,6 @@ import subjects
 import torch
 from measuring import peak_memory
 
-<<<<<<< a56afc0a89856e23ce4dfdf554774bdd14dbeb42
-from crat import bench_attacks, peers, precision
-=======
-from crat import models
->>>>>>> f7959dc0696735d26b37d4ba085b2b32c834275e
 from crat.attacks import PGD, AutoAttack
 from crat.config import ConfigError, ModelConfig
 from crat.device import describe, pick_device

@@ -95,9 +95,7 @@ def test_what_depends_on_the_batch_is_not_cut_from_a_larger_one(mode):
     assert cache.one_by_one(PGD(0.1, 0.1))
     assert cache.one_by_one(None)
     assert not cache.one_by_one(PGD(0.1, 0.1, batch_norm=mode))
-    assert not cache.one_by_one(
-        PGD(0.1, 0.1, objective=Toward(torch.zeros(5, dtype=torch.int64)))
-    )
+    assert not cache.one_by_one(PGD(0.1, 0.1, objective=Toward(torch.zeros(5, dtype=torch.int64))))
     assert not cache.one_by_one(Shifted())
 
 
