@@ -29,9 +29,10 @@ from attack_libraries import LIBRARIES, SETTINGS, size, survivors
 from torch import Tensor, nn
 
 import crat
-from crat import data, models, plans, store
+from crat import data, plans, store
 from crat.attacks.judge import REVISION
 from crat.config import number
+from crat.nets import models
 from crat.run import Run
 
 HERE = Path(__file__).resolve().parent

@@ -22,8 +22,8 @@ import crat
 from crat import notebook, store
 from crat.children import Child
 from crat.config import RunConfig
+from crat.data.files import data_home
 from crat.lease import Lease
-from crat.originals import data_home
 
 if TYPE_CHECKING:  # torch takes seconds to import, which a worker of a cluster need not
     from crat.run import Run

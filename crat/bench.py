@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat import models
 from crat.attacks import PGD
 from crat.config import ConfigError, ModelConfig, number
 from crat.defenses.pgd_at import PGDAT
 from crat.device import autocast, describe, pick_device, pick_dtype
+from crat.nets import models
 from crat.peers import textbook_pgd
 
 EPS, STEP = number("8/255"), number("2/255")

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from crat import data, models
+from crat import data
 from crat.attacks import PGD, frozen
 from crat.attacks.judge import as_images, attacked_logits
 from crat.attacks.logits import finite_logits
@@ -28,6 +28,7 @@ from crat.attacks.threat import size
 from crat.config import ConfigError, ModelConfig, number
 from crat.defenses.pgd_at import PGDAT
 from crat.device import autocast, describe, pick_device, pick_dtype
+from crat.nets import models
 from crat.peers import PEERS, Make, Measured, autoattack_sides, measure, our_pgd, peak_memory, pgd_sides, releases
 from crat.precision import precision_table
 from crat.store import write_text

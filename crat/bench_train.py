@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from crat import models
 from crat.bench import EPS, STEP, seconds
 from crat.config import ConfigError, ModelConfig, TrainConfig
 from crat.defenses import DEFENSES, Task, make_defense
 from crat.device import autocast, compiled, describe, pick_device, pick_dtype
 from crat.flags import option
+from crat.nets import models
 from crat.peers import peak_memory, textbook_pgd
 
 # class-wise policies and what they are a policy on: their cost over it is theirs

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 
 import crat
-from crat import distributed, models, store
+from crat import distributed, store
 from crat.device import describe
+from crat.nets import models
 from crat.run import part
 
 if TYPE_CHECKING:

@@ -264,15 +264,15 @@ def _publish(a: Namespace) -> None:
 
 
 def _data_list(a: Namespace) -> None:
+    from crat.data import listing
     from crat.report import aligned
-    from crat.sources import listing
 
     rows = [list(row.values()) for row in listing()]
     print(aligned(("data set", "where from", "train", "per class", "test", "per class"), rows, (20, 44, 7, 16, 6, 16)))
 
 
 def _data_fetch(a: Namespace) -> None:
-    from crat.sources import fetch
+    from crat.data import fetch
 
     print(fetch(a.name, a.mirror))
 

@@ -1,4 +1,4 @@
-"""What is run: frozen dataclasses, the protocol of each data set, and the profiles quick, laptop and paper.
+"""What is run: frozen dataclasses, and the profiles quick, laptop and paper.
 
 A perturbation budget is kept as it is written in the papers ("8/255", "0.031"): the two are different numbers, and a
 card that says 0.0313725 helps nobody. `number("8/255")` gives the float.
@@ -7,15 +7,14 @@ card that says 0.0313725 helps nobody. `number("8/255")` gives the float.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any
 
+from crat.data.registry import DATASETS, Protocol
 from crat.names import ConfigError, one_of, unknown
 
-DATASETS = (
-    "fashion_mnist_mini", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "tiny_imagenet", "imagenet",
-)  # fmt: skip
 MODELS = ("small_cnn", "mnist_small_cnn", "lenet5", "preact_resnet18", "resnet18", "wrn_34_10", "resnet50")
 HEADS = ("linear", "cosine", "hypersphere", "augmented")
 SCHEDULES = ("piecewise", "one_cycle", "cosine", "constant")
@@ -47,37 +46,23 @@ def as_written(value: str | float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """The L-inf threat of one data set: budget, training attack (step x steps) and test attack.
+class _Protocols(Mapping[str, Protocol]):
+    """Name of a data set -> its protocol, out of the registry."""
 
-    `source` says whose it is; "crat" marks a protocol that no paper of ours fixes.
-    """
+    def __getitem__(self, name: str) -> Protocol:
+        return DATASETS[name].protocol
 
-    eps: str
-    step_size: str
-    steps: int
-    test_step_size: str
-    test_steps: int
-    source: str
+    def __iter__(self) -> Iterator[str]:
+        return iter(DATASETS)
+
+    def __len__(self) -> int:
+        return len(DATASETS)
 
 
-_CIFAR = Protocol("8/255", "2/255", 10, "2/255", 20, "CFA (Wei et al. 2023); PGD-20 with the same step")
-_FASHION = Protocol("0.1", "0.025", 10, "0.0125", 20, "crat: the papers have none for Fashion-MNIST")
-PROTOCOLS: dict[str, Protocol] = {
-    "fashion_mnist_mini": _FASHION,
-    "fashion_mnist": _FASHION,
-    "mnist": Protocol("0.3", "0.01", 40, "0.01", 100, "Madry et al. 2018 (eps, step, steps)"),
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
-    "tiny_imagenet": _CIFAR,
-    "svhn": Protocol("8/255", "1/255", 10, "2/255", 20, "crat: a smaller training step, AT on SVHN collapses else"),
-    "stl10": Protocol("8/255", "2/255", 10, "2/255", 20, "Tian et al. 2021 by a third party's code comment"),
-    "imagenet": Protocol("4/255", "1/255", 10, "1/255", 20, "crat: the usual budget of public robust ResNet-50s"),
-}
+PROTOCOLS = _Protocols()
 
 
-def _one_of(config: Any, what: str, setting: str, allowed: tuple[str, ...]) -> None:
+def _one_of(config: Any, what: str, setting: str, allowed: Collection[str]) -> None:
     object.__setattr__(config, setting, one_of(what, getattr(config, setting), allowed))
 
 
@@ -120,6 +105,16 @@ class DataConfig:
         _at_least("train_per_class", 1 if self.train_per_class is None else self.train_per_class, 1)
         _at_least("split_seed", self.split_seed, 0)
         object.__setattr__(self, "drop_classes", tuple(sorted(set(self.drop_classes))))
+
+    def kept_classes(self) -> tuple[int, ...]:
+        """The labels that stay, as the whole data set numbers them; raises ConfigError below two."""
+        n_classes = DATASETS[self.name].n_classes
+        wrong = [k for k in self.drop_classes if not 0 <= k < n_classes]
+        kept = tuple(k for k in range(n_classes) if k not in self.drop_classes)
+        if wrong or len(kept) < 2:
+            problem = f"{wrong} are no labels of it" if wrong else "fewer than two classes would be left"
+            raise ConfigError(f"drop_classes of {self.name} must be among 0 to {n_classes - 1}: {problem}")
+        return kept
 
 
 @dataclass(frozen=True)

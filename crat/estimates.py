@@ -8,17 +8,18 @@ machines like those that the rates are of; an idle or another machine is not ask
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from crat import models
 from crat.config import PROTOCOLS, ModelConfig, RunConfig
-from crat.data import long_tail
+from crat.data.images import long_tail
+from crat.data.registry import DATASETS
 from crat.defenses import make_defense
-from crat.originals import IMAGES, SHAPES
+from crat.nets import models
 from crat.worker import usual_battery
 
 LARGE = 1e8  # operations of a forward pass from which a network uses the machine well
@@ -45,10 +46,10 @@ class Cost:
 def estimate(config: RunConfig, device: torch.device, threads: int) -> Cost:
     """The cost of a run (`Run.config`: resolved) on a device, on a CPU by so many threads."""
     c, data = config.train, config.data
-    *shape, n_all = SHAPES[data.name]
-    classes = n_all - len(data.drop_classes)
-    network = _network(config.model, (shape[2], shape[0], shape[1]), classes)
-    train, test = (round(n * classes / n_all) for n in IMAGES[data.name])
+    spec = DATASETS[data.name]
+    classes = len(data.kept_classes())
+    network = _network(config.model, spec.image_shape, classes)
+    train, test = (round(n * classes / spec.n_classes) for n in (spec.train_images, spec.test_images))
     images = train_images(config, train, classes)
     attacked = make_defense(c, classes).selects_on != "clean"
     step = 3 + (2 * (c.steps or 0) if attacked else 0)
@@ -61,7 +62,7 @@ def estimate(config: RunConfig, device: torch.device, threads: int) -> Cost:
         return passes * network.operations / (rate * (threads if device.type == "cpu" else 1))
 
     copies = 4 + (c.average != "none") + (c.awp > 0)  # the network, the judged one, gradients, momentum
-    kept = 4 * copies * network.weights + (train + test) * shape[0] * shape[1] * shape[2]
+    kept = 4 * copies * network.weights + (train + test) * math.prod(spec.image_shape)
     size = 2 if device.type != "cpu" and c.dtype == "bfloat16" else 4  # a CPU keeps what it casts from, too
     memory = kept + c.batch_size * size * network.activations + (BARE if device.type == "cpu" else 0)
     return Cost(seconds(passes, c.dtype), seconds(judging, "float32"), memory)
@@ -107,7 +108,7 @@ def _network(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> 
 
 def lacking(config: RunConfig) -> str:
     """Why the images of a run cannot be had here, in a line; "" where they are."""
-    from crat.sources import DataError, found, not_here
+    from crat.data import DataError, found, not_here
 
     try:
         return "" if found(config.data.name) else not_here(config.data.name)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from crat import data, metrics, models
+from crat import data, metrics
 from crat.attacks import Decision, checks, frozen
 from crat.attacks.door import check_model
 from crat.attacks.gradient import forward_backward
@@ -23,6 +23,8 @@ from crat.attacks.judge import as_images, attacked_logits
 from crat.attacks.logits import AttackError, finite_logits, logits_of
 from crat.attacks.objectives import Margin
 from crat.config import MODELS, ConfigError, ModelConfig
+from crat.data.registry import DATASETS
+from crat.nets import models
 
 CHECKED = 64  # images on which outputs and gradients are checked
 DIAGNOSED = 1000  # images, at most, on which other scalings of the input are tried
@@ -40,7 +42,7 @@ def find_model(
 ) -> Found:
     """The model of "module:function", "file.py:function" or, with an architecture, a weights file; on the device.
 
-    key: which of several state_dicts in a weights file (crat.models.load_checkpoint).
+    key: which of several state_dicts in a weights file (crat.nets.models.load_checkpoint).
     Nothing is unpickled; of a function, its own code runs. Raises ConfigError where there is no such thing, ModelError
     where the function fails, CheckpointError where the weights do not fit.
     """
@@ -97,7 +99,8 @@ def _blamed(kind: type[ValueError], what: str) -> Iterator[None]:
 def _from_weights(path: Path, architecture: str, images: data.Dataset, device: torch.device, key: str | None) -> Found:
     """Where a file says nothing of normalisation, validation images tell whether it was trained with the data set's."""
     tried = []
-    for mean, std in (models.normalisation(images.name), ((0.0,), (1.0,))):
+    spec = DATASETS[images.name]
+    for mean, std in ((spec.mean, spec.std), ((0.0,), (1.0,))):
         model = models.build(ModelConfig(architecture), images.n_classes, images.image_shape, mean=mean, std=std)
         line = models.load_checkpoint(model, path, key)
         tried.append(model.eval().to(device))

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from crat import bodies, defenses, ours
+from crat import defenses, ours
+from crat.nets import bodies
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
 NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)  # whose repr is all of them

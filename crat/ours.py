@@ -25,7 +25,7 @@ NOT_CODE = {
     "__abstractmethods__", "_abc_impl", "__firstlineno__", "__static_attributes__", "__parameters__",
     "__slotnames__", "_autograd_function_id",
 }  # fmt: skip
-DECIDING = ("attacks", "defenses", "bodies", "models", "averaging", "awp", "augment", "schedules", "corruptions")
+DECIDING = ("attacks", "defenses", "nets", "averaging", "awp", "data.augment", "schedules", "corruptions")
 ANY = "*"  # in place of a name: code that looks names up by a string may mean any
 LOOK_UP = {"getattr", "vars", "dir", "attrgetter", "methodcaller"}  # of a module, say
 LOOK_ABOUT = {"globals", "locals", "eval", "exec"}  # among what the code itself sees

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 from crat import store
+from crat.data import found
 from crat.evaluate import at_hand as readable
 from crat.evaluate import evaluate
 from crat.flags import words_for
 from crat.run import Run
-from crat.sources import found
 from crat.verdicts import Battery, Outcomes
 
 SETTINGS = {"crafted_on": "examples crafted on another network", "keep": "some classes", "bias": "a bias on the logits"}

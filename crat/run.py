@@ -12,12 +12,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from crat import data, identity, models, store
+from crat import identity, store
 from crat.config import ConfigError, RunConfig, TrainConfig, different_from_default
+from crat.data.registry import DATASETS
 from crat.defenses import DEFENSES, ClassStats, make_defense
 from crat.device import pick_device, pick_dtype
 from crat.identity import Identity
 from crat.names import one_of
+from crat.nets import models
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Run:
     def model(self, which: str = "best", device: str | torch.device | None = None) -> nn.Module:
         """The trained network in eval mode: "best" by validation, or "last"; the average where one was kept."""
         where = pick_device(device)
-        network = build_model(self.config, data.load(self.config.data)).to(where).to(memory_format=torch.channels_last)
+        network = build_model(self.config).to(where).to(memory_format=torch.channels_last)
         if which == "best":
             tensors, _ = store.read_tensors(self.folder / "best.safetensors")
         elif which == "last":
@@ -165,15 +167,15 @@ def card_config(card: dict[str, Any], folder: Path) -> RunConfig:
         raise store.StoreError(f"{folder} was made by another version of crat ({error})") from None
 
 
-def build_model(config: RunConfig, images: data.Dataset) -> nn.Module:
-    """The untrained network of a config, seeded by its seed."""
-    mean, std = models.normalisation(config.data.name)
+def build_model(config: RunConfig, n_classes: int | None = None) -> nn.Module:
+    """The untrained network of a config, seeded by its seed; n_classes: other than those of its data set."""
+    spec = DATASETS[config.data.name]
     return models.build(
         config.model,
-        images.n_classes,
-        images.image_shape,
-        mean=mean,
-        std=std,
+        n_classes or len(config.data.kept_classes()),
+        spec.image_shape,
+        mean=spec.mean,
+        std=spec.std,
         seed=store.seed_for(config.train.seed, "init"),
     )
 

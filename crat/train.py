@@ -83,7 +83,7 @@ class Trainer:
         self.run, self.config, self.device, self.lease = run.here, run.config.train, device, lease
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
-        self.model = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
+        self.model = build_model(run.config).to(device).to(memory_format=torch.channels_last)
         if distributed.world() > 1:
             see_the_whole_batch(self.model, compiled=compile)
         self.network: nn.Module = compiled(self.model) if compile else self.model
@@ -91,7 +91,7 @@ class Trainer:
         self.defense = make_defense(c, Task(counts, self.images.image_shape, c.epochs)).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay)
         self.average, self.gate = make_average(c), make_gate(c)
-        self.judged = build_model(run.config, self.images).to(device).to(memory_format=torch.channels_last)
+        self.judged = build_model(run.config).to(device).to(memory_format=torch.channels_last)
         protocol = PROTOCOLS[run.config.data.name]
         self.valid_attack = PGD(number(c.eps or 0), number(protocol.step_size), protocol.steps)
         self.done, self.seconds = 0, 0.0

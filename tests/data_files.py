@@ -6,6 +6,7 @@ import io
 import pickle
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import scipy.io
 from PIL import Image
 from torchvision import datasets
 
-from crat import mirrors, originals, sources
+from crat.data import mirrors
+from crat.data.registry import DATASETS
 
 RNG = np.random.default_rng(0)
 
@@ -21,14 +23,22 @@ RNG = np.random.default_rng(0)
 def empty_home(tmp_path, monkeypatch):
     """An empty data folder, and no hash known but the shipped one's."""
     monkeypatch.setenv("CRAT_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(sources, "SHA256", {sources.MINI: sources.SHA256[sources.MINI]})
+    for name, spec in DATASETS.items():
+        if not spec.shipped:
+            changed_row(monkeypatch, name, sha256=())
     (tmp_path / "data").mkdir()
     return tmp_path / "data"
 
 
+def changed_row(monkeypatch, name, **changes):
+    """Another row of the registry in the place of a data set's."""
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], **changes))
+
+
 def made(name, per_class=3):
     """Arrays of the right shape with random pixels."""
-    *shape, k = originals.SHAPES[name]
+    channels, *size = DATASETS[name].image_shape
+    shape, k = (*size, channels), DATASETS[name].n_classes
     y = np.tile(np.arange(k, dtype=np.uint8), per_class)
     x = RNG.integers(0, 256, (len(y), *shape), dtype=np.uint8)
     return {"x_train": x, "y_train": y, "x_test": x[::-1].copy(), "y_test": y[::-1].copy()}
@@ -113,7 +123,7 @@ def jpeg(size=(64, 64), mode="RGB"):
 
 
 def put_tiny_imagenet(name, home, monkeypatch):
-    monkeypatch.setitem(originals.SHAPES, name, (64, 64, 3, 2))
+    changed_row(monkeypatch, name, n_classes=2)
     wnids, files = ("n02", "n01"), {"words.txt": b"n01\tgoldfish, carp\nn02\tbullfrog\nn03\tnone\n"}
     for wnid in wnids:
         for i in range(3):
@@ -141,7 +151,7 @@ PUT = {
 
 def pack(name, home, monkeypatch):
     """Replace the unpacked original files by the archive they come in."""
-    landmark, packed = originals.ORIGINALS[name]
+    landmark, packed = DATASETS[name].landmark, DATASETS[name].packed
     top = home / Path(landmark).parts[0]
     if "ubyte" in packed:
         for file in (home / landmark).parent.iterdir():

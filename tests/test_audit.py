@@ -12,10 +12,11 @@ import pytest
 import torch
 from tiny_runs import shorten_autoattack
 
-from crat import audit, cli, data, metrics, models, store, verdicts
+from crat import audit, cli, data, metrics, store, verdicts
 from crat.attacks.logits import NO_GRADIENT
 from crat.audit import Plan
 from crat.config import ConfigError
+from crat.nets import models
 
 BASE = {"device": "cpu", "tell": lambda line: None}
 

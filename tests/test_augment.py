@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crat.augment import random_crop, random_flip
 from crat.config import ConfigError
+from crat.data.augment import random_crop, random_flip
 
 DTYPES = (torch.uint8, torch.float32)
 

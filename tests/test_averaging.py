@@ -82,7 +82,7 @@ def test_an_open_gate_is_the_recursion():
 
 
 def test_weights_move_by_gamma_of_their_length_along_the_gradient_and_come_back():
-    model = build_model(TINY, data.load(TINY.data)).double().train()
+    model = build_model(TINY).double().train()
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(6, 1, 28, 28, generator=generator, dtype=torch.float64)
     y = torch.arange(6)
@@ -93,7 +93,7 @@ def test_weights_move_by_gamma_of_their_length_along_the_gradient_and_come_back(
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     wanted = [name for name, p in model.named_parameters() if p.ndim > 1]
-    copy = build_model(TINY, data.load(TINY.data)).double().train()
+    copy = build_model(TINY).double().train()
     found = torch.autograd.grad(nn.functional.cross_entropy(copy(x), y), copy.parameters())
     along = {name: g / g.norm() for name, g in zip(before, found, strict=True)}
     at_rest = loss().item()

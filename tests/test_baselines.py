@@ -12,7 +12,7 @@ from crat.defenses.fat import FAT
 from crat.defenses.he import HE, MARGINS
 from crat.defenses.mart import MART
 from crat.defenses.trades import TRADES
-from crat.models import CosineHead
+from crat.nets.models import CosineHead
 
 ATTACK = PGD(0.1, 0.03, 3, start="gaussian")
 S = 7.0

@@ -2,9 +2,10 @@
 
 import torch
 
-from crat import bench, models
+from crat import bench
 from crat.attacks import PGD
 from crat.config import ModelConfig
+from crat.nets import models
 
 
 def test_the_two_attacks_take_the_same_steps():

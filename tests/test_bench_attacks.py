@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from crat import bench_attacks, models, peers, precision
+from crat import bench_attacks, peers, precision
 from crat.attacks import PGD, AutoAttack
 from crat.config import ConfigError, ModelConfig
 from crat.device import describe, pick_device
+from crat.nets import models
 
 EPS = 0.03
 

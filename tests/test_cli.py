@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from crat import cli, sources, store
+from crat import cli, store
 from crat.config import DataConfig, ModelConfig, TrainConfig, profile
+from crat.data import sources
 from crat.flags import KNOWN, settings
 from crat.run import Run
 

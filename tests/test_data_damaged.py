@@ -7,6 +7,7 @@ import pytest
 import torch
 from data_files import (
     RNG,
+    changed_row,
     cut_short,
     empty_home,
     idx,
@@ -20,9 +21,9 @@ from data_files import (
 )  # fmt: skip
 from PIL import Image
 
-from crat import data, originals, sources
+from crat import data
 from crat.corruptions.weather import CorruptionError, frost_panes
-from crat.data import DataError, load
+from crat.data import DataError, folder, load, sources
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def class_without_images(home, monkeypatch):
 
 
 def npz_without_class_names(home, monkeypatch):
-    monkeypatch.setitem(originals.SHAPES, "tiny_imagenet", (64, 64, 3, 2))
+    changed_row(monkeypatch, "tiny_imagenet", n_classes=2)
     np.savez(home / "tiny_imagenet.npz", **made("tiny_imagenet"))
     return lambda: load("tiny_imagenet")
 
@@ -218,7 +219,7 @@ def test_an_altered_image_is_a_data_error_or_an_image(format, tmp_path):
     for i in range(150):
         path.write_bytes(altered(content.getvalue(), ("cut", "overwritten")[i % 2], rng))
         try:
-            assert originals.decoded(path).mode == "RGB"
+            assert folder.decoded(path).mode == "RGB"
         except DataError as error:
             refused.append(str(error))
     assert len(refused) > 30

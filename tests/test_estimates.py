@@ -7,8 +7,8 @@ import torch
 
 from crat import data, estimates, store
 from crat.config import MODELS, ModelConfig, RunConfig, profile
+from crat.data.registry import DATASETS
 from crat.estimates import _network, estimate, train_images
-from crat.originals import IMAGES, SHAPES
 from crat.run import Run
 
 CPU = torch.device("cpu")
@@ -67,9 +67,8 @@ def test_time_grows_with_what_is_asked():
 def test_the_images_of_an_epoch_are_those_of_the_data(changes):
     config = RunConfig().but(**changes)
     images = data.load(config.data)
-    n, _ = IMAGES["fashion_mnist_mini"]
+    n = DATASETS["fashion_mnist_mini"].train_images
     assert train_images(config, n * images.n_classes // 10, images.n_classes) == len(images.x_train)
-    assert IMAGES.keys() == SHAPES.keys()
 
 
 def test_a_plan_at_paper_scale_trains_and_loads_nothing(monkeypatch):

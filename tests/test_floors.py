@@ -14,15 +14,13 @@ FILES = [*MODULES, *sorted(p.relative_to(ROOT) for p in ROOT.glob("tests/**/*.py
 
 # A module may import from its own floor and from those below it (a package stands for all its modules).
 FLOORS = (
-    ("crat", "crat.config", "crat.names"),
+    ("crat", "crat.config", "crat.names", "crat.data.registry"),
     (
-        *("crat.data", "crat.sources", "crat.mirrors", "crat.originals", "crat.augment"),
-        "crat.imagenet_labels",
-        *("crat.bodies", "crat.models", "crat.curves", "crat.metrics", "crat.store", "crat.device"),
+        *("crat.data", "crat.nets", "crat.curves", "crat.metrics", "crat.store", "crat.device"),
         "crat.manifest",
         *("crat.progress", "crat.distributed", "crat.corruptions", "crat.mce", "crat.calibration", "crat.longtail"),
         *("crat.lease", "crat.whole_batch"),
-        *("crat.comparisons", "crat.superclasses", "crat.toy", "crat.variation"),
+        *("crat.comparisons", "crat.imagenet_errors", "crat.toy", "crat.variation"),
     ),
     ("crat.attacks", "crat.averaging", "crat.awp"),
     ("crat.defenses",),
@@ -55,8 +53,8 @@ def module_name(path):
 
 
 def floor_of(name):
-    """The floor of a module, by its first two parts; None where it has none."""
-    return FLOOR.get(".".join(name.split(".")[:2]))
+    """The floor of a module, by its name or its first two parts; None where it has none."""
+    return FLOOR.get(name, FLOOR.get(".".join(name.split(".")[:2])))
 
 
 def imports(path, tree):

@@ -7,8 +7,9 @@ import odd_nets
 import pytest
 import torch
 
-from crat import data, foreign, models
+from crat import data, foreign
 from crat.attacks.logits import AttackError
+from crat.nets import models
 
 CPU = torch.device("cpu")
 
@@ -110,7 +111,8 @@ def test_a_model_without_a_verdict_is_an_error_of_its_own(examined):
 
 @pytest.mark.parametrize("chosen", ["with it", "without"])
 def test_a_checkpoint_that_carries_no_normalisation_is_tried_both_ways(images, tmp_path, chosen):
-    mean, std = models.normalisation("cifar10") if chosen == "with it" else ((0.0,), (1.0,))
+    spec = data.DATASETS["cifar10"]
+    mean, std = (spec.mean, spec.std) if chosen == "with it" else ((0.0,), (1.0,))
     model = models.build("small_cnn", 10, (3, 28, 28), mean=mean, std=std).eval()
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("normalize")}
     torch.save(weights, tmp_path / "w.pt")

@@ -180,7 +180,7 @@ def test_a_model_is_its_code_state_and_hooks(monkeypatch):
 
 
 def test_usual_networks_are_read_whole():
-    from crat import models
+    from crat.nets import models
 
     nets = [nn.LSTM(2, 2), nn.MultiheadAttention(4, 2), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))]
     nets += [models.build(models.ModelConfig("preact_resnet18"), 10, (3, 32, 32), seed=0)]

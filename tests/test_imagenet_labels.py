@@ -6,9 +6,10 @@ import math
 import pandas as pd
 import pytest
 
-from crat.imagenet_labels import FACTORS, factor_errors, read_factors, read_real, real_correct
+from crat.data.files import DataError
+from crat.data.imagenet_labels import FACTORS, read_factors, read_real
+from crat.imagenet_errors import factor_errors, real_correct
 from crat.metrics import MetricError, wilson
-from crat.originals import DataError
 
 
 def name(place):

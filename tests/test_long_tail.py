@@ -14,7 +14,7 @@ from crat.defenses.reat import REAT, effective_weights
 from crat.defenses.robal import RoBal, calibrated
 from crat.longtail import balanced_accuracy, group_table, groups, mean_interval
 from crat.metrics import MetricError, wilson
-from crat.models import Classifier, CosineHead, Normalize
+from crat.nets.models import Classifier, CosineHead, Normalize
 
 EPS, STEP = 0.1, 0.04
 COUNTS = (5, 40, 1)  # in no order

@@ -11,9 +11,9 @@ import torch
 import torchvision
 from torch import nn
 
-from crat import models
 from crat.config import MODELS, ConfigError, ModelConfig
-from crat.models import CheckpointError, build, class_weight_norms, load_checkpoint, load_weights, save_weights
+from crat.data.registry import DATASETS
+from crat.nets.models import CheckpointError, build, class_weight_norms, load_checkpoint, load_weights, save_weights
 
 THIN = {"preact_resnet18": 4, "resnet18": 4, "wrn_34_10": 1, "small_cnn": 4}  # widths for tests of shape
 
@@ -175,7 +175,7 @@ def test_small_cnn_stays_cheap():
 
 
 def test_normalisation_is_inside_and_travels_with_the_weights(tmp_path):
-    mean, std = models.normalisation("cifar10")
+    mean, std = DATASETS["cifar10"].mean, DATASETS["cifar10"].std
     model, plain, x = thin("resnet18", mean=mean, std=std), thin("resnet18"), images(2, 3, 32, 32)
     scaled = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_normalisation_is_inside_and_travels_with_the_weights(tmp_path):
         load_weights(plain, tmp_path / "w.safetensors")
         assert torch.equal(plain(x), model(x))
     assert (mean, std) == ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
-    assert models.normalisation("fashion_mnist_mini") == ((0.0,), (1.0,))
+    assert (DATASETS["fashion_mnist_mini"].mean, DATASETS["fashion_mnist_mini"].std) == ((0.0,), (1.0,))
     with pytest.raises(ValueError, match=r"takes \(N, 3, H, W\) images, not \(2, 1, 32, 32\)"):
         model(x[:, :1])  # would be broadcast to three channels else
 

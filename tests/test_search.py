@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from crat import models
 from crat.attacks import PGD, Decision
 from crat.attacks.judge import attacked_logits
 from crat.attacks.search import SearchWarning, searcher
 from crat.config import ModelConfig
+from crat.nets import models
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
 

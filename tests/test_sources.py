@@ -15,6 +15,7 @@ import torch
 from data_files import (
     PUT,
     RNG,
+    changed_row,
     cut_short,
     empty_home,
     fake_npm,
@@ -32,9 +33,9 @@ from data_files import (
 )
 from torchvision import datasets
 
-from crat import data, mirrors, originals, sources
+from crat import data
 from crat.config import DataConfig
-from crat.data import DataError, load
+from crat.data import DATASETS, DataError, load, mirrors, sources
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_original_formats_are_decoded_once_and_kept(name, packed, home, monkeypa
         assert {kept[key].dtype for key in sources.KEYS} == {np.dtype(np.uint8)}
         assert "original files in" in str(kept["source"])
     images = load(DataConfig(name, valid_per_class=1))
-    assert len(images.classes) == len(set(images.classes)) == originals.SHAPES[name][-1]
+    assert len(images.classes) == len(set(images.classes)) == DATASETS[name].n_classes
     assert torch.equal(images.x_test, torch.from_numpy(expected["x_test"]).permute(0, 3, 1, 2))
     if name == "tiny_imagenet":
         assert images.classes == ("goldfish", "bullfrog")
@@ -177,7 +178,7 @@ def test_tiny_imagenet_is_downloaded_as_a_zip(home, monkeypatch, server):
     expected = put_tiny_imagenet("tiny_imagenet", folder, monkeypatch)
     pack("tiny_imagenet", folder, monkeypatch)
     archive = folder / "tiny-imagenet-200.zip"
-    monkeypatch.setattr(mirrors, "TINY_IMAGENET", (f"{address}{archive.name}", md5(archive.read_bytes())))
+    changed_row(monkeypatch, "tiny_imagenet", url=address + archive.name, md5=md5(archive.read_bytes()))
     data.fetch("tiny_imagenet")
     assert same(sources.read("tiny_imagenet"), expected)
 
@@ -218,7 +219,7 @@ def test_a_damaged_npz_is_not_fetched_over(home):
 
 
 def test_the_shipped_file_is_a_plain_zip_of_the_four_arrays():
-    with sources._npz_path(sources.MINI) as path, zipfile.ZipFile(path) as archive:
+    with sources._npz_path("fashion_mnist_mini") as path, zipfile.ZipFile(path) as archive:
         assert {Path(name).stem for name in archive.namelist()} == set(sources.KEYS)
         assert path.stat().st_size < 4.5e6
         licence = (path.parent / "LICENSE-fashion-mnist").read_text()

@@ -13,7 +13,7 @@ from crat.defenses.label_augmentation import OPERATIONS, LabelAugmentation, Labe
 from crat.defenses.pgd_at import PGDAT
 from crat.defenses.spat import FORMS, SPAT, cosine_head, hard_pair_divergence, self_paced
 from crat.defenses.trades import TRADES
-from crat.models import build
+from crat.nets.models import build
 from crat.run import Run
 
 K, M, N, BETA = 3, 0.2, 0.3, 4.0

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crat import data, metrics, models, plans, plots, plots_methods, superclasses
+from crat import data, metrics, plans, plots, plots_methods
 from crat.config import PROTOCOLS, ConfigError, profile
-from crat.originals import CLASSES, SHAPES
-from crat.plans.tian2021 import SMALLEST
+from crat.data import superclasses
+from crat.data.registry import DATASETS
+from crat.nets import models
 from crat.run import Run
 from crat.verdicts import Outcomes
 
@@ -25,18 +26,17 @@ TRAINED = ("mnist", "cifar10", "cifar100", "svhn", "stl10")  # the paper's, and 
 def test_every_class_has_one_superclass(name):
     groups, of = superclasses.superclasses(name)
     members = [member for group in superclasses.GROUPS[name].values() for member in group]
-    assert sorted(members) == sorted(CLASSES[name])
+    assert sorted(members) == sorted(DATASETS[name].classes)
     assert len(groups) == len(set(of.tolist())) == of.max() + 1
-    for label, member in enumerate(CLASSES[name]):
+    for label, member in enumerate(DATASETS[name].classes):
         assert member in superclasses.GROUPS[name][groups[of[label]]]
 
 
 def test_cifar100_has_its_own_and_digits_have_none():
     groups, of = superclasses.superclasses("cifar100")
-    names, official = data.superclasses()
-    assert groups == names
-    assert of.tolist() == official.tolist()
-    with pytest.raises(ConfigError, match=r"mnist has no superclasses; those that have: cifar100, fashion_mnist"):
+    assert groups == tuple(DATASETS["cifar100"].superclasses)
+    assert of[:4].tolist() == [4, 1, 14, 8]  # as in CIFAR-100's own files (test_data.py has all)
+    with pytest.raises(ConfigError, match=r"mnist has no superclasses; those that have: fashion_mnist_mini"):
         superclasses.superclasses("mnist")
 
 
@@ -87,12 +87,12 @@ def test_the_plan_of_each_data_set_can_be_trained(chosen, name):
         assert run.config.data.name == name, key
         assert (run.config.train.eps, run.config.train.steps) == (PROTOCOLS[name].eps, PROTOCOLS[name].steps), key
         images = config.data
-        assert (images.train_per_class or 1) + images.valid_per_class <= SMALLEST[name], key
+        assert (images.train_per_class or 1) + images.valid_per_class <= DATASETS[name].smallest_class, key
         data.resolve_augment(images)
-    height, width, channels, n_classes = SHAPES[name]
-    network = models.build(runs["live"].model, n_classes, (channels, height, width)).eval()
+    shape, n_classes = DATASETS[name].image_shape, DATASETS[name].n_classes
+    network = models.build(runs["live"].model, n_classes, shape).eval()
     with torch.no_grad():
-        assert network(torch.zeros(2, channels, height, width)).shape == (2, n_classes)
+        assert network(torch.zeros(2, *shape)).shape == (2, n_classes)
     assert runs["live"].train.seed == 3
     removed = {f"without-{c}-s0" for c in plans.REMOVED.get(name, ())}
     assert removed == {key for key in runs if key.startswith("without")}
@@ -132,7 +132,7 @@ def hundred_classes(seed, towards=0.7):
     clean = np.where(rng.random(y.size) < 0.6, y, wrong)
     attacked = np.where(rng.random(y.size) < 0.5, clean, wrong)
     predictions = {"clean": clean, "PGD-20": attacked, "T=1": attacked}
-    return Outcomes("test", CLASSES["cifar100"], y, {}, predictions, {})
+    return Outcomes("test", DATASETS["cifar100"].classes, y, {}, predictions, {})
 
 
 def test_the_cells_of_the_notebook_on_a_hundred_classes(tmp_path, monkeypatch, capsys):
@@ -150,7 +150,7 @@ def test_the_cells_of_the_notebook_on_a_hundred_classes(tmp_path, monkeypatch, c
         "pd": pd,
     }
     given_names |= {"plots": plots, "metrics": metrics, "plans": plans, "superclasses": superclasses}
-    cell = given_names | {"y": seen["pgd_at-s0"].y, "names": CLASSES["cifar100"]}
+    cell = given_names | {"y": seen["pgd_at-s0"].y, "names": DATASETS["cifar100"].classes}
     for source in sources:
         exec(source, cell)
     plots.plt.close("all")

@@ -38,7 +38,7 @@ def by_class(y, values):
 def looped():
     """AT, PGD-2 within 0.1 (half of it in the first epoch), SGD 0.9 and 5e-4, EMA of each update: what it leaves."""
     images = data.load(WARM_UP.data)
-    model = build_model(WARM_UP, images).to(memory_format=torch.channels_last)
+    model = build_model(WARM_UP).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     average, epochs, step = {}, [], 0
     for epoch in range(EPOCHS):
@@ -67,7 +67,7 @@ def looped():
 
 def validated(state, images):
     """Clean accuracy, R_k and loss under PGD-10 of each class, of 5 images each."""
-    model = build_model(WARM_UP, images).to(memory_format=torch.channels_last).eval()
+    model = build_model(WARM_UP).to(memory_format=torch.channels_last).eval()
     model.load_state_dict(state)
     x, y = images_of(images.x_valid), images.y_valid
     x_adv = PGD(0.1, 0.025, 10)(model, x, y, generator=torch.Generator().manual_seed(store.seed_for(0, 0)))

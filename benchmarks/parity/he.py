@@ -19,7 +19,7 @@ from crat.defenses import Task
 from crat.defenses.alp import ALP
 from crat.defenses.base import Defense
 from crat.defenses.he import HE
-from crat.models import CosineHead
+from crat.nets.models import CosineHead
 
 CODE = "ShawnXYang/AT_HE@dad6a41bb170bba94f9818e7ba891163143c3e10"
 S, M, BETA, PAIRING = 10.0, 0.17, 6.0, 0.7

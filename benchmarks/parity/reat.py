@@ -15,7 +15,7 @@ from crat.attacks import PGD
 from crat.attacks.objectives import PlainCrossEntropy
 from crat.defenses import ClassStats, Task
 from crat.defenses.reat import REAT
-from crat.models import Classifier, Normalize
+from crat.nets.models import Classifier, Normalize
 
 CODE = "GuanlinLee/REAT@a7909fd98a52d2bdb6a68aea7248e80900cffa29"
 COUNTS = [400, 220, 120, 66, 36, 20, 11, 6, 3, 1]  # sorted, for the code takes the last classes as the rarest

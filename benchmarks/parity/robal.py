@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from crat.attacks import PGD
 from crat.defenses import Task
 from crat.defenses.robal import RoBal, calibrated
-from crat.models import CosineHead
+from crat.nets.models import CosineHead
 
 CODE = "wutong16/Adversarial_Long-Tail@ab2f3a792aede2bd2a3e57657c787ec542165be1"
 COUNTS = np.array([50, 7, 31, 2, 400, 90, 12, 1, 5, 23])  # in no order

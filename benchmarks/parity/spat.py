@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from crat.attacks import PGD
 from crat.defenses.base import Task
 from crat.defenses.spat import SPAT
-from crat.models import Classifier, CosineHead, Normalize
+from crat.nets.models import Classifier, CosineHead, Normalize
 
 CODE = "puerrrr/Self-Paced-Adversarial-Training@e72bf4b321439ef8894b995f52e46b4f86dfe9d0"
 BETA, M, N, SCALE, FEATURES = 6.0, 0.2, 0.3, 8.0, 12

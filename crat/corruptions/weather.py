@@ -11,7 +11,8 @@ from torch import Tensor
 
 from crat.config import ConfigError
 from crat.corruptions.tools import Draws, separable, smear, zoom_matrix
-from crat.originals import DataError, decoded
+from crat.data.files import DataError
+from crat.data.folder import decoded
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
 FROST_FILES = (".png", ".jpg", ".jpeg")

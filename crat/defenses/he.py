@@ -1,6 +1,6 @@
 """Hypersphere embedding (Pang et al. 2020, NeurIPS): features and class weights on the unit sphere, and a margin.
 
-The head returns z = s cos(feature, w_k) (crat.models.CosineHead), so every attack sees what was trained.
+The head returns z = s cos(feature, w_k) (crat.nets.models.CosineHead), so every attack sees what was trained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
 from crat.defenses.trades import TRADES
-from crat.models import CosineHead
+from crat.nets.models import CosineHead
 
 MARGINS = {"pgd_at": 0.2, "trades": 0.2, "alp": 0.3}  # the code's README, as the following
 SCALES = {"pgd_at": 10.0, "trades": 15.0, "alp": 20.0}

@@ -13,7 +13,7 @@ from crat.defenses.at_bsl import balanced_softmax_loss, log_counts
 from crat.defenses.base import Defense, Row, Task, Words
 from crat.defenses.stats import ClassStats
 from crat.distributed import whole
-from crat.models import plain
+from crat.nets.models import plain
 
 
 @dataclass

@@ -16,7 +16,7 @@ from crat.attacks.objectives import Objective, full, kl_divergence, true_logit
 from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
-from crat.models import CosineHead, plain
+from crat.nets.models import CosineHead, plain
 
 
 @dataclass

@@ -14,7 +14,7 @@ from crat.attacks.objectives import full
 from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
-from crat.models import CosineHead, plain
+from crat.nets.models import CosineHead, plain
 
 FORMS = ("released", "detached", "clamped", "circle", "plain")
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from crat.config import DATASETS, ConfigError, RunConfig, profile
+from crat.config import ConfigError, RunConfig, profile
+from crat.data.registry import DATASETS
 from crat.defenses import preset
 from crat.names import one_of
 from crat.plans.common import EMA, SEEDS, Runs, evidence, shown_live, sweep
@@ -13,23 +12,7 @@ METHODS = ("standard", "pgd_at", "trades")
 # Class removal: the top confuser of each of the two hardest classes, and a dissimilar class as control. A plan must
 # know them before anything is trained. Fashion-MNIST's were chosen on validation images; the others are what is known
 # of these images, and the notebook leaves out those that its own validation images do not choose.
-REMOVED: dict[str, tuple[int, ...]] = {
-    "fashion_mnist": (0, 4, 9),  # T-shirt, coat; ankle boot
-    "cifar10": (3, 5, 1),  # cat, dog; automobile
-    "stl10": (3, 5, 2),  # cat, dog; car
-    "mnist": (4, 9, 0),
-}
-# training images of the smallest class
-SMALLEST = {
-    "fashion_mnist_mini": 800, "mnist": 5421, "fashion_mnist": 6000, "cifar10": 5000, "cifar100": 500, "svhn": 4659,
-    "stl10": 500, "tiny_imagenet": 500,
-}  # fmt: skip
-# network and schedule of the paper profile where CIFAR-10's do not fit; ours, as the paper's own were not seen
-PAPER: dict[str, dict[str, Any]] = {
-    "mnist": {"model": "mnist_small_cnn", "epochs": 100, "lr": 0.01},
-    "svhn": {"lr": 0.01},
-    "stl10": {"model": "resnet18", "epochs": 100},
-}
+REMOVED = {name: spec.removed_classes for name, spec in DATASETS.items() if spec.removed_classes}
 LIFTS = ("weight",)  # forms of the lift of the most vulnerable class in training, which is ours
 
 
@@ -74,14 +57,15 @@ def on(base: RunConfig, profile_name: str, data: str) -> RunConfig:
         return base
     if data == "imagenet":
         raise ConfigError("imagenet is not trained here: `crat audit module:function --data imagenet` judges a model")
-    valid = min(base.data.valid_per_class, SMALLEST[data] // 5)
-    wanted, left = base.data.train_per_class, SMALLEST[data] - valid
+    smallest = DATASETS[data].smallest_class
+    valid = min(base.data.valid_per_class, smallest // 5)
+    wanted, left = base.data.train_per_class, smallest - valid
     if wanted is None and own == "fashion_mnist_mini":  # a subset: as many of the other data set, not all it has
-        wanted = SMALLEST[own] - base.data.valid_per_class
+        wanted = DATASETS[own].smallest_class - base.data.valid_per_class
     images = {"train_per_class": None if wanted is None else min(wanted, left), "valid_per_class": valid}
-    return base.but(data=data, **images, **(PAPER.get(data, {}) if profile_name == "paper" else {}))
+    return base.but(data=data, **images, **(DATASETS[data].paper_settings if profile_name == "paper" else {}))
 
 
 def removed(config: RunConfig) -> tuple[int, ...]:
     """The classes that are left out in turn, of a run's data set; none where no pair is declared."""
-    return REMOVED.get(config.data.name, ())
+    return DATASETS[config.data.name].removed_classes

@@ -9,9 +9,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crat.config import ConfigError
+from crat.config import ConfigError, DataConfig
+from crat.data.registry import DATASETS
 
 MODES = ("reflect", "zero")
+
+
+def resolve_augment(config: DataConfig) -> str:
+    """The augmentation that `augment="auto"` means for a data set: none | crop | crop_flip, by its row.
+
+    Grey 28-pixel images get none, as in the MNIST protocols; street numbers are cropped; pictures also mirrored.
+    Raises ConfigError on flipped digits.
+    """
+    spec = DATASETS[config.name]
+    if config.augment == "crop_flip" and not spec.may_flip:
+        raise ConfigError(
+            f"{config.name} has no flips, a mirrored digit is another sign: use augment none or crop"
+        )
+    return spec.augment if config.augment == "auto" else config.augment
 
 
 def random_crop(x: Tensor, padding_pixels: int, mode: str, generator: torch.Generator) -> Tensor:

