@@ -14,12 +14,15 @@ from crat.metrics import MetricError, wilson
 
 
 def real_correct(labels: dict[str, frozenset[int]], predicted: pd.Series) -> pd.Series:
-    """file name -> whether the predicted class is one of the right ones; an image without a right class is left out.
+    """file name -> whether the predicted class is one of the right ones.
 
-    The mean is ReaL accuracy. Raises MetricError on an image that the labels do not know, or where none is left.
+    An image without a right class is left out. The mean is ReaL accuracy. Raises MetricError on an
+    image that the labels do not know, or where none is left.
     """
     if unknown := [name for name in predicted.index if name not in labels]:
-        raise MetricError(f"{len(unknown)} predicted images have no ReaL entry, the first is {unknown[0]!r}")
+        raise MetricError(
+            f"{len(unknown)} predicted images have no ReaL entry, the first is {unknown[0]!r}"
+        )
     found = {name: int(k) in labels[name] for name, k in predicted.items() if labels[name]}
     if not found:
         raise MetricError("no predicted image has a right class to be judged by")
@@ -27,13 +30,16 @@ def real_correct(labels: dict[str, frozenset[int]], predicted: pd.Series) -> pd.
 
 
 def factor_errors(factors: pd.DataFrame, predicted: pd.Series) -> pd.DataFrame:
-    """A row per factor: n, error, Wilson's 95 % (low, high) and ratio = error / error over all annotated images.
+    """A row per factor: n, error, Wilson's 95 % (low, high), ratio.
 
-    The ratio is imagenetx's `error_ratio`: 1 where the factor makes no difference; nan without an image or an error.
-    factors: of `read_factors`. Raises MetricError where annotated images have no prediction.
+    ratio = error / error over all annotated images. It is imagenetx's `error_ratio`: 1 where the
+    factor makes no difference; nan without an image or an error. factors: of `read_factors`. Raises
+    MetricError where annotated images have no prediction.
     """
     if len(missing := factors.index.difference(predicted.index)):
-        raise MetricError(f"{len(missing)} annotated images have no prediction, the first is {missing[0]!r}")
+        raise MetricError(
+            f"{len(missing)} annotated images have no prediction, the first is {missing[0]!r}"
+        )
     wrong = predicted.loc[factors.index].to_numpy() != factors["class"].to_numpy()
     shown = factors[list(FACTORS)].to_numpy(bool)
     n, k = shown.sum(0), (shown & wrong[:, None]).sum(0)

@@ -1,4 +1,4 @@
-"""Names as people write them: `CIFAR-10` is cifar10, `AutoAttack` is AA, `pgd` the one PGD; else "did you mean"."""
+"""Names as people write them: `CIFAR-10` is cifar10, `AutoAttack` is AA, `pgd` the one PGD."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def _aliases(allowed: Collection[str]) -> dict[str, str]:
     """Plain other name -> plain name, with the `other_names` that the rows of a table bring."""
     rows = allowed.items() if isinstance(allowed, Mapping) else ()
     brought = {
-        plain(other): plain(name)
-        for name, row in rows
-        for other in getattr(row, "other_names", ())
+        plain(other): plain(name) for name, row in rows for other in getattr(row, "other_names", ())
     }
     return ALIASES | brought
 
@@ -78,7 +76,9 @@ def did_you_mean(name: str, allowed: Collection[str]) -> str:
     either = {unnumbered(other): other for other in allowed} | spelt
     aliases = _aliases(allowed)
     either |= {alias: spelt[name] for alias, name in aliases.items() if name in spelt}
-    found = dict.fromkeys(either[other] for other in near[:3] or get_close_matches(meant, either, 3))
+    found = dict.fromkeys(
+        either[other] for other in near[:3] or get_close_matches(meant, either, 3)
+    )
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 

@@ -46,7 +46,11 @@ def made(name, per_class=3):
 
 def idx(array):
     """The IDX format of MNIST."""
-    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        + array.tobytes()
+    )
 
 
 def idx_files(arrays):
@@ -67,7 +71,10 @@ def md5(content):
 
 
 def put_mnist(name, home, monkeypatch):
-    write(home / ("MNIST" if name == "mnist" else "FashionMNIST") / "raw", idx_files(arrays := made(name)))
+    write(
+        home / ("MNIST" if name == "mnist" else "FashionMNIST") / "raw",
+        idx_files(arrays := made(name)),
+    )
     return arrays
 
 
@@ -80,7 +87,10 @@ def put_cifar(name, home, monkeypatch):
 
     names = [file for file, _ in kind.train_list]
     halves = np.array_split(np.arange(len(arrays["y_train"])), len(names))
-    files = {f: batch(arrays["x_train"][i], arrays["y_train"][i]) for f, i in zip(names, halves, strict=True)}
+    files = {
+        f: batch(arrays["x_train"][i], arrays["y_train"][i])
+        for f, i in zip(names, halves, strict=True)
+    }
     files[kind.test_list[0][0]] = batch(arrays["x_test"], arrays["y_test"])
     files[kind.meta["filename"]] = pickle.dumps({kind.meta["key"]: ["a"]})
     monkeypatch.setattr(kind, "train_list", [[f, md5(files[f])] for f in names])
@@ -95,7 +105,10 @@ def put_svhn(name, home, monkeypatch):
     for part in ("train", "test"):
         y = arrays[f"y_{part}"].astype(np.uint8)
         content = io.BytesIO()
-        street = {"X": arrays[f"x_{part}"].transpose(1, 2, 3, 0), "y": np.where(y == 0, 10, y)[:, None]}  # a zero is 10
+        street = {
+            "X": arrays[f"x_{part}"].transpose(1, 2, 3, 0),
+            "y": np.where(y == 0, 10, y)[:, None],
+        }  # a zero is 10
         scipy.io.savemat(content, street)
         write(home, {f"{part}_32x32.mat": content.getvalue()})
         lists[part] = ["", f"{part}_32x32.mat", md5(content.getvalue())]
@@ -106,9 +119,14 @@ def put_svhn(name, home, monkeypatch):
 def put_stl10(name, home, monkeypatch):
     arrays, kind, files = made(name), datasets.STL10, {}
     for part in ("train", "test"):
-        files[f"{part}_X.bin"] = arrays[f"x_{part}"].transpose(0, 3, 2, 1).tobytes()  # column by column
+        files[f"{part}_X.bin"] = (
+            arrays[f"x_{part}"].transpose(0, 3, 2, 1).tobytes()
+        )  # column by column
         files[f"{part}_y.bin"] = (arrays[f"y_{part}"] + 1).tobytes()
-    lists = {part: [[f"{part}_{a}.bin", md5(files[f"{part}_{a}.bin"])] for a in "Xy"] for part in ("train", "test")}
+    lists = {
+        part: [[f"{part}_{a}.bin", md5(files[f"{part}_{a}.bin"])] for a in "Xy"]
+        for part in ("train", "test")
+    }
     monkeypatch.setattr(kind, "train_list", [*lists["train"], ["unlabeled_X.bin", "not needed"]])
     monkeypatch.setattr(kind, "test_list", lists["test"])
     write(home / kind.base_folder, files)
@@ -117,7 +135,9 @@ def put_stl10(name, home, monkeypatch):
 
 def jpeg(size=(64, 64), mode="RGB"):
     content = io.BytesIO()
-    noise = Image.fromarray(RNG.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+    noise = Image.fromarray(RNG.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(
+        mode
+    )
     noise.save(content, "JPEG")
     return content.getvalue()
 
@@ -129,14 +149,20 @@ def put_tiny_imagenet(name, home, monkeypatch):
         for i in range(3):
             files[f"train/{wnid}/images/{wnid}_{i}.JPEG"] = jpeg(mode="L" if i == 2 else "RGB")
     files |= {f"val/images/val_{i}.JPEG": jpeg() for i in range(4)}
-    files["val/val_annotations.txt"] = b"".join(b"val_%d.JPEG\tn0%d\t0\t0\t9\t9\n" % (i, 1 + i % 2) for i in range(4))
+    files["val/val_annotations.txt"] = b"".join(
+        b"val_%d.JPEG\tn0%d\t0\t0\t9\t9\n" % (i, 1 + i % 2) for i in range(4)
+    )
     write(home / "tiny-imagenet-200", files)
 
     def decoded(names):
-        return np.stack([np.asarray(Image.open(io.BytesIO(files[f])).convert("RGB")) for f in names])
+        return np.stack(
+            [np.asarray(Image.open(io.BytesIO(files[f])).convert("RGB")) for f in names]
+        )
 
     return {
-        "x_train": decoded([f"train/{w}/images/{w}_{i}.JPEG" for w in ("n01", "n02") for i in range(3)]),
+        "x_train": decoded(
+            [f"train/{w}/images/{w}_{i}.JPEG" for w in ("n01", "n02") for i in range(3)]
+        ),
         "y_train": np.repeat([0, 1], 3),
         "x_test": decoded([f"val/images/val_{i}.JPEG" for i in range(4)]),
         "y_test": np.array([0, 1, 0, 1]),
@@ -161,8 +187,14 @@ def pack(name, home, monkeypatch):
         shutil.make_archive(str(home / packed.removesuffix(".zip")), "zip", home, top.name)
         shutil.rmtree(top)
     elif packed.endswith(".tar.gz"):
-        archive = Path(shutil.make_archive(str(home / packed.removesuffix(".tar.gz")), "gztar", home, top.name))
-        kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}[name]
+        archive = Path(
+            shutil.make_archive(str(home / packed.removesuffix(".tar.gz")), "gztar", home, top.name)
+        )
+        kind = {
+            "cifar10": datasets.CIFAR10,
+            "cifar100": datasets.CIFAR100,
+            "stl10": datasets.STL10,
+        }[name]
         monkeypatch.setattr(kind, "tgz_md5", md5(archive.read_bytes()))
         shutil.rmtree(top)
 

@@ -11,7 +11,9 @@ DTYPES = (torch.uint8, torch.float32)
 
 
 def images(dtype, n=7, channels=3, height=9, width=12):
-    values = torch.randint(0, 256, (n, channels, height, width), generator=torch.Generator().manual_seed(1))
+    values = torch.randint(
+        0, 256, (n, channels, height, width), generator=torch.Generator().manual_seed(1)
+    )
     return values.to(dtype)
 
 
@@ -21,23 +23,34 @@ def seeded(seed=0):
 
 def plain_crop(x, padding, mode, generator):
     """Image by image: pad, then cut a window."""
-    down, right = torch.randint(-padding, padding + 1, (2, len(x), 1), generator=generator)[..., 0] + padding
+    down, right = (
+        torch.randint(-padding, padding + 1, (2, len(x), 1), generator=generator)[..., 0] + padding
+    )
     out = []
     for image, i, j in zip(x.float(), down.tolist(), right.tolist(), strict=True):
-        padded = F.pad(image[None], (padding,) * 4, mode="reflect" if mode == "reflect" else "constant")[0]
+        padded = F.pad(
+            image[None], (padding,) * 4, mode="reflect" if mode == "reflect" else "constant"
+        )[0]
         out.append(padded[:, i : i + x.shape[2], j : j + x.shape[3]])
     return torch.stack(out).to(x.dtype)
 
 
 def plain_flip(x, generator):
     flags = torch.randint(2, (len(x), 1, 1, 1), generator=generator).flatten().tolist()
-    return torch.stack([image.flip(-1) if flag else image for image, flag in zip(x, flags, strict=True)])
+    return torch.stack(
+        [image.flip(-1) if flag else image for image, flag in zip(x, flags, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("mode", ["reflect", "zero"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=25, deadline=None)
-@given(padding=st.integers(0, 8), seed=st.integers(0, 99), channels=st.sampled_from([1, 3]), height=st.integers(9, 13))
+@given(
+    padding=st.integers(0, 8),
+    seed=st.integers(0, 99),
+    channels=st.sampled_from([1, 3]),
+    height=st.integers(9, 13),
+)
 def test_crop_is_the_plain_crop(dtype, mode, padding, seed, channels, height):
     x = images(dtype, channels=channels, height=height)
     out = random_crop(x, padding, mode, seeded(seed))
@@ -77,7 +90,8 @@ def test_the_seed_decides_and_the_global_generator_is_untouched(augment):
 
 
 @pytest.mark.parametrize(
-    ("padding", "mode", "message"), [(4, "edge", "known: reflect, zero"), (9, "reflect", "9 x 12 cannot be padded")]
+    ("padding", "mode", "message"),
+    [(4, "edge", "known: reflect, zero"), (9, "reflect", "9 x 12 cannot be padded")],
 )
 def test_what_cannot_be_cropped_is_said(padding, mode, message):
     with pytest.raises(ConfigError, match=message):

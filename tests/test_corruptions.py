@@ -15,7 +15,16 @@ from scipy import ndimage, stats
 from crat.attacks import PerImage
 from crat.attacks.judge import attacked_logits
 from crat.config import ConfigError
-from crat.corruptions import CORRUPTIONS, EXTRAS, KINDS, Corruption, CorruptionError, corruption_battery, noise, tools
+from crat.corruptions import (
+    CORRUPTIONS,
+    EXTRAS,
+    KINDS,
+    Corruption,
+    CorruptionError,
+    corruption_battery,
+    noise,
+    tools,
+)
 from crat.corruptions.blur import glass_blur
 from crat.corruptions.weather import brightness, frost_panes
 from crat.mce import corruption_errors, mce
@@ -38,7 +47,9 @@ def streams(n, seed=0):
 
 def smooth(n=3, channels=3, height=32, width=32):
     """Images of clouds, on no grid of 8 bits."""
-    x = torch.rand(n, channels, height // 4 + 1, width // 4 + 1, generator=torch.Generator().manual_seed(1))
+    x = torch.rand(
+        n, channels, height // 4 + 1, width // 4 + 1, generator=torch.Generator().manual_seed(1)
+    )
     return torch.nn.functional.interpolate(x, (height, width), mode="bilinear", align_corners=True)
 
 
@@ -53,18 +64,24 @@ def pane_folder(tmp_path_factory):
 
 @pytest.fixture
 def make(pane_folder):
-    return lambda name, severity: Corruption(name, severity, pane_folder if name == "frost" else None)
+    return lambda name, severity: Corruption(
+        name, severity, pane_folder if name == "frost" else None
+    )
 
 
 def test_every_corruption_was_recorded_beside_the_authors():
-    assert set(RECORDED["found"]) == {f"{name}-{severity}" for name in KINDS for severity in range(1, 6)}
+    assert set(RECORDED["found"]) == {
+        f"{name}-{severity}" for name in KINDS for severity in range(1, 6)
+    }
     assert RECORDED["left_out"] == []
     for name, found in RECORDED["found"].items():
         assert found["largest"] <= 2, name  # 255ths
         assert found["equal"] > (0.97 if name == "saturate-3" else 0.99), name
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name != "frost"])  # its textures are not ours to ship
+@pytest.mark.parametrize(
+    "name", [name for name in ALL if name != "frost"]
+)  # its textures are not ours to ship
 def test_ours_gives_the_authors_values(name):
     for severity in range(1, 6):
         recorded = RECORDED["found"][f"{name}-{severity}"]
@@ -115,7 +132,9 @@ def test_a_generator_serves_too_and_the_global_one_is_left_alone(make, name):
 
 
 # not elastic_transform (an affine map first, local warps last), nor saturate (grey first, gaudy last)
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("elastic_transform", "saturate")])
+@pytest.mark.parametrize(
+    "name", [name for name in ALL if name not in ("elastic_transform", "saturate")]
+)
 def test_severity_5_is_further_away_than_severity_1(make, name):
     x = parity.images()[:6].float() / 255
     mild, strong = ((make(name, s)(None, x, generator=streams(6)) - x).abs().mean() for s in (1, 5))
@@ -128,11 +147,16 @@ def test_a_corruption_stands_in_a_battery_like_an_attack():
     x, y = (smooth(5) * 255).byte(), torch.tensor([0, 1, 2, 3, 0])
     battery = corruption_battery(["fog", "pixelate"], (1, 4))
     assert list(battery) == ["fog-1", "fog-4", "pixelate-1", "pixelate-4"]
-    logits = {name: attacked_logits(model, x, y, corrupt, batch_size=2) for name, corrupt in battery.items()}
+    logits = {
+        name: attacked_logits(model, x, y, corrupt, batch_size=2)
+        for name, corrupt in battery.items()
+    }
     fog = battery["fog-4"](model, x.float() / 255, y, generator=streams(5))
     assert torch.allclose(logits["fog-4"], model(fog), atol=1e-5)
     clean = attacked_logits(model, x, y, None).argmax(1)
-    table = corruption_errors(y.numpy(), clean.numpy(), {n: a.argmax(1).numpy() for n, a in logits.items()})
+    table = corruption_errors(
+        y.numpy(), clean.numpy(), {n: a.argmax(1).numpy() for n, a in logits.items()}
+    )
     assert "frost" in mce(table)["left_out"]
 
 
@@ -171,7 +195,11 @@ def test_frost_by_hand(tmp_path):
     frost_panes.cache_clear()
     x = torch.full((2, 3, 32, 32), 100 / 255)
     found = (Corruption("frost", 3, str(tmp_path))(None, x) * 255).round()
-    assert found[0, :, 0, 0].tolist() == [0.9 * 100 + 0.4 * 50, 0.9 * 100 + 0.4 * 100, 0.9 * 100 + 0.4 * 200]
+    assert found[0, :, 0, 0].tolist() == [
+        0.9 * 100 + 0.4 * 50,
+        0.9 * 100 + 0.4 * 100,
+        0.9 * 100 + 0.4 * 200,
+    ]
     assert (found == found[:, :, :1, :1]).all()
     with pytest.raises(CorruptionError, match="too small for 35 x 35"):
         Corruption("frost", 3, str(tmp_path))(None, torch.zeros(1, 3, 35, 35))
@@ -193,7 +221,9 @@ def test_shot_noise_is_the_poisson_quantile():
     for photons in (500, 50):
         counts = noise.shot_noise(x, tools.Draws(x, streams(2)), photons) * photons
         u = streams(2).uniform(1, 32, 32).double().numpy()
-        assert np.array_equal(counts.round().numpy(), stats.poisson.ppf(u, x.numpy() * photons).clip(0))
+        assert np.array_equal(
+            counts.round().numpy(), stats.poisson.ppf(u, x.numpy() * photons).clip(0)
+        )
 
 
 def test_glass_blur_is_the_authors_loop():
@@ -213,10 +243,20 @@ def test_filters_and_sampling_are_scipys():
     plain = x[0, 0].numpy()
     blurred = ndimage.gaussian_filter(plain, 0.8, mode="reflect", truncate=3.0)
     assert np.allclose(tools.gaussian(x, 0.8, "reflect", 3.0)[0, 0], blurred, atol=1e-12)
-    far = torch.rand(2, 1, 12, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 60 - 30
-    for outside, mode in ((tools.reflect, "reflect"), (tools.mirror, "mirror"), (tools.edge, "nearest")):
+    far = (
+        torch.rand(2, 1, 12, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        * 60
+        - 30
+    )
+    for outside, mode in (
+        (tools.reflect, "reflect"),
+        (tools.mirror, "mirror"),
+        (tools.edge, "nearest"),
+    ):
         found = tools.sample(x, far[0], far[1], outside)[0, 0]
-        wanted = ndimage.map_coordinates(plain, [far[0, 0].numpy(), far[1, 0].numpy()], order=1, mode=mode)
+        wanted = ndimage.map_coordinates(
+            plain, [far[0, 0].numpy(), far[1, 0].numpy()], order=1, mode=mode
+        )
         assert np.allclose(found, wanted, atol=1e-12), mode
 
 
@@ -226,7 +266,9 @@ def test_motion_blur_smears_along_its_angle():
     found = tools.smear(x, 3, 1.0, torch.tensor([0.0, -90.0]))[:, 0]
     weight = np.exp(-(np.arange(7) ** 2) / 2)
     wanted = np.floor(255 * weight / weight.sum()) / 255
-    assert np.allclose(found[0, 4].flip(0)[4:], wanted[:5])  # each pixel looks to the right of itself
+    assert np.allclose(
+        found[0, 4].flip(0)[4:], wanted[:5]
+    )  # each pixel looks to the right of itself
     assert np.allclose(found[1, 4:, 4], wanted[:5])  # and above itself
     assert (found > 0).sum((1, 2)).tolist() == [(wanted[:5] > 0).sum()] * 2
 
@@ -244,7 +286,9 @@ def test_jpeg_is_the_codecs():
     found = Corruption("jpeg_compression", 5)(None, x.float() / 255)
     for before, after in zip(x, found, strict=True):
         Image.fromarray(before.permute(1, 2, 0).numpy()).save(file := BytesIO(), "JPEG", quality=40)
-        assert np.array_equal((after * 255).round().byte().permute(1, 2, 0), np.asarray(Image.open(file)))
+        assert np.array_equal(
+            (after * 255).round().byte().permute(1, 2, 0), np.asarray(Image.open(file))
+        )
 
 
 def test_images_that_are_none_are_refused():

@@ -23,7 +23,11 @@ def digest(tensor):
 
 def test_the_shipped_images_are_what_they_were():
     images = load()
-    assert (images.n_classes, images.image_shape, images.name) == (10, (1, 28, 28), "fashion_mnist_mini")
+    assert (images.n_classes, images.image_shape, images.name) == (
+        10,
+        (1, 28, 28),
+        "fashion_mnist_mini",
+    )
     table = images.counts().pivot(index="class", columns="split", values="n")
     assert (table.train == 700).all()
     assert (table.valid == 100).all()
@@ -36,7 +40,10 @@ def test_the_shipped_images_are_what_they_were():
 
 
 def test_the_first_split_takes_the_first_of_each_class_in_file_order():
-    images, whole = load(DataConfig(split="first", valid_per_class=3)), sources.read("fashion_mnist_mini")
+    images, whole = (
+        load(DataConfig(split="first", valid_per_class=3)),
+        sources.read("fashion_mnist_mini"),
+    )
     for k in range(10):
         x = torch.from_numpy(whole["x_train"][whole["y_train"] == k]).permute(0, 3, 1, 2)
         assert torch.equal(images.x_valid[images.y_valid == k], x[:3])
@@ -83,7 +90,12 @@ def test_long_tails_fall_from_n_max_to_n_max_over_the_ratio(n_max, n_classes, ra
 
 
 def test_long_tails_of_the_literature():
-    assert long_tail(5000, 10, 50)[::3] == [5000, 1357, 368, 100]  # CIFAR-10-LT, imbalance ratio 0.02
+    assert long_tail(5000, 10, 50)[::3] == [
+        5000,
+        1357,
+        368,
+        100,
+    ]  # CIFAR-10-LT, imbalance ratio 0.02
     assert long_tail(500, 100, 10)[-1] == 50
 
 
@@ -96,9 +108,13 @@ def test_long_tails_of_the_literature():
     drop=st.sets(st.integers(0, 2), max_size=1),
     seed=st.integers(0, 5),
 )
-def test_splits_are_disjoint_exact_and_leave_out_what_is_dropped(sizes, split, valid, train, drop, seed):
+def test_splits_are_disjoint_exact_and_leave_out_what_is_dropped(
+    sizes, split, valid, train, drop, seed
+):
     y = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    config = DataConfig(split=split, valid_per_class=valid, train_per_class=train, drop_classes=tuple(drop))
+    config = DataConfig(
+        split=split, valid_per_class=valid, train_per_class=train, drop_classes=tuple(drop)
+    )
     kept = [k for k in range(len(sizes)) if k not in drop]
     trained, validated = images._split(y, kept, tuple(map(str, sizes)), config)
     assert not set(trained) & set(validated)
@@ -119,7 +135,10 @@ def test_splits_are_disjoint_exact_and_leave_out_what_is_dropped(sizes, split, v
         (DataConfig(imbalance_ratio=1000), "imbalance ratio 1000 leave the last empty"),
         (DataConfig(drop_classes=(3, 10)), r"among 0 to 9: \[10\] are no labels"),
         (DataConfig(drop_classes=tuple(range(9))), "fewer than two classes"),
-        (DataConfig("imagenet"), "imagenet does not fit in memory: iterate crat.data.imagenet_loader"),
+        (
+            DataConfig("imagenet"),
+            "imagenet does not fit in memory: iterate crat.data.imagenet_loader",
+        ),
     ],
 )
 def test_what_cannot_be_split_is_said_in_one_line(config, message):
@@ -148,8 +167,16 @@ def test_superclasses_of_cifar100():
 
 
 def test_augmentations_by_data_set():
-    chosen = {name: data.resolve_augment(DataConfig(name)) for name in ("mnist", "fashion_mnist", "svhn", "cifar10")}
-    assert chosen == {"mnist": "none", "fashion_mnist": "none", "svhn": "crop", "cifar10": "crop_flip"}
+    chosen = {
+        name: data.resolve_augment(DataConfig(name))
+        for name in ("mnist", "fashion_mnist", "svhn", "cifar10")
+    }
+    assert chosen == {
+        "mnist": "none",
+        "fashion_mnist": "none",
+        "svhn": "crop",
+        "cifar10": "crop_flip",
+    }
     assert data.resolve_augment(DataConfig("cifar10", augment="crop")) == "crop"
     with pytest.raises(ConfigError, match="svhn has no flips"):
         data.resolve_augment(DataConfig("svhn", augment="crop_flip"))
@@ -201,7 +228,8 @@ def test_the_seed_decides_an_epoch(augment):
     images = load(DataConfig(train_per_class=4))
     state = torch.random.get_rng_state()
     one, two, other = (
-        torch.cat([x for x, _ in Batches(images.x_train, images.y_train, 16, seeded(s), augment)]) for s in (1, 1, 2)
+        torch.cat([x for x, _ in Batches(images.x_train, images.y_train, 16, seeded(s), augment)])
+        for s in (1, 1, 2)
     )
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
@@ -210,7 +238,10 @@ def test_the_seed_decides_an_epoch(augment):
 
 def test_padding_decides_the_border():
     x, y = torch.full((64, 1, 16, 16), 200, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64)
-    least = {p: next(iter(Batches(x, y, 64, seeded(), "crop", p)))[0].min().item() for p in ("reflect", "zero")}
+    least = {
+        p: next(iter(Batches(x, y, 64, seeded(), "crop", p)))[0].min().item()
+        for p in ("reflect", "zero")
+    }
     assert least == {"reflect": pytest.approx(200 / 255), "zero": 0}
 
 
@@ -248,7 +279,11 @@ def test_what_cannot_be_batched_is_said(changes, message):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_no_batch_waits_for_the_gpu(device):
     images = load().to("cuda")
-    batches = iter(Batches(images.x_train, images.y_train, 64, torch.Generator(device).manual_seed(0), "crop_flip"))
+    batches = iter(
+        Batches(
+            images.x_train, images.y_train, 64, torch.Generator(device).manual_seed(0), "crop_flip"
+        )
+    )
     next(batches)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -228,5 +228,7 @@ def test_an_altered_image_is_a_data_error_or_an_image(format, tmp_path):
 
 def test_a_damaged_texture_of_frost_is_named(tmp_path):
     (tmp_path / "frost1.png").write_text("<html>404</html>")
-    with pytest.raises(CorruptionError, match=r"the frost images cannot be read: .*frost1.png is truncated or no"):
+    with pytest.raises(
+        CorruptionError, match=r"the frost images cannot be read: .*frost1.png is truncated or no"
+    ):
         frost_panes(str(tmp_path))

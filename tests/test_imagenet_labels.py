@@ -29,14 +29,23 @@ def real(tmp_path):
 
 
 def annotation(place, label, *factors):
-    row = {"file_name": name(place), "class": label} | dict.fromkeys(FACTORS, 0) | dict.fromkeys(factors, 1)
+    row = (
+        {"file_name": name(place), "class": label}
+        | dict.fromkeys(FACTORS, 0)
+        | dict.fromkeys(factors, 1)
+    )
     return json.dumps(row | {"justification": "a dog, seen from above\n", "one_word": "above"})
 
 
 @pytest.fixture
 def factors(tmp_path):
     file = tmp_path / "imagenet_x_val_multi_factor.jsonl"
-    lines = [annotation(1, 7, "pose"), annotation(2, 7, "pose", "color"), annotation(3, 8, "color"), annotation(4, 9)]
+    lines = [
+        annotation(1, 7, "pose"),
+        annotation(2, 7, "pose", "color"),
+        annotation(3, 8, "color"),
+        annotation(4, 9),
+    ]
     file.write_text("\n".join(lines) + "\n")
     return file
 
@@ -53,12 +62,17 @@ def test_real_accuracy_leaves_an_image_without_label_out(real):
     correct = real_correct(labels, predictions(65, 65, 970, 231))
     assert correct.to_dict() == {name(1): True, name(3): True, name(4): False}
     assert correct.mean() == pytest.approx(2 / 3)
-    assert real_correct(labels, predictions(65, 65, 970, 231)[::-1]).mean() == correct.mean()  # any order of images
+    assert (
+        real_correct(labels, predictions(65, 65, 970, 231)[::-1]).mean() == correct.mean()
+    )  # any order of images
 
 
 def test_real_says_what_cannot_be_judged(real):
     labels = read_real(real, images=None)
-    with pytest.raises(MetricError, match=r"1 predicted images have no ReaL entry, the first is 'ILSVRC2012_val_0*5"):
+    with pytest.raises(
+        MetricError,
+        match=r"1 predicted images have no ReaL entry, the first is 'ILSVRC2012_val_0*5",
+    ):
         real_correct(labels, predictions(65, 65, 970, 231, 1))
     with pytest.raises(MetricError, match="no predicted image has a right class"):
         real_correct(labels, predictions(65, 65)[1:])
@@ -92,7 +106,11 @@ def test_factors_are_read_and_prototypes_left_out(factors, tmp_path):
     assert table["pose"].tolist() == [True, True, False, False]
     assert table.loc[name(2), list(FACTORS)].sum() == 2
     (tmp_path / "prototypical_paths.csv").write_text(f"file_name\n{name(4)}\n")
-    assert list(read_factors(factors, tmp_path / "prototypical_paths.csv").index) == [name(1), name(2), name(3)]
+    assert list(read_factors(factors, tmp_path / "prototypical_paths.csv").index) == [
+        name(1),
+        name(2),
+        name(3),
+    ]
 
 
 def test_error_ratios_by_hand(factors):

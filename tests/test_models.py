@@ -13,9 +13,21 @@ from torch import nn
 
 from crat.config import MODELS, ConfigError, ModelConfig
 from crat.data.registry import DATASETS
-from crat.nets.models import CheckpointError, build, class_weight_norms, load_checkpoint, load_weights, save_weights
+from crat.nets.models import (
+    CheckpointError,
+    build,
+    class_weight_norms,
+    load_checkpoint,
+    load_weights,
+    save_weights,
+)
 
-THIN = {"preact_resnet18": 4, "resnet18": 4, "wrn_34_10": 1, "small_cnn": 4}  # widths for tests of shape
+THIN = {
+    "preact_resnet18": 4,
+    "resnet18": 4,
+    "wrn_34_10": 1,
+    "small_cnn": 4,
+}  # widths for tests of shape
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +41,9 @@ def _one_thread():
 
 def thin(name, n_classes=10, image_shape=(3, 32, 32), head="linear", **options):
     depth = 10 if name == "wrn_34_10" else None
-    return build(ModelConfig(name, THIN.get(name), depth, head), n_classes, image_shape, **options).eval()
+    return build(
+        ModelConfig(name, THIN.get(name), depth, head), n_classes, image_shape, **options
+    ).eval()
 
 
 def images(*shape, seed=0, dtype=torch.float32):
@@ -41,22 +55,33 @@ def weights(model):
 
 
 def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 def bn(name, channels):
     """What the released code calls its parameters; without BatchNorm's counter, as in files older than torch 0.4.1."""
-    return {f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")}
+    return {
+        f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")
+    }
 
 
 def biased(**layers):
-    return {f"{name}.weight": shape for name, shape in layers.items()} | {f"{n}.bias": s[:1] for n, s in layers.items()}
+    return {f"{name}.weight": shape for name, shape in layers.items()} | {
+        f"{n}.bias": s[:1] for n, s in layers.items()
+    }
 
 
 def preact_block(name, inside, outside, shortcut):
     names = bn(f"{name}.bn1", inside) | bn(f"{name}.bn2", outside)
-    names |= {f"{name}.conv1.weight": (outside, inside, 3, 3), f"{name}.conv2.weight": (outside, outside, 3, 3)}
-    return names | ({f"{name}.{shortcut}.weight": (outside, inside, 1, 1)} if inside != outside else {})
+    names |= {
+        f"{name}.conv1.weight": (outside, inside, 3, 3),
+        f"{name}.conv2.weight": (outside, outside, 3, 3),
+    }
+    return names | (
+        {f"{name}.{shortcut}.weight": (outside, inside, 1, 1)} if inside != outside else {}
+    )
 
 
 def preact_resnet18_names(final_bn):
@@ -74,7 +99,10 @@ def wide_resnet_names(depth, width):
     names = {"conv1.weight": (16, 3, 3, 3)} | bn("bn1", 64 * width) | biased(fc=(10, 64 * width))
     stages = {"block1": (16, 16), "sub_block1": (16, 16), "block2": (16, 32), "block3": (32, 64)}
     for stage, (inside, outside) in stages.items():
-        widths = [inside * (width if inside < outside else 1), *[outside * width] * ((depth - 4) // 6)]
+        widths = [
+            inside * (width if inside < outside else 1),
+            *[outside * width] * ((depth - 4) // 6),
+        ]
         for j, (first, second) in enumerate(itertools.pairwise(widths)):
             names |= preact_block(f"{stage}.layer.{j}", first, second, "convShortcut")
     return names
@@ -85,23 +113,44 @@ def formula_weights(names):
     found = {}
     for i, name in enumerate(sorted(names)):
         shape = names[name]
-        wave = torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) * (1 + i / 7) + i).reshape(shape)
+        wave = torch.sin(
+            torch.arange(math.prod(shape), dtype=torch.float64) * (1 + i / 7) + i
+        ).reshape(shape)
         around_one = "running_var" in name or re.search(r"bn\d?\.weight", name)
-        found[name] = wave * math.sqrt(6 / math.prod(shape[1:])) if shape[1:] else wave / 2 + bool(around_one)
+        found[name] = (
+            wave * math.sqrt(6 / math.prod(shape[1:])) if shape[1:] else wave / 2 + bool(around_one)
+        )
     return found
 
 
 def formula_image(*shape):
-    return (torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) ** 2) / 2 + 0.5).reshape(1, *shape)
+    return (torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) ** 2) / 2 + 0.5).reshape(
+        1, *shape
+    )
 
 
-SMALL_CNN = {f"feature_extractor.conv{i}": (*c, 3, 3) for i, c in enumerate(((32, 1), (32, 32), (64, 32), (64, 64)), 1)}
-SMALL_CNN |= {f"classifier.fc{i}": sizes for i, sizes in enumerate(((200, 1024), (200, 200), (10, 200)), 1)}
-LENET5 = {"conv1": (32, 1, 3, 3), "conv2": (64, 32, 3, 3), "linear1": (200, 3136), "linear2": (10, 200)}
+SMALL_CNN = {
+    f"feature_extractor.conv{i}": (*c, 3, 3)
+    for i, c in enumerate(((32, 1), (32, 32), (64, 32), (64, 64)), 1)
+}
+SMALL_CNN |= {
+    f"classifier.fc{i}": sizes for i, sizes in enumerate(((200, 1024), (200, 200), (10, 200)), 1)
+}
+LENET5 = {
+    "conv1": (32, 1, 3, 3),
+    "conv2": (64, 32, 3, 3),
+    "linear1": (200, 3136),
+    "linear2": (10, 200),
+}
 RELEASED = {
     "cfa": (preact_resnet18_names(True), "preact_resnet18", {}, (3, 32, 32)),
     "frl": (preact_resnet18_names(False), "preact_resnet18", {"final_bn": False}, (3, 32, 32)),
-    "trades_wrn_16_2": (wide_resnet_names(16, 2), ModelConfig("wrn_34_10", width=2, depth=16), {}, (3, 32, 32)),
+    "trades_wrn_16_2": (
+        wide_resnet_names(16, 2),
+        ModelConfig("wrn_34_10", width=2, depth=16),
+        {},
+        (3, 32, 32),
+    ),
     "trades_mnist": (biased(**SMALL_CNN), "mnist_small_cnn", {}, (1, 28, 28)),
     "advertorch": (biased(**LENET5), "lenet5", {}, (1, 28, 28)),
 }
@@ -110,11 +159,29 @@ RELEASED = {
 # PKU-ML/CFA 071f333, hannxu123/fair_robust a80547d, yaodongyu/TRADES 6e8e11b (WideResNet(16, 10, 2); SmallCNN()),
 # AdverTorch 0.2.3 (its test_utils.LeNet5).
 RECORDED = {
-    "advertorch": [-0.124174712567, 0.428842622405, -0.083518490576, -0.410426770116, 0.311027474697],
+    "advertorch": [
+        -0.124174712567,
+        0.428842622405,
+        -0.083518490576,
+        -0.410426770116,
+        0.311027474697,
+    ],
     "cfa": [-1.28334466846, 0.432247192479, 1.74395730819, -2.47014680092, 3.17362547226],
     "frl": [0.368160950713, 0.200805305253, -0.00192676709932, -0.201009193878, -0.358164064113],
-    "trades_wrn_16_2": [-0.222251852316, -0.277352294268, 0.107944711151, -0.330541584886, -0.123401196297],
-    "trades_mnist": [-0.445371006046, -0.294638148218, 0.387540573868, 0.278248563134, -0.300700151455],
+    "trades_wrn_16_2": [
+        -0.222251852316,
+        -0.277352294268,
+        0.107944711151,
+        -0.330541584886,
+        -0.123401196297,
+    ],
+    "trades_mnist": [
+        -0.445371006046,
+        -0.294638148218,
+        0.387540573868,
+        0.278248563134,
+        -0.300700151455,
+    ],
 }
 
 
@@ -122,17 +189,26 @@ RECORDED = {
 def test_released_weights_give_the_released_logits(whose, tmp_path):
     names, config, options, shape = RELEASED[whose]
     model = build(config, 10, shape, **options).double().eval()
-    file = {"state_dict": {f"module.{name}": tensor for name, tensor in formula_weights(names).items()}, "epoch": 3}
+    file = {
+        "state_dict": {f"module.{name}": tensor for name, tensor in formula_weights(names).items()},
+        "epoch": 3,
+    }
     torch.save(file, tmp_path / "theirs.pt")
     load_checkpoint(model, tmp_path / "theirs.pt")
     with torch.no_grad():
         logits = model(formula_image(*shape))[0, :5]
-    torch.testing.assert_close(logits, torch.tensor(RECORDED[whose], dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        logits, torch.tensor(RECORDED[whose], dtype=torch.float64), rtol=0, atol=1e-9
+    )
 
 
 def test_wide_resnet_has_the_released_size_without_the_unused_block():
     own = sum(p.numel() for p in build("wrn_34_10", 10).parameters())
-    used = [s for name, s in wide_resnet_names(34, 10).items() if not re.search("^sub_block1|running_", name)]
+    used = [
+        s
+        for name, s in wide_resnet_names(34, 10).items()
+        if not re.search("^sub_block1|running_", name)
+    ]
     assert own == sum(math.prod(shape) for shape in used)
 
 
@@ -169,7 +245,9 @@ def test_the_seed_decides_and_the_global_state_stays(name):
 def test_small_cnn_stays_cheap():
     model, macs = build("small_cnn", 10, (1, 28, 28)), []
     for layer in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
-        layer.register_forward_hook(lambda m, _, out: macs.append(out[0].numel() * m.weight[0].numel()))
+        layer.register_forward_hook(
+            lambda m, _, out: macs.append(out[0].numel() * m.weight[0].numel())
+        )
     model(images(1, 1, 28, 28))
     assert sum(macs) + model.head.weight.numel() == 3_756_928
 
@@ -184,7 +262,10 @@ def test_normalisation_is_inside_and_travels_with_the_weights(tmp_path):
         load_weights(plain, tmp_path / "w.safetensors")
         assert torch.equal(plain(x), model(x))
     assert (mean, std) == ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
-    assert (DATASETS["fashion_mnist_mini"].mean, DATASETS["fashion_mnist_mini"].std) == ((0.0,), (1.0,))
+    assert (DATASETS["fashion_mnist_mini"].mean, DATASETS["fashion_mnist_mini"].std) == (
+        (0.0,),
+        (1.0,),
+    )
     with pytest.raises(ValueError, match=r"takes \(N, 3, H, W\) images, not \(2, 1, 32, 32\)"):
         model(x[:, :1])  # would be broadcast to three channels else
 
@@ -193,7 +274,9 @@ def test_normalisation_is_inside_and_travels_with_the_weights(tmp_path):
 def test_cosine_heads_give_scaled_cosines_and_leave_their_weights(head, scale):
     model, x = thin("small_cnn", 4, head=head).double(), images(5, 3, 32, 32, dtype=torch.float64)
     before, phi = weights(model), model.features(x)
-    cosine = torch.stack([torch.nn.functional.cosine_similarity(phi, w[None]) for w in model.head.weight], dim=1)
+    cosine = torch.stack(
+        [torch.nn.functional.cosine_similarity(phi, w[None]) for w in model.head.weight], dim=1
+    )
     torch.testing.assert_close(model(x), scale * cosine)
     assert same(before, weights(model))
     if head == "cosine":  # SPAT's z = phi W^T + b, then s z
@@ -210,7 +293,9 @@ def test_augmented_head_and_class_weight_norms():
     model = thin("small_cnn", 4, head="augmented", extra_outputs=3).double()
     assert (model(images(2, 3, 32, 32, dtype=torch.float64)).shape, model.n_classes) == ((2, 7), 4)
     expected = [math.sqrt(sum(v**2 for v in row)) for row in model.head.weight[:4].tolist()]
-    torch.testing.assert_close(class_weight_norms(model), torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(
+        class_weight_norms(model), torch.tensor(expected, dtype=torch.float64)
+    )
     with pytest.raises(ConfigError, match="unit vectors"):
         class_weight_norms(thin("small_cnn", 4, head="hypersphere"))
 
@@ -251,7 +336,9 @@ def test_weights_come_back_bit_for_bit(load, tmp_path):
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     save_weights(thin("small_cnn"), path := tmp_path / "w.safetensors")
     before = path.read_bytes()
-    monkeypatch.setattr("pathlib.Path.replace", Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "pathlib.Path.replace", Mock(side_effect=OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space"):
         save_weights(thin("small_cnn", seed=1), path)
     assert path.read_bytes() == before
@@ -296,14 +383,19 @@ def test_a_damaged_or_absent_safetensors_file_is_told(tmp_path):
 
 def test_frl_weights_in_a_net_with_final_bn_are_refused_with_a_hint(tmp_path):
     torch.save(formula_weights(preact_resnet18_names(False)), tmp_path / "frl.pt")
-    with pytest.raises(CheckpointError, match=r"4 missing \(body.bn.weight.* final_bn of build decides"):
+    with pytest.raises(
+        CheckpointError, match=r"4 missing \(body.bn.weight.* final_bn of build decides"
+    ):
         load_checkpoint(build("preact_resnet18", 10), tmp_path / "frl.pt")
 
 
 def test_of_several_weights_in_a_file_one_is_chosen_and_told(tmp_path):
     plain, mean = (weights(thin("small_cnn", seed=seed)) for seed in (1, 2))
     path = tmp_path / "run.pt"
-    torch.save({"model": plain, "ema": mean, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}, path)
+    torch.save(
+        {"model": plain, "ema": mean, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}},
+        path,
+    )
     model = thin("small_cnn")
     assert load_checkpoint(model, path) == (
         "run.pt holds the weights model, ema: model is taken; --key chooses another"
@@ -325,7 +417,9 @@ def test_a_pickled_model_is_told_in_a_sentence_of_ours(tmp_path):
     path = tmp_path / "whole.pt"
     for held in (thin("small_cnn"), {"model": thin("small_cnn")}):
         torch.save(held, path)
-        with pytest.raises(CheckpointError, match="more than tensors, such as a whole pickled model") as error:
+        with pytest.raises(
+            CheckpointError, match="more than tensors, such as a whole pickled model"
+        ) as error:
             load_checkpoint(thin("small_cnn"), path)
         assert str(error.value).isprintable()
     for damaged in (b"", b"hello", path.read_bytes()[:-200]):

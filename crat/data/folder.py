@@ -1,4 +1,7 @@
-"""Images in class folders: a user's own, Tiny-ImageNet's, and ImageNet's, which are decoded when they are needed."""
+"""Images in class folders: a user's own, Tiny-ImageNet's, and ImageNet's.
+
+ImageNet's are decoded when they are needed, the others at once into arrays.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ Labelled = list[tuple[Path, int]]  # an image file and the number of its class
 
 
 def read_class_folders(spec: DatasetSpec, root: Path) -> Arrays:
-    """Decode root/<landmark>/train/<class>/* and test/<class>/* (or val/), classes numbered by name.
+    """Decode <landmark>/train/<class>/* and test/<class>/* (or val/), classes numbered by name.
 
-    Every image has the shape of the row; there is no rescaling. The arrays of a row without names of classes hold those
-    of the folders. Raises DataError, one line, on other classes in the test folder, another size or a damaged image.
+    Every image has the shape of the row; there is no rescaling. The arrays of a row without names
+    of classes hold those of the folders. Raises DataError, one line, on other classes in the test
+    folder, another size or a damaged image.
     """
     top = root / spec.landmark
     test_folder = top / "test" if (top / "test").is_dir() else top / "val"
@@ -33,7 +37,8 @@ def read_class_folders(spec: DatasetSpec, root: Path) -> Arrays:
         classes = _folders(top / "train")
         others = sorted(set(classes) ^ set(_folders(test_folder)))
         if others:
-            raise DataError(f"{top}: class {others[0]} is in one of train and {test_folder.name} only")
+            places = f"train and {test_folder.name}"
+            raise DataError(f"{top}: class {others[0]} is in one of {places} only")
     x_train, y_train = _decode(_labelled(top / "train", classes), spec)
     x_test, y_test = _decode(_labelled(test_folder, classes), spec)
     arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
@@ -54,7 +59,7 @@ def _labelled(folder: Path, classes: list[str]) -> Labelled:
 
 
 def read_tiny_imagenet(spec: DatasetSpec, root: Path) -> Arrays:
-    """Decode Tiny-ImageNet's folders; its labelled validation images are the test set, whose labels are secret."""
+    """Decode Tiny-ImageNet; the validation images serve as test set, whose labels are secret."""
     top = root / spec.landmark
     labels = {name: label for label, name in enumerate(_folders(top / "train"))}
     train = [
@@ -66,7 +71,9 @@ def read_tiny_imagenet(spec: DatasetSpec, root: Path) -> Arrays:
     with one_line(f"{annotations} cannot be used", "its lines are: file, tab, folder of the class"):
         lines = [line.split("\t") for line in _lines(annotations)]
         test = [(top / "val" / "images" / file, labels[name]) for file, name, *_ in lines]
-    with one_line(f"{top / 'words.txt'} cannot be used", "it has a line for each class: folder, tab, name"):
+    with one_line(
+        f"{top / 'words.txt'} cannot be used", "it has a line for each class: folder, tab, name"
+    ):
         words = dict(line.split("\t")[:2] for line in _lines(top / "words.txt"))
         classes = [words[name].split(",")[0] for name in labels]
     if len(set(classes)) < len(classes):
@@ -85,7 +92,8 @@ def _decode(files: Labelled, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray]
     """Images uint8 (N, H, W, C) and labels uint8 (N,), each image of the row's size."""
     from tqdm import tqdm
 
-    channels, height, width = spec.image_shape
+    channels = spec.image_shape[0]
+    height, width = spec.image_shape[1:]
     x = np.empty((len(files), height, width, channels), np.uint8)
     for i, (file, _) in enumerate(tqdm(files, "decoding", unit=" images", disable=None)):
         image = decoded(file)
@@ -115,11 +123,12 @@ def imagenet_loader(
     workers: int = min(8, os.cpu_count() or 1),
     size: int = 224,
 ) -> DataLoader:
-    """Batches (x float32 (B, 3, size, size) in [0, 1], y int64 (B,)) decoded from folder/split/<class>/*, as needed.
+    """Batches decoded as needed: x float32 (B, 3, size, size) in [0, 1], y int64 (B,).
 
-    split "train": shuffled, a random resized crop, flips; "val": in order, the centre of the image scaled to
-    size * 256 / 224. folder: None is `data_home()/imagenet`. The generator seeds the order and the workers, which
-    alone draw random numbers. Raises DataError where the images or, for training, the workers are missing; while
+    The images are folder/split/<class>/*. split "train": shuffled, a random resized crop, flips;
+    "val": in order, the centre of the image scaled to size * 256 / 224. folder: None is
+    `data_home()/imagenet`. The generator seeds the order and the workers, which alone draw random
+    numbers. Raises DataError where the images or, for training, the workers are missing; while
     iterated, with the name of an image that cannot be decoded.
     """
     from torch.utils.data import DataLoader
@@ -129,14 +138,20 @@ def imagenet_loader(
         def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
             try:
                 yield from super().__iter__()
-            except DataError as error:  # a worker's comes with its traceback, of which it is the last line
+            except (
+                DataError
+            ) as error:  # a worker's comes with its traceback, of which it is the last line
                 lines = str(error).strip().splitlines()
-                raise DataError(lines[0] if len(lines) == 1 else lines[-1].partition(": ")[2]) from None
+                raise DataError(
+                    lines[0] if len(lines) == 1 else lines[-1].partition(": ")[2]
+                ) from None
 
     train = split == "train"
     folder = folder or data_home() / "imagenet"
     if train and workers < 1:
-        raise DataError("imagenet_loader needs at least one worker for training: it draws the random crops")
+        raise DataError(
+            "imagenet_loader needs at least one worker for training: it draws the random crops"
+        )
     if train:
         steps = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
     else:

