@@ -80,8 +80,10 @@ class BasicBlock(nn.Module):
 def _stage(
     block: type[nn.Module], inside: int, outside: int, stride: int, blocks: int = 2
 ) -> nn.Sequential:
-    more = [block(outside, outside, 1) for _ in range(blocks - 1)]
-    return nn.Sequential(block(inside, outside, stride), *more)
+    stage = nn.Sequential(block(inside, outside, stride))
+    for _ in range(blocks - 1):
+        stage.append(block(outside, outside, 1))
+    return stage
 
 
 def _stages(block: type[nn.Module], width: int) -> dict[str, nn.Module]:
