@@ -29,7 +29,8 @@ NOT_NUMERIC = {
     ),
     "files, names and texts": (
         "checkpoint cli config data data_damaged data_errors estimates floors identity identity_code imagenet_audit "
-        "imagenet_labels machines manifest methods names packaging published read_only site sources superclasses"
+        "imagenet_labels machines manifest methods names packaging published read_only registry site sources "
+        "superclasses"
     ),
     "notebooks and their figures": "course notebooks plots plots_cfa plots_labels plots_tail",
     "NumPy alone, which the setting of torch's instructions does not reach": (
