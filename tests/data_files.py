@@ -170,9 +170,14 @@ def put_tiny_imagenet(name, home, monkeypatch):
 
 
 PUT = {
-    "mnist": put_mnist, "fashion_mnist": put_mnist, "cifar10": put_cifar, "cifar100": put_cifar, "svhn": put_svhn,
-    "stl10": put_stl10, "tiny_imagenet": put_tiny_imagenet,
-}  # fmt: skip
+    "mnist": put_mnist,
+    "fashion_mnist": put_mnist,
+    "cifar10": put_cifar,
+    "cifar100": put_cifar,
+    "svhn": put_svhn,
+    "stl10": put_stl10,
+    "tiny_imagenet": put_tiny_imagenet,
+}
 
 
 def pack(name, home, monkeypatch):

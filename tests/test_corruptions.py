@@ -1,4 +1,4 @@
-"""The common corruptions: beside the authors' values, beside plain versions, and what holds for all of them."""
+"""The common corruptions beside the authors' values and beside plain versions."""
 
 import json
 import sys
@@ -36,8 +36,15 @@ RECORDED = json.loads(parity.RESULT.read_text())
 
 ALL = [*CORRUPTIONS, *EXTRAS]
 STEADY = {
-    "defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur", "saturate",
-}  # fmt: skip
+    "defocus_blur",
+    "zoom_blur",
+    "brightness",
+    "contrast",
+    "pixelate",
+    "jpeg_compression",
+    "gaussian_blur",
+    "saturate",
+}
 each = pytest.mark.parametrize("name", ALL)
 
 
@@ -131,7 +138,8 @@ def test_a_generator_serves_too_and_the_global_one_is_left_alone(make, name):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-# not elastic_transform (an affine map first, local warps last), nor saturate (grey first, gaudy last)
+# not elastic_transform (an affine map first, local warps last), nor saturate (grey first, gaudy
+# last)
 @pytest.mark.parametrize(
     "name", [name for name in ALL if name not in ("elastic_transform", "saturate")]
 )
