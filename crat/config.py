@@ -121,19 +121,16 @@ class DataConfig:
         object.__setattr__(self, "drop_classes", tuple(sorted(set(self.drop_classes))))
 
     def kept_classes(self) -> tuple[int, ...]:
-        """The labels that stay, as the whole data set numbers them; raises ConfigError below
-        two.
-        """
+        """The labels that stay, as in the whole data set; raises ConfigError below two."""
         n_classes = DATASETS[self.name].n_classes
         wrong = [k for k in self.drop_classes if not 0 <= k < n_classes]
         kept = tuple(k for k in range(n_classes) if k not in self.drop_classes)
+        problem = (
+            f"{wrong} are no labels of it" if wrong else "fewer than two classes would be left"
+        )
         if wrong or len(kept) < 2:
-            problem = (
-                f"{wrong} are no labels of it" if wrong else "fewer than two classes would be left"
-            )
-            raise ConfigError(
-                f"drop_classes of {self.name} must be among 0 to {n_classes - 1}: {problem}"
-            )
+            allowed = f"among 0 to {n_classes - 1}"
+            raise ConfigError(f"drop_classes of {self.name} must be {allowed}: {problem}")
         return kept
 
 

@@ -55,9 +55,8 @@ def estimate(config: RunConfig, device: torch.device, threads: int) -> Cost:
     spec = DATASETS[data.name]
     classes = len(data.kept_classes())
     network = _network(config.model, spec.image_shape, classes)
-    train, test = (
-        round(n * classes / spec.n_classes) for n in (spec.train_images, spec.test_images)
-    )
+    share = classes / spec.n_classes
+    train, test = round(spec.train_images * share), round(spec.test_images * share)
     images = train_images(config, train, classes)
     attacked = make_defense(c, classes).selects_on != "clean"
     step = 3 + (2 * (c.steps or 0) if attacked else 0)

@@ -10,11 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crat.data import imagenet_labels, superclasses
     from crat.data.augment import resolve_augment
     from crat.data.files import DataError, data_home
-    from crat.data.folder import imagenet_loader
+    from crat.data.folder import decoded, imagenet_loader
     from crat.data.images import Batches, Dataset, imagenet_validation, load, long_tail
-    from crat.data.registry import DATASETS
+    from crat.data.registry import DATASETS, DatasetSpec, Protocol
     from crat.data.sources import fetch, found, listing, not_here
 
 __all__ = [
@@ -22,9 +23,13 @@ __all__ = [
     "Batches",
     "DataError",
     "Dataset",
+    "DatasetSpec",
+    "Protocol",
     "data_home",
+    "decoded",
     "fetch",
     "found",
+    "imagenet_labels",
     "imagenet_loader",
     "imagenet_validation",
     "listing",
@@ -32,19 +37,22 @@ __all__ = [
     "long_tail",
     "not_here",
     "resolve_augment",
+    "superclasses",
 ]
 _PLACES = {
     "augment": ("resolve_augment",),
     "files": ("DataError", "data_home"),
-    "folder": ("imagenet_loader",),
+    "folder": ("decoded", "imagenet_loader"),
     "images": ("Batches", "Dataset", "imagenet_validation", "load", "long_tail"),
-    "registry": ("DATASETS",),
+    "registry": ("DATASETS", "DatasetSpec", "Protocol"),
     "sources": ("fetch", "found", "listing", "not_here"),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"crat.data has no {name!r}")
-    return getattr(import_module(f"crat.data.{_MODULES[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"crat.data.{_MODULES[name]}"), name)
+    if name in __all__:  # a module of its own
+        return import_module(f"crat.data.{name}")
+    raise AttributeError(f"crat.data has no {name!r}")

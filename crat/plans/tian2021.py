@@ -81,9 +81,8 @@ def on(base: RunConfig, profile_name: str, data: str) -> RunConfig:
         "train_per_class": None if wanted is None else min(wanted, left),
         "valid_per_class": valid,
     }
-    return base.but(
-        data=data, **images, **(DATASETS[data].paper_settings if profile_name == "paper" else {})
-    )
+    own_settings = DATASETS[data].paper_settings if profile_name == "paper" else {}
+    return base.but(data=data, **images, **own_settings)
 
 
 def removed(config: RunConfig) -> tuple[int, ...]:

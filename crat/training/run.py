@@ -195,8 +195,9 @@ def card_config(card: dict[str, Any], folder: Path) -> RunConfig:
 
 
 def build_model(config: RunConfig, n_classes: int | None = None) -> nn.Module:
-    """The untrained network of a config, seeded by its seed; n_classes: other than those of its
-    data set.
+    """The untrained network of a config, seeded by its seed.
+
+    n_classes: another number than that of the data set's classes.
     """
     spec = DATASETS[config.data.name]
     return models.build(

@@ -40,15 +40,13 @@ def test_some_images_of_every_class(home):
     plain = datasets.ImageFolder(str(home / "imagenet/val"), transforms.Compose(steps))
     assert torch.equal(few.x_test[0], plain[0][0])  # to the pixel: 255 * (x / 255) is x again
     assert torch.equal(few.x_test[-1], plain[10][0])
-    assert (
-        len(data.imagenet_validation(0, size=32).x_test)
-        == len(data.imagenet_validation(99, size=32).x_test)
-        == 12
-    )
+    for asked in (0, 99):
+        assert len(data.imagenet_validation(asked, size=32).x_test) == 12
 
 
 def test_a_model_is_judged_on_it(home, own_store, tmp_path, monkeypatch):
-    source = "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.AvgPool2d(56), nn.Flatten(), nn.Linear(48, 3))"
+    source = "from torch import nn\n\ndef net():\n"
+    source += "    return nn.Sequential(nn.AvgPool2d(56), nn.Flatten(), nn.Linear(48, 3))"
     (tmp_path / "nets.py").write_text(source)
     plan = audit.Plan("imagenet", images=9, attacks=("FGSM",))
     assert plan.eps == "4/255"

@@ -1,6 +1,4 @@
-"""The common corruptions: beside the authors' values, beside plain versions, and what holds for
-all of them.
-"""
+"""The common corruptions beside the authors' values and beside plain versions."""
 
 import json
 import sys

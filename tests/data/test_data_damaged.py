@@ -1,6 +1,4 @@
-"""Damaged files under the names of data sets: each one line with the file's name, and nothing is
-replaced.
-"""
+"""Damaged files of data sets: each gives one line with the file's name; nothing is replaced."""
 
 import io
 
@@ -143,23 +141,30 @@ def empty_class_of_imagenet(home, monkeypatch):
 
 
 WRONG = {
-    npy_under_the_name_of_an_npz: "mnist.npz is truncated or damaged: it is no npz of plain arrays; nothing was",
-    text_under_the_name_of_an_npz: "mnist.npz is truncated or damaged: it is no npz of plain arrays; nothing was",
+    npy_under_the_name_of_an_npz: "mnist.npz is truncated or damaged: it is no npz of plain "
+    "arrays; nothing was",
+    text_under_the_name_of_an_npz: "mnist.npz is truncated or damaged: it is no npz of plain "
+    "arrays; nothing was",
     folder_under_the_name_of_an_npz: "mnist.npz is truncated or damaged: .*Is a directory",
     labels_without_an_axis: r"wrong shape: .*y_test uint8 \(\), not uint8",
     one_hot_labels: r"wrong shape: .*y_train uint8 \(30, 10\), not uint8",
     class_without_images: "mnist.npz: no image of class 7 in y_test, of 10 classes",
     npz_without_class_names: "tiny_imagenet.npz: `classes` are not the names of 2 classes",
     idx_of_another_type: "t10k-labels-idx1-ubyte is truncated or no IDX file of bytes",
-    empty_idx: r"t10k-labels-idx1-ubyte is truncated or no IDX file of bytes \(0 bytes, with another head\)",
+    empty_idx: r"t10k-labels-idx1-ubyte is truncated or no IDX file of bytes \(0 bytes, with "
+    r"another head\)",
     fewer_idx_labels_than_images: r"wrong shape: .*y_train uint8 \(29,\)",
-    text_for_a_jpeg: "n01_1.JPEG is truncated or no image: cannot identify .*; nothing was replaced; get it anew",
+    text_for_a_jpeg: "n01_1.JPEG is truncated or no image: cannot identify .*; nothing was "
+    "replaced; get it anew",
     empty_class_folder: "no image of class 1 in y_train, of 2 classes",
     annotation_of_an_unknown_class: "val_annotations.txt cannot be used: .*n99",
-    words_without_a_tab: "words.txt cannot be used: .*; it has a line for each class: folder, tab, name",
-    truncated_image_of_imagenet: "val/n02/1.JPEG is truncated or no image: .*; nothing was replaced; get it anew, or",
+    words_without_a_tab: "words.txt cannot be used: .*; it has a line for each class: folder, "
+    "tab, name",
+    truncated_image_of_imagenet: "val/n02/1.JPEG is truncated or no image: .*; nothing was "
+    "replaced; get it anew, or",
     text_for_an_image_of_imagenet: "val/n01/0.JPEG is truncated or no image: cannot identify",
-    empty_image_of_imagenet_met_by_a_worker: "^/[^:]*val/n01/0.JPEG is truncated or no image: cannot identify",
+    empty_image_of_imagenet_met_by_a_worker: "^/[^:]*val/n01/0.JPEG is truncated or no image: "
+    "cannot identify",
     empty_class_of_imagenet: "imagenet in .*: Found no valid file for the classes n03",
 }
 
@@ -188,9 +193,7 @@ def altered(content, kind, rng):
 
 @pytest.mark.parametrize("kind", ["cut", "overwritten", "longer"])
 def test_whatever_is_altered_is_a_data_error_or_harmless(kind, home, monkeypatch):
-    """Sixty random alterations of an npz and of IDX files: never another exception, never other
-    labels in range.
-    """
+    """Sixty random alterations of an npz and of IDX files: no other exception, no other labels."""
     rng = np.random.default_rng(0)
     whole = kept_npz(home).read_bytes()
     (home / "mnist.npz").unlink()

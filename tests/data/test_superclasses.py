@@ -1,6 +1,4 @@
-"""Superclasses: the table, blocks, where errors end; notebook 01 on other data sets: its plans,
-cells, plots.
-"""
+"""Superclasses: table, blocks, where errors end; notebook 01 on other data sets."""
 
 import json
 from pathlib import Path
@@ -142,9 +140,7 @@ def test_what_cannot_be_trained_says_so(tmp_path, monkeypatch):
 
 
 def hundred_classes(seed, towards=0.7):
-    """A network on CIFAR-100's classes whose errors mostly end in their superclass, more of them
-    under attack.
-    """
+    """Outcomes on CIFAR-100's classes: most errors end in their superclass, more under attack."""
     rng, of = np.random.default_rng(seed), superclasses.superclasses("cifar100")[1]
     y = np.repeat(np.arange(100), 20)
     wrong = (y + rng.integers(1, 100, y.size)) % 100

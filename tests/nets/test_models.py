@@ -1,6 +1,4 @@
-"""Networks: shapes, seeds, heads, weights on disk, and the same numbers as the papers' released
-code.
-"""
+"""Networks: shapes, seeds, heads, weights on disk, and the numbers of the released code."""
 
 import copy
 import itertools
@@ -63,9 +61,7 @@ def same(first, second):
 
 
 def bn(name, channels):
-    """What the released code calls its parameters; without BatchNorm's counter, as in files
-    older than torch 0.4.1.
-    """
+    """A BatchNorm's parameters in the released code, without its counter, as before torch 0.4.1."""
     return {
         f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")
     }
@@ -113,9 +109,7 @@ def wide_resnet_names(depth, width):
 
 
 def formula_weights(names):
-    """Deterministic float64 weights: sines, scaled by the fan-in; about 1 for BatchNorm's scales
-    and variances.
-    """
+    """Float64 weights by formula: sines over the fan-in, about 1 for BatchNorm's scales."""
     found = {}
     for i, name in enumerate(sorted(names)):
         shape = names[name]
@@ -248,6 +242,25 @@ def test_the_seed_decides_and_the_global_state_stays(name):
     assert not same(first, other)
 
 
+# The first weight of the first, the second and the last convolution, at seed 7.
+FIRST_WEIGHTS = {
+    "small_cnn": (0.023282, -0.037086, 0.108656),
+    "mnist_small_cnn": (0.331435, 0.118616, -0.040324),
+    "lenet5": (0.023282, 0.024567, 0.024567),
+    "preact_resnet18": (0.023282, -0.037086, -0.022331),
+    "resnet18": (0.023282, -0.037086, -0.022331),
+    "wrn_34_10": (0.202831, -0.005701, 0.160115),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_WEIGHTS)
+def test_the_weights_of_a_seed_are_those_of_the_published_runs(name):
+    """A layer that is made before another draws other numbers, and all runs would begin anew."""
+    convolutions = [p for p in thin(name, 10, (1, 28, 28), seed=7).body.parameters() if p.ndim == 4]
+    first = [convolutions[i].flatten()[0].item() for i in (0, 1, -1)]
+    assert first == pytest.approx(FIRST_WEIGHTS[name], abs=1e-5)
+
+
 def test_small_cnn_stays_cheap():
     model, macs = build("small_cnn", 10, (1, 28, 28)), []
     for layer in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
@@ -359,7 +372,8 @@ def bad_file(kind, path):
 
 
 BAD_FILES = {
-    "code": r"holds more than tensors, such as a whole pickled model, .*: where it was made, write torch\.save\(model",
+    "code": r"holds more than tensors, such as a whole pickled model, .*: where it was made, "
+    r"write torch\.save\(model",
     "prose": "holds no state_dict",
     "classes": r"2 of another shape \(head.weight \(100, 1024\), here \(10, 1024\); head.bias",
     "names": r"1 missing \(body.conv1.weight\), 1 unexpected \(body.conv9.weight\)$",
