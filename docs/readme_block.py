@@ -103,11 +103,12 @@ def filled(text: str) -> str:
     for name, made in BLOCKS.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         pattern = re.compile(f"(?<={re.escape(start)}).*?(?={re.escape(end)})", re.DOTALL)
-        if len(pattern.findall(text)) != 1:
+        if len(pattern.split(text)) != 2:
             raise ValueError(
                 f"README.md has no single block between {start.strip()} and {end.strip()}"
             )
-        text = pattern.sub(lambda _, block=made(): block, text)
+        before, after = pattern.split(text)
+        text = before + made() + after
     return text
 
 

@@ -108,8 +108,8 @@ def test_make_has_the_targets_that_are_named(page):
 def test_the_attacks_run_as_they_are_written(name):
     (block,) = [code for code in blocks(ROOT / name, "python") if "AutoAttack" in code]
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 10)).eval()
-    x = torch.rand(4, 1, 6, 6)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
+    x = torch.rand(4, 1, 28, 28)
     y = model(x).argmax(1)
     scope = {"model": model, "x": x, "y": y, "t": (y + 1) % 10, "eps_k": torch.full((10,), 8 / 255)}
     exec(block, scope)
@@ -120,6 +120,8 @@ def test_the_attacks_run_as_they_are_written(name):
 def test_the_example_from_python_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path))
     (block,) = blocks(ROOT / "docs" / "cli.md", "python")
+    battery = 'standard_battery("fashion_mnist_mini")'
     assert "epochs=4" in block
-    exec(block.replace("epochs=4", SMALL), {})
+    assert battery in block
+    exec(block.replace("epochs=4", SMALL).replace(battery, f"{battery}, first=100"), {})
     assert "PGD-20" in capsys.readouterr().out
