@@ -1,4 +1,7 @@
-"""The blocks of README.md that say what came out, from results/ and figures/laptop: `make readme` writes them."""
+"""The blocks of README.md that say what came out; `make readme` writes them.
+
+They come from results/ and figures/laptop.
+"""
 
 from __future__ import annotations
 
@@ -51,29 +54,31 @@ def result() -> str:
     methods = pd.read_csv(FIGURES / "01_tian2021_class_wise_robustness" / "classes.csv")
     at = methods[methods.method.str.startswith("pgd_at")].set_index("class").robust_acc
     best, worst = at.idxmax(), at.idxmin()
-    verdicts = (
-        f"**{len(claims)} claims: {counted(claims.verdict)}.** Data: Fashion-MNIST. Network: a small CNN. "
-        "No run has a paper's own scale yet, so a verdict is one on the idea, not on the paper's number. "
-        f"Under {attack_name(PROFILE)} an adversarially trained network (AT) keeps {100 * at[best]:.0f} of "
-        f"100 images of its best class ({best}) and {100 * at[worst]:.0f} of its worst ({worst})."
-    )
-    return "\n".join([*wrap(verdicts, 118), "", *board(leaderboard(PROFILE))])
+    attack = attack_name(PROFILE)
+    sentences = [
+        f"**{len(claims)} claims: {counted(claims.verdict)}.**",
+        "Data: Fashion-MNIST. Network: a small CNN. No run has a paper's own scale yet,",
+        "so a verdict is one on the idea, not on the paper's number.",
+        f"Under {attack} an adversarially trained network (AT) keeps {100 * at[best]:.0f} of 100",
+        f"images of its best class ({best}) and {100 * at[worst]:.0f} of its worst ({worst}).",
+    ]
+    return "\n".join([*wrap(" ".join(sentences), 118), "", *board(leaderboard(PROFILE), attack)])
 
 
-def board(methods: pd.DataFrame) -> list[str]:
-    """Six rows: the three methods of the best average, then those of the best worst class not yet there."""
+def board(methods: pd.DataFrame, attack: str) -> list[str]:
+    """Six rows: three methods of the best average, then those of the best worst class."""
     by_average = methods.nlargest(ROWS // 2, "average")
     others = methods.drop(by_average.index).nlargest(ROWS - len(by_average), "worst")
     shown = pd.concat([by_average, others]).sort_values("worst", ascending=False)
+    seeds = " or ".join(map(str, sorted(set(shown.seeds))))
     lines = [
-        f"| {len(shown)} of {len(methods)} methods, % | clean | {attack_name(PROFILE)} | worst class |",
+        f"| {len(shown)} of {len(methods)} methods, mean ± sd of {seeds} seeds, %"
+        f" | clean | {attack} | worst class |",
         "|---|---|---|---|",
     ]
     for row in shown.to_dict("records"):
-        cells = (
-            f"{100 * row[n]:.1f} ± {100 * row[f'{n}_sd']:.1f}"
-            for n in ("clean", "average", "worst")
-        )
+        names = ("clean", "average", "worst")
+        cells = (f"{100 * row[name]:.1f} ± {100 * row[f'{name}_sd']:.1f}" for name in names)
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
     return lines
 

@@ -1,7 +1,7 @@
-"""The values of results/ and figures/laptop that the prose of the notebooks may name; test_prose_numbers asks for them.
+"""The values of results/ and figures/laptop that the prose of the notebooks may name.
 
-A number comes from a figure's CSV, from claims.csv, or from what the committed notebook prints (nbval holds the print
-to the results). Accuracies and their differences are in percent and points.
+A value comes from a figure's CSV, from claims.csv, or from the output of the committed notebook,
+which nbval holds to the results. Accuracies are in percent, their differences in points.
 """
 
 import functools
@@ -40,7 +40,7 @@ def claim(name, *words):
 
 
 def verdicts(name):
-    """How many rows have each verdict, are decided, are counted by Holm's correction, and are a reading of ours."""
+    """Counts of claims: by verdict, decided, with a p after Holm, and a reading of ours."""
     rows = claims(name)
     read_as = rows["where"].str.contains("read as").sum()
     decided = rows.verdict.isin(["supported", "reversed", "no effect"]).sum()
@@ -49,7 +49,7 @@ def verdicts(name):
 
 @functools.cache
 def printed(name, pattern):
-    """The numbers of the lines that the committed notebook prints, of those that begin as the pattern says."""
+    """The numbers in those printed lines of the committed notebook that the pattern begins."""
     (path,) = (ROOT / "notebooks").glob(f"{name}_*.ipynb")
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     outputs = [out for cell in cells for out in cell.get("outputs", [])]
@@ -66,7 +66,7 @@ def table(name, figure, column, index="class", value="robust_acc"):
 
 
 def percent(name, figure, value, **where):
-    """Values of a figure's CSV in percent, of the rows that `where` names; a number is the row's, text begins it."""
+    """Percentages of the rows of a figure's CSV whose columns equal, or begin with, `where`."""
     rows = csv(name, figure)
     for column, wanted in where.items():
         of = rows[column]
@@ -97,15 +97,10 @@ def lifted_average():
     return average.AT - average
 
 
-def ended(attack, what, last):
-    """Mean over seeds, in percent, of parts and wholes that notebook 01 prints as two lists of three."""
-    numbers = printed("01", f"{attack}: errors {what}")
-    parts, wholes = numbers[last - 6 : last - 3], numbers[last - 3 : last or None]
-    return 100 * np.mean(parts / wholes)
-
-
 def in_two_classes():
-    return [ended(attack, "in the two", 0) for attack in ("PGD-20", "clean")]
+    """Mean over seeds; notebook 01 prints parts and wholes as two lists of three."""
+    lines = [printed("01", f"{attack}: errors in the two")[-6:] for attack in ("PGD-20", "clean")]
+    return [100 * np.mean(line[:3] / line[3:]) for line in lines]
 
 
 def in_superclass():
@@ -119,9 +114,8 @@ def broken_by_autoattack():
 
 
 def runner_up():
-    own = percent("03", "where_attacks_end", "share", panel="broken", series="its clean runner-up")[
-        1:
-    ]
+    series = "its clean runner-up"
+    own = percent("03", "where_attacks_end", "share", panel="broken", series=series)[1:]
     counts = [printed("03", f"{method}, CW-20")[1:-1] for method in ("AT", "TRADES", "SPAT")]
     cw = [100 * np.mean(row[::2] / row[1::2]) for row in counts]
     return [min(own), max(own), min(cw), max(cw), 100 / 9]
@@ -148,29 +142,27 @@ def cost_of_transfer():
     return SPAT_CLEAN - 100 * crafted
 
 
+def averages_of_terms():
+    rows = csv("03", "ablation").query("panel == 'average'")
+    return 100 * rows.set_index(["row", "series"]).share
+
+
 def terms():
     """The ablation: what is compared in one sentence."""
-    rows = csv("03", "ablation")
-    rows = 100 * rows[rows.panel == "average"].set_index(["row", "series"]).share
-    first = rows.xs("seed 0", level="series")
-    steps = [first["CE + KL"] - first["L_sp + KL"], first["L_sp + L_hcp"] - first["L_sp + KL"]]
-    head = first["TRADES, linear head"] - rows["CE + KL"].mean()
-    spat, control = rows["L_sp + L_hcp"], rows["CE + KL"]
-    return [first["TRADES, linear head"], *spat, control.min(), control.max(), head, *steps]
+    rows = averages_of_terms()
+    first, control = rows.xs("seed 0", level="series"), rows["CE + KL"]
+    steps = first[["CE + KL", "L_sp + L_hcp"]] - first["L_sp + KL"]
+    linear = first["TRADES, linear head"]
+    return [linear, *rows["L_sp + L_hcp"], *control, linear - control.mean(), *steps]
 
 
 def terms_without_squares():
-    rows = (
-        csv("03", "ablation")
-        .query("panel == 'average' and series == 'seed 0'")
-        .set_index("row")
-        .share
-    )
-    return 100 * (rows["CE + L_hcp"] - rows["CE + n KL"])
+    first = averages_of_terms().xs("seed 0", level="series")
+    return first["CE + L_hcp"] - first["CE + n KL"]
 
 
 def medians():
-    """Medians of the rows that section 7 of notebook 03 compares, and the quantiles that it names."""
+    """Medians that section 7 of notebook 03 compares, and the quantiles that it names."""
     cosines = [
         printed("03", rf"{re.escape(row)} 0\.\d\d .*")[-5:]
         for row in ("CE + KL", "L_sp + KL", "L_sp alone")
@@ -179,24 +171,25 @@ def medians():
     return [*(row[2] for row in cosines), held, 95, printed("03", "detached: cosine")[0]]
 
 
-def settings():
-    """The forms and the settings, as they differ from the first row."""
-    rows = csv("03", "settings").set_index(["panel", "row"]).share * 100
-    average, worst = rows["average"], rows["worst class"]
-    loose = (average["form detached"] + average["form circle"]) / 2
-    tight = (average["as released"] + average["form clamped"]) / 2
-    against = average["as released"] - average[["scale 4", "scale 16", "m 0", "m 0.5"]]
-    clean = printed("03", r"(as released|m 0\.5|beta 1|beta 12) ")
-    return [
-        loose - tight,
-        *against,
-        worst.min(),
-        worst.max(),
-        2 * worst.min(),
-        2 * worst.max(),
-        200,
-        *clean,
-    ]
+def settings(panel):
+    return 100 * csv("03", "settings").set_index(["panel", "row"]).share[panel]
+
+
+def forms():
+    average = settings("average")
+    detached = average[["form detached", "form circle"]]
+    released = average[["as released", "form clamped"]]
+    return [detached.mean() - released.mean()]
+
+
+def scales():
+    average = settings("average")
+    return (average["as released"] - average[["scale 4", "scale 16", "m 0", "m 0.5"]]).to_list()
+
+
+def every_row():
+    worst = settings("worst class")
+    return [worst.min(), worst.max(), 2 * worst.min(), 2 * worst.max(), 200]
 
 
 def toy_under_attack():
@@ -214,23 +207,21 @@ def main_table():
     return [*averages, cfa("CFA (AT)", 6) - cfa("AT+EMA", 6)]
 
 
-def by_margin():
-    rows = csv("04", "training_margin").set_axis(
-        ["class", "group", "acc", "panel", "margin"], axis=1
-    )
-    clean = rows[rows.panel == "clean"]
-    groups = clean.groupby(["group", "margin"]).acc.mean().unstack()
-    shirt = clean[clean["class"] == "Shirt"].acc
-    return 100 * np.array([*groups[0.4], *groups[1.6], *shirt])
+def by_margin(panel):
+    columns = ["class", "group", "acc", "panel", "margin"]
+    rows = csv("04", "training_margin").set_axis(columns, axis=1)
+    return rows[rows.panel.str.startswith(panel)].assign(acc=100 * rows.acc)
+
+
+def groups_and_shirt():
+    rows = by_margin("clean").query("margin in (0.4, 1.6)")
+    groups = rows.groupby(["group", "margin"]).acc.mean()
+    return [*groups, *rows[rows["class"] == "Shirt"].acc]
 
 
 def shirt_beyond():
     """The shirt at the judging margin and at the largest one."""
-    rows = csv("04", "training_margin").set_axis(
-        ["class", "group", "acc", "panel", "margin"], axis=1
-    )
-    shirt = rows[rows.panel.str.startswith("under") & (rows["class"] == "Shirt")]
-    return 100 * shirt[shirt.margin.isin([1.0, 1.6])].acc
+    return by_margin("under").query("`class` == 'Shirt' and margin in (1.0, 1.6)").acc
 
 
 def by_beta():
@@ -240,35 +231,17 @@ def by_beta():
     fall = clean.groupby(["beta", "group"]).acc.mean()
     shirt = clean[clean["class"] == "Shirt"].set_index("beta").acc
     under = attacked[attacked["class"] == "Shirt"].acc
-    return [
-        *(fall[1] - fall[9]),
-        shirt[1] - shirt[9],
-        under.min(),
-        under.max(),
-        claim("04", "a larger beta")[0],
-    ]
+    lost = [*(fall[1] - fall[9]), shirt[1] - shirt[9]]
+    return [*lost, under.min(), under.max(), claim("04", "a larger beta")[0]]
 
 
 def swings():
-    rows = {
-        name: printed("04", re.escape(name) + ": second half")[-2:]
-        for name in ("AT", "AT+EMA", "TRADES")
-    }
-    gated = [
-        printed("04", re.escape(name) + ": second half")[-1]
-        for name in ("CFA (AT)", "CFA (TRADES)")
-    ]
+    names = ("AT", "TRADES", "AT+EMA", "CFA (AT)", "CFA (TRADES)")
+    lines = [printed("04", re.escape(name) + ": second half")[-2:] for name in names]
+    ratios = [worst / average for average, worst in lines[:2]]
     steps = printed("04", "AT and TRADES: the worst class moved")
-    ratios = [rows[name][1] / rows[name][0] for name in ("AT", "TRADES")]
-    share = 100 * steps[:6].sum() / steps[6:].sum()
-    return [
-        *ratios,
-        *(row[1] for row in rows.values()),
-        *gated,
-        share,
-        *printed("04", "control: any")[:1],
-        100,
-    ]
+    shares = [100 * steps[:6].sum() / steps[6:].sum(), printed("04", "control: any")[0], 100]
+    return [*ratios, *(worst for _, worst in lines), *shares]
 
 
 def parts():
@@ -283,14 +256,8 @@ def lambda_1():
     rows = rows[rows.panel.str.startswith("λ₁")]
     base, worst = printed("04", r"λ₁ of CCM, on AT 0\.\d{3} 0\.\d{3}$")
     chosen = printed("04", r"λ₁ of CCM, on AT .* \d\.\d{3}$")
-    return [
-        chosen.max(),
-        *(100 * rows.worst),
-        100 * worst,
-        5,
-        200,
-        100 * (base - rows.average).mean(),
-    ]
+    shirt = [*(100 * rows.worst), 100 * worst, 5, 200]
+    return [chosen.max(), *shirt, 100 * (base - rows.average).mean()]
 
 
 def lambda_2():
@@ -306,9 +273,8 @@ def against_ema(name, figure, method, *classes):
 
 
 def hardest():
-    rows = (
-        100 * csv("05", "sorted_class_errors").set_index(["panel", "method", "rank"]).error["clean"]
-    )
+    rows = csv("05", "sorted_class_errors").set_index(["panel", "method", "rank"])
+    rows = 100 * rows.error["clean"]
     return (rows["Adv"] - rows["Adv+"]).loc[1:3]
 
 
@@ -335,7 +301,7 @@ def lucky_epoch():
 
 
 def between_papers():
-    """The least and the largest difference between two papers on one method, at the epoch that each reports first."""
+    """Least and largest difference between papers on one method, at the epoch reported first."""
     atlas = csv("06", "atlas")
     atlas = atlas[~atlas["where"].str.contains("last epoch")]
     worst = atlas.groupby("method")["AA worst"].agg(["count", "min", "max"]).query("count > 1")
@@ -414,9 +380,9 @@ def fifty_to_one():
 
 
 def tail_group(method, under, group):
-    """A number of the table of section 4 or 7 of notebook 08: head, medium, tail, all, worst class."""
+    """A number of the tables of sections 4 and 7 of notebook 08."""
     line = printed("08", rf"{re.escape(method)} {under} .* ± ")[under != "clean" :]
-    return line[2 * ("head medium tail all worst".split().index(group))]
+    return line[2 * (["head", "medium", "tail", "all"].index(group))]
 
 
 def three(under, group):
@@ -441,9 +407,7 @@ def tail_errors():
 
 
 def robal_by_seed():
-    rows = printed("08", "RoBal, seed ., right").reshape(
-        3, -1
-    )  # seed, of, PGD, unscaled; 20, PGD-20; 20, CW-20; all
+    rows = printed("08", "RoBal, seed ., right").reshape(3, -1)  # seed, of how many, unscaled ...
     return [*rows[:, 2].tolist(), 2000]
 
 
@@ -456,12 +420,8 @@ def robal_lead(under):
 
 
 def bias_line():
-    rows = (
-        100
-        * csv("09", "frontier")
-        .query("method == 'AT+EMA, bias' and seed == 0")
-        .set_index("drop")[["average", "worst"]]
-    )
+    rows = csv("09", "frontier").query("method == 'AT+EMA, bias' and seed == 0")
+    rows = 100 * rows[["average", "worst"]].set_index(rows["drop"])
     steps = (rows - rows.loc[0]).abs().loc[[0.01, 0.02]].to_numpy().ravel()
     return [*steps, rows.average[0] - rows.average[0.05]]
 
@@ -492,11 +452,13 @@ def in_steps(method):
     return printed("09", rf"{re.escape(method)} \d+ \d+ -?\d\.\d\d ")
 
 
-# results/ holds them, no figure draws them: the undefended network of the sweep under PGD and CW; SPAT's clean accuracy
-# on the first 1,000 images; errors at the largest brightening, and images called a bag at severity 4 and 5, of Adv,
-# Adv+, half clean, smoothing (and base); the AT networks of notebook 01 under a bias, seed 0
-UNDEFENDED, SPAT_CLEAN, BRIGHT = 3.0, 78.8, (81.3, 76.3, 78.2, 81.1, 42.9)
-BAGS = (33.2, 30.3, 35.2, 31.4, 87.0, 82.2, 86.0, 89.0)
+# Values of results/ that no figure draws:
+UNDEFENDED = 3.0  # the undefended network of the sweep under PGD and CW
+SPAT_CLEAN = 78.8  # SPAT on the first 1,000 images of the sweep
+# errors at the largest brightening: Adv, Adv+, half clean, smoothing, base
+BRIGHT = (81.3, 76.3, 78.2, 81.1, 42.9)
+BAGS = (33.2, 30.3, 35.2, 31.4, 87.0, 82.2, 86.0, 89.0)  # called a bag, at severity 4 and 5
+# AT of the sweep, seed 0: worst class without and with the bias, average with it
 BIASED = (9.5, 36.5, 66.95)
 ADV = (("accurate", "on clean"), ("robust", "(PGD-20)"))
 TRAININGS = ("standard", "universal AT", "class-wise universal AT", "AT")

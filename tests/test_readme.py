@@ -1,4 +1,4 @@
-"""README.md and docs/: size, order, generated blocks, links, commands and Python as a reader would use them."""
+"""README.md and docs/: size, order, generated blocks, links, commands and Python."""
 
 import contextlib
 import importlib.util
