@@ -47,6 +47,10 @@ def verdicts(name):
     return [*rows.verdict.value_counts(), decided, rows.p_holm.count(), read_as]
 
 
+def after_holm(name):
+    return claims(name).p_holm
+
+
 @functools.cache
 def printed(name, pattern):
     """The numbers in those printed lines of the committed notebook that the pattern begins."""
@@ -97,6 +101,11 @@ def lifted_average():
     return average.AT - average
 
 
+def lift_weights():
+    rows = csv("01", "lift_policy")
+    return rows[rows.epoch == rows.epoch.max()].value
+
+
 def in_two_classes():
     """Mean over seeds; notebook 01 prints parts and wholes as two lists of three."""
     lines = [printed("01", f"{attack}: errors in the two")[-6:] for attack in ("PGD-20", "clean")]
@@ -137,9 +146,10 @@ def white_box():
     return [spat[2] - spat[4], at[2] - at[4]]
 
 
-def cost_of_transfer():
-    crafted = csv("03", "transfer").set_index(["judged", "crafted_on"]).robust_acc["SPAT"]
-    return SPAT_CLEAN - 100 * crafted
+def transfer():
+    """What SPAT keeps under examples of the others, and what they cost it."""
+    crafted = 100 * csv("03", "transfer").set_index(["judged", "crafted_on"]).robust_acc["SPAT"]
+    return [*crafted, *(SPAT_CLEAN - crafted)]
 
 
 def averages_of_terms():
@@ -219,9 +229,10 @@ def groups_and_shirt():
     return [*groups, *rows[rows["class"] == "Shirt"].acc]
 
 
-def shirt_beyond():
-    """The shirt at the judging margin and at the largest one."""
-    return by_margin("under").query("`class` == 'Shirt' and margin in (1.0, 1.6)").acc
+def beyond():
+    """Shirt and pullover under attack, at the judging margin and at the largest one."""
+    rows = by_margin("under").query("margin in (1.0, 1.6)")
+    return rows[rows["class"].isin(["Shirt", "Pullover"])].acc
 
 
 def by_beta():

@@ -29,7 +29,7 @@ UNIT = (
     rf"(?:\s?%| (?:points?|rows?|%|in a hundred|in a thousand|of a thousand|times)\b| of {NUMBER})"
 )
 COUNTED = re.compile(rf"(?<![\w.,/-])({NUMBER}(?:{JOINT}{NUMBER})*)({UNIT})", re.IGNORECASE)
-DECIMAL = re.compile(r"(?<![\w.,/-])[-+]?\d*\.\d+(?![\w.])")
+DECIMAL = re.compile(r"(?<![\w.,/-])[-+]?\d*\.\d+(?!\w|\.\d|\^)")
 NOT_PROSE = r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)|arXiv\s+\d{4}\.\d{5}"
 
 
@@ -86,13 +86,14 @@ EVIDENCE = {
     "00": [],
     "01": [
         ("jumps", results.jumps),
-        ("apart|differ|widens", lambda: [claim("01", "apart under attack than on")[0]]),
-        ("apart|differ|widens", lambda: [printed("01", "PGD-AT PGD-20 ")[-2]]),
+        ("apart|differ|widens|last step", lambda: [claim("01", "apart under attack than on")[0]]),
+        ("apart|differ|widens|last step", lambda: [printed("01", "PGD-AT PGD-20 ")[-2]]),
         ("trousers|shoes|tops", lambda: percent("01", "superclasses", "robust_acc")),
         ("retraining|saves", results.removed),
-        ("survives PGD", lambda: percent("01", "stronger_attack", "hazard", panel="PGD-AT")[6:7]),
+        ("survives? PGD", lambda: percent("01", "stronger_attack", "hazard", panel="PGD-AT")[6:7]),
         ("lift the shirt", lambda: table("01", "lifts", "method").loc["Shirt"]),
-        ("pay|notice|costs", results.who_pays),
+        ("pay|lose|notice|costs", results.who_pays),
+        ("alone grows|weight grows", results.lift_weights),
         ("average falls", results.lifted_average),
         ("lifted by", lambda: claim("01", "lifts the most", "training")[:2]),
         ("lifted by", lambda: claim("01", "lifts the most", "inference")[:2]),
@@ -105,7 +106,7 @@ EVIDENCE = {
     ],
     "03": [
         ("loss of", lambda: printed("03", "released .* -0")[-1:]),
-        ("clean runner-up|CW's case", results.runner_up),
+        ("clean runner-up|CW's case|Under CW", results.runner_up),
         (
             "errors on clean images",
             lambda: percent("03", "where_attacks_end", "share", panel="errors", row="AT"),
@@ -115,7 +116,7 @@ EVIDENCE = {
             lambda: percent("03", "where_attacks_end", "share", panel="broken", row="AT")[2:],
         ),
         (
-            "astray",
+            "astray|In the undefended network",
             lambda: percent("03", "where_attacks_end", "share", panel="broken", row="undefended")[
                 :2
             ],
@@ -139,8 +140,8 @@ EVIDENCE = {
                 claim("03", "SPAT is more robust than AT", how)[0] for how in ("average", "worst")
             ],
         ),
-        ("CW takes", results.white_box),
-        ("control cost SPAT", results.cost_of_transfer),
+        ("CW takes|CW breaks", results.white_box),
+        ("cost SPAT|SPAT keeps", results.transfer),
         ("linear head", results.terms),
         ("keeps", lambda: [results.UNDEFENDED, results.terms_without_squares()]),
         ("detached|points stay", results.forms),
@@ -154,9 +155,9 @@ EVIDENCE = {
             ],
         ),
         ("median|lie below", results.medians),
-        ("flattered", lambda: [*percent("03", "temperature", "worst", temperature=0.2)]),
-        ("flattered", lambda: [*percent("03", "temperature", "worst", temperature=8)]),
-        ("flatters|linear head would", lambda: [claim("03", "its test on unscaled")[0]]),
+        ("flattered|overstated", lambda: [*percent("03", "temperature", "worst", temperature=0.2)]),
+        ("flattered|overstated", lambda: [*percent("03", "temperature", "worst", temperature=8)]),
+        ("flatters|overstates|linear head would", lambda: [claim("03", "its test on unscaled")[0]]),
         ("ahead of SPAT", lambda: [claim("03", "same cosine head, average")[0]]),
         (
             "missing",
@@ -170,13 +171,13 @@ EVIDENCE = {
         ("feature from", lambda: printed("04", "infinite from")),
         ("on average|four points", results.main_table),
         ("fourfold", results.groups_and_shirt),
-        ("Of ours", results.shirt_beyond),
-        ("from 1 to 9|never leaves|claim's row", results.by_beta),
-        ("moves|calms", results.swings),
+        ("Of ours|judging margin", results.beyond),
+        ("from 1 to|never leaves|claim's row", results.by_beta),
+        ("moves|calms|smooths", results.swings),
         ("plain AT|CCR's", results.parts),
         ("mean margin", results.lambda_1),
         ("β of its own", results.lambda_2),
-        ("spared", lambda: printed("04", "Shirt 0")[:1]),
+        ("spared|weaker one", lambda: printed("04", "Shirt 0")[:1]),
         ("gains", lambda: results.against_ema("04", "classes", "CFA (AT)", "Shirt")),
         ("gains", lambda: results.against_ema("04", "classes", "CFA (TRADES)", "Shirt", "Sandal")),
         ("worst class moves", results.swings),
@@ -379,6 +380,7 @@ EVIDENCE = {
 }
 for name in EVIDENCE.keys() - {"README"}:
     EVIDENCE[name].append((r"\brows?\b", functools.partial(results.verdicts, name)))
+    EVIDENCE[name].append((r"\bp\b", functools.partial(results.after_holm, name)))
 
 # a parameter with its value, and the level of an interval
 PARAMETER = (
@@ -391,6 +393,8 @@ NO_RESULT = {
     "01": [
         "Ten points are few",
         "ten points of one data set",
+        "Ten points of one data set",
+        "below the one point",
         "three times as many",
         "at most two points",
     ],
@@ -400,6 +404,7 @@ NO_RESULT = {
         "(ten points there",
         "one of nine",
         "round at .6",
+        "sign at .6",
         "towards .6",
         "pass .6",
         "nearer to .6",
@@ -414,9 +419,10 @@ NO_RESULT = {
         "and 1.3 shows",
         "attack of 0.2",
         "decay of 0.85",
-        "0.85^(200/12)",
+        "0.85^(200/12) = 0.07",
         "0.4 to 1.6 times the ε",
         "difference of two rows is one of two checkpoints",
+        "difference between two rows",
         "decay of 0.5: the paper's 0.85",
         "38 % of the first weights",
         "From 0.3 to 0.7 the mean",
@@ -456,6 +462,8 @@ NO_RESULT = {
         "five points allowed",
         "one and a half times the protocol",
         "until 0.15",
+        "worst at 0.2",
+        "probability 0.8",
         "a cat keeps 20 %",
     ],
 }
