@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import crat
@@ -66,6 +67,16 @@ def test_the_data_and_the_network_of_the_results_are_those_that_the_readme_names
     configs = [read_json(card)["config"] for card in ROOT.glob("results/*/*/card.json")]
     assert {config["data"]["name"] for config in configs} == {"fashion_mnist", "fashion_mnist_mini"}
     assert {config["model"]["name"] for config in configs} == {"small_cnn"}
+
+
+def test_the_citation_is_that_of_the_citation_file():
+    (entry,) = blocks(README, "bibtex")
+    fields = dict(re.findall(r"^  (\w+) += {+(.*?)}+,?$", entry, re.MULTILINE))
+    citation = yaml.safe_load(text_of(ROOT / "CITATION.cff"))
+    assert {name: fields[name] for name in ("title", "version", "license")} == {
+        name: citation[name] for name in ("title", "version", "license")
+    }
+    assert fields["author"] == citation["authors"][0]["name"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
