@@ -250,7 +250,7 @@ EVIDENCE = {
         ("each reports first", results.between_papers),
         ("uniform distribution", lambda: results.shares_at(0.25)),
         ("drop out", lambda: printed("06", "the closed form is exact")),
-        ("doubles", results.coefficient),
+        ("doubles|the bargain", results.coefficient),
         ("ten numbers took", lambda: results.BIASED),
         (
             "lift the worst class",
@@ -450,6 +450,7 @@ NO_RESULT = {
     ],
     "06": [
         "a seven times smaller",
+        "seven times smaller than",
         "weight above 2.5",
         "at most two points",
         "(7 and 4.5 points there)",
