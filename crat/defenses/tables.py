@@ -11,13 +11,15 @@ from crat.defenses import DEFENSES, Defense, Row
 
 HEAD = """# The training methods
 
-Made by `crat methods --markdown > docs/methods.md` from the presets in `crat/defenses/`; a test holds it to them.
+Each section says what a method minimises, where it comes from, and what three sides set: the paper, its released code
+and crat. A dash means that the value is not stated, or that we have not seen it. `crat methods --markdown >
+docs/methods.md` writes this page from the presets in `crat/defenses/`, and a test holds the page to them.
 
-`crat train --defense NAME` trains with crat's defaults, `--preset paper` or `--preset released` with a paper's or its
-code's settings, `--options name=value` changes a setting of the method's own; in Python
-`config.but(**preset("cfa", "released", base="trades"))`. A dash: not stated, or not seen by us. In
-Python a method without its preset has the run's settings: `but(defense="cfa")` has no gated average,
-`but(**preset("cfa"))` has.
+On the command line, `crat train --defense NAME` trains with crat's settings. `--preset paper` and `--preset released`
+take those of the paper or of its code. `--options name=value` changes a setting of the method's own.
+
+In Python, `config.but(**preset("cfa", "released", base="trades"))` does the same. Without its preset a method has the
+settings of the run: `but(defense="cfa")` has no gated average, `but(**preset("cfa"))` has it.
 """
 
 
