@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import attacks
 import peers
-import precision
 import pytest
 import subjects
 import torch
 from measuring import peak_memory
 
-from crat import models
+from crat import models, precision
 from crat.attacks import PGD, AutoAttack
 from crat.config import ConfigError, ModelConfig
 from crat.device import describe, pick_device

@@ -40,7 +40,7 @@ FLOORS = (
         *("crat.foreign", "crat.methods"),
         *("crat.batch", "crat.children", "crat.cluster", "crat.estimates", "crat.executors", "crat.parameters"),
         *("crat.report", "crat.worker"),
-        *("crat.notebook", "crat.reproduce", "crat.site"),
+        *("crat.notebook", "crat.precision", "crat.reproduce", "crat.site"),
     ),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
