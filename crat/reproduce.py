@@ -34,7 +34,7 @@ def run(
     profile: str | None = None,
     settings: Sequence[str] = (),
     *,
-    selection: Selection = Selection(),
+    selection: Selection | None = None,
     parameters: Path | None = None,
     workers: int | None = None,
     dask: str | None = None,
@@ -70,7 +70,7 @@ def run(
     fresh = Recomputation.of(profile, given) if recompute else None
     again = fresh.began if fresh else ""
     jobs = [batch.job(path, home / profile, profile, given[path], again) for path in chosen]
-    _refuse_what_is_not_heeded(jobs, selection)
+    _refuse_what_is_not_heeded(jobs, selection or Selection())
     if fresh:
         fresh.start(dask, dry_run)
     left = jobs if part else [job for job in jobs if not job.is_done]

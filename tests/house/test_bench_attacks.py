@@ -7,12 +7,15 @@ from types import SimpleNamespace
 
 import attacks
 import peers
-import precision
 import pytest
 import subjects
 import torch
 from measuring import peak_memory
 
+<<<<<<< 43ab54bc2386565f0fcb32d9ecf720565c82b14c
+=======
+from crat import models, precision
+>>>>>>> 439822aff4e97c18f29e9eb7053a6feb8312a76c
 from crat.attacks import PGD, AutoAttack
 from crat.config import ConfigError, ModelConfig
 from crat.device import describe, pick_device
