@@ -32,7 +32,7 @@ from crat.attacks.gradient import PGD
 from crat.attacks.judge import attacked_logits
 from crat.config import MODELS, ModelConfig
 from crat.device import describe, pick_device, pick_dtype
-from crat.precision import precision_table
+from crat.outcomes.precision import precision_table
 from crat.store import write_text
 
 TURNS = 7  # at most

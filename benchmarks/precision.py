@@ -13,7 +13,7 @@ from measuring import at_least_one, measured, parser
 from subjects import grey_subject
 
 from crat.device import describe, pick_device
-from crat.precision import SLOW, precision_table
+from crat.outcomes.precision import SLOW, precision_table
 
 NOTE = (
     "The same network. differ: the share of images on which a bfloat16 and a float32 search "

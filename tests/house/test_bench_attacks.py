@@ -12,14 +12,11 @@ import subjects
 import torch
 from measuring import peak_memory
 
-<<<<<<< 43ab54bc2386565f0fcb32d9ecf720565c82b14c
-=======
-from crat import models, precision
->>>>>>> 439822aff4e97c18f29e9eb7053a6feb8312a76c
 from crat.attacks import PGD, AutoAttack
 from crat.config import ConfigError, ModelConfig
 from crat.device import describe, pick_device
 from crat.nets import models
+from crat.outcomes import precision
 
 EPS = 0.03
 
