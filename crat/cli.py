@@ -221,7 +221,8 @@ def find_run(text: str) -> Run:
     config = card_config(store.read_json(folder / "card.json"), folder)
     # what is computed for a published run is kept with those trained here, not under results/
     published = Path(store.__file__).parents[1] / "results" in folder.resolve().parents
-    return Run(config, store.home() / folder.name if published else folder)
+    place = store.home() / folder.name if published else folder
+    return Run(config, place, store.Store.usual().published_run(config.data.name, folder.name))
 
 
 def _methods(a: Namespace) -> None:

@@ -14,6 +14,7 @@ from crat.attacks import FGSM, PGD, Attack, AutoAttack, Decision, LogitBias, Squ
 from crat.config import PROTOCOLS, ConfigError, RunConfig, number
 from crat.device import pick_device
 from crat.run import Run, classes_in_turn
+from crat.store import Store
 from crat.train import train
 from crat.verdicts import Battery, Outcomes, Subject, Verdicts
 
@@ -157,19 +158,22 @@ def _decided_by(
     } | {name: value for name, value in asked.items() if value}  # fmt: skip
 
 
-def outcomes(config: RunConfig, battery: Battery, *, progress: str | None = None, **settings) -> Outcomes:
+def outcomes(
+    config: RunConfig, battery: Battery, *, progress: str | None = None, store: Store | None = None, **settings
+) -> Outcomes:
     """What a notebook asks for: reads what is kept, here or under results/; trains and attacks what is missing.
 
     What is read from the store says so in a line with its date, but for progress="none"; what is published is quiet.
+    store: where runs are (None: the usual one).
     """
-    run = Run.of(config, settings.get("device"))
+    run = Run.of(config, settings.get("device"), store)
     if progress == "none":
         settings = {"tell": None} | settings
     try:
         return evaluate(run, battery, **settings)
     except MissingWeights:
         for needed in filter(None, (run, settings.get("crafted_on"))):
-            train(needed.config, device=settings.get("device"), progress=progress)
+            train(needed.config, device=settings.get("device"), progress=progress, store=store)
         return evaluate(run, battery, **settings)
 
 
@@ -185,7 +189,7 @@ def _model(run: Run, which: str, device: torch.device) -> nn.Module:
     if store.fingerprint(model.state_dict()) != _weights(run, which):
         raise store.StoreError(
             f"{run.name} was published with other weights than are here, and their outcomes may not be mixed: "
-            "set CRAT_RECOMPUTE=1 to leave the published results aside"
+            "--recompute, or a Store without published results, leaves those aside"
         )
     if run.config.model.head == "augmented":
         return Decision(model, slice(len(run.card()["classes"])))

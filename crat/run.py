@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,53 +16,49 @@ from crat.defenses import DEFENSES, ClassStats, make_defense
 from crat.device import pick_device, pick_dtype
 from crat.identity import Identity
 from crat.names import one_of
+from crat.store import FORMAT, Store, digest
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model (or one in the making): its resolved config and the folder where it lives."""
+    """A trained model (or one in the making): its resolved config and the folder where it lives.
+
+    published: the folder of the same run under results/ (None: there is none, or it is left aside). It is read before
+    the run's own folder, so that one run's numbers have one origin.
+    """
 
     config: RunConfig
     folder: Path
+    published: Path | None = None
 
     @classmethod
-    def of(cls, config: RunConfig, device: str | torch.device | None = None) -> Run:
+    def of(cls, config: RunConfig, device: str | torch.device | None = None, store: Store | None = None) -> Run:
         """The run of a config; its name ends in the hash of config, method revision and dtype.
 
         Of a method or a network that is not crat's the hash holds its code and all that it reaches (crat.identity), so
-        an edited one is another run. The device matters only to what dtype "auto" means.
+        an edited one is another run. The device matters only to what dtype "auto" means. store: where runs are (None:
+        the usual one).
         """
         config = config.resolved()
         dtype = pick_dtype(config.train.dtype, pick_device(device))
         config = replace(config, train=replace(config.train, dtype=dtype))
         config, revision = _canonical(config)
         t, foreign = config.train, {what: found.text for what, found in put_in_place(config).items()}
-        decided_by = {**different_from_default(config), "revision": revision, "format": store.FORMAT}
-        key = store.digest(decided_by | ({"foreign": foreign} if foreign else {}))
-        return cls(config, store.home() / f"{config.data.name}-{config.model.name}-{t.defense}-s{t.seed}-{key}")
+        decided_by = {**different_from_default(config), "revision": revision, "format": FORMAT}
+        key = digest(decided_by | ({"foreign": foreign} if foreign else {}))
+        name = f"{config.data.name}-{config.model.name}-{t.defense}-s{t.seed}-{key}"
+        where = store or Store.usual()
+        return cls(config, where.root / name, where.published_run(config.data.name, name))
 
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
 
-    @cached_property
-    def published(self) -> Path | None:
-        """The folder of the same run under results/, if it was published; None while everything is recomputed.
-
-        What is published is read before what lies in the store, so that one run's numbers have one origin.
-        """
-        if os.environ.get("CRAT_RECOMPUTE"):
-            return None
-        folder = store.published_home() / self.config.data.name / self.name
-        return folder if folder.is_dir() else None
-
     @property
     def here(self) -> Run:
         """The same run as it lies in the store, whatever was published."""
-        own = Run(self.config, self.folder)
-        own.__dict__["published"] = None
-        return own
+        return replace(self, published=None)
 
     @property
     def finished(self) -> bool:

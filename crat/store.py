@@ -13,6 +13,7 @@ import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,34 @@ def home() -> Path:
     if "CRAT_RUNS" in os.environ:
         return Path(os.environ["CRAT_RUNS"]).expanduser()
     return root() / "runs"
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where runs are: root holds those that are made here, published those of results/ (None: they are left aside)."""
+
+    root: Path
+    published: Path | None = None
+
+    @classmethod
+    def usual(cls) -> Store:
+        """The store of CRAT_RUNS, with the published runs before it, so that one run's numbers have one origin."""
+        return cls(home(), published_home())
+
+    @classmethod
+    def recomputed(cls) -> Store:
+        """The store in which everything is trained again, whatever was published."""
+        return cls(home() / "recomputed")
+
+    @classmethod
+    def chosen(cls, recompute: bool) -> Store:
+        """`recomputed` or `usual`."""
+        return cls.recomputed() if recompute else cls.usual()
+
+    def published_run(self, dataset: str, name: str) -> Path | None:
+        """The folder of a run under results/, where it was published."""
+        folder = self.published and self.published / dataset / name
+        return folder if folder and folder.is_dir() else None
 
 
 def figures_home() -> Path:

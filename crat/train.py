@@ -30,6 +30,7 @@ from crat.lease import Lease, held
 from crat.progress import Progress, dated, tell
 from crat.run import Run, build_model, first_per_class, history_rows, unread
 from crat.schedules import learning_rate
+from crat.store import Store
 from crat.whole_batch import see_the_whole_batch
 
 COLLAPSED = 0.9  # share of validation images that one class may draw before the epoch is called collapsed (K > 2)
@@ -46,6 +47,7 @@ def train(
     progress: str | None = None,
     max_minutes: float | None = None,
     compile: bool = False,
+    store: Store | None = None,
 ) -> Run:
     """Trains what the config says and returns its Run; a finished one is returned at once, an unfinished one resumed.
 
@@ -55,12 +57,13 @@ def train(
     progress: "bar" (terminal), "line" (one line an epoch, notebooks), "none"; None chooses.
     max_minutes: stop at the end of the epoch in which they have passed (the Run is then unfinished).
     compile: torch.compile the network (worth its start-up time on long runs).
+    store: where runs are (None: the usual one).
     Raises ConfigError, data.DataError, store.StoreError, and TrainingError where the loss is not finite.
     """
     if max_minutes is not None and not max_minutes >= 0:
         raise ConfigError(f"max_minutes must be at least 0, not {max_minutes!r}")
     where = distributed.join(pick_device(device))
-    run = Run.of(config, where)
+    run = Run.of(config, where, store)
     style = "none" if distributed.rank() else progress
     if not run.trained_here:
         tell(style, *unread(run.config))

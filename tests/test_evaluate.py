@@ -1,6 +1,7 @@
 """Evaluation: what is kept, that it is read again, resumed, transferred, restricted, and published."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,8 +143,7 @@ def test_published_results_need_no_weights(run, tmp_path, monkeypatch):
     names = {path.suffix for path in target.rglob("*") if path.is_file()}
     assert names == {".json", ".csv", ".npz", ""}  # the last: SHA256SUMS
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "empty"))
-    elsewhere = Run.of(CONFIG)
-    elsewhere.__dict__["published"] = target
+    elsewhere = replace(Run.of(CONFIG), published=target)
     assert elsewhere.card() == run.card()
     read = evaluate.evaluate(elsewhere, BATTERY)
     assert read.classes == tuple(run.card()["classes"])
@@ -155,8 +155,7 @@ def test_outcomes_are_tied_to_the_weights(run, tmp_path, monkeypatch):
     evaluate.evaluate(run, BATTERY)
     target = publish(run, tmp_path / "results")
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "elsewhere"))
-    elsewhere = Run.of(CONFIG)
-    elsewhere.__dict__["published"] = target
+    elsewhere = replace(Run.of(CONFIG), published=target)
     train(CONFIG, progress="none")
     evaluate.evaluate(elsewhere, BATTERY | {"PGD-3": PGD(0.1, 0.05, 3)})  # the same bits on the same machine
     card = store.read_json(target / "card.json")

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,8 +31,7 @@ def published(tmp_path_factory):
 
 def read_all(target):
     """All that is read of a published run."""
-    run = Run.of(CONFIG)
-    run.__dict__["published"] = target
+    run = replace(Run.of(CONFIG), published=target)
     return run.card(), run.history(), run.trace(), evaluate.evaluate(run, BATTERY, first=50)
 
 

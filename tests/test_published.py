@@ -23,7 +23,7 @@ def run_with(n_outcomes, data="fashion_mnist"):
     by_size = {(len(list(card.parent.glob("eval/*"))), card.parent.name): card.parent for card in cards}
     folders = [folder for _, folder in sorted(by_size.items())]
     folder = folders[n_outcomes]
-    return Run(card_config(store.read_json(folder / "card.json"), folder), store.home() / folder.name)
+    return Run(card_config(store.read_json(folder / "card.json"), folder), store.home() / folder.name, folder)
 
 
 @pytest.mark.parametrize("n_outcomes", [0, -1])
