@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import crat
 from crat import notebook, store
 from crat.children import Child
-from crat.config import RunConfig
+from crat.config import RunConfig, Selection
 from crat.lease import Lease
 from crat.originals import data_home
 
@@ -91,7 +91,7 @@ class Job:
 
     @property
     def number(self) -> str:
-        """By which plans.PLANS knows it."""
+        """By which papers.PLANS knows it."""
         return self.notebook.stem[:2]
 
     @property
@@ -213,12 +213,12 @@ class Entry:
 def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], again: str) -> Job:
     """A notebook as a task; its number says which runs it asks for. again: the recomputation it is part of."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    from crat import plans
+    from crat import papers
 
-    plan = plans.PLANS.get(path.stem[:2])
+    plan = papers.PLANS.get(path.stem[:2])
     seed = parameters.get("seed", notebook.declared(path).get("seed", 0))
-    data = {"data": parameters["data"]} if parameters.get("data") else {}  # notebook 01's plan knows others
-    runs = plan(profile, seed, **data) if plan else {}
+    selection = Selection.read(parameters.get("data", ""), parameters.get("seeds", "0 1 2"))
+    runs = plan(profile, seed, selection) if plan else {}
     made_from = {
         "notebook": store.digest([(cell["cell_type"], "".join(cell["source"])) for cell in cells]),
         "parameters": parameters,
@@ -248,7 +248,7 @@ def entries(jobs: Iterable[Job], quick: bool) -> list[Entry]:
     quick: live runs are trained by the notebook that shows them, epoch by epoch; in a larger profile they are tasks.
     """
     from crat.device import pick_device
-    from crat.plans import LIVE
+    from crat.papers import LIVE
     from crat.run import Run
 
     device = pick_device()

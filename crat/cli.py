@@ -104,11 +104,10 @@ def _parser() -> argparse.ArgumentParser:
 def _reproduce(a: Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is Ctrl-C
     if a.data:
-        a.data = one_of("data set", a.data, DATASETS)
-        os.environ["CRAT_DATA_SET"] = a.data
+        a.set = [*a.set, f"data={one_of('data set', a.data, DATASETS)}"]
     if a.seeds:
-        os.environ["CRAT_SEEDS"] = " ".join(map(str, a.seeds))
-    from crat import reproduce  # the plans read what is chosen when they are imported
+        a.set = [*a.set, f"seeds={' '.join(map(str, a.seeds))}"]
+    from crat import reproduce
 
     names, taken = [*a.numbers, *a.papers], ("parameters", "workers", "dask", "shard", "recompute", "dry_run")
     return reproduce.run(names, a.profile, a.set, **{name: getattr(a, name) for name in taken})

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from crat import batch, store
 from crat.batch import ROOT, Entry, Job
-from crat.config import PROFILES, ConfigError, chosen_seeds
+from crat.config import PROFILES, ConfigError
 from crat.executors import Local, Place, perform, shown
 from crat.names import did_you_mean, one_of
 from crat.notebook import NotebookError
@@ -136,8 +136,7 @@ class Recomputation:
         """The request for these notebooks with these parameters: a new one, or the one that was stopped."""
         home = store.home().absolute() / "recomputed"
         chosen = {path.stem: parameters for path, parameters in given.items()}
-        by_environment = [os.environ.get(name) or "" for name in ("CRAT_DATA_SET", "CRAT_SEEDS")]
-        marker = home / f"unfinished-{store.digest([profile, chosen, by_environment])}"
+        marker = home / f"unfinished-{store.digest([profile, chosen])}"
         return cls(home, marker, marker.read_text() if marker.exists() else datetime.now().isoformat())
 
     def start(self, dask: str | None, dry_run: bool) -> None:
@@ -168,14 +167,15 @@ class Recomputation:
 
 
 def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
-    """Another data set and other seeds (config.on_chosen_data, chosen_seeds) must reach every run that is planned."""
-    data, seeds = os.environ.get("CRAT_DATA_SET"), set(chosen_seeds())
+    """Another data set and other seeds (config.Selection) must reach every run that is planned."""
     for job in jobs:
+        data = job.parameters.get("data", "")
+        seeds = set(map(int, job.parameters.get("seeds", "").split()))
         stray = {config.data.name for config in job.runs.values()} - {data}
         if data and stray:
             raise ConfigError(f"--data {data}: {job.name} has runs that stay on {', '.join(sorted(stray))}")
         used = {config.train.seed for config in job.runs.values()} - {0, job.parameters.get("seed", 0)}
-        if os.environ.get("CRAT_SEEDS") and used - seeds:
+        if seeds and used - seeds:
             raise ConfigError(f"--seeds: {job.name} has runs of the seeds {', '.join(map(str, sorted(used - seeds)))}")
 
 

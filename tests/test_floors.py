@@ -31,7 +31,7 @@ FLOORS = (
         *("crat.identity", "crat.kept", "crat.ours"),
     ),
     (
-        *("crat.claims", "crat.leaderboard", "crat.plans", "crat.statements"),
+        *("crat.claims", "crat.papers"),
         *("crat.plots", "crat.plots_cfa", "crat.plots_labels", "crat.plots_methods", "crat.plots_spat"),
         "crat.plots_tail",
     ),

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crat import data, metrics, models, plans, plots, plots_methods, superclasses
+from crat import data, metrics, models, plots, plots_methods, superclasses
 from crat.config import PROTOCOLS, ConfigError, profile
 from crat.originals import CLASSES, SHAPES
 from crat.plans.tian2021 import SMALLEST

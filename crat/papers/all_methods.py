@@ -98,7 +98,8 @@ def _claim(
     )
 
 
-# (method, the one it is compared with, functional, under what) -> the claim; in the order of the notebook's table
+# (method, the one it is compared with, functional, under what) -> the claim; in the order of the
+# notebook's table
 COMPARED: dict[tuple[str, str, str, str], Claim] = {}
 for _a, _b in CFA_PAIRS:
     for _f, _how in (("average", "on average"), ("worst", "in the worst class")):

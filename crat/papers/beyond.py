@@ -13,7 +13,8 @@ DROPS = (0.005, 0.01, TWO_POINTS, 0.05)  # the points of its frontier
 RADII = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # shares of the protocol's eps at which AT+EMA is attacked
 FEW = 5000  # test images of that
 
-# a worst-class number is also made of these: what is averaged, and whether a gate chooses the epochs that are
+# a worst-class number is also made of these: what is averaged, and whether a gate chooses the
+# epochs that are
 AVERAGED = {"AT, plain": NONE, "AT, FAWA": GATED}
 
 

@@ -12,7 +12,8 @@ USUAL = Selection()  # each plan's own data sets, seeds 0, 1 and 2
 
 EMA: dict[str, Any] = {"average": "ema_update"}
 
-# Of what the quick profile trains live. The batches are small: an update counts for more here than a calm gradient.
+# Of what the quick profile trains live. The batches are small: an update counts for more here than
+# a calm gradient.
 SMALL: dict[str, Any] = {
     "train_per_class": 200,
     "valid_per_class": 50,
@@ -35,7 +36,8 @@ def base_of(profile_name: str, selection: Selection) -> RunConfig:
 def shown_live(profile_name: str, selection: Selection) -> RunConfig:
     """The base of what a notebook trains while its reader waits: 15 s of one core in quick, else the profile's own.
 
-    A slow laptop needs twice that. The gap between the classes shows at this size already; the run decides nothing.
+    A slow laptop needs twice that. The gap between the classes shows at this size already; the run
+    decides nothing.
     """
     base = base_of(profile_name, selection)
     return base.but(**SMALL) if profile_name == "quick" else base
@@ -44,8 +46,9 @@ def shown_live(profile_name: str, selection: Selection) -> RunConfig:
 def sweep(profile_name: str, selection: Selection) -> RunConfig:
     """The base of ablations and sweeps, which need dozens of runs: AT+EMA on the shipped images, two minutes a run.
 
-    The weights are averaged in all of them, unless averaging is the question: single epochs of so short a training
-    jump by more than the settings move. The paper profile sweeps in the paper's own setting.
+    The weights are averaged in all of them, unless averaging is the question: single epochs of so
+    short a training jump by more than the settings move. The paper profile sweeps in the paper's
+    own setting.
     """
     if profile_name == "paper":
         return base_of("paper", selection).but(**EMA)

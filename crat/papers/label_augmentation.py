@@ -1,7 +1,7 @@
 """Notebook 05: Amerehi and Healy on label augmentation, with an attack (2025: Adv and Adv+) and without (2024: LA).
 
-The papers' numbers are relative changes of errors. The abstract of 2025 prints 53.50 and 5.73 %; the others of that
-paper are known from a summary. One claim is a control of ours.
+The papers' numbers are relative changes of errors. The abstract of 2025 prints 53.50 and 5.73 %;
+the others of that paper are known from a summary. One claim is a control of ours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from crat.papers.common import (
     sweep,
 )
 
-# the paper's three, LA of 2024, and two controls on the half-clean batches of Adv+: smooth labels, and hard ones
+# the paper's three, LA of 2024, and two controls on the half-clean batches of Adv+: smooth labels,
+# and hard ones
 COMPARED: dict[str, dict[str, Any]] = {
     "base": preset("standard"),
     "LA": preset("label_augmentation", adversarial=False),

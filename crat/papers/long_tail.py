@@ -1,8 +1,8 @@
 """Notebook 08: adversarial training on a long tail.
 
-Of the three methods' papers no table was seen. The directions claimed are those of a table that notes on TAET, a later
-paper, give (CIFAR-10-LT at ratio 10, ResNet-18), and of a warning in RoBal's own repository. Accuracies are balanced:
-every class counts the same.
+Of the three methods' papers no table was seen. The directions claimed are those of a table that
+notes on TAET, a later paper, give (CIFAR-10-LT at ratio 10, ResNet-18), and of a warning in RoBal's
+own repository. Accuracies are balanced: every class counts the same.
 """
 
 from __future__ import annotations

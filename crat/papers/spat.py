@@ -18,8 +18,8 @@ from crat.papers.common import (
     sweep,
 )
 
-# The two terms, each with what it replaces; all on the cosine head. "CE + KL" is TRADES on that head: the
-# control
+# The two terms, each with what it replaces; all on the cosine head. "CE + KL" is TRADES on that
+# head: the control
 TERMS: dict[str, dict[str, Any]] = {
     "CE + KL": {"form": "plain", "squares": False},
     "CE + n KL": {

@@ -22,9 +22,10 @@ from crat.papers.common import (
 )
 
 TRAINED = ("standard", "pgd_at", "trades")
-# Class removal: the top confuser of each of the two hardest classes, and a dissimilar class as control. A plan must
-# know them before anything is trained. Fashion-MNIST's were chosen on validation images; the others are what is known
-# of these images, and the notebook leaves out those that its own validation images do not choose.
+# Class removal: the top confuser of each of the two hardest classes, and a dissimilar class as
+# control. A plan must know them before anything is trained. Fashion-MNIST's were chosen on
+# validation images; the others are what is known of these images, and the notebook leaves out those
+# that its own validation images do not choose.
 REMOVED: dict[str, tuple[int, ...]] = {
     "fashion_mnist": (0, 4, 9),  # T-shirt, coat; ankle boot
     "cifar10": (3, 5, 1),  # cat, dog; automobile
@@ -42,7 +43,8 @@ SMALLEST = {
     "stl10": 500,
     "tiny_imagenet": 500,
 }
-# network and schedule of the paper profile where CIFAR-10's do not fit; ours, as the paper's own were not seen
+# network and schedule of the paper profile where CIFAR-10's do not fit; ours, as the paper's own
+# were not seen
 PAPER: dict[str, dict[str, Any]] = {
     "mnist": {"model": "mnist_small_cnn", "epochs": 100, "lr": 0.01},
     "svhn": {"lr": 0.01},
@@ -56,8 +58,8 @@ FORMS = ("weight",)  # forms of the lift of the most vulnerable class in trainin
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
     """One live run of the profile, then the evidence.
 
-    The quick profile decides nothing, so its figures are drawn from the laptop profile's published runs; on a data set
-    that has none, from runs at its own settings.
+    The quick profile decides nothing, so its figures are drawn from the laptop profile's published
+    runs; on a data set that has none, from runs at its own settings.
     """
     live = fitted(shown_live(profile_name, selection), profile_name).but(
         defense="pgd_at", seed=seed
@@ -187,8 +189,9 @@ CLAIMS |= {
     "norms": _claim(ICLR, "robust classes have a larger weight norm (AT)", RHO, "greater", 0.3),
     "superclass": _claim(ICLR, INSIDE.format("our"), "share", "greater", 0.1),
     "superclass of CIFAR-100": _claim(ICLR, INSIDE.format("CIFAR-100's"), "share", "greater", 0.1),
-    # chance is a weak control: these two, ours, were added after the shares had been seen. What is subtracted, the
-    # share of the errors on clean images, is taken as known; its own error is not counted.
+    # chance is a weak control: these two, ours, were added after the shares had been seen. What is
+    # subtracted, the share of the errors on clean images, is taken as known; its own error is not
+    # counted.
     "few classes, control": _claim(ICLR, CONTROL.format("two classes"), "share", "greater", 0.05),
     "superclass, control": _claim(ICLR, CONTROL.format("superclass"), "share", "greater", 0.05),
 }

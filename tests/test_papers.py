@@ -9,7 +9,7 @@ import pytest
 
 from crat import claims
 from crat.metrics import per_run
-from crat.statements import all_claims
+from crat.papers import all_claims
 
 CLAIMS = all_claims()
 COMPARED = ("average", "worst", "crossfit", "tail", "spread", "gap")
@@ -126,6 +126,6 @@ def test_the_smallest_differences_that_matter_stay_what_was_declared():
     }  # fmt: skip
 
 
-def test_statements_are_told_apart_and_traced():
+def test_claims_are_distinct_and_name_their_source():
     assert len({(c.family, c.paper, c.statement) for c in CLAIMS.values()}) == len(CLAIMS)
     assert all(claim.where and claim.paper for claim in CLAIMS.values())
