@@ -1,4 +1,4 @@
-"""Evidence, by outcomes that are made by hand: what it counts, compares and decides, and what it refuses."""
+"""Evidence by hand-made outcomes: what it counts, compares, decides and refuses."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ Y = np.repeat([0, 1, 2], 20)
 
 
 def answers(seed, right):
-    """Outcomes of a network that is right on a share of the images when clean, and of fewer under each attack."""
+    """Outcomes of a network: right on a share of clean images, on fewer under each attack."""
     rng = np.random.default_rng(seed)
     clean = np.where(rng.random(Y.size) < right, Y, (Y + 1) % 3)
     attacked = {

@@ -1,5 +1,6 @@
-"""The papers: a file for each, with the runs it asks for and the claims it makes, declared before a number is seen.
+"""The papers: a file for each, with the runs it asks for and the claims it makes.
 
+The claims are declared before a number is seen.
 A paper's module has a `plan(profile, seed, selection) -> {key: RunConfig}`, which its notebook asks
 by key, and where it claims something CLAIMS by key. Two papers that ask for the same settings share
 a run: the run's name is their hash. `Evidence` is what a notebook asks for its runs and their

@@ -36,7 +36,7 @@ RADII = (0.25, 1.0)  # rho of CODAT's ball of class distributions
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """Notebook 06: one live training with a class-wise policy, every method at one protocol, then CODAT's sweep."""
+    """One live training with a class-wise policy, every method at one protocol, CODAT's sweep."""
     live = shown_live(profile_name, selection).but(**preset("cfa", base="trades")).but(seed=seed)
     shown = evidence_profile(profile_name)
     swept = {f"codat {key}": run for key, run in codat_sweep(shown, selection).items()}
@@ -135,7 +135,10 @@ for _paper, _a, _said in (
     COMPARED[*_pair, "worst", "PGD"] = _claim(_paper, DAFA, _lifts, "worst", number=_said)
 
 _BIAS = "a change at inference lifts the most vulnerable class (AT+EMA: a bias)"
-_WORST = "training on the worst distribution of classes lifts the worst class (sweep scale: rho 1, with EMA)"
+_WORST = (
+    "training on the worst distribution of classes lifts the worst class "
+    "(sweep scale: rho 1, with EMA)"
+)
 CLAIMS = {", ".join(key): claim for key, claim in COMPARED.items()} | {
     "bias": _claim("Tian et al. 2021", "abstract", _BIAS, "worst"),
     "codat": _claim(CODAT, "abstract", _WORST, "worst"),

@@ -8,7 +8,8 @@ from crat.papers import all_methods
 from crat.papers.cfa import GATED, NONE
 from crat.papers.common import USUAL, Runs, evidence_profile, shown_live, sweep
 
-TWO_POINTS = 0.02  # what a bias may cost on average, on validation; fitted on all seeds, the others on the first
+# what a bias may cost on average, on validation; fitted on all seeds, other costs on the first
+TWO_POINTS = 0.02
 DROPS = (0.005, 0.01, TWO_POINTS, 0.05)  # the points of its frontier
 RADII = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # shares of the protocol's eps at which AT+EMA is attacked
 FEW = 5000  # test images of that
@@ -19,18 +20,18 @@ AVERAGED = {"AT, plain": NONE, "AT, FAWA": GATED}
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """Notebook 09: AT, live; then the methods of notebook 06, and AT's averages at the sweeps' length."""
+    """AT, live; then the methods of notebook 06, and AT's averages at the sweeps' length."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
     return {"live": live(seed, selection)} | evidence
 
 
 def live(seed: int, selection: Selection) -> RunConfig:
-    """AT, trained in the notebook, small in every profile: it only shows the idea, and its weights are needed."""
+    """AT, small in every profile: it only shows the idea, and its weights are needed."""
     return shown_live("quick", selection).but(defense="pgd_at", seed=seed)
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys of notebook 06, "AT+EMA-s0" ..., and "short AT+EMA-s0", "short AT, plain-s0", "short AT, FAWA-s0"."""
+    """Keys of notebook 06, and "short AT+EMA-s0", "short AT, plain-s0", "short AT, FAWA-s0"."""
     base = sweep(profile_name, selection)
     runs = all_methods.evidence_runs(profile_name, selection)
     for s in selection.seeds:
@@ -94,14 +95,16 @@ CLAIMS = {
     "see-saw": _claim(
         CFA,
         "section 3.3, read as: the worst class jumps",
-        "from epoch to epoch the hard pair's two classes move in opposite directions more often than not",
+        "from epoch to epoch the hard pair's two classes move in opposite directions "
+        "more often than not",
         "share",
         0.1,
     ),
     "order": _claim(
         OURS,
         "is an order of classes one of every radius?",
-        "the classes' order at a quarter of the protocol's radius goes with that at twice the radius (rho above 0)",
+        "the classes' order at a quarter of the protocol's radius goes with that at twice the "
+        "radius (rho above 0)",
         "rank correlation",
         0.1,
     ),

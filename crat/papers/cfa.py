@@ -1,4 +1,4 @@
-"""Notebook 04: Wei et al. 2023 (CFA), what they say in our words; AutoAttack there, the protocol's PGD here."""
+"""Notebook 04: Wei et al. 2023 (CFA), in our words; AutoAttack there, the protocol's PGD here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ MAIN = ("AT", "AT+EMA", "CFA (AT)", "TRADES", "TRADES+EMA", "CFA (TRADES)")
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """Notebook 04: a short live training of AT with CCM, then the main table, the margins and the ablations."""
+    """A short live training of AT with CCM, the main table, the margins and the ablations."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
     return {"live": live(profile_name, seed, selection)} | evidence
 
@@ -62,7 +62,7 @@ def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "main CFA (AT)-s0"; of the sweeps "AT-s0", "eps 0.4-s0", "beta 1", "lambda_1 0.3", "AT + CCM" ..."""
+    """Keys "main CFA (AT)-s0"; of the sweeps "AT-s0", "eps 0.4-s0", "beta 1", "AT + CCM" ..."""
     base, main = sweep(profile_name, selection), all_methods.evidence_runs(profile_name, selection)
     runs = {f"main {m}-s{s}": main[f"{m}-s{s}"] for m in MAIN for s in selection.seeds}
     standard = base_of(profile_name, selection).but(defense="standard")  # no margin
@@ -121,7 +121,8 @@ CLAIMS = {
     ),
     "jumps": _claim(
         "Figure 4 and its text",
-        "from epoch to epoch the worst class moves more than the average oftener than any class does (share of steps)",
+        "from epoch to epoch the worst class moves more than the average oftener than any class "
+        "does (share of steps)",
         "share",
         0.1,
         "PGD-10, epochs 108 and 110: worst 23.5, 28.1, average 53.2, 52.6",

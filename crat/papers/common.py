@@ -1,4 +1,4 @@
-"""What the plans of several papers share: the average, the base of the sweeps and of what is trained live."""
+"""What several plans share: the average, the base of the sweeps and of live trainings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
 
 
 def evidence_profile(profile_name: str) -> str:
-    """The profile whose runs the figures are drawn from: quick decides nothing, so it shows the laptop's."""
+    """The profile of the figures' runs: quick decides nothing, so it shows the laptop's."""
     return "laptop" if profile_name == "quick" else profile_name
 
 
@@ -34,7 +34,7 @@ def base_of(profile_name: str, selection: Selection) -> RunConfig:
 
 
 def shown_live(profile_name: str, selection: Selection) -> RunConfig:
-    """The base of what a notebook trains while its reader waits: 15 s of one core in quick, else the profile's own.
+    """The base of a live training: 15 s of one core in quick, else the profile's own.
 
     A slow laptop needs twice that. The gap between the classes shows at this size already; the run
     decides nothing.
@@ -44,7 +44,7 @@ def shown_live(profile_name: str, selection: Selection) -> RunConfig:
 
 
 def sweep(profile_name: str, selection: Selection) -> RunConfig:
-    """The base of ablations and sweeps, which need dozens of runs: AT+EMA on the shipped images, two minutes a run.
+    """The base of ablations and sweeps: AT+EMA on the shipped images, two minutes a run.
 
     The weights are averaged in all of them, unless averaging is the question: single epochs of so
     short a training jump by more than the settings move. The paper profile sweeps in the paper's

@@ -1,4 +1,4 @@
-"""Notebook 05: Amerehi and Healy on label augmentation, with an attack (2025: Adv and Adv+) and without (2024: LA).
+"""Notebook 05: Amerehi and Healy on label augmentation (2025: Adv, Adv+; 2024: LA, no attack).
 
 The papers' numbers are relative changes of errors. The abstract of 2025 prints 53.50 and 5.73 %;
 the others of that paper are known from a summary. One claim is a control of ours.
@@ -40,13 +40,13 @@ LIVE = ("live",)  # the network itself is used
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """Notebook 05: a short live training of Adv+, then what is compared, and the sweep over delta."""
+    """A short live training of Adv+, the methods that are compared, the sweep over delta."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
     return {"live": live(profile_name, seed, selection)} | evidence
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """Adv+, trained in the notebook; it demonstrates only. Laptop: the training that figures/laptop shows."""
+    """Adv+, a demonstration; in laptop the training that figures/laptop shows."""
     base = shown_live(profile_name, selection)
     if profile_name == "laptop":
         base = base_of("quick", selection).but(train_per_class=300)
@@ -54,7 +54,7 @@ def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "base-s0", "Adv+-s0", "delta 0.4" of the sweeps; "main base-s0" ... "main Adv+-s2" of the profile."""
+    """Keys "base-s0", "delta 0.4" ... of the sweeps; "main base-s0" ... of the profile."""
     base, main = sweep(profile_name, selection), base_of(profile_name, selection)
     runs: Runs = {}
     for name, changes in COMPARED.items():

@@ -22,7 +22,7 @@ NUMBERS = tuple(f"{name}{suffix}" for name in ("clean", *ROBUST) for suffix in (
 
 
 def leaderboard(profile_name: str, store: Store | None = None) -> pd.DataFrame:
-    """A row per method: method, seeds, then for clean and each of ROBUST the mean and, as <name>_sd, the sd of seeds.
+    """A row per method: method, seeds, then for clean and each of ROBUST mean and (<name>_sd) sd.
 
     Fractions; the sd is nan for one seed. Methods with several seeds come first, then by average
     under attack. Only published runs are read (quick shows the laptop's), nothing is trained or
@@ -39,7 +39,7 @@ def leaderboard(profile_name: str, store: Store | None = None) -> pd.DataFrame:
 
 
 def correct(runs: Sequence[Run]) -> tuple[NDArray, NDArray, NDArray]:
-    """Labels y (N,), then (S, N) bool of S runs: right on the clean image, and right there and under PGD."""
+    """Labels y (N,); (S, N) bool of S runs: right on the clean image; right there and under PGD."""
     attack = {"PGD": protocol_pgd(runs[0].config.data.name)}
     outcomes = [evaluate(run, attack, tell=None) for run in runs]
     clean = np.stack([outcome.robust("clean") for outcome in outcomes])

@@ -14,7 +14,8 @@ from crat.config import RunConfig, Selection
 from crat.defenses import preset
 from crat.papers.common import EMA, SMALL, USUAL, Runs, evidence_profile, seeded, sweep
 
-RATIO = 50.0  # images of the largest class over those of the smallest; the authors' code writes it as 0.02
+# images of the largest class over those of the smallest; the authors' code writes it as 0.02
+RATIO = 50.0
 BALANCED = 196  # images a class that hold as many in all as the tail of 700, 453 ... 14
 TAIL: dict[str, Any] = {
     "train_per_class": 700,
@@ -31,7 +32,7 @@ COMPARED: dict[str, dict[str, Any]] = {
 
 
 def tailed(profile_name: str, selection: Selection) -> RunConfig:
-    """The sweeps' base on a long tail: a quarter of the images, so more and smaller steps on them."""
+    """The sweeps' base on a long tail: a quarter of the images, more and smaller steps."""
     base = sweep(profile_name, selection).but(imbalance_ratio=RATIO)
     return base if profile_name == "paper" else base.but(epochs=15, batch_size=64)
 
@@ -43,14 +44,14 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """AT-BSL on the tail, trained in the notebook: the evidence's images, a smaller net, fewer epochs, no average."""
+    """AT-BSL on the evidence's images: a smaller net, fewer epochs, no average."""
     base = tailed(evidence_profile(profile_name), selection)
     base = base.but(**preset("at_bsl") | {"average": "none"}).but(seed=seed)
     return base if profile_name == "paper" else base.but(**SMALL | TAIL)
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "AT-s0" ... "REAT-s0"; "balanced AT-s0": as many images in all, as many of each class."""
+    """Keys "AT-s0" ...; "balanced AT-s0": as many images in all, as many of each class."""
     base = tailed(profile_name, selection)
     runs: Runs = {}
     for name, changes in COMPARED.items():
@@ -101,7 +102,8 @@ CLAIMS = {
     "scale": _claim(
         ROBAL,
         "README",
-        "PGD on the unscaled cosines leaves more of RoBal's images right than PGD on the scaled ones",
+        "PGD on the unscaled cosines leaves more of RoBal's images right than PGD on the "
+        "scaled ones",
     ),
     "tail": _claim(BSL, PURPOSE, "AT-BSL is more robust than AT under PGD-20 in the tail"),
     "bias": _claim(

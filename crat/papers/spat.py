@@ -1,4 +1,4 @@
-"""Notebook 03: Hou et al. 2023 (SPAT), what its abstract and Figure 1 say, each with the control that it needs."""
+"""Notebook 03: Hou et al. 2023 (SPAT), its abstract and Figure 1, each with its control."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ MAIN: dict[str, dict[str, Any]] = {
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """Notebook 03: a short live training, the methods of notebook 06 that it compares, ablation and sweeps."""
+    """A short live training, the methods of notebook 06 that it compares, ablation, sweeps."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
     return {"live": live(profile_name, seed, selection)} | evidence
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """SPAT, trained in the notebook; in the larger profiles it is one of the runs that are compared."""
+    """SPAT; in the larger profiles it is one of the runs that are compared."""
     average = {} if profile_name == "quick" else EMA
     return shown_live(profile_name, selection).but(**preset("spat") | average).but(seed=seed)
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "AT-s0", "CE + KL-s0", "form detached", "scale 4" of the sweeps; "main SPAT-s0" of the profile."""
+    """Keys "AT-s0", "form detached", "scale 4" ... of the sweeps; "main SPAT-s0" ..."""
     base, main = sweep(profile_name, selection), base_of(profile_name, selection)
     runs = {f"{name}-s0": base.but(**preset(method)) for name, method in LINEAR.items()}
     for name, options in TERMS.items():
@@ -72,11 +72,11 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     runs |= {f"form {form}": base.but(**preset("spat", form=form)) for form in FORMS}
     for name, values in SWEPT.items():
         for value in values:
+            changed: dict[str, Any] = {name: value}
             if name == "scale":  # a setting of the network, not of the method
-                changed = base.but(**preset("spat")).but(scale=value)
+                runs[f"{name} {value:g}"] = base.but(**preset("spat")).but(**changed)
             else:
-                changed = base.but(**preset("spat", **{name: value}))
-            runs[f"{name} {value:g}"] = changed
+                runs[f"{name} {value:g}"] = base.but(**preset("spat", **changed))
     for name, changes in MAIN.items():
         runs |= seeded(f"main {name}", main.but(**changes), selection.seeds)
     return runs
@@ -127,13 +127,15 @@ CLAIMS = {
     ),
     "control errors": _claim(
         ABSTRACT,
-        "... which the attack seeks (AT, runner-up under another seed: broken images - errors on clean ones)",
+        "... which the attack seeks (AT, runner-up under another seed: broken images - errors on "
+        "clean ones)",
         "share",
         0.05,
     ),
     "control class": _claim(
         ABSTRACT,
-        "the hard class is the image's own (AT: share in its runner-up - share in its class's confuser)",
+        "the hard class is the image's own (AT: share in its runner-up - share in its class's "
+        "confuser)",
         "share",
         0.05,
     ),

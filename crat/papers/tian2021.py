@@ -71,7 +71,7 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "pgd_at-s0" ..., "without-3-s0": AT on all classes but 3; of the sweeps "AT-s0", "lift weight-s0" ..."""
+    """Keys "pgd_at-s0", "without-3-s0" (AT on all classes but 3), "AT-s0", "lift weight-s0" ..."""
     base = fitted(base_of(profile_name, selection), profile_name)
     short = fitted(sweep(profile_name, selection), profile_name)
     runs: Runs = {}
@@ -87,14 +87,15 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
 
 
 def fitted(base: RunConfig, profile_name: str) -> RunConfig:
-    """The run with no more images of a class than its data set has, and the data set's own network and schedule.
+    """The run with no more images of a class than there are, and the data set's own schedule.
 
     Raises ConfigError on ImageNet, which is not trained here.
     """
     data = base.data
     if data.name == "imagenet":
         raise ConfigError(
-            "imagenet is not trained here: `crat audit module:function --data imagenet` judges a model"
+            "imagenet is not trained here: "
+            "`crat audit module:function --data imagenet` judges a model"
         )
     valid = min(data.valid_per_class, SMALLEST[data.name] // 5)
     train = data.train_per_class
@@ -107,7 +108,10 @@ def fitted(base: RunConfig, profile_name: str) -> RunConfig:
 FAMILY = "01"
 KDD, ICLR, RHO = "KDD abstract", "ICLR 2021 submission, abstract", "rank correlation"
 INSIDE = "attacks end in similar classes (share of errors inside {} superclasses, minus chance)"
-CONTROL = "... more than errors on clean images do (ours: share in the {}, under attack - on clean images)"
+CONTROL = (
+    "... more than errors on clean images do "
+    "(ours: share in the {}, under attack - on clean images)"
+)
 JUDGED = ("PGD-AT", "TRADES")
 LIFTS = {"training": "AT with a growing weight", "inference": "AT with a bias"}
 
@@ -125,7 +129,7 @@ def _claim(where: str, statement: str, functional: str, direction: str, smallest
 
 
 def removal(hard: str, confuser: str) -> Claim:
-    """The class removal test of one hard class and the class that its attacked images are turned into."""
+    """The class removal test of a hard class and the class its images are turned into."""
     statement = (
         f"without {confuser}, {hard} attacked into it keeps its class (share - another seed's)"
     )
@@ -135,7 +139,8 @@ def removal(hard: str, confuser: str) -> Claim:
 CLAIMS = {
     "gap": _claim(
         KDD,
-        "the classes lie further apart under attack than on clean images (AT: gap under PGD - clean gap)",
+        "the classes lie further apart under attack than on clean images "
+        "(AT: gap under PGD - clean gap)",
         "gap",
         "greater",
         0.05,

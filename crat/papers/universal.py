@@ -1,4 +1,4 @@
-"""Notebook 07: Benz et al. 2021, what the abstract says of universal perturbations and of training against them."""
+"""Notebook 07: Benz et al. 2021, the abstract on universal perturbations and training."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ LIVE = ("live",)  # the network itself is used
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """Notebook 07: a live training against one perturbation a class, then the four trainings that are compared."""
+    """A live training against one perturbation a class, then the four that are compared."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
     return {"live": live(profile_name, seed, selection)} | evidence
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """Class-wise universal adversarial training, trained in the notebook. Laptop: what figures/laptop shows."""
+    """Class-wise universal adversarial training; in laptop what figures/laptop shows."""
     base = shown_live(profile_name, selection)
     if profile_name == "laptop":
         base = base_of("quick", selection)
@@ -44,7 +44,7 @@ def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "standard-s0" ... "class-wise universal AT-s2", of the sweeps; "AT-s0" ..., the control."""
+    """Keys "standard-s0", "class-wise universal AT-s0" ...; the control "AT-s0" ..."""
     base = sweep(profile_name, selection)
     runs: Runs = {}
     for name, changes in COMPARED.items():
@@ -67,13 +67,15 @@ CLASS_WISE, ONE = "training against one perturbation a class", "training against
 
 CLAIMS = {
     "unequal": _claim(
-        "of the images that a single perturbation fools, more than their share lie in the three classes that it fools "
+        "of the images that a single perturbation fools, more than their share lie in the three "
+        "classes that it fools "
         "most on other images (undefended network)",
         "share",
         smallest=0.05,
     ),
     "spread": _claim(
-        "under a single perturbation the classes lie further apart than on clean images (undefended network, sd)",
+        "under a single perturbation the classes lie further apart than on clean images "
+        "(undefended network, sd)",
         "spread",
         EQUAL,
         0.005,
