@@ -22,8 +22,13 @@ from typing import TYPE_CHECKING, Any
 import crat
 from crat import notebook, store
 from crat.children import Child
+<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
 from crat.config import RunConfig
 from crat.data.files import data_home
+=======
+from crat.config import RunConfig, Selection
+from crat.originals import data_home
+>>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
 from crat.store.lease import Lease
 
 if TYPE_CHECKING:  # torch takes seconds to import, which a worker of a cluster need not
@@ -99,7 +104,7 @@ class Job:
 
     @property
     def number(self) -> str:
-        """By which plans.PLANS knows it."""
+        """By which papers.PLANS knows it."""
         return self.notebook.stem[:2]
 
     @property
@@ -241,13 +246,12 @@ def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], aga
     is part of.
     """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    from crat import plans
+    from crat import papers
 
-    plan = plans.PLANS.get(path.stem[:2])
+    plan = papers.PLANS.get(path.stem[:2])
     seed = parameters.get("seed", notebook.declared(path).get("seed", 0))
-    # notebook 01's plan knows others
-    data = {"data": parameters["data"]} if parameters.get("data") else {}
-    runs = plan(profile, seed, **data) if plan else {}
+    selection = Selection.read(parameters.get("data", ""), parameters.get("seeds", "0 1 2"))
+    runs = plan(profile, seed, selection) if plan else {}
     made_from = {
         "notebook": store.digest([(cell["cell_type"], "".join(cell["source"])) for cell in cells]),
         "parameters": parameters,
@@ -281,7 +285,7 @@ def entries(jobs: Iterable[Job], quick: bool) -> list[Entry]:
     profile they are tasks.
     """
     from crat.device import pick_device
-    from crat.plans import LIVE
+    from crat.papers import LIVE
     from crat.training.run import Run
 
     device = pick_device()

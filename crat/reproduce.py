@@ -19,7 +19,11 @@ from tqdm import tqdm
 
 from crat import batch, store
 from crat.batch import ROOT, Entry, Job
+<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
 from crat.config import PROFILES, ConfigError, Selection
+=======
+from crat.config import PROFILES, ConfigError
+>>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
 from crat.executors import Local, Place, perform, shown
 from crat.names import did_you_mean, one_of
 from crat.notebook import NotebookError
@@ -164,8 +168,7 @@ class Recomputation:
         """
         home = store.home().absolute() / "recomputed"
         chosen = {path.stem: parameters for path, parameters in given.items()}
-        by_environment = [os.environ.get(name) or "" for name in ("CRAT_DATA_SET", "CRAT_SEEDS")]
-        marker = home / f"unfinished-{store.digest([profile, chosen, by_environment])}"
+        marker = home / f"unfinished-{store.digest([profile, chosen])}"
         return cls(
             home, marker, marker.read_text() if marker.exists() else datetime.now().isoformat()
         )
@@ -200,10 +203,17 @@ class Recomputation:
         store.write_text(self.marker, self.began)
 
 
+<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
 def _refuse_what_is_not_heeded(jobs: Sequence[Job], selection: Selection) -> None:
     """Another data set and other seeds must reach every run that is planned."""
     data, seeds = selection.data, set(selection.seeds)
+=======
+def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
+    """Another data set and other seeds (config.Selection) must reach every run that is planned."""
+>>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
     for job in jobs:
+        data = job.parameters.get("data", "")
+        seeds = set(map(int, job.parameters.get("seeds", "").split()))
         stray = {config.data.name for config in job.runs.values()} - {data}
         if data and stray:
             raise ConfigError(
@@ -213,7 +223,11 @@ def _refuse_what_is_not_heeded(jobs: Sequence[Job], selection: Selection) -> Non
             0,
             job.parameters.get("seed", 0),
         }
+<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
         if selection.seeds != Selection.seeds and used - seeds:
+=======
+        if seeds and used - seeds:
+>>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
             raise ConfigError(
                 f"--seeds: {job.name} has runs of the seeds "
                 f"{', '.join(map(str, sorted(used - seeds)))}"

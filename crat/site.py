@@ -29,7 +29,7 @@ from crat import store
 from crat.config import PROFILES
 from crat.config import profile as base_run
 from crat.names import one_of
-from crat.plans.common import evidence
+from crat.papers.common import evidence_profile
 
 ROOT = Path(crat.__file__).parents[1]
 SAVED = re.compile(r'plots\.save\(.*"(\w+)"\)')
@@ -161,7 +161,7 @@ def _first_page(pages: list[Page], profile: str, docs: list[str]) -> str:
     """docs/site/index.md.jinja, filled in."""
     import jinja2
 
-    from crat import leaderboard
+    from crat.papers import leaderboard
 
     templates = jinja2.FileSystemLoader(ROOT / "docs" / "site")
     environment = jinja2.Environment(
@@ -169,7 +169,7 @@ def _first_page(pages: list[Page], profile: str, docs: list[str]) -> str:
     )
     return environment.get_template("index.md.jinja").render(
         profile=profile,
-        evidence=evidence(profile),
+        evidence=evidence_profile(profile),
         claims=_claims(pages, profile),
         verdicts=VERDICTS,
         board=leaderboard.leaderboard(profile).to_dict("records"),
@@ -279,7 +279,7 @@ def _claims(pages: list[Page], profile: str) -> list[dict[str, Any]]:
     """
     from crat.analysis import claims
 
-    published = ROOT / "results" / base_run(evidence(profile)).data.name
+    published = ROOT / "results" / base_run(evidence_profile(profile)).data.name
     rows = []
     for page in pages:
         own, shared = page.folder / "claims.json", published / f"claims_{page.stem[:2]}.json"

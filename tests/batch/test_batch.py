@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 import yaml
+from crat.plans import PLANS
 from nbformat.v4 import new_code_cell, new_notebook
 
 from crat import batch, cli, plans, reproduce, store
@@ -17,7 +18,6 @@ from crat.config import ConfigError, chosen_seeds, profile
 from crat.executors import Local, perform
 from crat.notebook import NotebookError, declared
 from crat.parameters import choose_parameters
-from crat.plans import PLANS
 
 pytestmark = pytest.mark.usefixtures("own_store")
 
