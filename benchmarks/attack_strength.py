@@ -31,17 +31,11 @@ from attack_libraries import LIBRARIES, SETTINGS, size, survivors
 from torch import Tensor, nn
 
 import crat
-<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
-from crat import data, plans, store
+from crat import data, store
 from crat.attacks.judge import REVISION
 from crat.config import number
 from crat.nets import models
-=======
-from crat import data, models, store
-from crat.attacks.judge import REVISION
-from crat.config import number
 from crat.papers.tian2021 import evidence_runs
->>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
 from crat.training.run import Run
 
 HERE = Path(__file__).resolve().parent

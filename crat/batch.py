@@ -22,13 +22,8 @@ from typing import TYPE_CHECKING, Any
 import crat
 from crat import notebook, store
 from crat.children import Child
-<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
 from crat.config import RunConfig
 from crat.data.files import data_home
-=======
-from crat.config import RunConfig, Selection
-from crat.originals import data_home
->>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
 from crat.store.lease import Lease
 
 if TYPE_CHECKING:  # torch takes seconds to import, which a worker of a cluster need not

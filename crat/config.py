@@ -6,11 +6,7 @@ different numbers, and a card that says 0.0313725 helps nobody. `number("8/255")
 
 from __future__ import annotations
 
-<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
-import os
 from collections.abc import Collection, Iterator, Mapping
-=======
->>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any

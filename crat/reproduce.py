@@ -19,11 +19,7 @@ from tqdm import tqdm
 
 from crat import batch, store
 from crat.batch import ROOT, Entry, Job
-<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
 from crat.config import PROFILES, ConfigError, Selection
-=======
-from crat.config import PROFILES, ConfigError
->>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
 from crat.executors import Local, Place, perform, shown
 from crat.names import did_you_mean, one_of
 from crat.notebook import NotebookError
@@ -203,14 +199,9 @@ class Recomputation:
         store.write_text(self.marker, self.began)
 
 
-<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
 def _refuse_what_is_not_heeded(jobs: Sequence[Job], selection: Selection) -> None:
     """Another data set and other seeds must reach every run that is planned."""
     data, seeds = selection.data, set(selection.seeds)
-=======
-def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
-    """Another data set and other seeds (config.Selection) must reach every run that is planned."""
->>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
     for job in jobs:
         data = job.parameters.get("data", "")
         seeds = set(map(int, job.parameters.get("seeds", "").split()))
@@ -223,11 +214,7 @@ def _refuse_what_is_not_heeded(jobs: Sequence[Job]) -> None:
             0,
             job.parameters.get("seed", 0),
         }
-<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
         if selection.seeds != Selection.seeds and used - seeds:
-=======
-        if seeds and used - seeds:
->>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
             raise ConfigError(
                 f"--seeds: {job.name} has runs of the seeds "
                 f"{', '.join(map(str, sorted(used - seeds)))}"

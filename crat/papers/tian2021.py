@@ -5,10 +5,9 @@ The claims are those of the paper's abstract, and of its predecessor's (ICLR 202
 
 from __future__ import annotations
 
-from typing import Any
-
 from crat.analysis.claims import Claim
 from crat.config import ConfigError, RunConfig, Selection, profile
+from crat.data.registry import DATASETS
 from crat.defenses import preset
 from crat.papers.common import (
     EMA,
@@ -22,36 +21,6 @@ from crat.papers.common import (
 )
 
 TRAINED = ("standard", "pgd_at", "trades")
-# Class removal: the top confuser of each of the two hardest classes, and a dissimilar class as
-# control. A plan must know them before anything is trained. Fashion-MNIST's were chosen on
-# validation images; the others are what is known of these images, and the notebook leaves out those
-# that its own validation images do not choose.
-REMOVED: dict[str, tuple[int, ...]] = {
-    "fashion_mnist": (0, 4, 9),  # T-shirt, coat; ankle boot
-    "cifar10": (3, 5, 1),  # cat, dog; automobile
-    "stl10": (3, 5, 2),  # cat, dog; car
-    "mnist": (4, 9, 0),
-}
-# training images of the smallest class
-SMALLEST = {
-    "fashion_mnist_mini": 800,
-    "mnist": 5421,
-    "fashion_mnist": 6000,
-    "cifar10": 5000,
-    "cifar100": 500,
-    "svhn": 4659,
-    "stl10": 500,
-    "tiny_imagenet": 500,
-}
-# network and schedule of the paper profile where CIFAR-10's do not fit; ours, as the paper's own
-# were not seen
-PAPER: dict[str, dict[str, Any]] = {
-    "mnist": {"model": "mnist_small_cnn", "epochs": 100, "lr": 0.01},
-    "svhn": {"lr": 0.01},
-    "stl10": {"model": "resnet18", "epochs": 100},
-}
-
-
 FORMS = ("weight",)  # forms of the lift of the most vulnerable class in training, which is ours
 
 
@@ -77,7 +46,7 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     runs: Runs = {}
     for method in TRAINED:
         runs |= seeded(method, base.but(defense=method), selection.seeds)
-    for k in REMOVED.get(base.data.name, ()):
+    for k in DATASETS[base.data.name].removed_classes:
         runs[f"without-{k}-s0"] = base.but(defense="pgd_at", drop_classes=(k,))
     runs |= seeded("AT", short.but(**preset("pgd_at")), selection.seeds)
     for form in FORMS:
@@ -97,11 +66,12 @@ def fitted(base: RunConfig, profile_name: str) -> RunConfig:
             "imagenet is not trained here: "
             "`crat audit module:function --data imagenet` judges a model"
         )
-    valid = min(data.valid_per_class, SMALLEST[data.name] // 5)
+    spec = DATASETS[data.name]
+    valid = min(data.valid_per_class, spec.smallest_class // 5)
     train = data.train_per_class
     if train is not None:
-        train = min(train, SMALLEST[data.name] - valid)
-    own = PAPER.get(data.name, {}) if profile_name == "paper" else {}
+        train = min(train, spec.smallest_class - valid)
+    own = spec.paper_settings if profile_name == "paper" else {}
     return base.but(train_per_class=train, valid_per_class=valid, **own)
 
 

@@ -27,11 +27,7 @@ from crat.store import Store
 from crat.store.lease import Lease, held
 from crat.training.averaging import make_average, make_gate
 from crat.training.awp import perturbed
-<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
 from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, write_card
-=======
-from crat.training.checkpoint import restore, save, write_card
->>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
 from crat.training.progress import Progress, dated, tell
 from crat.training.run import Run, build_model, first_per_class, history_rows, unread
 from crat.training.schedules import learning_rate

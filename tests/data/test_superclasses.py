@@ -11,24 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
-from crat import data, plans, plots
+from crat import data, plots
 from crat.analysis import metrics
-from crat.config import PROTOCOLS, ConfigError, profile
+from crat.config import PROTOCOLS, ConfigError, Selection, profile
 from crat.data import superclasses
 from crat.data.registry import DATASETS
 from crat.nets import models
 from crat.outcomes.cache import Outcomes
-=======
-from crat import data, models, plots, superclasses
-from crat.analysis import metrics
-from crat.config import PROTOCOLS, ConfigError, Selection, profile
-from crat.originals import CLASSES, SHAPES
-from crat.outcomes.cache import Outcomes
 from crat.papers.common import sweep
 from crat.papers.evidence import Evidence
-from crat.papers.tian2021 import REMOVED, SMALLEST, TRAINED, plan
->>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
+from crat.papers.tian2021 import TRAINED, plan
 from crat.plots import methods as plots_methods
 from crat.training.run import Run
 
@@ -115,28 +107,13 @@ def test_the_plan_of_each_data_set_can_be_trained(chosen, name):
     with torch.no_grad():
         assert network(torch.zeros(2, *shape)).shape == (2, n_classes)
     assert runs["live"].train.seed == 3
-    removed = {f"without-{c}-s0" for c in REMOVED.get(name, ())}
+    removed = {f"without-{c}-s0" for c in DATASETS[name].removed_classes}
     assert removed == {key for key in runs if key.startswith("without")}
     assert {f"{m}-s{s}" for m in TRAINED for s in (0, 1, 2)} <= runs.keys()
 
 
 def test_a_data_set_by_its_name_is_the_same_runs_on_it():
     for chosen in ("quick", "laptop"):
-<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
-        named, usual = (plans.tian2021(chosen, 0, name) for name in ("fashion_mnist", ""))
-        named.pop("live"), usual.pop("live")
-        assert named == usual
-    assert plans.tian2021("paper", 0, "cifar10") == plans.tian2021("paper", 0)
-    laptop = plans.tian2021("laptop", 0)
-    assert laptop["pgd_at-s1"] == profile("laptop").but(
-        defense="pgd_at", seed=1
-    )  # nothing of it is changed
-    assert laptop["AT-s0"] == plans.sweep("laptop").but(defense="pgd_at")
-    shipped = plans.tian2021("quick", 0, "fashion_mnist_mini")
-    assert shipped["pgd_at-s0"] == profile("quick").but(
-        defense="pgd_at"
-    )  # nothing is published: its own settings
-=======
         named, usual = plan(chosen, 0, Selection("fashion_mnist")), plan(chosen)
         main = {key for key in usual if key.startswith((*TRAINED, "without"))}
         assert {key: named[key] for key in main} == {key: usual[key] for key in main}
@@ -150,7 +127,6 @@ def test_a_data_set_by_its_name_is_the_same_runs_on_it():
     shipped = plan("quick", 0, Selection("fashion_mnist_mini"))
     # nothing is published: its own settings
     assert shipped["pgd_at-s0"] == profile("quick").but(defense="pgd_at")
->>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
 
 
 def test_what_cannot_be_trained_says_so(tmp_path, monkeypatch):
@@ -197,18 +173,8 @@ def test_the_cells_of_the_notebook_on_a_hundred_classes(tmp_path, monkeypatch, c
         "np": np,
         "pd": pd,
     }
-<<<<<<< 15fe1ff0c741008a3038b6cbf6dc8e0e1bf5a54e
-    given_names |= {
-        "plots": plots,
-        "metrics": metrics,
-        "plans": plans,
-        "superclasses": superclasses,
-    }
-    cell = given_names | {"y": seen["pgd_at-s0"].y, "names": DATASETS["cifar100"].classes}
-=======
     cell |= {"plots": plots, "metrics": metrics, "superclasses": superclasses}
-    cell |= {"y": seen["pgd_at-s0"].y, "names": CLASSES["cifar100"]}
->>>>>>> b4341d0314e7a7602151b6d6e7a86baae61218ed
+    cell |= {"y": seen["pgd_at-s0"].y, "names": DATASETS["cifar100"].classes}
     for source in sources:
         exec(source, cell)
     plots.plt.close("all")
