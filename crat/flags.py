@@ -136,6 +136,7 @@ def train_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--max-minutes", type=float, help="stop at the end of the epoch in which they have passed")
     sub.add_argument("--progress", help="bar | line | none (default: bar in a terminal, else line)")
     sub.add_argument("--preset", help="whose settings of the method: paper | released | crat (default)")
+    sub.add_argument("--beta", type=float, metavar="X", default=argparse.SUPPRESS, help="short for --options beta=X")
     for part, setting, name in settings():
         values = [str(getattr(getattr(profile(p), part), setting.name)).replace("None", "its own") for p in PROFILES]
         text = values[0] if len(set(values)) == 1 else ", ".join(map(" ".join, zip(PROFILES, values, strict=True)))
@@ -207,18 +208,13 @@ def _typed(value: Any) -> str:
 
 def asked_for(a: Namespace) -> RunConfig:
     """The config that the flags ask for: the profile or recipe, then the preset, then what is given by hand."""
-    names = {name for _, _, name in settings()}
+    names = {name for _, _, name in settings()} | {"beta"}
     given = {name: value for name, value in vars(a).items() if name in names}
     config = recipe(a.recipe) if a.recipe else profile(a.profile)
     if a.preset or "defense" in given:
-        from crat.defenses import DEFENSES, method_named, preset
+        from crat.defenses import DEFENSES, preset
 
         given["defense"] = defense = one_of("defense", given.get("defense", config.train.defense), DEFENSES)
         chosen = dict(given.pop("options", ()))
-        if method_named(defense).options().get("beta", c.TrainConfig.beta) != c.TrainConfig.beta and "beta" in given:
-            chosen["beta"] = given.pop("beta")  # a method whose own default is another takes it as an option
-        changes = preset(defense, a.preset or "crat", **chosen)
-        if "beta" in given:  # by hand, it goes before a preset's
-            changes["options"].pop("beta", None)
-        config = config.but(**changes)
+        config = config.but(**preset(defense, a.preset or "crat", **chosen))
     return config.but(**given)

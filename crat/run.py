@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crat import data, identity, models, store
-from crat.config import ConfigError, RunConfig, TrainConfig, different_from_default
+from crat.config import ConfigError, RunConfig, different_from_default
 from crat.defenses import DEFENSES, ClassStats, make_defense
 from crat.device import pick_device, pick_dtype
 from crat.identity import Identity
@@ -151,8 +151,6 @@ def _canonical(config: RunConfig) -> tuple[RunConfig, int]:
         model = replace(model, extra_outputs=defense.extra_outputs)
     default = defense.options()
     given = {name: getattr(defense, name) for name, _ in train.options}
-    if default.get("beta") == TrainConfig.beta:  # then the run's beta is the method's: one place for it
-        train = replace(train, beta=given.pop("beta", train.beta))
     options = tuple((name, value) for name, value in given.items() if value != default[name])
     return replace(config, model=model, train=replace(train, options=options)), defense.revision
 

@@ -48,7 +48,7 @@ def test_flags_choose_options_and_presets():
     assert train.options == (("base", "trades"), ("ccm", False), ("lambda_1", 1))
     assert train.average == "fawa"  # the crat preset's
     assert asked("--preset released").train.epochs == 200  # of the profile's own method
-    assert asked("--defense mart --preset released --beta 3").train.beta == 3.0
+    assert asked("--defense mart --preset released --beta 3").train.options == (("beta", 3.0),)
     assert asked("--defense frl --beta 6").train.options == (("beta", 6.0),)
     assert asked("--recipe fast --seed 2").but(seed=0) == recipes.recipe("fast")
     with pytest.raises(ConfigError, match="unknown preset 'papr'"):

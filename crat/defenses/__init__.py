@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import Field, fields
+from math import inf
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from crat.attacks import PGD
 from crat.config import ConfigError, RunConfig, TrainConfig, number
 from crat.defenses.alp import ALP
 from crat.defenses.at_bsl import ATBSL
-from crat.defenses.base import Defense, Row, Task, Words
+from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.bat import BAT
 from crat.defenses.cfa import CFA
 from crat.defenses.cfol import CFOL
@@ -81,10 +82,9 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
     start, mode = method.crafting(**given)
     mode = mode if config.batch_norm == "auto" else config.batch_norm
     attack = PGD(number(config.eps), number(config.step_size), config.steps, start=start, batch_norm=mode)
-    if "beta" in own and own["beta"] != TrainConfig.beta != config.beta:
-        raise ConfigError(f"{config.defense} has a beta of its own, {own['beta']}: change it by options")
-    common = {"beta": config.beta} if own.get("beta") == TrainConfig.beta else {}
-    defense = method(attack, **common | given)
+    if "beta" in given:
+        checked(f"beta of {config.defense}", given["beta"], lambda b: 0 <= b < inf, "at least 0 and finite")
+    defense = method(attack, **given)
     if config.awp and given.get("overwrites"):
         raise ConfigError("overwrites and awp both move the weights of the head in one step: choose one")
     defense.prepare(Task(torch.ones(task)) if isinstance(task, int) else task)
