@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import crat
 from crat import data, metrics, probes, store
-from crat.attacks import FGSM, Attack, AutoAttack, Square, checks, cw
-from crat.attacks.judge import as_images
+from crat.attacks import FGSM, Attack, AutoAttack, Square, cw
+from crat.attacks.door import as_images, check_square
 from crat.attacks.search import SearchWarning
 from crat.attacks.threat import NORMS
 from crat.config import DATASETS, DTYPES, PROTOCOLS, ConfigError, as_written, number
@@ -183,7 +183,7 @@ def _masked(found: Outcomes) -> list[str]:
     with noted() as lines:
         for name, broken_by in found.broken_by.items():
             if name == "AA":
-                checks.check_square(int((broken_by == "square").sum()), len(broken_by))
+                check_square(int((broken_by == "square").sum()), len(broken_by))
     return lines
 
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from crat import data, models
 from crat.attacks import PGD, frozen
-from crat.attacks.judge import as_images, attacked_logits
+from crat.attacks.door import as_images
+from crat.attacks.judge import attacked_logits
 from crat.attacks.logits import finite_logits
 from crat.attacks.threat import size
 from crat.config import ConfigError, ModelConfig, number

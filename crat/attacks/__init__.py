@@ -3,10 +3,10 @@
 from crat.attacks.apgd import APGD
 from crat.attacks.autoattack import AutoAttack
 from crat.attacks.decision import Decision, LogitBias
+from crat.attacks.door import Attack, Broken, RobustnessWarning
 from crat.attacks.fab import FAB
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import FGSM, MIFGSM, PGD, Attack, cw, temperature_pgd
-from crat.attacks.hunt import Broken
+from crat.attacks.gradient import FGSM, MIFGSM, PGD, cw, temperature_pgd
 from crat.attacks.minimal import CWL2, DeepFool, minimal_radius
 from crat.attacks.noise import PerImage
 from crat.attacks.objectives import DLR, CrossEntropy, KLFrom, Margin, Objective, PlainCrossEntropy, TargetedDLR, Toward
@@ -16,7 +16,8 @@ from crat.attacks.universal import Universal, apply_universal, fit_universal, fo
 
 __all__ = [
     "APGD", "CWL2", "DLR", "FAB", "FGSM", "MIFGSM", "PGD", "Attack", "AutoAttack", "Broken", "CrossEntropy",
-    "Decision", "DeepFool", "KLFrom", "LogitBias", "Margin", "Objective", "PerImage", "PlainCrossEntropy", "Square",
+    "Decision", "DeepFool", "KLFrom", "LogitBias", "Margin", "Objective", "PerImage", "PlainCrossEntropy",
+    "RobustnessWarning", "Square",
     "TargetedDLR", "Toward", "Universal",
     "apply_universal", "cw", "fit_universal", "fooling_rates", "frozen", "minimal_radius", "temperature_pgd",
     "transfer",

@@ -7,7 +7,7 @@ its best point and halves its step. In L1 a step moves few coordinates, and how 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import ceil
@@ -15,18 +15,18 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from crat.attacks.door import check_radius, checked
-from crat.attacks.gradient import forward_backward, one_of
-from crat.attacks.hunt import Hunt, Run, hunted
-from crat.attacks.noise import PerImage, Source, normal, uniform
+from crat.attacks.door import check_radius
+from crat.attacks.gradient import forward_backward
+from crat.attacks.hunt import Hunt, Hunted, Run, State
+from crat.attacks.noise import PerImage, normal, uniform
 from crat.attacks.objectives import DLR, CrossEntropy, Objective, TargetedDLR, Toward, full, other_logits
-from crat.attacks.threat import NORMS, Budget, ascent_direction, over_images, project, size
+from crat.attacks.threat import NORMS, ascent_direction, one_of, over_images, project, size
 
 LOSSES = ("ce", "dlr")
 
 
 @dataclass(frozen=True)
-class APGD:
+class APGD(Hunted):
     """AutoPGD. Call it: `APGD(8 / 255)(model, x, y) -> x_adv`.
 
     eps: radius in units of [0, 1]; at call time also an (N,) tensor. norm: "Linf", "L2" or "L1".
@@ -70,21 +70,9 @@ class APGD:
         if self.larger_radii and self.norm != "L1":
             raise ValueError(f"larger_radii is for the norm L1, not {self.norm}")
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        eps: Budget | None = None,
-        generator: Source = None,
-        target: Tensor | None = None,
-        judge: nn.Module | None = None,
-    ) -> Tensor:
-        """Adversarial images of the shape of x; where none was found, the point of the largest objective."""
-        return hunted(self, model, x, y, eps=eps, generator=generator, target=target, judge=judge)
-
-    __call__ = checked(perturb)
+    def towards_the_nearest(self, n_classes: int) -> APGD:
+        """The DLR loss instead of the cross-entropy; of two classes the nearest is the only other one."""
+        return replace(self, loss="dlr") if self.loss == "ce" and n_classes > 2 else self
 
     def runs(self, n_classes: int) -> Iterator[Run]:
         """One run a restart, or a target and restart."""
@@ -182,8 +170,8 @@ def random_start(x: Tensor, eps: Tensor, norm: str, noise: PerImage) -> Tensor:
     return (x + eps * draw / over_images(size(draw, norm).clamp_min(torch.finfo(x.dtype).tiny), x)).clamp_(0, 1)
 
 
-class Climb:
-    """Where the climbs of n images stand, for L-inf and L2. Each tensor's first index is the image: all can be taken.
+class Climb(State):
+    """Where the climbs of n images stand, for L-inf and L2.
 
     start: (n, C, H, W), in the ball of radius eps (n, 1, 1, 1) around x and in the box; target: (n,) or None.
     """
@@ -199,10 +187,6 @@ class Climb:
         self.value, self.best_value, self.claim_value, self.checked_value = -lowest, lowest, lowest, lowest
         self.rises = torch.zeros_like(lowest)
         self.found = self.halved = torch.zeros_like(lowest, dtype=torch.bool)
-
-    def take(self, keep: Tensor) -> None:
-        """Goes on with the images at `keep` (m,)."""
-        vars(self).update({name: state[keep] for name, state in vars(self).items() if isinstance(state, Tensor)})
 
     def arrive(self, gradient: Tensor, value: Tensor, hit: Tensor) -> None:
         """What was seen at `here`: the gradient, the objective (n,), and whether the goal is reached (n,)."""

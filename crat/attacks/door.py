@@ -1,4 +1,4 @@
-"""The door of every attack: what comes in is checked once, what the model answers on the way is watched.
+"""The face of every attack, and its door: what comes in is checked once, what the model answers is watched.
 
 An attack that is fed something else than it was made for does not fail, it finds nothing, and every image then looks
 robust. So whatever would make it weak without a sound is refused here in one line. Inside nobody checks again.
@@ -6,22 +6,120 @@ robust. So whatever would make it weak without a sound is refused here in one li
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from math import inf, sqrt
 from numbers import Real
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from crat.attacks.checks import ZERO_GRADIENT, warn
-from crat.attacks.logits import NO_GRADIENT, AttackError, answer_of, not_finite, spoilt
-from crat.attacks.threat import NORMS, size
+from crat.attacks.logits import NO_GRADIENT, AttackError, answer_of, finite_logits, not_finite, spoilt
+from crat.attacks.noise import Source
+from crat.attacks.threat import NORMS, Budget, size
 
+REPEATS, MOVED = 5, 1e-4  # forward passes, and how far normalised logits may differ between them
+PROBABILITY = 1e-5
+SQUARE_SHARE = 0.002  # of all images
+ZERO_GRADIENT = "some images have a zero gradient: gradient-based attacks may overrate the robustness"
 ROUNDING = 1e-5  # how far an image may leave [0, 1]: what float arithmetic does to the ends
 Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+class Broken(NamedTuple):
+    """What a battery did: x_adv (N, C, H, W), the clean image where none broke it, and by which attack.
+
+    broken_by: (N,) int8, -1 where the image survived, else the place in `names`; 0 is "clean": wrong from the start.
+    """
+
+    x_adv: Tensor
+    broken_by: Tensor
+    names: tuple[str, ...]
+
+
+class Made(NamedTuple):
+    """What an attack made of a batch: x_adv (N, C, H, W), and of a battery what broke each image and its verdicts.
+
+    broken_by: (N,) int8 as in `Broken`; logits: (N, K) float32, those of the judging model by which it decided.
+    """
+
+    x_adv: Tensor
+    broken_by: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Attack:
+    """The face of every attack: images in, adversarial images of the same shape out.
+
+    An attack is a frozen dataclass that inherits this face. What it does not set has the defaults below; eps and
+    step_size, radius and step in units of [0, 1], are fields where it has them. Its repr names it in cards and keys.
+    """
+
+    norm: str = "Linf"
+    steps: int = 1  # passes forward and backward a call: what an attack costs
+    batch_norm: str = "eval"  # in another mode images of a batch meet, so that an outcome is not the image's own
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of a battery: what the numbers of `broken_by` stand for."""
+        return ()
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, eps: Budget | None = None, generator: Source = None
+    ) -> Any:
+        """x (N, C, H, W) in [0, 1], y (N,) int64 -> x_adv, or `Broken` of a battery.
+
+        eps: a number or (N,), instead of the attack's own; generator draws what is random. Raises AttackError on what
+        cannot be attacked.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say how it is called")
+
+    def make(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: Source, judge: nn.Module) -> Made:
+        """A call whose result is checked. judge: the model that decides, which is for attacks that pass verdicts."""
+        return self._made(self(model, x, y, generator=generator), x)
+
+    def _made(self, found: Any, x: Tensor) -> Made:
+        images, broken_by = found[:2] if isinstance(found, Broken) else (found, None)
+        return Made(check_made(images, x, self), broken_by)
+
+    def setting(self, name: str) -> Any:
+        """A field that not every attack has, such as "eps" or "step_size"; None where it has none."""
+        return vars(self).get(name)
+
+    def within(self, eps: Tensor) -> dict[str, Tensor]:
+        """The settings of a call within another eps (N,); raises ValueError where the step cannot follow."""
+        if self.setting("step_size") is not None:
+            raise ValueError(f"the step_size of {self!r} does not follow eps: leave it None, or use PGD")
+        return {"eps": eps}
+
+    def towards_the_nearest(self, n_classes: int) -> Any:
+        """This attack, but ascending towards the nearest class where by default it ascends towards all at once."""
+        return self
+
+
+class Another(Attack):
+    """Somebody else's callable as an attack, with those of the attributes that it has."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+        for name in ("eps", "step_size", "norm", "steps", "batch_norm"):
+            if hasattr(call, name):
+                setattr(self, name, getattr(call, name))
+
+    def __repr__(self) -> str:
+        return repr(self.call)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Any:
+        """As the callable is called."""
+        return self.call(model, x, y, **settings)
+
+
+def as_attack(attack: Any) -> Attack:
+    """The attack itself; anything else that is called like one, with the face of one."""
+    return attack if isinstance(attack, Attack) else Another(attack)
 
 
 def checked(perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack, x: x.clone()) -> Call:
@@ -52,19 +150,18 @@ def checked(perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack
 
 
 def admitted(
-    attack: Any, model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """x without its history, y and the target as int64; raises AttackError on what cannot be attacked."""
     check_model(model)
     x, y, target = check_images(x), check_labels(y, x), settings.get("target")
     if target is not None:
         settings = settings | {"target": check_labels(target, x, "targets")}
-    norm = getattr(attack, "norm", "L2" if type(attack).__name__ == "CWL2" else "Linf")
     for name in ("eps", "step_size"):
         value = settings.get(name)
-        value = getattr(attack, name, None) if value is None else value
+        value = attack.setting(name) if value is None else value
         if value is not None:
-            check_radius(value, norm, x, name)
+            check_radius(value, attack.norm, x, name)
     return x, y, settings
 
 
@@ -96,6 +193,13 @@ def as_tensor(x: Any) -> Tensor:
         kind = "a number" if isinstance(x, Tensor) else type(x).__name__
         raise AttackError(f"images are a torch.Tensor of shape (N, C, H, W), not {kind}")
     return x
+
+
+def as_images(x: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1], channels last in memory; floats pass through."""
+    if x.dtype == torch.uint8:
+        x = x.float().div_(255)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def check_images(x: Any) -> Tensor:
@@ -151,7 +255,7 @@ def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "ep
         raise AttackError(f"{what} in {norm} is {room} for images in [0, 1], not {high if low >= 0 else low:g}{hint}")
 
 
-def check_made(made: Any, x: Tensor, attack: Any) -> Tensor:
+def check_made(made: Any, x: Tensor, attack: Attack) -> Tensor:
     """What an attack made of the images x; raises AttackError where it is no such batch, or lies outside the ball.
 
     The ball is known where the attack has a number eps; its norm is L-inf unless it says another.
@@ -160,7 +264,7 @@ def check_made(made: Any, x: Tensor, attack: Any) -> Tensor:
         what = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
         raise AttackError(f"the attack gives {what} for images of shape {tuple(x.shape)}")
     made = check_images(made)
-    eps, norm = getattr(attack, "eps", None), getattr(attack, "norm", "Linf")
+    eps, norm = attack.setting("eps"), attack.norm
     if isinstance(eps, Real) and norm in NORMS:
         farthest = float(size(made.float() - x.float(), norm).max())
         if farthest > 1.001 * float(eps) + ROUNDING * (1 if norm == "Linf" else x[0].numel() ** 0.5):
@@ -247,3 +351,42 @@ class Watched(nn.Module):
             raise AttackError(not_finite(logits, len(self.labels)))
         if unmoved and self.looked:
             warn(ZERO_GRADIENT)
+
+
+class RobustnessWarning(UserWarning):
+    """An evaluation whose robust accuracy may be too high."""
+
+
+def warn(text: str) -> None:
+    """One line; the same line is shown once."""
+    warnings.warn(text, RobustnessWarning, stacklevel=3)
+
+
+def check_outputs(model: nn.Module, x: Tensor, randomised: bool = False) -> None:
+    """Before: outputs that differ from pass to pass (unless `randomised` is expected), probabilities for logits.
+
+    x: (N, C, H, W), a few images; the model is frozen.
+    """
+    logits = finite_logits(model, x)
+    unit = torch.nn.functional.normalize(logits, dim=1)
+    again = (torch.nn.functional.normalize(finite_logits(model, x), dim=1) for _ in range(REPEATS - 1))
+    if not randomised and any((unit - other).norm(dim=1).max() > MOVED for other in again):
+        warn('the outputs are random: AutoAttack version="rand" averages gradients over them')
+    inside = logits.min() > -PROBABILITY and logits.max() < 1 + PROBABILITY
+    if inside and ((logits.sum(1) - 1).abs() < PROBABILITY).all():
+        warn("the outputs look like probabilities: attacks need the logits before the softmax")
+
+
+def check_gradients(gradient: Tensor) -> None:
+    """Before: images whose gradient is zero everywhere; gradient-based attacks cannot move them."""
+    if (gradient.flatten(1).abs().amax(1) == 0).any():
+        warn(ZERO_GRADIENT)
+
+
+def check_square(by_square: int, images: int) -> None:
+    """After: black-box queries broke what gradients did not, which points at masked gradients."""
+    if by_square > SQUARE_SHARE * images:
+        warn(
+            f"Square broke {by_square} of {images} images that gradient-based attacks left: gradients may be masked; "
+            "run Square with more queries, or an adaptive attack"
+        )

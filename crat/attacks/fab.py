@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from crat.attacks.door import check_radius, checked
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward, one_of
-from crat.attacks.hunt import Hunt, Run, hunted
+from crat.attacks.gradient import forward_backward
+from crat.attacks.hunt import Hunt, Hunted, Run, State
 from crat.attacks.hyperplane import to_hyperplane
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage, Source, source
 from crat.attacks.objectives import Margin, Toward, full, other_logits, true_logit
-from crat.attacks.threat import NORMS, Budget, budget, over_images, project, size
+from crat.attacks.threat import NORMS, budget, one_of, over_images, project, size
 from crat.device import exact
 
 DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
@@ -39,8 +39,23 @@ class Boundary(NamedTuple):
     logits: Tensor
 
 
+@dataclass
+class Walk(State):
+    """Where the searches of n images stand."""
+
+    x: Tensor
+    y: Tensor
+    goal: Tensor  # the class that is aimed at, (n,)
+    eps: Tensor
+    at: Tensor  # the point, (n, C, H, W)
+    best: Tensor  # the nearest adversarial point so far
+    least: Tensor  # and its distance, (n,), inf where there is none
+    seen: Tensor  # the point whose logits are known
+    logits: Tensor  # those, (n, K)
+
+
 @dataclass(frozen=True)
-class FAB:
+class FAB(Hunted):
     """Fast adaptive boundary attack. Call it: `FAB(eps)(model, x, y) -> x_adv`; `radius` asks for the least norm.
 
     eps: the radius within which a point counts, also (N,) at call time; it steers the search only through the random
@@ -80,22 +95,6 @@ class FAB:
             raise ValueError(
                 f"alpha_max and beta in [0, 1] and eta > 0, not {self.alpha_max}, {self.beta} and {self.eta}"
             )
-
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        eps: Budget | None = None,
-        generator: Source = None,
-        target: Tensor | None = None,
-        judge: nn.Module | None = None,
-    ) -> Tensor:
-        """Adversarial images of the shape of x; eps overrides the attack's own."""
-        return hunted(self, model, x, y, eps=eps, generator=generator, target=target, judge=judge)
-
-    __call__ = checked(perturb)
 
     def runs(self, n_classes: int) -> Iterator[Run]:
         """A run for each target (one for all if targets = 0) and restart."""
@@ -176,26 +175,31 @@ class FAB:
         goal = y if target is None else target
         if rank and target is None:
             goal = other_logits(answers(hunt.judge, x), y).argsort(1, descending=True)[:, rank - 1]
-        x_at, best, least = start, x, full(torch.full_like(eps.flatten(), float("inf")))
-        seen, logits = x_at, answers(hunt.judge, x_at)
+        none = full(torch.full_like(eps.flatten(), float("inf")))
+        w = Walk(x, y, goal, eps, start, x, none, start, answers(hunt.judge, start))
         for step in range(self.steps):
-            plane = self._boundary(model, x_at, y, goal, rank, target is not None)
+            plane = self._boundary(model, w.at, w.y, w.goal, rank, target is not None)
             if model is hunt.judge:
-                seen, logits = x_at, plane.logits
-            x_at = self._step(x, x_at, plane, seen, logits)
-            seen, logits = x_at, answers(hunt.judge, x_at)
-            across, norm = hunt.hit(logits), size(full(x_at) - full(x), self.norm)
-            nearer = across & (norm < least)
-            best, least = torch.where(over_images(nearer, x), x_at, best), torch.where(nearer, norm, least)
-            x_at = torch.where(over_images(across, x), x + self.beta * (x_at - x), x_at)
-            keep = hunt.leave(step, least <= full(eps.flatten()), best)
+                w.seen, w.logits = w.at, plane.logits
+            w.at = w.seen = self._step(w, plane)
+            w.logits = answers(hunt.judge, w.at)
+            self._note(w, hunt.hit(w.logits))
+            keep = hunt.leave(step, w.least <= full(w.eps.flatten()), w.best)
             if keep is not None:
-                state = (x, y, goal, eps, x_at, best, least, seen, logits)
-                x, y, goal, eps, x_at, best, least, seen, logits = (each[keep] for each in state)
+                w.take(keep)
                 if not len(keep):
                     break
-        inside = over_images(least, x) <= full(eps)
-        return torch.where(inside, best, project(best, x, eps, self.norm)), least
+        inside = over_images(w.least, w.x) <= full(w.eps)
+        return torch.where(inside, w.best, project(w.best, w.x, w.eps, self.norm)), w.least
+
+    def _note(self, w: Walk, across: Tensor) -> None:
+        """Keeps the nearest of the points that are across (n,), and steps back from there."""
+        norm = size(full(w.at) - full(w.x), self.norm)
+        nearer = across & (norm < w.least)
+        w.best = torch.where(over_images(nearer, w.x), w.at, w.best)
+        w.least = torch.where(nearer, norm, w.least)
+        back = w.x + self.beta * (w.at - w.x)
+        w.at = torch.where(over_images(across, w.x), back, w.at)
 
     def _boundary(self, model: nn.Module, x: Tensor, y: Tensor, goal: Tensor, rank: int, given: bool) -> Boundary:
         if given:
@@ -206,17 +210,20 @@ class FAB:
             return Boundary(gradient, goal, y, logits)
         return closest_boundary(model, x, y, self.norm)
 
-    def _step(self, x: Tensor, x_at: Tensor, plane: Boundary, seen: Tensor, logits: Tensor) -> Tensor:
-        """From x_at over the hyperplane that has `plane`'s gradient and these logits at `seen`, drawn towards where x
-        itself would cross it."""
-        w, points = full(plane.gradient).flatten(1).repeat(2, 1), full(torch.cat([x_at, x])).flatten(1)
-        ahead = true_logit(logits, plane.there) - true_logit(logits, plane.here)
-        since = points - full(seen).flatten(1).repeat(2, 1)
-        delta = to_hyperplane(points, w, -ahead.repeat(2) - (w * since).sum(1), self.norm)
+    def _step(self, w: Walk, plane: Boundary) -> Tensor:
+        """From w.at over the hyperplane with `plane`'s gradient, drawn towards where x itself would cross it.
+
+        How far the plane is say the logits at w.seen, carried on along the gradient.
+        """
+        slope = full(plane.gradient).flatten(1).repeat(2, 1)
+        points = full(torch.cat([w.at, w.x])).flatten(1)
+        ahead = true_logit(w.logits, plane.there) - true_logit(w.logits, plane.here)
+        since = points - full(w.seen).flatten(1).repeat(2, 1)
+        delta = to_hyperplane(points, slope, -ahead.repeat(2) - (slope * since).sum(1), self.norm)
         at, clean = size(delta, self.norm).clamp_min(1e-8).chunk(2)
-        alpha = over_images((at / (at + clean)).clamp_max(self.alpha_max), x)
-        crossed, crossed_from_x = (points + self.eta * delta).view(-1, *x.shape[1:]).chunk(2)
-        return crossed.lerp(crossed_from_x, alpha).clamp(0, 1).to(x.dtype)
+        alpha = over_images((at / (at + clean)).clamp_max(self.alpha_max), w.x)
+        crossed, crossed_from_x = (points + self.eta * delta).view(-1, *w.x.shape[1:]).chunk(2)
+        return crossed.lerp(crossed_from_x, alpha).clamp(0, 1).to(w.x.dtype)
 
 
 @torch.no_grad()

@@ -7,12 +7,12 @@ the papers do: stopping at the first error is another attack (`stop="first"`), a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crat.attacks.door import check_radius, checked
+from crat.attacks.door import Attack, check_radius, checked
 from crat.attacks.frozen import BATCH_NORM_MODES, frozen
 from crat.attacks.logits import NO_GRADIENT, AttackError
 from crat.attacks.noise import PerImage, Share, Source
@@ -22,6 +22,7 @@ from crat.attacks.threat import (
     Budget,
     ascent_direction,
     gaussian_start,
+    one_of,
     over_images,
     per_sample,
     project,
@@ -31,16 +32,6 @@ from crat.attacks.threat import (
 
 STARTS = ("uniform", "gaussian", "none")
 STOPS = ("never", "first")
-
-
-class Attack(Protocol):
-    """The face of every attack: images in, adversarial images of the same shape out."""
-
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, eps: Budget | None = None, generator: Source = None
-    ) -> Tensor:
-        """x (N, C, H, W) in [0, 1], y (N,) int64 -> x_adv; eps a number or (N,), generator draws what is random."""
-        ...
 
 
 def forward_backward(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,8 +74,18 @@ def ascend(
     return x_adv
 
 
+class Ascent(Attack):
+    """An attack that ascends the objective it was made with."""
+
+    objective: Objective
+
+    def towards_the_nearest(self, n_classes: int) -> Any:
+        """The margin instead of the cross-entropy of all classes."""
+        return replace(self, objective=Margin()) if self.objective == CrossEntropy() else self  # type: ignore[type-var]
+
+
 @dataclass(frozen=True)
-class PGD:
+class PGD(Ascent):
     """Projected gradient descent attack (Madry et al. 2018). Call it: `PGD(...)(model, x, y) -> x_adv`.
 
     A call goes through the door (crat.attacks.door); a training's inner loop calls `perturb`, which checks nothing and
@@ -156,6 +157,10 @@ class PGD:
 
     __call__ = checked(perturb)
 
+    def within(self, eps: Tensor) -> dict[str, Tensor]:
+        """The step keeps its ratio to eps."""
+        return {"eps": eps, "step_size": eps * (self.step_size / self.eps)}
+
     def _start(self, x: Tensor, eps: Tensor | float, generator: torch.Generator | PerImage | Share) -> Tensor:
         if self.start == "uniform":
             return uniform_start(x, eps, self.norm, generator)
@@ -173,14 +178,8 @@ def _worth(model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective, tar
     return reached.float() * 2 + objective(logits, y).double().atan().div(torch.pi)
 
 
-def one_of(what: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError, one line, where a setting is not among those known."""
-    if value not in known:
-        raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}")
-
-
 @dataclass(frozen=True)
-class FGSM:
+class FGSM(Ascent):
     """Fast gradient sign method (Goodfellow et al. 2015): one step of length eps from the image itself."""
 
     eps: float
@@ -212,7 +211,7 @@ class FGSM:
 
 
 @dataclass(frozen=True)
-class MIFGSM:
+class MIFGSM(Ascent):
     """Momentum iterative FGSM (Dong et al. 2018, Algorithm 1), made for transfer attacks.
 
     The gradient of each sample, divided by its L1 norm, is added to `decay` times what was gathered; the step goes

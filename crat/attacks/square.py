@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crat.attacks.door import check_radius, checked
-from crat.attacks.gradient import one_of
-from crat.attacks.hunt import Hunt, Run, hunted
-from crat.attacks.noise import PerImage, Source
+from crat.attacks.door import check_radius
+from crat.attacks.hunt import Hunt, Hunted, Run, State
+from crat.attacks.noise import PerImage
 from crat.attacks.objectives import CrossEntropy, Margin, Objective, Toward, full
-from crat.attacks.threat import NORMS, Budget, length, over_images, project
+from crat.attacks.threat import NORMS, length, one_of, over_images, project
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # after these queries of 10,000 the windows' area is halved
 LOSSES: dict[str, Objective] = {"margin": Margin(), "ce": CrossEntropy()}
@@ -29,7 +28,7 @@ Changes = list[tuple[Tensor, Tensor]]  # what a query wrote, as views, and what 
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Hunted):
     """Square Attack (Andriushchenko et al. 2020; L1: Croce and Hein 2021). `Square(eps)(model, x, y) -> x_adv`.
 
     eps: radius in units of [0, 1]; at call time also an (N,) tensor, one per sample.
@@ -63,22 +62,6 @@ class Square:
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init is a share of the image in (0, 1], not {self.p_init!r}")
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        eps: Budget | None = None,
-        generator: Source = None,
-        target: Tensor | None = None,
-        judge: nn.Module | None = None,
-    ) -> Tensor:
-        """Adversarial images of the shape of x; see `hunted` for the arguments."""
-        return hunted(self, model, x, y, eps=eps, generator=generator, target=target, judge=judge)
-
-    __call__ = checked(perturb)
-
     def runs(self, n_classes: int) -> Iterator[Run]:
         """One run a restart."""
         return iter([self._search] * self.restarts)
@@ -99,35 +82,50 @@ class Square:
         target: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """One run, see `hunt`: the best points of the images that did not leave."""
-
-        def judged() -> tuple[Tensor, Tensor]:
-            logits = full(model(tried.image))
-            objective = LOSSES[self.loss] if target is None else Toward(target, LOSSES[self.loss])
-            return objective(logits, y), hunt.hit(logits)
-
         sides = [self.side(query, *x.shape[2:]) for query in range(self.queries)]
-        tried = Corners(x, eps, noise, sides) if self.norm == "Linf" else Hills(x, eps, noise, sides, self.norm)
-        best, found = judged()
+        tried: Corners | Hills
+        if self.norm == "Linf":
+            tried = Corners(x, eps, noise, sides)
+        else:
+            tried = Hills(x, eps, noise, sides, self.norm)
+        tried.y, tried.target = y, target
+        tried.value, tried.found = self._judged(model, tried, hunt)
         for query in range(self.queries):
             changes = tried.move(query)
-            value, hit = judged()
-            better = torch.where(hit == found, value > best, hit)  # a hit first, then the larger value
-            best = torch.where(better, value, best)
-            found = found | hit
+            value, hit = self._judged(model, tried, hunt)
+            better = torch.where(hit == tried.found, value > tried.value, hit)  # a hit first, then the larger value
+            tried.value = torch.where(better, value, tried.value)
+            tried.found = tried.found | hit
             better = over_images(better, x)
             for view, before in changes:
                 torch.where(better, view, before, out=view)
-            keep = hunt.leave(query, found, tried.image)
+            keep = hunt.leave(query, tried.found, tried.image)
             if keep is not None:
                 tried.take(keep)
-                best, found, y = best[keep], found[keep], y[keep]
-                target = None if target is None else target[keep]
                 if not len(keep):
                     break
         return tried.image
 
+    def _judged(self, model: nn.Module, tried: Tried, hunt: Hunt) -> tuple[Tensor, Tensor]:
+        """The objective of the images tried, (n,), and whether they reach the goal, (n,) bool."""
+        logits = full(model(tried.image))
+        objective = LOSSES[self.loss]
+        if tried.target is not None:
+            objective = Toward(tried.target, objective)
+        return objective(logits, tried.y), hunt.hit(logits)
 
-class Corners:
+
+class Tried(State):
+    """The images that are tried, (n, C, H, W), and how far the search has come with them."""
+
+    image: Tensor
+    y: Tensor
+    target: Tensor | None
+    value: Tensor  # the objective at the best point so far, (n,)
+    found: Tensor  # whether it reached the goal, (n,) bool
+
+
+class Corners(Tried):
     """The L-inf search: every pixel at one end of what ball and box allow; a query moves a window to one end.
 
     The authors add 2 eps times the channel's sign and clip: from an end that is the other end, or where it was.
@@ -138,7 +136,7 @@ class Corners:
         draws = noise.shared_uniform(len(sides), 2 + channels)
         places = draws[:, :2].tolist()  # the only wait for the device
         self.windows = [window(side, image, place) for side, place in zip(sides, places, strict=True)]
-        self.up = (draws[:, 2:] < 0.5)[..., None, None]
+        self.up = (draws[:, 2:] < 0.5)[..., None, None].unbind()  # one a query
         self.low, self.high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
         stripes = noise.uniform(channels, 1, image[1]) < 0.5
         self.image = torch.where(stripes, self.high, self.low)
@@ -151,12 +149,8 @@ class Corners:
         torch.where(self.up[query], self.high[place], self.low[place], out=view)
         return [(view, before)]
 
-    def take(self, keep: Tensor) -> None:
-        """Goes on with some of the images."""
-        self.low, self.high, self.image = self.low[keep], self.high[keep], self.image[keep]
 
-
-class Hills:
+class Hills(Tried):
     """The L2 and L1 search: a query empties one window and spends what it held on a pair of hills in another.
 
     What each image spends is tracked, so that only the windows are touched. The authors scale the whole image to the
@@ -203,11 +197,6 @@ class Hills:
             filled.copy_((x_filled + self._unit(hills) * spend ** (1 / self.power)).clamp_(0, 1))
             self.spent += (self._mass(filled - x_filled) - freed).sum(1, keepdim=True)
         return changes
-
-    def take(self, keep: Tensor) -> None:
-        """Goes on with some of the images."""
-        self.x, self.image, self.eps, self.noise = self.x[keep], self.image[keep], self.eps[keep], self.noise.take(keep)
-        self.spent, self.signs = self.spent[keep], self.signs[keep]
 
     def _mass(self, delta: Tensor) -> Tensor:
         """What each channel of a change spends, (N, C, 1, 1): the power of its norm that adds up."""

@@ -11,6 +11,12 @@ NORMS = ("Linf", "L2", "L1")
 Budget = float | Tensor  # one number, or one per sample (N,)
 
 
+def one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError, one line, where a setting is not among those known."""
+    if value not in known:
+        raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}")
+
+
 def per_sample(value: Budget, x: Tensor) -> Tensor | float:
     """A budget that broadcasts against x (N, ...): floats as they are, (N,) tensors as (N, 1, ...).
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from crat.attacks.door import check_model
+from crat.attacks.door import Attack, check_model
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import Attack
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import Source
 from crat.attacks.threat import Budget

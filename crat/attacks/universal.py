@@ -9,14 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from crat import data, store
-from crat.attacks.door import Watched, admitted, check_images, check_labels, check_model, check_radius
+from crat.attacks.door import (
+    Attack,
+    Watched,
+    admitted,
+    as_images,
+    check_images,
+    check_labels,
+    check_model,
+    check_radius,
+)
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward, one_of
-from crat.attacks.judge import as_images
+from crat.attacks.gradient import forward_backward
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import Source, source
 from crat.attacks.objectives import CrossEntropy, Objective
-from crat.attacks.threat import Budget, ascent_direction, length, per_sample
+from crat.attacks.threat import Budget, ascent_direction, length, one_of, per_sample
 
 COUNTED = ("all", "correct")
 
@@ -68,14 +76,14 @@ def fit_universal(
         for _ in range(epochs):
             for chosen in streams.uniform().argsort(stable=True).split(batch_size):
                 images, labels = as_images(x_train[chosen]), y_train[chosen]
-                gradient = _gradient(watched, images, labels, delta, objective)
-                delta = _into_ball(delta + step * ascent_direction(gradient, norm), radius, norm)
+                gradient = delta_gradient(watched, images, labels, delta, objective)
+                delta = into_ball(delta + step * ascent_direction(gradient, norm), radius, norm)
             watched.report()
     return delta
 
 
 @dataclass(frozen=True)
-class Universal:
+class Universal(Attack):
     """Universal perturbations as an attack: fitted on training images, then added to whatever is attacked.
 
     images: the data set, by its name, whose training images the delta is fitted on (`fit_universal`, with `epochs`, and
@@ -119,19 +127,19 @@ class Universal:
         return apply_universal(x, y, self.delta(model, x.device))
 
 
-def _gradient(model: nn.Module, images: Tensor, y: Tensor, delta: Tensor, objective: Objective) -> Tensor:
+def delta_gradient(model: nn.Module, images: Tensor, y: Tensor, delta: Tensor, objective: Objective) -> Tensor:
     """The gradient of the summed objective in each delta."""
     moved = images + _of(delta, y)
     gradient, _, _ = forward_backward(model, moved.clamp(0, 1).to(images.dtype), y, objective)
     free = (moved >= 0) & (moved <= 1)  # where the box cuts an image, its delta moves nothing
-    member = _members(y, len(delta)) if len(delta) > 1 else torch.ones_like(y)[None]
+    member = members(y, len(delta)) if len(delta) > 1 else torch.ones_like(y)[None]
     # by a product: adding up by index is not repeatable on a GPU
     with torch.autocast(delta.device.type, enabled=False):
         return (member.to(delta.dtype) @ (gradient * free).to(delta.dtype).flatten(1)).view_as(delta)
 
 
-def _into_ball(delta: Tensor, eps: Tensor | float, norm: str) -> Tensor:
-    """As `threat.project`, without the box, which an image has and a delta has not."""
+def into_ball(delta: Tensor, eps: Tensor | float, norm: str) -> Tensor:
+    """The delta inside its ball: `threat.project` without the box, which images have and deltas have not."""
     if norm == "L2":
         return delta * (eps / length(delta).clamp_min(1e-12)).clamp_max(1.0)
     eps = torch.as_tensor(eps, device=delta.device, dtype=delta.dtype)
@@ -143,7 +151,7 @@ def _of(delta: Tensor, y: Tensor) -> Tensor:
     return delta if len(delta) == 1 else delta[y]
 
 
-def _members(y: Tensor, n_classes: int) -> Tensor:
+def members(y: Tensor, n_classes: int) -> Tensor:
     """(n_classes, N) bool: who is of which class."""
     return torch.arange(n_classes, device=y.device)[:, None] == y
 
@@ -187,5 +195,5 @@ def fooling_rates(
             moved.append(finite_logits(model, apply_universal(images, labels, delta)).argmax(1))
     before, after = torch.cat(clean), torch.cat(moved)
     among = before == (before if counted == "all" else y)
-    member = _members(y, n_classes) & among
+    member = members(y, n_classes) & among
     return (member & (before != after)).sum(1) / member.sum(1)

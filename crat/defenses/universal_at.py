@@ -12,7 +12,7 @@ from crat import distributed
 from crat.attacks.frozen import frozen
 from crat.attacks.noise import Source
 from crat.attacks.objectives import full
-from crat.attacks.universal import _gradient, _into_ball, apply_universal
+from crat.attacks.universal import apply_universal, delta_gradient, into_ball
 from crat.defenses.base import Defense, Row, Task
 from crat.defenses.stats import ClassStats
 
@@ -56,8 +56,8 @@ class UniversalAT(Defense):
         delta = self.state["delta"]
         with frozen(model, self.attack.batch_norm):
             for _ in range(self.attack.steps):
-                (gradient,) = distributed.sum_over_ranks([_gradient(model, x, y, delta, objective)])
-                delta.copy_(_into_ball(delta + step * gradient.sign(), eps, "Linf"))
+                (gradient,) = distributed.sum_over_ranks([delta_gradient(model, x, y, delta, objective)])
+                delta.copy_(into_ball(delta + step * gradient.sign(), eps, "Linf"))
         return apply_universal(x, y, delta)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
