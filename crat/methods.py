@@ -1,4 +1,6 @@
-"""The table "paper / released code / crat" of every training method: for the terminal and for docs/methods.md."""
+"""The table "paper / released code / crat" of every training method: for the terminal and for
+docs/methods.md.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,14 @@ from crat.defenses import DEFENSES, Defense, Row
 
 HEAD = """# The training methods
 
-Made by `crat methods --markdown > docs/methods.md` from the presets in `crat/defenses/`; a test holds it to them.
+Made by `crat methods --markdown > docs/methods.md` from the presets in `crat/defenses/`; a test
+holds it to them.
 
-`crat train --defense NAME` trains with crat's defaults, `--preset paper` or `--preset released` with a paper's or its
-code's settings, `--options name=value` changes a setting of the method's own; in Python
-`config.but(**preset("cfa", "released", base="trades"))`. A dash: not stated, or not seen by us. In
-Python a method without its preset has the run's settings: `but(defense="cfa")` has no gated average,
-`but(**preset("cfa"))` has.
+`crat train --defense NAME` trains with crat's defaults, `--preset paper` or `--preset released`
+with a paper's or its code's settings, and `--options name=value` changes a setting of the method.
+In Python, `config.but(**preset("cfa", "released", base="trades"))` does the same. A dash: not
+stated, or not seen by us. In Python a method without its preset has the run's settings:
+`but(defense="cfa")` has no gated average, `but(**preset("cfa"))` has one.
 """
 
 
@@ -25,13 +28,20 @@ def listing() -> list[tuple[str, str, str]]:
 
 
 def markdown(names: list[str] | None = None) -> str:
-    """A section for each method: what it minimises, its sources, and a table for each of its variants."""
+    """A section for each method: what it minimises, its sources, and a table for each of its
+    variants.
+    """
     return HEAD + "".join(_section(name, DEFENSES[name]) for name in names or DEFENSES)
 
 
 def _section(name: str, method: type[Defense]) -> str:
     text = f"\n## `{name}`\n\n{inspect.getdoc(method)}\n\n"
-    sources = {"Paper": method.paper, "Code": method.code, "Head": method.head, "Options": _options(method)}
+    sources = {
+        "Paper": method.paper,
+        "Code": method.code,
+        "Head": method.head,
+        "Options": _options(method),
+    }
     text += "".join(f"- {what}: {said}\n" for what, said in sources.items() if said)
     for chosen in method.variants:
         rows = method.table(**chosen)

@@ -1,13 +1,15 @@
-"""Speed recipes: a robust accuracy that a paper printed, as fast as the hardware gives it. `crat train --recipe fast`.
+"""Speed recipes: a robust accuracy that a paper printed, as fast as the hardware gives it. `crat
+train --recipe fast`.
 
-fast    CIFAR-10, PreActResNet-18, PGD-10 AT, to what Wei et al. 2023 (CFA, Table 1, "AT", best epoch) print:
-        AutoAttack 46.7 average, 20.1 worst class, there in 200 epochs of a piecewise rate.
-        Here 30 epochs of one cycle at batch 512, bfloat16, channels last, compiled, EMA of every update.
+fast    CIFAR-10, PreActResNet-18, PGD-10 AT, to what Wei et al. 2023 (CFA, Table 1, "AT", best
+        epoch) print: AutoAttack 46.7 average, 20.1 worst class, there in 200 epochs of a piecewise
+        rate. Here 30 epochs of one cycle at batch 512, bfloat16, channels last, compiled, EMA of
+        every update.
 
-        Measured: NOT YET. No accelerator was at hand; neither the robust accuracy nor the wall time of this recipe is
-        known. Aim: both numbers of the table in under 4 minutes on one H200. Command, when there is one:
-            crat train --recipe fast --seed 0   (then 1, 2)
-            crat evaluate RUN --attacks AA
+        Measured: NOT YET. No accelerator was at hand; neither the robust accuracy nor the wall time
+            of this recipe is known. Aim: both numbers of the table in under 4 minutes on one H200.
+            Command, when there is one: crat train --recipe fast --seed 0   (then 1, 2) crat
+            evaluate RUN --attacks AA
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ RECIPES: dict[str, RunConfig] = {
         average_decay=0.995,  # 200 updates, two epochs
         eps_warmup=1,
         dtype="bfloat16",
-    ),
+    )
 }
 
 

@@ -9,8 +9,8 @@ from tiny_runs import shorten_autoattack
 from torch import nn
 
 from crat.attacks import APGD, CWL2, FAB, FGSM, MIFGSM, PGD, AutoAttack, DeepFool, PerImage, Square, cw
-from crat.attacks.door import RobustnessWarning, check_square
-from crat.attacks.hunt import Broken, Hunt, pursue
+from crat.attacks.door import Broken, RobustnessWarning, check_square
+from crat.attacks.hunt import Hunt, pursue
 from crat.attacks.judge import attacked_batches, attacked_logits
 from crat.attacks.objectives import CrossEntropy, Margin  # noqa: F401 (the reprs name them)
 from crat.attacks.threat import budget, size

@@ -1,7 +1,9 @@
-"""The face of every attack, and its door: what comes in is checked once, what the model answers is watched.
+"""The face of every attack, and its door: what comes in is checked once, what the model answers is
+watched.
 
-An attack that is fed something else than it was made for does not fail, it finds nothing, and every image then looks
-robust. So whatever would make it weak without a sound is refused here in one line. Inside nobody checks again.
+An attack that is fed something else than it was made for does not fail, it finds nothing, and every
+image then looks robust. So whatever would make it weak without a sound is refused here in one line.
+Inside nobody checks again.
 """
 
 from __future__ import annotations
@@ -17,22 +19,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from crat.attacks.logits import NO_GRADIENT, AttackError, answer_of, finite_logits, not_finite, spoilt
+from crat.attacks.logits import (
+    NO_GRADIENT,
+    AttackError,
+    answer_of,
+    finite_logits,
+    not_finite,
+    spoilt,
+)
 from crat.attacks.noise import Source
 from crat.attacks.threat import NORMS, Budget, size
 
 REPEATS, MOVED = 5, 1e-4  # forward passes, and how far normalised logits may differ between them
 PROBABILITY = 1e-5
 SQUARE_SHARE = 0.002  # of all images
-ZERO_GRADIENT = "some images have a zero gradient: gradient-based attacks may overrate the robustness"
+ZERO_GRADIENT = (
+    "some images have a zero gradient: gradient-based attacks may overrate the robustness"
+)
 ROUNDING = 1e-5  # how far an image may leave [0, 1]: what float arithmetic does to the ends
 Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 class Broken(NamedTuple):
-    """What a battery did: x_adv (N, C, H, W), the clean image where none broke it, and by which attack.
+    """What a battery did: x_adv (N, C, H, W), the clean image where none broke it, and by which
+    attack.
 
-    broken_by: (N,) int8, -1 where the image survived, else the place in `names`; 0 is "clean": wrong from the start.
+    broken_by: (N,) int8, -1 where the image survived, else the place in `names`; 0 is "clean":
+        wrong from the start.
     """
 
     x_adv: Tensor
@@ -41,9 +54,11 @@ class Broken(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What an attack made of a batch: x_adv (N, C, H, W), and of a battery what broke each image and its verdicts.
+    """What an attack made of a batch: x_adv (N, C, H, W), and of a battery what broke each image
+    and its verdicts.
 
-    broken_by: (N,) int8 as in `Broken`; logits: (N, K) float32, those of the judging model by which it decided.
+    broken_by: (N,) int8 as in `Broken`; logits: (N, K) float32, those of the judging model by which
+        it decided.
     """
 
     x_adv: Tensor
@@ -54,13 +69,15 @@ class Made(NamedTuple):
 class Attack:
     """The face of every attack: images in, adversarial images of the same shape out.
 
-    An attack is a frozen dataclass that inherits this face. What it does not set has the defaults below; eps and
-    step_size, radius and step in units of [0, 1], are fields where it has them. Its repr names it in cards and keys.
+    An attack is a frozen dataclass that inherits this face. What it does not set has the defaults
+    below; eps and step_size, radius and step in units of [0, 1], are fields where it has them. Its
+    repr names it in cards and keys.
     """
 
     norm: str = "Linf"
     steps: int = 1  # passes forward and backward a call: what an attack costs
-    batch_norm: str = "eval"  # in another mode images of a batch meet, so that an outcome is not the image's own
+    # in another mode images of a batch meet, so that an outcome is not the image's own
+    batch_norm: str = "eval"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,17 +85,27 @@ class Attack:
         return ()
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, eps: Budget | None = None, generator: Source = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Budget | None = None,
+        generator: Source = None,
     ) -> Any:
         """x (N, C, H, W) in [0, 1], y (N,) int64 -> x_adv, or `Broken` of a battery.
 
-        eps: a number or (N,), instead of the attack's own; generator draws what is random. Raises AttackError on what
-        cannot be attacked.
+        eps: a number or (N,), instead of the attack's own; generator draws what is random. Raises
+            AttackError on what cannot be attacked.
         """
         raise NotImplementedError(f"{type(self).__name__} must say how it is called")
 
-    def make(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: Source, judge: nn.Module) -> Made:
-        """A call whose result is checked. judge: the model that decides, which is for attacks that pass verdicts."""
+    def make(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: Source, judge: nn.Module
+    ) -> Made:
+        """A call whose result is checked. judge: the model that decides, which is for attacks that
+        pass verdicts.
+        """
         return self._made(self(model, x, y, generator=generator), x)
 
     def _made(self, found: Any, x: Tensor) -> Made:
@@ -86,17 +113,25 @@ class Attack:
         return Made(check_made(images, x, self), broken_by)
 
     def setting(self, name: str) -> Any:
-        """A field that not every attack has, such as "eps" or "step_size"; None where it has none."""
+        """A field that not every attack has, such as "eps" or "step_size"; None where it has
+        none.
+        """
         return vars(self).get(name)
 
     def within(self, eps: Tensor) -> dict[str, Tensor]:
-        """The settings of a call within another eps (N,); raises ValueError where the step cannot follow."""
+        """The settings of a call within another eps (N,); raises ValueError where the step cannot
+        follow.
+        """
         if self.setting("step_size") is not None:
-            raise ValueError(f"the step_size of {self!r} does not follow eps: leave it None, or use PGD")
+            raise ValueError(
+                f"the step_size of {self!r} does not follow eps: leave it None, or use PGD"
+            )
         return {"eps": eps}
 
     def towards_the_nearest(self, n_classes: int) -> Any:
-        """This attack, but ascending towards the nearest class where by default it ascends towards all at once."""
+        """This attack, but ascending towards the nearest class where by default it ascends towards
+        all at once.
+        """
         return self
 
 
@@ -122,13 +157,17 @@ def as_attack(attack: Any) -> Attack:
     return attack if isinstance(attack, Attack) else Another(attack)
 
 
-def checked(perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack, x: x.clone()) -> Call:
-    """`perturb(attack, model, x, y, ...)` behind the door; `nothing(attack, x)` is the answer to an empty batch.
+def checked(
+    perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack, x: x.clone()
+) -> Call:
+    """`perturb(attack, model, x, y, ...)` behind the door; `nothing(attack, x)` is the answer to an
+    empty batch.
 
-    What comes out asks for no gradient, whatever x does. Works under torch.no_grad(). A model that draws random numbers
-    moves torch's global generator, as it does elsewhere. Raises AttackError, one line, on images, labels, a radius, a
-    step or a model that the attack was not made for, and where a logit or gradient that it saw was not finite. The door
-    waits for the device three times a call, and once more for a radius that is a tensor, never between passes.
+    What comes out asks for no gradient, whatever x does. Works under torch.no_grad(). A model that
+    draws random numbers moves torch's global generator, as it does elsewhere. Raises AttackError,
+    one line, on images, labels, a radius, a step or a model that the attack was not made for, and
+    where a logit or gradient that it saw was not finite. The door waits for the device three times
+    a call, and once more for a radius that is a tensor, never between passes.
     """
 
     @wraps(perturb)
@@ -138,12 +177,15 @@ def checked(perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack
             return nothing(attack, x)
         watched = Watched(model, y, settings.get("target"))
         if settings.get("judge") is not None:
-            settings["judge"] = watched if settings["judge"] is model else Watched(settings["judge"], y)
+            settings["judge"] = (
+                watched if settings["judge"] is model else Watched(settings["judge"], y)
+            )
         try:
             with torch.enable_grad():
                 found = perturb(attack, watched, x, y, **settings)
         finally:
-            watched.report()  # even where another error was raised: a gradient that was NaN is its cause
+            # even where another error was raised: a gradient that was NaN is its cause
+            watched.report()
         return found.detach() if isinstance(found, Tensor) else found
 
     return cast(Call, call)
@@ -152,9 +194,13 @@ def checked(perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack
 def admitted(
     attack: Attack, model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """x without its history, y and the target as int64; raises AttackError on what cannot be attacked."""
+    """x without its history, y and the target as int64; raises AttackError on what cannot be
+    attacked.
+    """
     check_model(model)
-    x, y, target = check_images(x), check_labels(y, x), settings.get("target")
+    x = check_images(x)
+    y = check_labels(y, x)
+    target = settings.get("target")
     if target is not None:
         settings = settings | {"target": check_labels(target, x, "targets")}
     for name in ("eps", "step_size"):
@@ -169,22 +215,32 @@ def check_model(model: Any) -> None:
     """Raises AttackError on what is no nn.Module that can be frozen, copied and differentiated."""
     if torch.is_inference_mode_enabled():
         raise AttackError(
-            "an attack needs gradients, which torch.inference_mode() forbids: use torch.no_grad() instead"
+            "an attack needs gradients, which torch.inference_mode() forbids: use torch.no_grad() "
+            "instead"
         )
-    exported = "an exported program has no eval mode: attack the nn.Module that it was exported from"
+    exported = (
+        "an exported program has no eval mode: attack the nn.Module that it was exported from"
+    )
     if isinstance(model, torch.export.ExportedProgram):
         raise AttackError(exported)
     if not isinstance(model, nn.Module):
-        raise AttackError(f"the model is an nn.Module, not {type(model).__name__}: call it in the forward of one")
+        raise AttackError(
+            f"the model is an nn.Module, not {type(model).__name__}: call it in the forward of one"
+        )
     parts = list(model.modules())
     if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
-        raise AttackError("a TorchScript module cannot be frozen or copied: attack the nn.Module that it was made from")
+        raise AttackError(
+            "a TorchScript module cannot be frozen or copied: attack the nn.Module that it was "
+            "made from"
+        )
     if any("eval" in vars(part) for part in parts):  # torch.export puts one there that raises
         raise AttackError(exported)
     if any(map(is_lazy, model.parameters())):
         raise AttackError("a lazy module has no weights yet: pass an image through the model first")
     if any(tensor.is_inference() for tensor in model.parameters()):
-        raise AttackError("the model was made under torch.inference_mode(): make or load it outside")
+        raise AttackError(
+            "the model was made under torch.inference_mode(): make or load it outside"
+        )
 
 
 def as_tensor(x: Any) -> Tensor:
@@ -209,10 +265,15 @@ def check_images(x: Any) -> Tensor:
     if not x.is_floating_point():
         raise AttackError(f"images are floats in [0, 1], not {_name(x.dtype)}")
     if x.ndim != 4:
-        raise AttackError(f"images are of shape (N, C, H, W), not {tuple(x.shape)}: a vector is x.view(N, D, 1, 1)")
+        raise AttackError(
+            f"images are of shape (N, C, H, W), not {tuple(x.shape)}: a vector is x.view(N, D, 1, "
+            "1)"
+        )
     low, high = ends(x) if x.numel() else (0.0, 1.0)
     if not -ROUNDING <= low <= high <= 1 + ROUNDING:
-        raise AttackError(f"images lie in [{low:.3g}, {high:.3g}], not in [0, 1]: {_way_out(low, high)}")
+        raise AttackError(
+            f"images lie in [{low:.3g}, {high:.3g}], not in [0, 1]: {_way_out(low, high)}"
+        )
     return x.clone() if x.is_inference() else x.detach()
 
 
@@ -223,7 +284,9 @@ def _way_out(low: float, high: float) -> str:
 
 
 def check_labels(y: Any, x: Tensor, what: str = "labels") -> Tensor:
-    """y as int64 (N,); raises AttackError on floats, one-hot rows and another number than there are images."""
+    """y as int64 (N,); raises AttackError on floats, one-hot rows and another number than there are
+    images.
+    """
     if not isinstance(y, Tensor):
         raise AttackError(f"{what} are a torch.Tensor of whole numbers, not {type(y).__name__}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
@@ -237,9 +300,11 @@ def check_labels(y: Any, x: Tensor, what: str = "labels") -> Tensor:
 
 
 def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "eps") -> None:
-    """Raises AttackError on a radius or step that no image in [0, 1] has room for, negative, or not a number.
+    """Raises AttackError on a radius or step that no image in [0, 1] has room for, negative, or not
+    a number.
 
-    value: a number or a tensor (N,); x (N, ...): the images, None: not known yet, so that only L-inf has an upper end.
+    value: a number or a tensor (N,); x (N, ...): the images, None: not known yet, so that only
+        L-inf has an upper end.
     """
     if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
         told = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
@@ -252,11 +317,15 @@ def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "ep
     if not 0 <= low <= high <= widest or high == inf:
         room = f"in [0, {widest:.4g}]" if widest < inf else "finite and at least 0"
         hint = f": is {high:g} / 255 meant?" if norm == "Linf" and 1 < high <= 255 else ""
-        raise AttackError(f"{what} in {norm} is {room} for images in [0, 1], not {high if low >= 0 else low:g}{hint}")
+        raise AttackError(
+            f"{what} in {norm} is {room} for images in [0, 1], not "
+            f"{high if low >= 0 else low:g}{hint}"
+        )
 
 
 def check_made(made: Any, x: Tensor, attack: Attack) -> Tensor:
-    """What an attack made of the images x; raises AttackError where it is no such batch, or lies outside the ball.
+    """What an attack made of the images x; raises AttackError where it is no such batch, or lies
+    outside the ball.
 
     The ball is known where the attack has a number eps; its norm is L-inf unless it says another.
     """
@@ -267,8 +336,13 @@ def check_made(made: Any, x: Tensor, attack: Attack) -> Tensor:
     eps, norm = attack.setting("eps"), attack.norm
     if isinstance(eps, Real) and norm in NORMS:
         farthest = float(size(made.float() - x.float(), norm).max())
-        if farthest > 1.001 * float(eps) + ROUNDING * (1 if norm == "Linf" else x[0].numel() ** 0.5):
-            raise AttackError(f"the attack moved an image by {farthest:.4g} in {norm}, its eps is {float(eps):.4g}")
+        if farthest > 1.001 * float(eps) + ROUNDING * (
+            1 if norm == "Linf" else x[0].numel() ** 0.5
+        ):
+            raise AttackError(
+                f"the attack moved an image by {farthest:.4g} in {norm}, its eps is "
+                f"{float(eps):.4g}"
+            )
     return made
 
 
@@ -286,7 +360,9 @@ def ends(values: Tensor) -> tuple[Any, Any]:
 
 def _among(low: int, high: int, n_classes: int) -> None:
     if not 0 <= low <= high < n_classes:
-        raise AttackError(f"labels are 0 to {n_classes - 1}, the model's classes, not {low} to {high}")
+        raise AttackError(
+            f"labels are 0 to {n_classes - 1}, the model's classes, not {low} to {high}"
+        )
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -294,10 +370,12 @@ def _name(dtype: torch.dtype) -> str:
 
 
 class Watched(nn.Module):
-    """A model as attacks see it: (N, C, H, W) -> logits (N, K); remembers what would make an attack weak unnoticed.
+    """A model as attacks see it: (N, C, H, W) -> logits (N, K); remembers what would make an attack
+    weak unnoticed.
 
     Nothing waits for the device before `report`, so a pass costs three small kernels more.
-    y (N,): labels, target (N,): classes to end in, of the whole batch; both must be among the K classes.
+    y (N,): labels, target (N,): classes to end in, of the whole batch; both must be among the K
+    classes.
     """
 
     def __init__(self, model: nn.Module, y: Tensor, target: Tensor | None = None) -> None:
@@ -311,7 +389,9 @@ class Watched(nn.Module):
         self.unmoved, self.looked = zero + len(y), False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits (N, K); raises AttackError where they are something else, or K is below a label."""
+        """Images -> logits (N, K); raises AttackError where they are something else, or K is below
+        a label.
+        """
         asked = x.requires_grad and torch.is_grad_enabled()
         seen = x.clone() if asked else x  # whose gradient is the model's alone
         logits = answer_of(self.model, seen)
@@ -332,19 +412,24 @@ class Watched(nn.Module):
         largest = rows.abs().amax(1)  # NaN and inf stay what they are
         self.spoilt_gradients = self.spoilt_gradients.maximum((~largest.isfinite()).sum())
         still = largest == 0
-        if len(rows) == len(self.labels):  # all are here; of a wrong image the DLR loss may well have no gradient
+        if len(rows) == len(
+            self.labels
+        ):  # all are here; of a wrong image the DLR loss may well have no gradient
             still &= logits.argmax(1) == self.labels
         self.unmoved, self.looked = self.unmoved.minimum(still.sum()), True
 
     def report(self) -> None:
-        """Raises AttackError where gradients or logits were not finite; warns of images that no pass could move."""
+        """Raises AttackError where gradients or logits were not finite; warns of images that no
+        pass could move.
+        """
         if self.spoilt_at_first is None:
             return  # the model itself failed
         seen = (self.spoilt_at_first, self.spoilt_gradients, self.spoilt_logits, self.unmoved)
         first, gradients, logits, unmoved = torch.stack(seen).tolist()
         if gradients and not first:  # a step along one makes the next logits NaN
             raise AttackError(
-                f"the gradient by the image is NaN or infinite for {gradients} of {len(self.labels)} images: an attack "
+                f"the gradient by the image is NaN or infinite for {gradients} of "
+                f"{len(self.labels)} images: an attack "
                 "cannot move them, and they would look robust"
             )
         if logits:
@@ -363,13 +448,16 @@ def warn(text: str) -> None:
 
 
 def check_outputs(model: nn.Module, x: Tensor, randomised: bool = False) -> None:
-    """Before: outputs that differ from pass to pass (unless `randomised` is expected), probabilities for logits.
+    """Before: outputs that differ from pass to pass (unless `randomised` is expected),
+        probabilities for logits.
 
     x: (N, C, H, W), a few images; the model is frozen.
     """
     logits = finite_logits(model, x)
     unit = torch.nn.functional.normalize(logits, dim=1)
-    again = (torch.nn.functional.normalize(finite_logits(model, x), dim=1) for _ in range(REPEATS - 1))
+    again = (
+        torch.nn.functional.normalize(finite_logits(model, x), dim=1) for _ in range(REPEATS - 1)
+    )
     if not randomised and any((unit - other).norm(dim=1).max() > MOVED for other in again):
         warn('the outputs are random: AutoAttack version="rand" averages gradients over them')
     inside = logits.min() > -PROBABILITY and logits.max() < 1 + PROBABILITY
@@ -387,6 +475,7 @@ def check_square(by_square: int, images: int) -> None:
     """After: black-box queries broke what gradients did not, which points at masked gradients."""
     if by_square > SQUARE_SHARE * images:
         warn(
-            f"Square broke {by_square} of {images} images that gradient-based attacks left: gradients may be masked; "
+            f"Square broke {by_square} of {images} images that gradient-based attacks left: "
+            "gradients may be masked; "
             "run Square with more queries, or an adaptive attack"
         )

@@ -1,4 +1,4 @@
-"""Training methods, one file a paper. A new one is a file and a line in METHODS."""
+"""Training methods, one file a paper. A new one is a file and a line in DEFENSES."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from crat.attacks import PGD
+from crat.attacks.gradient import PGD
 from crat.config import ConfigError, RunConfig, TrainConfig, number
 from crat.defenses.alp import ALP
 from crat.defenses.at_bsl import ATBSL
@@ -25,6 +25,7 @@ from crat.defenses.he import HE
 from crat.defenses.label_augmentation import LabelAugmentation, LabelSmoothing
 from crat.defenses.mart import MART
 from crat.defenses.pgd_at import PGDAT
+from crat.defenses.policy import METHODS
 from crat.defenses.reat import REAT
 from crat.defenses.robal import RoBal
 from crat.defenses.spat import SPAT
@@ -36,9 +37,20 @@ from crat.defenses.universal_at import UniversalAT
 from crat.defenses.wat import WAT
 from crat.names import did_you_mean, one_of
 
-__all__ = ["DEFENSES", "PRESETS", "ClassStats", "Defense", "Row", "Task", "make_defense", "method_named", "preset"]
+__all__ = [
+    "DEFENSES",
+    "PRESETS",
+    "ClassStats",
+    "Defense",
+    "Row",
+    "Task",
+    "make_defense",
+    "method_named",
+    "preset",
+]
 
-DEFENSES: dict[str, type[Defense]] = {
+DEFENSES = METHODS
+DEFENSES |= {
     "standard": Standard,
     "pgd_at": PGDAT,
     "trades": TRADES,
@@ -67,7 +79,8 @@ PRESETS = ("paper", "released", "crat")
 
 
 def make_defense(config: TrainConfig, task: Task | int) -> Defense:
-    """The method that a resolved config names, ready to train on a task (a number: so many classes, equally large).
+    """The method that a resolved config names, ready to train on a task (a number: so many classes,
+    equally large).
 
     Raises ConfigError, one line with what is known, on an unknown method or setting.
     """
@@ -77,43 +90,76 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
     own, given = method.options(), dict(config.options)
     if stray := [name for name in given if name not in own]:
         known = ", ".join(own) or "no options"
-        raise ConfigError(f"{config.defense} has no option {stray[0]!r}; it has: {known}{did_you_mean(stray[0], own)}")
-    given = {f.name: _typed(config.defense, f, given[f.name]) for f in fields(method) if f.name in given}
+        raise ConfigError(
+            f"{config.defense} has no option {stray[0]!r}; it has: "
+            f"{known}{did_you_mean(stray[0], own)}"
+        )
+    given = {
+        f.name: _typed(config.defense, f, given[f.name]) for f in fields(method) if f.name in given
+    }
     start, mode = method.crafting(**given)
     mode = mode if config.batch_norm == "auto" else config.batch_norm
-    attack = PGD(number(config.eps), number(config.step_size), config.steps, start=start, batch_norm=mode)
+    attack = PGD(
+        number(config.eps), number(config.step_size), config.steps, start=start, batch_norm=mode
+    )
     if "beta" in given:
-        checked(f"beta of {config.defense}", given["beta"], lambda b: 0 <= b < inf, "at least 0 and finite")
+        checked(
+            f"beta of {config.defense}",
+            given["beta"],
+            lambda b: 0 <= b < inf,
+            "at least 0 and finite",
+        )
     defense = method(attack, **given)
     if config.awp and given.get("overwrites"):
-        raise ConfigError("overwrites and awp both move the weights of the head in one step: choose one")
+        raise ConfigError(
+            "overwrites and awp both move the weights of the head in one step: choose one"
+        )
     defense.prepare(Task(torch.ones(task)) if isinstance(task, int) else task)
     return defense
 
 
 def preset(defense: str, which: str = "crat", **chosen: Any) -> dict[str, Any]:
-    """The settings of a method as its paper, its released code or we have them, for `RunConfig.but(**preset(...))`.
+    """The settings of a method as its paper, its released code or we have them, for
+    `RunConfig.but(**preset(...))`.
 
     "crat" holds what a method needs beyond the profile, such as CFA's gated average.
-    chosen: options that decide between variants, such as base="trades" of CFA; they stay as they are given.
+    chosen: options that decide between variants, such as base="trades" of CFA; they stay as they
+        are given.
     """
     defense, which = one_of("defense", defense, DEFENSES), one_of("preset", which, PRESETS)
     method = method_named(defense)
-    said = {row.name: value for row in method.table(**chosen) if (value := getattr(row, which)) is not None}
+    said = {
+        row.name: value
+        for row in method.table(**chosen)
+        if (value := getattr(row, which)) is not None
+    }
     said = {name: value for name, value in said.items() if not isinstance(value, Words)}
     own = method.options()
     config = RunConfig()
-    of_the_run = {f.name for part in (config.data, config.model, config.train) for f in fields(part)} - {"name"}
+    of_the_run = {
+        f.name for part in (config.data, config.model, config.train) for f in fields(part)
+    } - {"name"}
     of_the_run |= {"data", "model"}
     options = {name: value for name, value in said.items() if name in own}
-    changes = {name: value for name, value in said.items() if name in of_the_run and name not in own}
+    changes = {
+        name: value for name, value in said.items() if name in of_the_run and name not in own
+    }
     return {"defense": defense, **changes, "options": options | chosen}
 
 
 def _typed(defense: str, field: Field, value: Any) -> Any:
-    """The value of an option as its annotation wants it: "no" is no bool, and 1 is the float 1.0."""
-    kinds: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
-    annotation = getattr(field.type, "__name__", str(field.type))  # a class, or text where annotations are postponed
+    """The value of an option as its annotation wants it: "no" is no bool, and 1 is the float
+    1.0.
+    """
+    kinds: dict[str, Any] = {
+        "bool": bool,
+        "int": int,
+        "float": (int, float),
+        "str": str,
+        "None": type(None),
+    }
+    # a class, or text where annotations are postponed
+    annotation = getattr(field.type, "__name__", str(field.type))
     for kind in annotation.split(" | "):
         of = kinds.get(kind, tuple)
         if isinstance(value, of) and (kind == "bool" or not isinstance(value, bool)):

@@ -1,4 +1,6 @@
-"""Friendly adversarial training (Zhang et al. 2020, ICML): the attack stops soon after it has succeeded."""
+"""Friendly adversarial training (Zhang et al. 2020, ICML): the attack stops soon after it has
+succeeded.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward
-from crat.attacks.noise import PerImage, Share, Source, normal
+from crat.attacks.noise import Drawing, Source, drawing, normal
 from crat.attacks.objectives import full
 from crat.attacks.threat import over_images, per_sample, project, uniform_start
 from crat.defenses.base import Defense, Row, Task, Words
@@ -20,20 +22,31 @@ from crat.distributed import whole
 
 @dataclass
 class FAT(Defense):
-    """Cross-entropy of adversarial examples whose ascent ends tau steps after the first error (Algorithm 1).
+    """Cross-entropy of adversarial examples whose ascent ends tau steps after the first error
+    (Algorithm 1).
 
-    All samples stay in the batch, and those that stopped do not move: no loop over samples, no host synchronisation.
+    All samples stay in the batch, and those that stopped do not move: no loop over samples, no host
+    synchronisation.
     """
 
-    tau: int | None = None  # None: 0, 1 and 2 from 0, 50/120 and 90/120 of the epochs on, as in the code
+    # None: 0, 1 and 2 from 0, 50/120 and 90/120 of the epochs on, as in the code
+    tau: int | None = None
     omega: float = 0.001  # sd of the noise that each step adds
     resumes: bool = True  # a sample that is right again goes on; CFA's own FAT stops it for good
 
     paper = "Zhang et al. 2020 (ICML), Algorithm 1, section 5"
-    code = "zjfheart/Friendly-Adversarial-Training@80a064074891775146bca8c4d8a6b99c1499285a (earlystop.py, FAT.py)"
+    code = (
+        "zjfheart/Friendly-Adversarial-Training@80a064074891775146bca8c4d8a6b99c1499285a "
+        "(earlystop.py, FAT.py)"
+    )
     batch_norm = "eval"
     rows = (
-        Row("tau", None, Words("0, 1, 2 from epochs 1, 51, 91 of 120"), Words("the same, in proportion")),
+        Row(
+            "tau",
+            None,
+            Words("0, 1, 2 from epochs 1, 51, 91 of 120"),
+            Words("the same, in proportion"),
+        ),
         Row("omega", None, 0.001),
         Row("eps", None, "0.031"),
         Row("step_size", None, "0.007"),
@@ -41,9 +54,20 @@ class FAT(Defense):
         Row("model", None, "wrn_34_10", why="the code's WRN-32-10 counts its layers otherwise"),
         Row("epochs", None, 120),
         Row("lr", None, 0.1),
-        Row("schedule", None, Words("0.1, 0.01, 0.005 of it from epochs 60, 90, 110 of 120"), why="one for all"),
+        Row(
+            "schedule",
+            None,
+            Words("0.1, 0.01, 0.005 of it from epochs 60, 90, 110 of 120"),
+            why="one for all",
+        ),
         Row("weight_decay", None, 2e-4),
-        Row("order of the batch", None, "by when a sample stopped", "kept", "only the rounding of sums changes"),
+        Row(
+            "order of the batch",
+            None,
+            "by when a sample stopped",
+            "kept",
+            "only the rounding of sums changes",
+        ),
     )
 
     def prepare(self, task: Task) -> None:
@@ -51,31 +75,42 @@ class FAT(Defense):
         self.epochs = task.epochs
         self.state["epoch"] = torch.zeros((), dtype=torch.long)
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
         """PGD on the cross-entropy, each sample until tau steps behind its first error."""
         a = self.attack
-        generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
-        eps = per_sample(self.of("eps", y, a.eps) * scale, x)
-        step = per_sample(self.of("step_size", y, a.step_size) * scale, x)
-        x_adv = uniform_start(x, eps, a.norm, generator)
+        draws = drawing(generator, x)
+        eps, step = (per_sample(value, x) for value in self.budget(y, scale))
+        x_adv = uniform_start(x, eps, a.norm, draws)
         slack = torch.zeros_like(y) + self.slack()
         with frozen(model, a.batch_norm):
             for _ in range(a.steps):
                 gradient, _, logits = forward_backward(model, x_adv, y, self.ascended())
                 wrong = logits.argmax(1) != y
                 goes = (slack > 0) | (~wrong & self.resumes)
-                if a.batch_norm == "moving" and not whole(goes.long()).any():  # CFA's code: each pass counts there
+                if (
+                    a.batch_norm == "moving" and not whole(goes.long()).any()
+                ):  # CFA's code: each pass counts there
                     break
                 slack -= (wrong & goes).long()
-                stepped = project(x_adv + step * gradient.sign() + self._noise(x, generator), x, eps, a.norm)
+                stepped = project(
+                    x_adv + step * gradient.sign() + self._noise(x, draws), x, eps, a.norm
+                )
                 x_adv = torch.where(over_images(goes, x), stepped, x_adv)
             else:
                 if a.batch_norm == "moving":
                     model(x_adv)
         return x_adv
 
-    def _noise(self, x: Tensor, generator: torch.Generator | PerImage | Share) -> Tensor | float:
-        return self.omega * normal(tuple(x.shape), x, generator) if self.omega else 0.0
+    def _noise(self, x: Tensor, draws: Drawing) -> Tensor | float:
+        return self.omega * normal(tuple(x.shape), x, draws) if self.omega else 0.0
 
     def slack(self) -> Tensor | int:
         """tau of this epoch; a tensor where it changes, so that nothing waits for the device."""
@@ -84,7 +119,9 @@ class FAT(Defense):
         done = 120 * self.state["epoch"]
         return (done >= 50 * self.epochs).long() + (done >= 90 * self.epochs).long()
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
         """Mean cross-entropy of the friendly adversarial images."""
         logits = full(model(x_adv))
         losses = F.cross_entropy(logits, y, reduction="none")

@@ -1,0 +1,60 @@
+"""Methods on top of another: they train on its adversarial images, with weights, margins or a loss
+of their own."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from crat.attacks.noise import Source
+from crat.defenses.base import Defense, Task, checked
+
+METHODS: dict[
+    str, type[Defense]
+] = {}  # name -> method; crat.defenses fills it, so that no policy imports its base
+
+
+class Policy(Defense):
+    """A method with a base that crafts for it and shares its state, where the base reads class-wise
+    eps and beta.
+
+    base: the name of the base, a field of the subclass or a constant of it; bases: those it can
+    stand on.
+    """
+
+    base: str
+    inner: Defense
+    bases: ClassVar[tuple[str, ...]]
+
+    def prepare(self, task: Task) -> None:
+        """Makes the base. Raises ConfigError on an unknown one."""
+        name = type(self).__name__.lower()
+        checked(
+            f"base of {name}",
+            self.base,
+            lambda b: b in self.bases,
+            f"one of {', '.join(self.bases)}",
+        )
+        self.inner = METHODS[self.crafts_as()](self.attack, **self.settings_of_base())
+        self.inner.state = self.state
+
+    def crafts_as(self) -> str:
+        """The method whose attack is the base's."""
+        return self.base
+
+    def settings_of_base(self) -> dict[str, Any]:
+        """Options of the base."""
+        return {}
+
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
+        """The base's attack."""
+        return self.inner.craft(model, x, y, scale=scale, generator=generator)
