@@ -93,7 +93,7 @@ class APGD(Hunted):
         return replace(self, loss="dlr") if self.loss == "ce" and n_classes > 2 else self
 
     def runs(self, n_classes: int) -> Iterator[Run]:
-        """One run a restart, or a target and restart."""
+        """A run for each pair of a target (or none) and a restart."""
         ranks: list[int | None] = (
             [*range(min(self.targets, n_classes - 1))] if self.targets else [None]
         )

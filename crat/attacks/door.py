@@ -148,7 +148,7 @@ class Another(Attack):
         return repr(self.call)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Any:
-        """As the callable is called."""
+        """Calls it with the same arguments."""
         return self.call(model, x, y, **settings)
 
 
@@ -443,7 +443,7 @@ class RobustnessWarning(UserWarning):
 
 
 def warn(text: str) -> None:
-    """One line; the same line is shown once."""
+    """Warns by one line; Python shows an equal line once."""
     warnings.warn(text, RobustnessWarning, stacklevel=3)
 
 

@@ -179,7 +179,7 @@ class PGD(Ascent):
     __call__ = checked(perturb)
 
     def within(self, eps: Tensor) -> dict[str, Tensor]:
-        """The step keeps its ratio to eps."""
+        """eps and a step size in the same ratio as the attack's own."""
         return {"eps": eps, "step_size": eps * (self.step_size / self.eps)}
 
     def _start(self, x: Tensor, eps: Tensor | float, generator: Drawing) -> Tensor:

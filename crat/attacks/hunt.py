@@ -153,7 +153,7 @@ class Hunted(Attack):
     def make(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: Source, judge: nn.Module
     ) -> Made:
-        """A call in which `judge` passes the verdicts."""
+        """One call with `judge` as the model that decides; the result is checked."""
         return self._made(self(model, x, y, generator=generator, judge=judge), x)
 
 

@@ -87,7 +87,7 @@ def spoilt(logits: Tensor) -> Tensor:
 
 
 def not_finite(images: int, total: int, kind: str = "NaN, infinite or huge") -> str:
-    """The line that says so."""
+    """The line for logits that are not finite."""
     return (
         f"the model gives {kind} logits for {images} of {total} images: there is no verdict on them"
     )

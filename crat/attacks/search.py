@@ -66,7 +66,7 @@ class Searcher(nn.Module):
                 _keep_float32(layers[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K)."""
+        """Images (N, C, H, W) -> logits (N, K)."""
         with autocast(x.device, self.dtype):
             return full(logits_of(self.net(x), x))
 

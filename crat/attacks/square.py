@@ -70,7 +70,7 @@ class Square(Hunted):
             raise ValueError(f"p_init is a share of the image in (0, 1], not {self.p_init!r}")
 
     def runs(self, n_classes: int) -> Iterator[Run]:
-        """One run a restart."""
+        """As many runs as restarts."""
         return iter([self._search] * self.restarts)
 
     def side(self, query: int, height: int, width: int) -> int:

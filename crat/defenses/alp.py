@@ -72,7 +72,7 @@ class ALP(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Refuses a negative weight."""
+        """Raises ConfigError on a negative or infinite weight."""
         checked("pairing of alp", self.pairing, lambda w: 0 <= w < float("inf"), "at least 0")
 
     def loss(

@@ -72,7 +72,7 @@ class ATBSL(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Notes log n."""
+        """Begins state["bias"] with log n."""
         self.state["bias"] = log_counts(task.class_counts)
 
     def loss(

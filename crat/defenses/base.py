@@ -56,7 +56,7 @@ class Task:
 
     @property
     def n_classes(self) -> int:
-        """K."""
+        """The number of classes, K."""
         return len(self.class_counts)
 
 
@@ -161,7 +161,7 @@ class Defense:
         return self.of("eps", y, a.eps) * scale, self.of("step_size", y, a.step_size) * scale
 
     def objective(self, model: nn.Module, x: Tensor) -> Objective:
-        """What the attack ascends on the images x."""
+        """What the attack ascends on the images x; here the cross-entropy."""
         return self.ascended()
 
     def ascended(self) -> Objective:

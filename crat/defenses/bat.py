@@ -89,7 +89,7 @@ class BAT(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Nothing to begin: the method keeps no class-wise values."""
+        """Raises ConfigError on a negative tau."""
         checked("tau of bat", self.tau, lambda t: t >= 0, "at least 0")
 
     def craft(

@@ -118,7 +118,7 @@ class CFA(Policy):
             self.state["beta"] = torch.full((task.n_classes,), self.beta)
 
     def settings_of_base(self) -> dict[str, Any]:
-        """Those of CFA's code."""
+        """TRADES divided by 1 + beta, and FAT without noise, as in CFA's code."""
         if self.base == "trades":
             return {"beta": self.beta, "normalised": True}
         return {"tau": self.tau, "omega": 0.0, "resumes": False} if self.base == "fat" else {}

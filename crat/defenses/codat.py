@@ -59,7 +59,7 @@ class CODAT(Policy):
 
     @classmethod
     def crafting(cls, **chosen: Any) -> tuple[str, str]:
-        """The base's."""
+        """Start and BatchNorm's mode of the base."""
         return (
             ("gaussian", "eval")
             if chosen.get("base", cls.base) == "trades"
@@ -68,7 +68,7 @@ class CODAT(Policy):
 
     @classmethod
     def table(cls, **chosen: Any) -> tuple[Row, ...]:
-        """What the description leaves open is ours."""
+        """The settings; where the description leaves one open, ours."""
         return (
             Row(
                 "rho",

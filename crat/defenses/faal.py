@@ -59,7 +59,7 @@ class FAAL(Policy):
         self.state["epoch"] = torch.zeros((), dtype=torch.long)
 
     def crafts_as(self) -> str:
-        """On mart the attack is TRADES', as in the code."""
+        """The base; for mart TRADES, as in the code."""
         return "trades" if self.base == "mart" else self.base
 
     def loss(
@@ -94,7 +94,7 @@ class FAAL(Policy):
         )
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """One epoch more."""
+        """Counts the epochs of the warm-up."""
         self.state["epoch"] += 1
 
     @classmethod

@@ -71,7 +71,7 @@ class FAT(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Begins to count epochs."""
+        """Begins state["epoch"], by which tau grows."""
         self.epochs = task.epochs
         self.state["epoch"] = torch.zeros((), dtype=torch.long)
 
@@ -128,5 +128,5 @@ class FAT(Defense):
         return losses.mean(), ClassStats.of(y, losses, logits)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """One epoch more."""
+        """Counts the epochs, by which tau grows."""
         self.state["epoch"] += 1

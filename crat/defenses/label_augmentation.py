@@ -197,12 +197,12 @@ class LabelAugmentation(LabelSmoothing):
         return moved
 
     def ascended(self) -> Objective:
-        """Of the class outputs, or of all."""
+        """The cross-entropy of the class outputs, or of all outputs."""
         objective = super().ascended()
         return OfClasses(self.n_classes, objective) if self.attacked == "classes" else objective
 
     def operation(self, y: Tensor) -> Tensor:
-        """1, 2 ... M - 1 in turn."""
+        """The operations 1 to M - 1 in turn, by the image's place in the batch, (B,)."""
         return 1 + places(y) % (len(self.names) - 1)
 
     def cost(self, logits: Tensor, y: Tensor, operation: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ class OfClasses:
     objective: Objective
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
-        """(N, K + M), (N,) -> (N,)."""
+        """Logits (N, K + M), labels (N,) -> (N,)."""
         return self.objective(logits[:, : self.n_classes], y)
 
 

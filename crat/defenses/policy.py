@@ -40,11 +40,11 @@ class Policy(Defense):
         self.inner.state = self.state
 
     def crafts_as(self) -> str:
-        """The method whose attack is the base's."""
+        """The name of the method that crafts."""
         return self.base
 
     def settings_of_base(self) -> dict[str, Any]:
-        """Options of the base."""
+        """The options that the base is made with."""
         return {}
 
     def craft(
@@ -56,5 +56,5 @@ class Policy(Defense):
         scale: float = 1.0,
         generator: Source = None,
     ) -> Tensor:
-        """The base's attack."""
+        """The adversarial images of the base."""
         return self.inner.craft(model, x, y, scale=scale, generator=generator)

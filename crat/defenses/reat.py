@@ -79,7 +79,7 @@ class REAT(Defense):
         self.state["weight"] = effective_weights(n, n)
 
     def objective(self, model: nn.Module, x: Tensor) -> Objective:
-        """The weighted cross-entropy."""
+        """The cross-entropy times w_y."""
         unweighted = self.ascended()
 
         def weighted(logits: Tensor, y: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class SPAT(Defense):
         checked("form of spat", self.form, lambda form: form in FORMS, f"one of {', '.join(FORMS)}")
 
     def objective(self, model: nn.Module, x: Tensor) -> Objective:
-        """L_hcp."""
+        """L_hcp from the clean logits, with BatchNorm in the attack's mode."""
         with frozen(model, self.attack.batch_norm), torch.no_grad():
             return HardPairsFrom(full(model(x)), self.n, self.squares)
 

@@ -28,7 +28,7 @@ class Standard(Defense):
         scale: float = 1.0,
         generator: Source = None,
     ) -> Tensor:
-        """The image itself."""
+        """The clean images themselves."""
         return x
 
     def loss(

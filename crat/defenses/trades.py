@@ -72,7 +72,7 @@ class TRADES(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Refuses other passes than are known."""
+        """Raises ConfigError on other passes than those of PASSES."""
         checked(
             "passes of trades",
             self.passes,
@@ -81,7 +81,7 @@ class TRADES(Defense):
         )
 
     def objective(self, model: nn.Module, x: Tensor) -> Objective:
-        """KL(p(x) || p(x'))."""
+        """KL(p(x) || p(x')) from the clean logits, with BatchNorm in the attack's mode."""
         return kl_from_clean(model, x, self.attack.batch_norm)
 
     def loss(

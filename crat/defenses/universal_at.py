@@ -60,7 +60,7 @@ class UniversalAT(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Begins with deltas of 0."""
+        """Begins state["delta"] with zeros."""
         self.state["delta"] = torch.zeros(
             task.n_classes if self.class_wise else 1, *task.image_shape
         )
