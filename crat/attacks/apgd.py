@@ -87,8 +87,9 @@ class APGD(Hunted):
             raise ValueError(f"larger_radii is for the norm L1, not {self.norm}")
 
     def towards_the_nearest(self, n_classes: int) -> APGD:
-        """The DLR loss instead of the cross-entropy; of two classes the nearest is the only other
-        one.
+        """The DLR loss instead of the cross-entropy.
+
+        Of two classes the nearest is the only other one.
         """
         return replace(self, loss="dlr") if self.loss == "ce" and n_classes > 2 else self
 
@@ -149,8 +150,9 @@ class APGD(Hunted):
                     return
 
     def _look(self, model: nn.Module, climb: Climb, hunt: Hunt | None) -> None:
-        """Gradient and objective where the climb stands; the sum of gradients has the direction of
-        their mean.
+        """Gradient and objective where the climb stands.
+
+        The sum of gradients has the direction of their mean.
         """
         objective = self._objective(climb.target)
         gradient, value, logits = forward_backward(model, climb.here, climb.y, objective)
@@ -193,8 +195,9 @@ def windows(steps: int, norm: str) -> dict[int, int]:
 
 
 def random_start(x: Tensor, eps: Tensor, norm: str, noise: PerImage) -> Tensor:
-    """x plus noise of norm eps (L-inf uniform, L2 normal), cut with the box; L1: the projection of
-    normal noise.
+    """x plus noise of norm eps (L-inf uniform, L2 normal), cut with the box.
+
+    L1: the projection of normal noise.
     """
     if norm == "L1":
         return project(x + normal(tuple(x.shape), x, noise), x, eps, norm)
@@ -322,8 +325,9 @@ class SparseClimb(Climb):
         self.here = project(torch.addcmul(self.here, self.step, direction), self.x, self.eps, "L1")
 
     def check(self, window: int, rho: float) -> None:
-        """A checkpoint: whose best point got sparser by 5 % goes back to it at full step; the
-        others' step shrinks.
+        """A checkpoint: whose best point got sparser by 5 % goes back to it at full step.
+
+        The others' step shrinks.
         """
         changed = self._changed()
         sparser = 20 * changed < 19 * self.changed

@@ -14,8 +14,9 @@ fx.wrap("logits_of")  # tracing, as folding does, keeps the call
 
 
 class Decision(nn.Module):
-    """A model as it decides: some of its logits (N, K), times a scale; nothing is trained or
-    copied.
+    """A model as it decides: some of its logits (N, K), times a scale.
+
+    Nothing is trained or copied.
 
     logit_slice: a slice (label augmentation answers with its first K outputs: `slice(K)`) or the
         indices of the classes that may be answered; None: all. scale: s of a cosine head that was
@@ -45,8 +46,9 @@ class Decision(nn.Module):
 
 
 class LogitBias(nn.Module):
-    """A model with an offset per class, z_k / T_k + b_k; nothing is trained or copied. Attacks on
-    it see b and T.
+    """A model with an offset per class, z_k / T_k + b_k; nothing is trained or copied.
+
+    Attacks on it see b and T.
 
     bias (K,): added to the logits; temperature (K,) above 0: each logit is divided by it first;
     None: 1.

@@ -113,14 +113,16 @@ class Attack:
         return Made(check_made(images, x, self), broken_by)
 
     def setting(self, name: str) -> Any:
-        """A field that not every attack has, such as "eps" or "step_size"; None where it has
-        none.
+        """A field that not every attack has, such as "eps" or "step_size".
+
+        None where it has none.
         """
         return vars(self).get(name)
 
     def within(self, eps: Tensor) -> dict[str, Tensor]:
-        """The settings of a call within another eps (N,); raises ValueError where the step cannot
-        follow.
+        """The settings of a call within another eps (N,).
+
+        Raises ValueError where the step cannot follow.
         """
         if self.setting("step_size") is not None:
             raise ValueError(
@@ -160,8 +162,9 @@ def as_attack(attack: Any) -> Attack:
 def checked(
     perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack, x: x.clone()
 ) -> Call:
-    """`perturb(attack, model, x, y, ...)` behind the door; `nothing(attack, x)` is the answer to an
-    empty batch.
+    """`perturb(attack, model, x, y, ...)` behind the door.
+
+    `nothing(attack, x)` is the answer to an empty batch.
 
     What comes out asks for no gradient, whatever x does. Works under torch.no_grad(). A model that
     draws random numbers moves torch's global generator, as it does elsewhere. Raises AttackError,
@@ -194,8 +197,9 @@ def checked(
 def admitted(
     attack: Attack, model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """x without its history, y and the target as int64; raises AttackError on what cannot be
-    attacked.
+    """x without its history, y and the target as int64.
+
+    Raises AttackError on what cannot be attacked.
     """
     check_model(model)
     x = check_images(x)
@@ -284,8 +288,9 @@ def _way_out(low: float, high: float) -> str:
 
 
 def check_labels(y: Any, x: Tensor, what: str = "labels") -> Tensor:
-    """y as int64 (N,); raises AttackError on floats, one-hot rows and another number than there are
-    images.
+    """y as int64 (N,).
+
+    Raises AttackError on floats, one-hot rows and another number than there are images.
     """
     if not isinstance(y, Tensor):
         raise AttackError(f"{what} are a torch.Tensor of whole numbers, not {type(y).__name__}")
@@ -324,8 +329,9 @@ def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "ep
 
 
 def check_made(made: Any, x: Tensor, attack: Attack) -> Tensor:
-    """What an attack made of the images x; raises AttackError where it is no such batch, or lies
-    outside the ball.
+    """What an attack made of the images x.
+
+    Raises AttackError where it is no such batch, or lies outside the ball.
 
     The ball is known where the attack has a number eps; its norm is L-inf unless it says another.
     """
@@ -370,8 +376,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 class Watched(nn.Module):
-    """A model as attacks see it: (N, C, H, W) -> logits (N, K); remembers what would make an attack
-    weak unnoticed.
+    """A model as attacks see it: (N, C, H, W) -> logits (N, K).
+
+    Remembers what would make an attack weak unnoticed.
 
     Nothing waits for the device before `report`, so a pass costs three small kernels more.
     y (N,): labels, target (N,): classes to end in, of the whole batch; both must be among the K
@@ -389,8 +396,9 @@ class Watched(nn.Module):
         self.unmoved, self.looked = zero + len(y), False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits (N, K); raises AttackError where they are something else, or K is below
-        a label.
+        """Images -> logits (N, K).
+
+        Raises AttackError where they are something else, or K is below a label.
         """
         asked = x.requires_grad and torch.is_grad_enabled()
         seen = x.clone() if asked else x  # whose gradient is the model's alone
@@ -419,8 +427,9 @@ class Watched(nn.Module):
         self.unmoved, self.looked = self.unmoved.minimum(still.sum()), True
 
     def report(self) -> None:
-        """Raises AttackError where gradients or logits were not finite; warns of images that no
-        pass could move.
+        """Raises AttackError where gradients or logits were not finite.
+
+        Warns of images that no pass could move.
         """
         if self.spoilt_at_first is None:
             return  # the model itself failed

@@ -60,8 +60,9 @@ class Walk(State):
 
 @dataclass(frozen=True)
 class FAB(Hunted):
-    """Fast adaptive boundary attack. Call it: `FAB(eps)(model, x, y) -> x_adv`; `radius` asks for
-    the least norm.
+    """Fast adaptive boundary attack. Call it: `FAB(eps)(model, x, y) -> x_adv`.
+
+    `radius` asks for the least norm.
 
     eps: the radius within which a point counts, also (N,) at call time; it steers the search only
         through the random starts of norm eps / 2, which all restarts but the first have.

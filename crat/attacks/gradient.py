@@ -66,8 +66,9 @@ def ascend(
     objective: Objective,
     stop: str = "never",
 ) -> Tensor:
-    """The loop: step along the ascent direction, back into the ball and the box; returns the last
-    iterate.
+    """The loop: step along the ascent direction, back into the ball and the box.
+
+    Returns the last iterate.
 
     With stop="first" a sample stays where it was first misclassified.
     """
@@ -97,8 +98,9 @@ class Ascent(Attack):
 
 @dataclass(frozen=True)
 class PGD(Ascent):
-    """Projected gradient descent attack (Madry et al. 2018). Call it: `PGD(...)(model, x, y) ->
-    x_adv`.
+    """Projected gradient descent attack (Madry et al. 2018).
+
+    Call it: `PGD(...)(model, x, y) -> x_adv`.
 
     A call goes through the door (crat.attacks.door); a training's inner loop calls `perturb`, which
     checks nothing and never waits for the device.
@@ -151,8 +153,9 @@ class PGD(Ascent):
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Adversarial images of the shape of x; eps, step_size and objective override the attack's
-        own.
+        """Adversarial images of the shape of x.
+
+        eps, step_size and objective override the attack's own.
         """
         draws = drawing(generator, x)
         objective = objective or self.objective
@@ -232,8 +235,9 @@ class FGSM(Ascent):
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Adversarial images; eps as a number or (N,) tensor. `generator` is unread: the method
-        draws nothing.
+        """Adversarial images; eps as a number or (N,) tensor.
+
+        `generator` is unread: the method draws nothing.
         """
         radius = self.eps if eps is None else eps
         return self._one_step().perturb(model, x, y, eps=radius, step_size=radius, target=target)
@@ -277,8 +281,9 @@ class MIFGSM(Ascent):
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Adversarial images; eps as a number or (N,) tensor. `generator` is unread: the method
-        draws nothing.
+        """Adversarial images; eps as a number or (N,) tensor.
+
+        `generator` is unread: the method draws nothing.
         """
         objective = self.objective if target is None else Toward(target, self.objective)
         radius = per_sample(self.eps if eps is None else eps, x)

@@ -134,8 +134,9 @@ class Hunted(Attack):
         target: Tensor | None = None,
         judge: nn.Module | None = None,
     ) -> Tensor:
-        """Adversarial images (N, C, H, W); an image that is wrong from the start is returned as it
-        is.
+        """Adversarial images (N, C, H, W).
+
+        An image that is wrong from the start is returned as it is.
 
         eps: a number or (N,), instead of the attack's own; target: (N,) classes to end in; judge:
             the model whose float32 prediction decides (None: `model`). Where nothing was found: the
@@ -160,8 +161,9 @@ class Hunted(Attack):
 def pursue(
     kernel: Hunted, model: nn.Module, hunt: Hunt, x: Tensor, y: Tensor, eps: Tensor, noise: PerImage
 ) -> None:
-    """All runs of a kernel, each on the images that are still unbroken; x (N, C, H, W), y (N,), eps
-    (N, 1, 1, 1).
+    """All runs of a kernel, each on the images that are still unbroken.
+
+    x (N, C, H, W), y (N,), eps (N, 1, 1, 1).
     """
     for number, run in enumerate(kernel.runs(hunt.n_classes)):
         left = hunt.index

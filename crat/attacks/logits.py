@@ -95,8 +95,9 @@ def not_finite(images: int, total: int, kind: str = "NaN, infinite or huge") -> 
 
 @torch.no_grad()
 def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (N, K) in float32 proper, of a frozen model; raises AttackError where one is not
-    finite.
+    """Logits (N, K) in float32 proper, of a frozen model.
+
+    Raises AttackError where one is not finite.
     """
     with (
         exact(),

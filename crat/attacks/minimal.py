@@ -137,8 +137,9 @@ class DeepFool(Attack):
 
 
 class Descent(State):
-    """Where Adam stands with n images, each with its constant; their places in the batch are `at`
-    (n,).
+    """Where Adam stands with n images, each with its constant.
+
+    Their places in the batch are `at` (n,).
     """
 
     def __init__(self, x: Tensor, label: Tensor, const: Tensor) -> None:
@@ -209,8 +210,9 @@ class CWL2(Attack):
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """x (N, C, H, W) in [0, 1], y (N,) -> x_adv; x itself where it is adversarial already, or
-        nothing is found.
+        """x (N, C, H, W) in [0, 1], y (N,) -> x_adv.
+
+        x itself where it is adversarial already, or nothing is found.
 
         target: (N,) classes to end in; eps: a number or (N,), the L2 ball into which the result is
             projected (it may then be adversarial no more); `generator` is unread: the method draws

@@ -27,8 +27,9 @@ _STEP, _MIX_1, _MIX_2 = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The splitmix64 finaliser, elementwise on int64, in place; `>>` is arithmetic in torch, hence
-    the masks.
+    """The splitmix64 finaliser, elementwise on int64, in place.
+
+    `>>` is arithmetic in torch, hence the masks.
     """
     for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
         z ^= (z >> shift) & ((1 << (64 - shift)) - 1)

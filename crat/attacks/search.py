@@ -87,8 +87,9 @@ def _keep_float32(head: nn.Module) -> None:
 def searcher(
     model: nn.Module, example: Tensor, dtype: str = "float32", fold: bool = True
 ) -> Searcher:
-    """A frozen copy of `model` for searching in "float32" or "bfloat16"; the model itself is left
-    as it is.
+    """A frozen copy of `model` for searching in "float32" or "bfloat16".
+
+    The model itself is left as it is.
 
     example: a few images, on which the copy is tried. Where the model cannot be traced, has hooks,
         or folding changes logits or gradients by more than rounding, BatchNorm stays, and
@@ -168,8 +169,9 @@ def _look(net: nn.Module, x: Tensor) -> Looked:
 
 
 def _difference(expected: Looked, found: Looked, allowed: tuple[float, float]) -> str:
-    """How the found differs by more than is allowed, "" where it does not; what is not finite
-    differs.
+    """How the found differs by more than is allowed, "" where it does not.
+
+    What is not finite differs.
     """
     logits = (expected.logits - found.logits).abs().max() / expected.logits.abs().max().clamp_min(
         1e-12

@@ -32,8 +32,9 @@ Changes = list[tuple[Tensor, Tensor]]  # what a query wrote, as views, and what 
 
 @dataclass(frozen=True)
 class Square(Hunted):
-    """Square Attack (Andriushchenko et al. 2020; L1: Croce and Hein 2021). `Square(eps)(model, x,
-    y) -> x_adv`.
+    """Square Attack (Andriushchenko et al. 2020; L1: Croce and Hein 2021).
+
+    `Square(eps)(model, x, y) -> x_adv`.
 
     eps: radius in units of [0, 1]; at call time also an (N,) tensor, one per sample.
     norm: "Linf", "L2" or "L1".
@@ -74,8 +75,9 @@ class Square(Hunted):
         return iter([self._search] * self.restarts)
 
     def side(self, query: int, height: int, width: int) -> int:
-        """The side of a query's windows, in pixels; in L2 and L1 odd and at least 3 where the image
-        has room.
+        """The side of a query's windows, in pixels.
+
+        In L2 and L1 odd and at least 3 where the image has room.
         """
         if self.rescale_schedule:
             query = int(query / self.queries * 10_000)
@@ -142,8 +144,9 @@ class Tried(State):
 
 
 class Corners(Tried):
-    """The L-inf search: every pixel at one end of what ball and box allow; a query moves a window
-    to one end.
+    """The L-inf search: every pixel at one end of what ball and box allow.
+
+    A query moves a window to one end.
 
     The authors add 2 eps times the channel's sign and clip: from an end that is the other end, or
     where it was.

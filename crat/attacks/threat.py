@@ -97,8 +97,9 @@ def project(x_adv: Tensor, x: Tensor, eps: Tensor | float, norm: str) -> Tensor:
 
 
 def project_l1(delta: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
-    """The delta' nearest to delta (in L2) with |delta'|_1 <= eps and x + delta' in [0, 1]. Same
-    shape.
+    """The delta' nearest to delta (in L2) with |delta'|_1 <= eps and x + delta' in [0, 1].
+
+    Same shape.
 
     With the box, delta' = sign(delta) * clamp(|delta| - t, 0, room) for one t >= 0 per sample, at
     which the L1 norm is eps (Croce and Hein 2021, Proposition 2.1). The norm falls in t, piecewise

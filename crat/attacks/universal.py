@@ -147,8 +147,9 @@ class Universal(Attack):
         eps: Budget | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """The images with their perturbations, (N, C, H, W) within [0, 1]; the generator has
-        nothing to draw.
+        """The images with their perturbations, (N, C, H, W) within [0, 1].
+
+        The generator has nothing to draw.
         """
         if eps is not None:
             raise ValueError(
@@ -213,8 +214,9 @@ def fooling_rates(
     counted: str = "all",
     batch_size: int = 500,
 ) -> Tensor:
-    """The share of each class's images whose float32 prediction delta changes, (n_classes,); nan
-    for an absent class.
+    """The share of each class's images whose float32 prediction delta changes, (n_classes,).
+
+    nan for an absent class.
 
     counted: "all" images of the class, right or wrong, is the fooling rate of Moosavi-Dezfooli et
         al. 2017 (Universal adversarial perturbations, equation 1) and of Benz et al.; "correct":

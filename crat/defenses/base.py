@@ -1,5 +1,6 @@
-"""What a training method is: it crafts, then returns a loss and class-wise statistics. It never
-steps the optimizer.
+"""What a training method is: it crafts, then returns a loss and class-wise statistics.
+
+It never steps the optimizer.
 
 A method is a dataclass: its attack and its own settings. What it updates is tensors in `state`;
 those of shape (K,)
@@ -46,12 +47,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is told of the run: training images of each class (K,), the images' shape (C,
-    H, W), epochs.
-    """
+    """What a method knows of the run before it begins."""
 
-    class_counts: Tensor
-    image_shape: tuple[int, ...] = (1, 28, 28)
+    class_counts: Tensor  # training images of each class, (K,)
+    image_shape: tuple[int, ...] = (1, 28, 28)  # (C, H, W)
     epochs: int = 1
 
     @property
@@ -62,8 +61,9 @@ class Task:
 
 @dataclass
 class Defense:
-    """A training method. `revision` is raised whenever its numbers may change: stored runs are then
-    trained anew.
+    """A training method.
+
+    `revision` is raised whenever its numbers may change: stored runs are then trained anew.
     """
 
     # eps, step_size and steps are the run's; the start and BatchNorm's mode are the method's own
@@ -76,7 +76,7 @@ class Defense:
     extra_outputs: ClassVar[int] = 0  # M of an augmented head, where the method brings it
     start: ClassVar[str] = "uniform"  # of the training attack
     batch_norm: ClassVar[str] = "train"  # its mode while crafting
-    # or "clean": what the best epoch is chosen by, on validation
+    # "robust" or "clean": what the best epoch is chosen by, on validation
     selects_on: ClassVar[str] = "robust"
     rows: ClassVar[tuple[Row, ...]] = ()
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # choices of options whose tables differ
@@ -85,8 +85,9 @@ class Defense:
         self.state: dict[str, Tensor] = {}
 
     def prepare(self, task: Task) -> None:
-        """Called once before training: the place to begin `state`. Raises ConfigError where the
-        task does not fit.
+        """Called once before training: the place to begin `state`.
+
+        Raises ConfigError where the task does not fit.
         """
 
     def craft(
@@ -111,14 +112,13 @@ class Defense:
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """The scalar to descend, with its graph, and the batch's statistics; the model is in train
-        mode.
+        """The scalar to descend, with its graph, and the batch's statistics.
 
-        x (B, C, H, W) in [0, 1], y (B,) int64, x_adv as `craft` gave it. The order of the forward
-        passes is the authors', because BatchNorm's running statistics see them. Losses are taken of
-        float32 logits. Each subclass names its formula's source in its own docstring. Raises
-        TypeError where a method has none, and ConfigError where the network's head is not what the
-        method needs.
+        The model is in train mode. x (B, C, H, W) in [0, 1], y (B,) int64, x_adv as `craft` gave
+        it. The order of the forward passes is the authors', because BatchNorm's running statistics
+        see them. Losses are taken of float32 logits. Each subclass names its formula's source in
+        its own docstring. Raises TypeError where a method has none, and ConfigError where the
+        network's head is not what the method needs.
         Of several processes each passes its own images: what is no mean over images (a class's
         mean, a weighted mean, a maximum) is taken over crat.distributed.whole(values), all of the
         batch, here and in `craft`.
@@ -126,14 +126,10 @@ class Defense:
         raise TypeError(f"{type(self).__name__} must define its loss")
 
     def after_step(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        """Called behind the optimizer's step (CFA's code passes the clean images once more
-        there).
-        """
+        """Called after the optimizer's step: CFA's code passes the clean images once more there."""
 
     def class_probs(self) -> Tensor | None:
-        """Probabilities (K,) with which classes are drawn in the next epoch, or None for plain
-        epochs.
-        """
+        """Probabilities (K,) by which the next epoch draws classes; None: every image once."""
         return None
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
@@ -150,10 +146,10 @@ class Defense:
         )
 
     def budget(self, y: Tensor | None, scale: float) -> tuple[Budget, Budget]:
-        """eps and step of the attack times scale: state["eps"][y] and state["step_size"][y], (B,),
-        where they are kept.
+        """eps and step of the attack times scale, each a number or (B,).
 
-        y None: the common ones.
+        They are state["eps"][y] and state["step_size"][y] where the method keeps them, else those
+        of the attack, as they are for y None. Only here the warm-up's scale is multiplied.
         """
         a = self.attack
         if y is None:
@@ -165,15 +161,14 @@ class Defense:
         return self.ascended()
 
     def ascended(self) -> Objective:
-        """Cross-entropy as it is ascended: its log-odds, but itself under BatchNorm "moving", as in
-        released code.
+        """The cross-entropy in the form that is ascended: its log-odds.
+
+        Under BatchNorm "moving" it is the cross-entropy itself, as in released code.
         """
         return PlainCrossEntropy() if self.attack.batch_norm == "moving" else self.attack.objective
 
     def of(self, name: str, y: Tensor, default: float) -> Tensor | float:
-        """The class-wise value `name` of each sample (B,), or the default where the method keeps
-        none.
-        """
+        """The class-wise value `name` of each sample (B,); the default where none is kept."""
         return self.state[name][y] if name in self.state else default
 
     def class_values(self) -> dict[str, Tensor]:
@@ -190,8 +185,9 @@ class Defense:
         return self.state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes back what state_dict gave; in place, so that a method that wraps another shares its
-        state.
+        """Takes back what state_dict gave.
+
+        In place, so that a method that wraps another shares its state.
         """
         self.state.update(state)
 
@@ -222,7 +218,9 @@ def checked(what: str, value: Any, test: Callable[[Any], bool], allowed: str) ->
 
 
 def kl_from_clean(model: nn.Module, x: Tensor, batch_norm: str) -> KLFrom:
-    """KL(p(x) || p(x')), what TRADES ascends; p(x) is computed once, with BatchNorm in the attack's
-    mode."""
+    """KL(p(x) || p(x')), what TRADES ascends.
+
+    p(x) is computed once, with BatchNorm in the attack's mode.
+    """
     with frozen(model, batch_norm), torch.no_grad():
         return KLFrom(full(model(x)))

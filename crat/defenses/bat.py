@@ -101,8 +101,9 @@ class BAT(Defense):
         scale: float = 1.0,
         generator: Source = None,
     ) -> Tensor:
-        """PGD on KL(p(x) || p(x')) from x + 0.001 N(0, 1), cut to box and ball; (x_first, x_last)
-        stacked.
+        """PGD on KL(p(x) || p(x')) from x + 0.001 N(0, 1), cut to box and ball.
+
+        (x_first, x_last) stacked.
         """
         a = self.attack
         eps, step = (per_sample(value, x) for value in self.budget(y, scale))
@@ -124,8 +125,9 @@ class BAT(Defense):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """Passes x_last, x_first and x in the code's order; the statistics count x_first as what
-        was attacked.
+        """Passes x_last, x_first and x in the code's order.
+
+        The statistics count x_first as what was attacked.
         """
         x_first, x_last = x_adv
         last = full(model(x_last))

@@ -44,8 +44,9 @@ class CODAT(Policy):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """sum_k p_k L_k of the batch; a sample's loss in the statistics carries its factor B p_y /
-        n_y.
+        """sum_k p_k L_k of the batch.
+
+        A sample's loss in the statistics carries its factor B p_y / n_y.
         """
         clean = full(model(x)) if self.base == "trades" else None
         adversarial = full(model(x_adv))
@@ -99,8 +100,9 @@ class CODAT(Policy):
 
 
 def worst_distribution(means: Tensor, present: Tensor, rho: float) -> Tensor:
-    """The p (K,) that maximises sum_k p_k L_k on the simplex with K sum_k (p_k - 1/K)^2 <= rho; K:
-    classes present.
+    """The p (K,) that maximises sum_k p_k L_k on the simplex with K sum_k (p_k - 1/K)^2 <= rho.
+
+    K: classes present.
 
     means (K,): L; present (K,): bool; p is 0 elsewhere. While nothing falls below 0, p_k = (1 +
     sqrt(rho) (L_k - Lbar) / sigma) / K, with the value Lbar + sqrt(rho) sigma. Else only the m

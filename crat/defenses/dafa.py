@@ -110,8 +110,9 @@ class DAFA(Policy):
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """W at the end of the warm-up, and never again; a class that no batch showed stays at 1 and
-        moves no other.
+        """W at the end of the warm-up, and never again.
+
+        A class that no batch showed stays at 1 and moves no other.
         """
         self.state["epoch"] += 1
         if self.state["epoch"] == self.last:
@@ -188,8 +189,9 @@ class DAFA(Policy):
 
 
 def class_weights(similarity: Tensor, seen: Tensor, lam: float, ties_lose: bool = False) -> Tensor:
-    """W (K,) from S (K, K), S_ij the mean of p_j over class i's adversarial examples (Algorithm 2);
-    at least 0.
+    """W (K,) from S (K, K), S_ij the mean of p_j over class i's adversarial examples (Algorithm 2).
+
+    At least 0.
 
     W_i = 1 + lam sum_{j != i} (S_ij S_jj where S_ii < S_jj, -S_ji S_ii where S_ii > S_jj). seen
     (K,): classes that

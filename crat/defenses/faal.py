@@ -49,8 +49,9 @@ class FAAL(Policy):
     batch_norm = "eval"
 
     def prepare(self, task: Task) -> None:
-        """Begins to count epochs. Raises ConfigError on an unknown base or a setting out of
-        range.
+        """Begins to count epochs.
+
+        Raises ConfigError on an unknown base or a setting out of range.
         """
         super().prepare(task)
         checked("radius of faal", self.radius, lambda r: 0 <= r <= 50, "between 0 and 50")
@@ -166,8 +167,9 @@ class FAAL(Policy):
 
 
 def worst_distribution(gain: Tensor, radius: float, rounds: int = 8, points: int = 257) -> Tensor:
-    """The p (K,) that maximises sum_k p_k a_k on the simplex with KL(u || p) <= radius, u uniform;
-    gain (K,): a.
+    """The p (K,) that maximises sum_k p_k a_k on the simplex with KL(u || p) <= radius, u uniform.
+
+    Gain (K,): a.
 
     Lagrange's conditions give p_k proportional to 1 / (s + d_k), d_k = max a - a_k, for one s > 0,
     and KL(u || p) = mean_k log(s + d_k) + log mean_k 1 / (s + d_k) falls in s: t = log(s / max d)

@@ -174,8 +174,10 @@ class FRL(Defense):
         return kl_from_clean(model, x, self.attack.batch_norm)
 
     def budget(self, y: Tensor | None, scale: float) -> tuple[Budget, Budget]:
-        """eps_k of each image; with remargin one step size for the batch, that of its widest
-        eps_k."""
+        """eps_k of each image.
+
+        With remargin one step size for the batch, that of its widest eps_k.
+        """
         eps, step = super().budget(y, scale)
         if self.remargin and y is not None:
             step = step * self.widths()[whole(y)].max()
@@ -250,8 +252,9 @@ class FRL(Defense):
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """sum w l / sum w over the batch, of (B,) each; of several processes each gives what its mean
-    is to be averaged.
+    """sum w l / sum w over the batch, of (B,) each.
+
+    Of several processes each gives what its mean is to be averaged.
     """
     every = whole(weights)
     return len(every) / len(weights) * (weights * values).sum() / every.sum()

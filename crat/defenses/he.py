@@ -71,8 +71,9 @@ class HE(Policy):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """The base's loss with the margin, averaged over the batch. Raises ConfigError without a
-        cosine head.
+        """The base's loss with the margin, averaged over the batch.
+
+        Raises ConfigError without a cosine head.
         """
         s = head_scale(model)
         clean = None if self.base == "pgd_at" else full(model(x))

@@ -85,8 +85,9 @@ class MART(Defense):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """BCE + beta (1 - p_y(x)) KL, averaged over the batch; beta per class where state has
-        one.
+        """BCE + beta (1 - p_y(x)) KL, averaged over the batch.
+
+        Beta per class where state has one.
         """
         clean, adversarial = full(model(x)), full(model(x_adv))
         beta = self.of("beta", y, self.beta)

@@ -1,5 +1,4 @@
-"""Methods on top of another: they train on its adversarial images, with weights, margins or a loss
-of their own."""
+"""Methods that train on another's adversarial images, with weights or a loss of their own."""
 
 from __future__ import annotations
 
@@ -10,17 +9,15 @@ from torch import Tensor, nn
 from crat.attacks.noise import Source
 from crat.defenses.base import Defense, Task, checked
 
-METHODS: dict[
-    str, type[Defense]
-] = {}  # name -> method; crat.defenses fills it, so that no policy imports its base
+# name -> method; crat.defenses fills it, so that no policy imports its base
+METHODS: dict[str, type[Defense]] = {}
 
 
 class Policy(Defense):
-    """A method with a base that crafts for it and shares its state, where the base reads class-wise
-    eps and beta.
+    """A method with a base that crafts for it and reads class-wise eps and beta in its state.
 
-    base: the name of the base, a field of the subclass or a constant of it; bases: those it can
-    stand on.
+    base: the name of the base, a field of the subclass or a constant of it.
+    bases: the names that are allowed.
     """
 
     base: str

@@ -80,18 +80,20 @@ class REAT(Defense):
 
     def objective(self, model: nn.Module, x: Tensor) -> Objective:
         """The cross-entropy times w_y."""
-        unweighted = self.ascended()
+        return self._weighted(self.ascended())
 
-        def weighted(logits: Tensor, y: Tensor) -> Tensor:
-            return self.state["weight"].to(logits)[y] * unweighted(logits, y)
+    def _weighted(self, objective: Objective) -> Objective:
+        def ascended(logits: Tensor, y: Tensor) -> Tensor:
+            return self.state["weight"].to(logits)[y] * objective(logits, y)
 
-        return weighted
+        return ascended
 
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """Mean balanced-softmax loss plus TAIL, from one pass; without torch.compile, which hides
-        the features.
+        """Mean balanced-softmax loss plus TAIL, from one pass.
+
+        Without torch.compile, which hides the features.
         """
         network = plain(model)
         features = network.features(x_adv)

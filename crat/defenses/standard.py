@@ -34,8 +34,9 @@ class Standard(Defense):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """Mean cross-entropy of the clean images; `robust` in the statistics is the clean count
-        here.
+        """Mean cross-entropy of the clean images.
+
+        `robust` in the statistics is the clean count here.
         """
         logits = full(model(x))
         losses = F.cross_entropy(logits, y, reduction="none")

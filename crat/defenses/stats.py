@@ -40,8 +40,9 @@ class ClassStats:
     def of(
         cls, y: Tensor, losses: Tensor, adv_logits: Tensor, clean_logits: Tensor | None = None
     ) -> ClassStats:
-        """Statistics of one batch: y (B,), losses (B,), logits (B, K). Small matrix products, no
-        host sync.
+        """Statistics of one batch: y (B,), losses (B,), logits (B, K).
+
+        Small matrix products, no host sync.
         """
         with torch.autocast(y.device.type, enabled=False):  # bfloat16 does not count beyond 256
             clean = None if clean_logits is None else full(clean_logits.detach())
@@ -79,15 +80,17 @@ class ClassStats:
         return ClassStats(*(factor * value for value in vars(self).values()))
 
     def accuracy(self, which: str = "robust", absent: float = float("nan")) -> Tensor:
-        """Share (K,) of `which` ("robust" or "clean") among a class's samples; `absent` where there
-        were none.
+        """Share (K,) of `which` ("robust" or "clean") among a class's samples.
+
+        `absent` where there were none.
         """
         return torch.where(self.n > 0, getattr(self, which) / self.n.clamp_min(1), absent)
 
 
 def judged_stats(y: Tensor, clean: Tensor, robust: Tensor) -> ClassStats:
-    """Sums of judged images, logits (N, K); `robust` is R_k's count: clean-correct and correct
-    under attack.
+    """Sums of judged images, logits (N, K).
+
+    `robust` is R_k's count: clean-correct and correct under attack.
     """
     stats = ClassStats.of(y, F.cross_entropy(robust, y, reduction="none"), robust, clean)
     both = (clean.argmax(1) == y) & (robust.argmax(1) == y)
@@ -96,8 +99,10 @@ def judged_stats(y: Tensor, clean: Tensor, robust: Tensor) -> ClassStats:
 
 
 def class_means(values: Tensor, y: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-    """How many samples (K,) and the mean of their values (B,) per class (K,); 0 where a class has
-    none."""
+    """How many samples (K,) and the mean of their values (B,) per class (K,).
+
+    0 where a class has none.
+    """
     member = (y[:, None] == torch.arange(n_classes, device=y.device)).to(values)
     n = member.sum(0)
     return n, (member * values[:, None]).sum(0) / n.clamp_min(1)
@@ -108,8 +113,9 @@ def _one_hot(y: Tensor, n_classes: int) -> Tensor:
 
 
 def _by_class(member: Tensor, columns: Tensor) -> Tensor:
-    """Sums of columns (B, M) by class, (K, M); a NaN column stays NaN in the classes that are
-    present.
+    """Sums of columns (B, M) by class, (K, M).
+
+    a NaN column stays NaN in the classes that are present.
     """
     sums = member.T @ columns.nan_to_num()
     missing = columns.isnan().any(0)

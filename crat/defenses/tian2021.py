@@ -84,8 +84,9 @@ class Tian2021(Defense):
         return losses.mean(), ClassStats.of(y, losses, logits)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """Raises the factor of the most vulnerable class, of equals each; an absent class is not
-        judged.
+        """Raises the factor of the most vulnerable class, of equals each.
+
+        An absent class is not judged.
         """
         robust = (train if valid is None else valid).accuracy("robust", absent=float("inf"))
         value = self.state[self.form]

@@ -97,8 +97,9 @@ class TRADES(Defense):
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
 
     def _outputs(self, model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean and adversarial logits; what passes again is not differentiated again, for its
-        output is the same.
+        """Clean and adversarial logits.
+
+        What passes again is not differentiated again, for its output is the same.
         """
         logits: dict[str, Tensor] = {}
         for which in self.passes.split():

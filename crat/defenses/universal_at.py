@@ -74,8 +74,9 @@ class UniversalAT(Defense):
         scale: float = 1.0,
         generator: Source = None,
     ) -> Tensor:
-        """Moves the deltas by `steps` ascent steps on this batch and adds them; a class not in it
-        keeps its own.
+        """Moves the deltas by `steps` ascent steps on this batch and adds them.
+
+        a class not in it keeps its own.
 
         Nothing is drawn. With several processes all of them take the step of the whole batch.
         """
