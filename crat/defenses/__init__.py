@@ -49,8 +49,7 @@ __all__ = [
     "preset",
 ]
 
-DEFENSES = METHODS
-DEFENSES |= {
+DEFENSES: dict[str, type[Defense]] = {
     "standard": Standard,
     "pgd_at": PGDAT,
     "trades": TRADES,
@@ -75,6 +74,8 @@ DEFENSES |= {
     "reat": REAT,
     "at_bsl": ATBSL,
 }
+# the bases of policies stay crat's own, whatever a user puts into DEFENSES under their names
+METHODS.update(DEFENSES)
 PRESETS = ("paper", "released", "crat")
 
 
