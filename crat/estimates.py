@@ -62,9 +62,7 @@ def estimate(config: RunConfig, device: torch.device, threads: int) -> Cost:
     step = 3 + (2 * (c.steps or 0) if attacked else 0)
     judged = classes * (data.valid_per_class + c.trace_per_class)
     passes = images * step + judged * (1 + 2 * PROTOCOLS[data.name].steps)
-    judging = test * (
-        1 + sum(1 + 2 * getattr(attack, "steps", 1) for attack in usual_battery(data.name).values())
-    )
+    judging = test * (1 + sum(1 + 2 * attack.steps for attack in usual_battery(data.name).values()))
 
     def seconds(passes: float, dtype: str) -> float:
         rate = RATES[device.type if device.type == "cpu" else "cuda", dtype][

@@ -1,17 +1,18 @@
-"""Training methods, one file a paper. A new one is a file and a line in METHODS."""
+"""Training methods, one file a paper. A new one is a file and a line in DEFENSES."""
 
 from __future__ import annotations
 
 from dataclasses import Field, fields
+from math import inf
 from typing import Any
 
 import torch
 
-from crat.attacks import PGD
+from crat.attacks.gradient import PGD
 from crat.config import ConfigError, RunConfig, TrainConfig, number
 from crat.defenses.alp import ALP
 from crat.defenses.at_bsl import ATBSL
-from crat.defenses.base import Defense, Row, Task, Words
+from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.bat import BAT
 from crat.defenses.cfa import CFA
 from crat.defenses.cfol import CFOL
@@ -24,6 +25,7 @@ from crat.defenses.he import HE
 from crat.defenses.label_augmentation import LabelAugmentation, LabelSmoothing
 from crat.defenses.mart import MART
 from crat.defenses.pgd_at import PGDAT
+from crat.defenses.policy import METHODS
 from crat.defenses.reat import REAT
 from crat.defenses.robal import RoBal
 from crat.defenses.spat import SPAT
@@ -72,7 +74,12 @@ DEFENSES: dict[str, type[Defense]] = {
     "reat": REAT,
     "at_bsl": ATBSL,
 }
+<<<<<<< 9ee294bc6d923cff2abd5f1522c8219710c87980
 CAME = dict(DEFENSES)  # as crat has them, whatever a session puts in their place
+=======
+# the bases of policies stay crat's own, whatever a user puts into DEFENSES under their names
+METHODS.update(DEFENSES)
+>>>>>>> ce152a2a310863cebf12b9847a1189974d2bcac3
 PRESETS = ("paper", "released", "crat")
 
 
@@ -100,12 +107,14 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
     attack = PGD(
         number(config.eps), number(config.step_size), config.steps, start=start, batch_norm=mode
     )
-    if "beta" in own and own["beta"] != TrainConfig.beta != config.beta:
-        raise ConfigError(
-            f"{config.defense} has a beta of its own, {own['beta']}: change it by options"
+    if "beta" in given:
+        checked(
+            f"beta of {config.defense}",
+            given["beta"],
+            lambda b: 0 <= b < inf,
+            "at least 0 and finite",
         )
-    common = {"beta": config.beta} if own.get("beta") == TrainConfig.beta else {}
-    defense = method(attack, **common | given)
+    defense = method(attack, **given)
     if config.awp and given.get("overwrites"):
         raise ConfigError(
             "overwrites and awp both move the weights of the head in one step: choose one"
@@ -120,7 +129,7 @@ def preset(defense: str, which: str = "crat", **chosen: Any) -> dict[str, Any]:
 
     "crat" holds what a method needs beyond the profile, such as CFA's gated average.
     chosen: options that decide between variants, such as base="trades" of CFA; they stay as they
-    are given.
+        are given.
     """
     defense, which = one_of("defense", defense, DEFENSES), one_of("preset", which, PRESETS)
     method = method_named(defense)

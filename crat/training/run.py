@@ -10,9 +10,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+<<<<<<< 9ee294bc6d923cff2abd5f1522c8219710c87980
 from crat import defenses, store
 from crat.config import ConfigError, RunConfig, TrainConfig, different_from_default
 from crat.data.registry import DATASETS
+=======
+from crat import data, models, store
+from crat.config import ConfigError, RunConfig, different_from_default
+>>>>>>> ce152a2a310863cebf12b9847a1189974d2bcac3
 from crat.defenses import DEFENSES, ClassStats, make_defense
 from crat.device import pick_device, pick_dtype
 from crat.keys import identity
@@ -179,9 +184,6 @@ def _canonical(config: RunConfig) -> tuple[RunConfig, int]:
         model = replace(model, extra_outputs=defense.extra_outputs)
     default = defense.options()
     given = {name: getattr(defense, name) for name, _ in train.options}
-    # then the run's beta is the method's: one place for it
-    if default.get("beta") == TrainConfig.beta:
-        train = replace(train, beta=given.pop("beta", train.beta))
     options = tuple((name, value) for name, value in given.items() if value != default[name])
     return replace(config, model=model, train=replace(train, options=options)), defense.revision
 

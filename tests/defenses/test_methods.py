@@ -48,7 +48,7 @@ def test_flags_choose_options_and_presets():
     assert train.options == (("base", "trades"), ("ccm", False), ("lambda_1", 1))
     assert train.average == "fawa"  # the crat preset's
     assert asked("--preset released").train.epochs == 200  # of the profile's own method
-    assert asked("--defense mart --preset released --beta 3").train.beta == 3.0
+    assert asked("--defense mart --preset released --beta 3").train.options == (("beta", 3.0),)
     assert asked("--defense frl --beta 6").train.options == (("beta", 6.0),)
     assert asked("--recipe fast --seed 2").but(seed=0) == recipes.recipe("fast")
     with pytest.raises(ConfigError, match="unknown preset 'papr'"):
@@ -75,10 +75,60 @@ def test_the_readmes_own_method_trains(own_store, monkeypatch):
 
 def test_the_fast_recipe_is_a_run_of_cifar10():
     config = recipes.recipe("fast")
-    assert (config.data.name, config.model.name, config.train.average) == (
+    train = config.train
+    assert (config.data.name, config.model.name, train.average) == (
         "cifar10",
         "preact_resnet18",
         "ema_update",
     )
+    assert (train.epochs, train.batch_size, train.schedule, train.dtype) == (
+        30,
+        512,
+        "one_cycle",
+        "bfloat16",
+    )
+    updates = train.epochs * (50_000 - 10 * config.data.valid_per_class) // train.batch_size
+    assert 10 / (1 - train.average_decay) < updates  # the average forgets where it began
+    assert config.resolved().train.eps == "8/255"
     with pytest.raises(ConfigError, match="unknown recipe 'faster'; known: fast"):
         recipes.recipe("faster")
+<<<<<<< 9ee294bc6d923cff2abd5f1522c8219710c87980
+=======
+
+
+def test_one_table_of_all_sides_in_one_run(tmp_path, capsys):
+    out = tmp_path / "train.md"
+    bench_train.main(["cfa", "trades"], "small_cnn", 8, 2, None, out)
+    assert "pgd_at" in capsys.readouterr().out
+    lines = out.read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[4:]] == [
+        "| textbook",
+        "| pgd_at",
+        "| cfa",
+        "| trades",
+    ]
+    row = dict(
+        zip(lines[2].strip("| ").split(" | "), lines[6].strip("| ").split(" | "), strict=True)
+    )
+    assert row["base"] == "pgd_at"
+    assert float(row["images/s"]) > 0
+    assert float(row["TFLOP/s"]) > 0
+
+
+def test_flops_are_counted_by_hand():
+    with bench_train._Flops() as counter:
+        torch.ones(3, 4) @ torch.ones(4, 5)
+    assert counter.total == 2 * 3 * 4 * 5
+
+
+def test_the_authors_clone_must_be_one(tmp_path):
+    with pytest.raises(ConfigError, match="is no clone of PKU-ML/CFA"):
+        bench_train.authors_step(tmp_path, 4, 2, torch.device("cpu"))
+
+
+def test_every_policy_has_its_base_in_the_table():
+    for name, base in bench_train.OVER.items():
+        assert name.split()[0] in DEFENSES
+        assert base.split()[0] in DEFENSES
+    assert issubclass(CFA, Defense)
+>>>>>>> ce152a2a310863cebf12b9847a1189974d2bcac3
