@@ -17,14 +17,7 @@ from torch import Tensor, nn
 
 import crat
 from crat import data, store
-<<<<<<< 9ee294bc6d923cff2abd5f1522c8219710c87980
-from crat.attacks import checks
-from crat.attacks.judge import as_images
-=======
-from crat.analysis import metrics
-from crat.attacks import FGSM, Attack, AutoAttack, Square, cw
 from crat.attacks.door import as_images, check_square
->>>>>>> ce152a2a310863cebf12b9847a1189974d2bcac3
 from crat.attacks.search import SearchWarning
 from crat.audit import probes
 from crat.audit.foreign import CHECKED, decision, examine, find_model, noted

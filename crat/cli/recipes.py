@@ -1,6 +1,5 @@
 """Speed recipes: a robust accuracy that a paper printed, as fast as the hardware allows.
 
-<<<<<<< 9ee294bc6d923cff2abd5f1522c8219710c87980:crat/cli/recipes.py
 `crat train --recipe fast`: CIFAR-10, PreActResNet-18, PGD-10 AT, to what Wei et al. 2023 (CFA,
 Table 1, "AT", best epoch) print after 200 epochs of a piecewise rate: AutoAttack 46.7 on average,
 20.1 for the worst class. Here 30 epochs of one cycle at batch 512, bfloat16, channels last,
@@ -11,17 +10,6 @@ under 4 minutes on one H200, by these commands at seeds 0, 1 and 2:
 
     crat train --recipe fast --seed 0
     crat evaluate RUN --attacks AA
-=======
-fast    CIFAR-10, PreActResNet-18, PGD-10 AT, to what Wei et al. 2023 (CFA, Table 1, "AT", best
-        epoch) print: AutoAttack 46.7 average, 20.1 worst class, there in 200 epochs of a piecewise
-        rate. Here 30 epochs of one cycle at batch 512, bfloat16, channels last, compiled, EMA of
-        every update.
-
-        Measured: NOT YET. No accelerator was at hand; neither the robust accuracy nor the wall time
-            of this recipe is known. Aim: both numbers of the table in under 4 minutes on one H200.
-            Command, when there is one: crat train --recipe fast --seed 0   (then 1, 2) crat
-            evaluate RUN --attacks AA
->>>>>>> ce152a2a310863cebf12b9847a1189974d2bcac3:crat/training/recipes.py
 """
 
 from __future__ import annotations

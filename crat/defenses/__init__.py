@@ -74,12 +74,9 @@ DEFENSES: dict[str, type[Defense]] = {
     "reat": REAT,
     "at_bsl": ATBSL,
 }
-<<<<<<< 9ee294bc6d923cff2abd5f1522c8219710c87980
 CAME = dict(DEFENSES)  # as crat has them, whatever a session puts in their place
-=======
 # the bases of policies stay crat's own, whatever a user puts into DEFENSES under their names
 METHODS.update(DEFENSES)
->>>>>>> ce152a2a310863cebf12b9847a1189974d2bcac3
 PRESETS = ("paper", "released", "crat")
 
 

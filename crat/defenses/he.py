@@ -19,12 +19,7 @@ from crat.config import ConfigError
 from crat.defenses.base import Row, Task, Words, checked
 from crat.defenses.policy import Policy
 from crat.defenses.stats import ClassStats
-<<<<<<< 9ee294bc6d923cff2abd5f1522c8219710c87980
-from crat.defenses.trades import TRADES
 from crat.nets.models import CosineHead
-=======
-from crat.models import CosineHead
->>>>>>> ce152a2a310863cebf12b9847a1189974d2bcac3
 
 MARGINS = {"pgd_at": 0.2, "trades": 0.2, "alp": 0.3}  # the code's README, as the following
 SCALES = {"pgd_at": 10.0, "trades": 15.0, "alp": 20.0}

@@ -11,7 +11,6 @@ from crat.defenses import DEFENSES, Defense, Row
 
 HEAD = """# The training methods
 
-<<<<<<< 9ee294bc6d923cff2abd5f1522c8219710c87980
 Each section says what a method minimises, where it comes from, and what three sides set: the paper, its released code
 and crat. A dash means that the value is not stated, or that we have not seen it. `crat methods --markdown >
 docs/methods.md` writes this page from the presets in `crat/defenses/`, and a test holds the page to them.
@@ -21,16 +20,6 @@ take those of the paper or of its code. `--options name=value` changes a setting
 
 In Python, `config.but(**preset("cfa", "released", base="trades"))` does the same. Without its preset a method has the
 settings of the run: `but(defense="cfa")` has no gated average, `but(**preset("cfa"))` has it.
-=======
-Made by `crat methods --markdown > docs/methods.md` from the presets in `crat/defenses/`; a test
-holds it to them.
-
-`crat train --defense NAME` trains with crat's defaults, `--preset paper` or `--preset released`
-with a paper's or its code's settings, and `--options name=value` changes a setting of the method.
-In Python, `config.but(**preset("cfa", "released", base="trades"))` does the same. A dash: not
-stated, or not seen by us. In Python a method without its preset has the run's settings:
-`but(defense="cfa")` has no gated average, `but(**preset("cfa"))` has one.
->>>>>>> ce152a2a310863cebf12b9847a1189974d2bcac3
 """
 
 

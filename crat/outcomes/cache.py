@@ -23,10 +23,6 @@ from crat.outcomes.batteries import Battery
 from crat.outcomes.files import Arrays
 from crat.training.progress import dated
 
-<<<<<<< 9ee294bc6d923cff2abd5f1522c8219710c87980
-=======
-Battery = Mapping[str, Attack]
->>>>>>> ce152a2a310863cebf12b9847a1189974d2bcac3
 BATCH = {"cpu": 500, "cuda": 2000}
 NAMED = 4  # outcomes, at most, in a line on what is read again
 

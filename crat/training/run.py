@@ -10,14 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-<<<<<<< 9ee294bc6d923cff2abd5f1522c8219710c87980
 from crat import defenses, store
-from crat.config import ConfigError, RunConfig, TrainConfig, different_from_default
-from crat.data.registry import DATASETS
-=======
-from crat import data, models, store
 from crat.config import ConfigError, RunConfig, different_from_default
->>>>>>> ce152a2a310863cebf12b9847a1189974d2bcac3
+from crat.data.registry import DATASETS
 from crat.defenses import DEFENSES, ClassStats, make_defense
 from crat.device import pick_device, pick_dtype
 from crat.keys import identity

@@ -23,18 +23,11 @@ from crat.defenses import ClassStats, Defense, Task, make_defense
 from crat.defenses.stats import judged_stats
 from crat.device import autocast, compiled, pick_device
 from crat.outcomes.files import halved
-<<<<<<< 9ee294bc6d923cff2abd5f1522c8219710c87980
 from crat.store import Store
 from crat.store.lease import Lease, held
 from crat.training.averaging import make_average, make_gate
 from crat.training.awp import perturbed
 from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, write_card
-=======
-from crat.store.lease import Lease, held
-from crat.training.averaging import make_average, make_gate
-from crat.training.awp import perturbed
-from crat.training.checkpoint import restore, save, write_card
->>>>>>> ce152a2a310863cebf12b9847a1189974d2bcac3
 from crat.training.progress import Progress, dated, tell
 from crat.training.run import Run, build_model, first_per_class, history_rows, unread
 from crat.training.schedules import learning_rate

@@ -186,7 +186,6 @@ def test_a_full_disk_is_one_line(runs, capsys):
 
 
 def test_every_setting_has_a_flag():
-<<<<<<< 9ee294bc6d923cff2abd5f1522c8219710c87980
     words = """--data cifar10 --train-per-class 7 --valid-per-class 8 --split first --split-seed 9
         --drop-classes 5 2 --imbalance-ratio 10 --augment crop --padding zero
         --model wrn_34_10 --width 2 --depth 16 --head augmented --extra-outputs 5 --scale 9
@@ -194,14 +193,6 @@ def test_every_setting_has_a_flag():
         --epochs 2 --batch-size 4 --lr 0.2 --schedule cosine --momentum 0.8 --weight-decay 0
         --eps-warmup 3 --average ema_update --average-decay 0.9 --average-start 1
         --fawa-threshold 0.2 --awp 0.01 --awp-warmup 1
-=======
-    words = """--data cifar10 --train-per-class 7 --valid-per-class 8 --split first --split-seed 9 --drop-classes 5 2
-        --imbalance-ratio 10 --augment crop --padding zero --model wrn_34_10 --width 2 --depth 16 --head augmented
-        --extra-outputs 5 --defense trades --eps 0.031 --step-size 2/255 --steps 3 --epochs 2 --batch-size 4
-        --lr 0.2
-        --schedule cosine --momentum 0.8 --weight-decay 0 --eps-warmup 3 --average ema_update --average-decay 0.9
-        --average-start 1 --fawa-threshold 0.2 --awp 0.01 --awp-warmup 1 --options a=0.5 b=word --scale 9
->>>>>>> ce152a2a310863cebf12b9847a1189974d2bcac3
         --batch-norm eval --seed 4 --dtype float32 --trace-per-class 5"""
     parsed = vars(cli.parser().parse_args(["train", *words.split()]))
     config = profile("laptop").but(**{name: parsed[name] for _, _, name in settings()})
