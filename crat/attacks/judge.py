@@ -28,7 +28,7 @@ from crat.attacks.objectives import full
 from crat.attacks.search import Searcher, searcher
 from crat.attacks.threat import one_of
 from crat.device import autocast, exact
-from crat.store import seed_for
+from crat.store.files import seed_for
 
 TRIED = 16  # images on which the copy that is searched with is tried against the model
 # of the attacks and of judging: raised when outcomes may change, so that kept ones are made anew

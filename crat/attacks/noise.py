@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from crat.store import seed_for
+from crat.store.files import seed_for
 
 
 def _signed(number: int) -> int:

@@ -12,7 +12,7 @@ from crat.attacks.gradient import PGD
 from crat.config import ConfigError, RunConfig, TrainConfig, number
 from crat.defenses.alp import ALP
 from crat.defenses.at_bsl import ATBSL
-from crat.defenses.base import Defense, Row, Task, Words, checked
+from crat.defenses.base import METHODS, Defense, Row, Task, Words, checked
 from crat.defenses.bat import BAT
 from crat.defenses.cfa import CFA
 from crat.defenses.cfol import CFOL
@@ -25,7 +25,6 @@ from crat.defenses.he import HE
 from crat.defenses.label_augmentation import LabelAugmentation, LabelSmoothing
 from crat.defenses.mart import MART
 from crat.defenses.pgd_at import PGDAT
-from crat.defenses.policy import METHODS
 from crat.defenses.reat import REAT
 from crat.defenses.robal import RoBal
 from crat.defenses.spat import SPAT
@@ -74,7 +73,6 @@ DEFENSES: dict[str, type[Defense]] = {
     "reat": REAT,
     "at_bsl": ATBSL,
 }
-CAME = dict(DEFENSES)  # as crat has them, whatever a session puts in their place
 # the bases of policies stay crat's own, whatever a user puts into DEFENSES under their names
 METHODS.update(DEFENSES)
 PRESETS = ("paper", "released", "crat")

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crat.defenses.base import Row, Task, Words, checked
-from crat.defenses.policy import Policy
+from crat.defenses.base import Policy, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
 
 LAMBDA_1 = {"pgd_at": 0.5, "trades": 0.3, "fat": 0.7}  # the paper's, section 5.1

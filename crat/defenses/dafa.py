@@ -16,8 +16,7 @@ from crat.attacks.gradient import forward_backward
 from crat.attacks.noise import Source, drawing
 from crat.attacks.objectives import full, kl_divergence
 from crat.attacks.threat import gaussian_start, per_sample
-from crat.defenses.base import Row, Task, Words, checked
-from crat.defenses.policy import Policy
+from crat.defenses.base import Policy, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
 
 WARMUP, EPOCHS = 70, 110  # the released code: class-wise behind epoch 70 of 110

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from crat.attacks.objectives import full, kl_divergence
 from crat.config import ConfigError
-from crat.defenses.base import Row, Task, Words, checked
-from crat.defenses.policy import Policy
+from crat.defenses.base import Policy, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
 from crat.nets.models import CosineHead
 

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crat.attacks.objectives import full, kl_divergence
-from crat.defenses.base import Row, Task, Words, checked
-from crat.defenses.policy import Policy
+from crat.defenses.base import Policy, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
 
 ETA, EPOCHS = 0.1, 100  # the released code's rate, and the epochs that it is meant for
