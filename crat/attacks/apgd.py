@@ -230,7 +230,8 @@ class Climb(State):
         self.gradient = self.best_gradient = torch.zeros_like(x)
         self.step = 2 * eps
         if norm == "Linf":
-            self.low, self.high = (x - eps).clamp_min_(0), (x + eps).clamp_max_(1)
+            self.low = (x - eps).clamp_min_(0)
+            self.high = (x + eps).clamp_max_(1)
         lowest = torch.full((len(x),), float("-inf"), device=x.device)
         self.value = -lowest
         self.best_value = lowest
@@ -243,7 +244,8 @@ class Climb(State):
         """What was seen at `here`: the gradient, the objective (n,), and whether the goal is
         reached (n,).
         """
-        better, claimed = value > self.best_value, hit & (value > self.claim_value)
+        better = value > self.best_value
+        claimed = hit & (value > self.claim_value)
         self.rises = self.rises + (value > self.value)
         self.found = self.found | hit
         self.gradient, self.value = gradient, value

@@ -287,6 +287,7 @@ def closest_boundary(model: nn.Module, x: Tensor, y: Tensor, norm: str) -> Bound
         steepness = size(full(gradient_k), DUAL[norm]).clamp_min(torch.finfo(gap.dtype).tiny)
         distance = torch.where(y == k, float("inf"), gap.detach().abs() / steepness)
         nearer = distance < least
-        there, least = torch.where(nearer, k, there), torch.where(nearer, distance, least)
+        there = torch.where(nearer, k, there)
+        least = torch.where(nearer, distance, least)
         gradient = torch.where(over_images(nearer, x), gradient_k, gradient)
     return Boundary(gradient.detach(), there, y, logits.detach())

@@ -113,7 +113,8 @@ def quick_logits(
     """
     logits = []
     for at in range(0, len(x), batch_size):
-        images, labels = as_images(x[at : at + batch_size]), y[at : at + batch_size]
+        images = as_images(x[at : at + batch_size])
+        labels = y[at : at + batch_size]
         if attack is not None:
             generator = torch.Generator(x.device).manual_seed(seed_for(seed, at))
             with autocast(x.device, dtype):

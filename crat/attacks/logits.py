@@ -73,7 +73,8 @@ def answer_of(model: Any, x: Tensor) -> Tensor:
     except (AttackError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # its own code: whatever it raises, it cannot be attacked
-        kind, why = str(x.dtype).removeprefix("torch."), str(error).splitlines()
+        kind = str(x.dtype).removeprefix("torch.")
+        why = str(error).splitlines()
         raise AttackError(
             f"the model takes no {kind} images of shape {tuple(x.shape)}: {type(error).__name__}: "
             f"{(why or ['-'])[0]}"

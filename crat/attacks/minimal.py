@@ -239,7 +239,8 @@ class CWL2(Attack):
             x_adv, distance = self._minimise(model, x, label, sign, const)
             best = torch.where(over_images(distance < nearest, x), x_adv, best)
             nearest, found = nearest.minimum(distance), distance.isfinite()
-            low, high = torch.where(found, low, const), torch.where(found, const, high)
+            low = torch.where(found, low, const)
+            high = torch.where(found, const, high)
             const = torch.where(high.isinf(), const * 10, (low + high) / 2)
         return best
 
@@ -333,7 +334,8 @@ def minimal_radius(
     for number in range(1, rounds + 1 if len(left) else 1):
         middle = (low + high) / 2
         hit = broken(left, middle, noise.fork(number))
-        low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
+        low = torch.where(hit, low, middle)
+        high = torch.where(hit, middle, high)
     radius[left] = high
     return radius
 

@@ -160,7 +160,8 @@ class Corners(Tried):
             window(side, image, place) for side, place in zip(sides, places, strict=True)
         ]
         self.up = (draws[:, 2:] < 0.5)[..., None, None].unbind()  # one a query
-        self.low, self.high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
+        self.low = (x - eps).clamp_min(0)
+        self.high = (x + eps).clamp_max(1)
         stripes = noise.uniform(channels, 1, image[1]) < 0.5
         self.image = torch.where(stripes, self.high, self.low)
 
@@ -212,8 +213,10 @@ class Hills(Tried):
         if query % BLOCK == 0:
             self.signs = random_signs(self.noise, BLOCK, self.x.shape[1])
             self.spent = self._spent()
-        filled, emptied = self.image[self.filled[query]], self.image[self.emptied[query]]
-        x_filled, x_emptied = self.x[self.filled[query]], self.x[self.emptied[query]]
+        filled = self.image[self.filled[query]]
+        emptied = self.image[self.emptied[query]]
+        x_filled = self.x[self.filled[query]]
+        x_emptied = self.x[self.emptied[query]]
         touched = [self.image, self.spent] if self.thins else [filled, emptied, self.spent]
         changes = [(view, view.clone()) for view in touched]
 
@@ -268,7 +271,8 @@ def window(side: int, image: Sequence[int], place: Sequence[float]) -> tuple[sli
     W).
     """
     height, width = image
-    top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
+    top = int(place[0] * (height - side + 1))
+    left = int(place[1] * (width - side + 1))
     return slice(None), slice(None), slice(top, top + side), slice(left, left + side)
 
 
@@ -286,7 +290,8 @@ def hill_pairs(side: int, power: int, device: torch.device) -> tuple[Tensor, Ten
     """Two (side, side) shapes of norm 1: a hill above a hollow, each half of the square, and the
     same turned.
     """
-    upper, lower = hill(side // 2, side, power), hill(side - side // 2, side, power)
+    upper = hill(side // 2, side, power)
+    lower = hill(side - side // 2, side, power)
     pair = torch.cat([upper, -lower])
     pair = (pair / torch.linalg.vector_norm(pair, power)).to(device)
     return pair, pair.mT

@@ -107,7 +107,8 @@ def project_l1(delta: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
     in float32 at least: half precision cannot count them.
     """
     d = delta.flatten(1).to(torch.promote_types(delta.dtype, torch.float32))
-    a, room = d.abs(), torch.where(d > 0, 1 - x.flatten(1), x.flatten(1)).clamp_min(0)
+    a = d.abs()
+    room = torch.where(d > 0, 1 - x.flatten(1), x.flatten(1)).clamp_min(0)
     radius = (
         torch.as_tensor(eps, device=d.device, dtype=d.dtype)
         .expand(len(d), *[1] * (delta.ndim - 1))

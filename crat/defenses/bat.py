@@ -108,7 +108,8 @@ class BAT(Defense):
         a = self.attack
         eps, step = (per_sample(value, x) for value in self.budget(y, scale))
         x_first = x_last = project(gaussian_start(x, 0.001, drawing(generator, x)), x, eps, a.norm)
-        slack, right = torch.full_like(y, self.tau), torch.ones_like(y, dtype=torch.bool)
+        slack = torch.full_like(y, self.tau)
+        right = torch.ones_like(y, dtype=torch.bool)
         target = kl_from_clean(model, x, a.batch_norm)
         with frozen(model, a.batch_norm):
             for _ in range(a.steps):

@@ -179,7 +179,8 @@ def worst_distribution(gain: Tensor, radius: float, rounds: int = 8, points: int
     d = gain.max() - gain
     log_d = (d / d.max().clamp_min(torch.finfo(d.dtype).tiny)).log()
     cells = torch.linspace(0, 1, points, dtype=d.dtype, device=d.device)
-    low, high = torch.full_like(cells[:1], -200.0), torch.full_like(cells[:1], 200.0)
+    low = torch.full_like(cells[:1], -200.0)
+    high = torch.full_like(cells[:1], 200.0)
     for _ in range(rounds):
         t = low + (high - low) * cells
         terms = torch.logaddexp(t[:, None], log_d[None, :])

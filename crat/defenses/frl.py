@@ -197,7 +197,8 @@ class FRL(Defense):
                 model(x)
         errors = F.cross_entropy(clean, y, reduction="none")
         divergences = kl_divergence(clean, adversarial)
-        u, v = self.state["clean_weight"][y], self.state["boundary_weight"][y]
+        u = self.state["clean_weight"][y]
+        v = self.state["boundary_weight"][y]
         loss = weighted_mean(errors, u) + self.beta * weighted_mean(divergences, v)
         return loss, ClassStats.of(y, errors + self.beta * divergences, adversarial, clean)
 

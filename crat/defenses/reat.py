@@ -126,7 +126,8 @@ def tail_terms(features: Tensor, y: Tensor, rare: Tensor, bias: Tensor) -> Tenso
     features (N, D); y (N,); rare (K,) 1.0 or 0.0; bias (K,) = log n. Of several processes each has
     some of the i, and the j are those of all.
     """
-    every, of_class = whole(y), (0.5 * (bias.logsumexp(0) - bias)).exp().to(features)
+    every = whole(y)
+    of_class = (0.5 * (bias.logsumexp(0) - bias)).exp().to(features)
     v, log_q = of_class[y], features.log_softmax(1)
     p = log_q.detach().exp()
     with torch.autocast(features.device.type, enabled=False):  # a difference of near equals

@@ -76,7 +76,8 @@ class Tian2021(Defense):
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
         """Mean cross-entropy of the adversarial images, weighted or at the class's temperature."""
-        logits, of_class = full(model(x_adv)), self.state[self.form][y]
+        logits = full(model(x_adv))
+        of_class = self.state[self.form][y]
         if self.form == "weight":
             losses = of_class * F.cross_entropy(logits, y, reduction="none")
         else:

@@ -91,7 +91,8 @@ class WAT(Policy):
         self.rate = ETA * (EPOCHS / task.epochs) ** 0.5 if self.eta is None else self.eta
         self.state["weight"] = torch.ones(task.n_classes)
         self.state["plain_weight"] = torch.ones(())
-        self.state["cost"], self.state["plain_cost"] = torch.zeros(task.n_classes), torch.zeros(())
+        self.state["cost"] = torch.zeros(task.n_classes)
+        self.state["plain_cost"] = torch.zeros(())
 
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
@@ -116,4 +117,5 @@ class WAT(Policy):
         self.state["plain_cost"] = self.state["plain_cost"] + mean
         cost = torch.cat([self.state["cost"], self.state["plain_cost"][None]])
         weights = len(valid.n) * (self.rate * cost).softmax(0)
-        self.state["weight"], self.state["plain_weight"] = weights[:-1], weights[-1]
+        self.state["weight"] = weights[:-1]
+        self.state["plain_weight"] = weights[-1]
