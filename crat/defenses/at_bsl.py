@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crat.attacks.objectives import full
 from crat.defenses.base import Defense, Row, Task, Words
+from crat.defenses.losses import balanced_softmax_loss, log_counts
 from crat.defenses.stats import ClassStats
 
 
@@ -82,15 +82,3 @@ class ATBSL(Defense):
         logits = full(model(x_adv))
         losses = balanced_softmax_loss(logits, y, self.state["bias"])
         return losses.mean(), ClassStats.of(y, losses, logits)
-
-
-def log_counts(class_counts: Tensor) -> Tensor:
-    """log n (K,) in float64 of training counts (K,); a class without images counts as one."""
-    return class_counts.double().clamp_min(1).log()
-
-
-def balanced_softmax_loss(logits: Tensor, y: Tensor, bias: Tensor) -> Tensor:
-    """CE(z + bias, y) per sample (N,), bias (K,) = log n up to a constant: balanced softmax (Ren et
-    al. 2020).
-    """
-    return F.cross_entropy(logits + bias.to(logits.dtype), y, reduction="none")

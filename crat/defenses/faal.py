@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from crat.attacks.objectives import full, kl_divergence, other_logits, true_logit
 from crat.defenses.base import Policy, Row, Task, Words, checked
-from crat.defenses.mart import FLOOR, boosted_cross_entropy
+from crat.defenses.losses import FLOOR, boosted_cross_entropy
 from crat.defenses.stats import ClassStats, class_means
 from crat.distributed import whole
 

@@ -6,15 +6,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.attacks.objectives import full, kl_divergence, other_logits, true_logit
+from crat.attacks.objectives import full, kl_divergence, true_logit
 from crat.defenses.base import Defense, Row
+from crat.defenses.losses import FLOOR, boosted_cross_entropy
 from crat.defenses.stats import ClassStats
-
-ROOM = 1e-4  # the code's: log(1 - p_k + ROOM) stays finite where p_k is 1
-FLOOR = 1e-7  # the code's: least weight of a sample
 
 
 @dataclass
@@ -96,9 +93,3 @@ class MART(Defense):
             clean, adversarial
         )
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
-
-
-def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log p_y - log(1 + ROOM - max_{k != y} p_k) per sample, (N, K), (N,) -> (N,)."""
-    strongest = other_logits(logits.softmax(1), y).amax(1)
-    return F.cross_entropy(logits, y, reduction="none") - (1 + ROOM - strongest).log()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from crat.attacks.objectives import Objective, full
-from crat.defenses.at_bsl import balanced_softmax_loss, log_counts
 from crat.defenses.base import Defense, Row, Task, Words
+from crat.defenses.losses import balanced_softmax_loss, log_counts
 from crat.defenses.stats import ClassStats
 from crat.distributed import whole
 from crat.nets.models import plain
