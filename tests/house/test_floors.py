@@ -20,7 +20,6 @@ FILES = [*MODULES, *sorted(p.relative_to(ROOT) for p in ROOT.glob("tests/**/*.py
 # The rooms of crat/, a line a floor; what lies beside the rooms is the ground. A module may import
 # from its own room and from the floors below it.
 FLOORS = (
-<<<<<<< 596d3c3b8432b6532398289ff8f6ba4e3d2dd122
     "config device distributed names text",
     "keys store",
     "analysis data nets",
@@ -31,89 +30,6 @@ FLOORS = (
     "papers plots",
     "audit batch",
     "cli __main__",
-=======
-    ("crat", "crat.config", "crat.names"),
-    (
-        *("crat.data", "crat.sources", "crat.mirrors", "crat.originals", "crat.augment"),
-        "crat.imagenet_labels",
-        *(
-            "crat.bodies",
-            "crat.models",
-            "crat.analysis.curves",
-            "crat.analysis.metrics",
-            "crat.store",
-            "crat.device",
-        ),
-        "crat.store.manifest",
-        *(
-            "crat.training.progress",
-            "crat.distributed",
-            "crat.corruptions",
-            "crat.analysis.mce",
-            "crat.analysis.calibration",
-            "crat.analysis.longtail",
-        ),
-        *("crat.store.lease", "crat.training.whole_batch"),
-        *(
-            "crat.analysis.comparisons",
-            "crat.superclasses",
-            "crat.analysis.toy",
-            "crat.analysis.variation",
-        ),
-    ),
-    ("crat.attacks", "crat.training.averaging", "crat.training.awp"),
-    ("crat.defenses",),
-    (
-        *(
-            "crat.training.checkpoint",
-            "crat.outcomes.evaluation",
-            "crat.training.run",
-            "crat.training.schedules",
-            "crat.training.trainer",
-            "crat.outcomes.cache",
-        ),
-        *("crat.keys.identity", "crat.outcomes.files", "crat.keys.ours"),
-    ),
-    (
-        *("crat.analysis.claims", "crat.leaderboard", "crat.plans", "crat.statements"),
-        *(
-            "crat.plots",
-            "crat.plots.cfa",
-            "crat.plots.labels",
-            "crat.plots.methods",
-            "crat.plots.spat",
-        ),
-        "crat.plots.tail",
-    ),
-    (
-        *(
-            "crat.__main__",
-            "crat.audit",
-            "crat.bench",
-            "crat.bench_attacks",
-            "crat.bench_train",
-            "crat.cli",
-        ),
-        *("crat.course", "crat.audit.probes"),
-        *(
-            "crat.flags",
-            "crat.audit.foreign",
-            "crat.defenses.tables",
-            "crat.published",
-            "crat.training.recipes",
-        ),
-        *(
-            "crat.batch",
-            "crat.children",
-            "crat.cluster",
-            "crat.estimates",
-            "crat.executors",
-            "crat.parameters",
-        ),
-        *("crat.report", "crat.worker"),
-        *("crat.notebook", "crat.peers", "crat.outcomes.precision", "crat.reproduce", "crat.site"),
-    ),
->>>>>>> 2a2213c4a2bd311ca2379ac41bf2cad8cf1bfa10
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 LONGEST_CHAIN = 14  # modules that import one another in a row
