@@ -29,8 +29,8 @@ from crat.evaluate import protocol_pgd
 from crat.foreign import CHECKED, decision, examine, find_model, noted
 from crat.identity import Identity, identity
 from crat.names import one_of
-from crat.reproduce import aligned, shown
 from crat.run import classes_in_turn
+from crat.text import aligned, shown
 from crat.verdicts import Battery, Outcomes, Subject, Verdicts
 
 DRAWN = 20  # classes in a figure; of more, the worst

@@ -103,20 +103,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _reproduce(a: Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is Ctrl-C
-    if a.data:
-        a.data = one_of("data set", a.data, DATASETS)
-        os.environ["CRAT_DATA_SET"] = a.data
-    if a.seeds:
-        os.environ["CRAT_SEEDS"] = " ".join(map(str, a.seeds))
-    from crat import reproduce  # the plans read what is chosen when they are imported
+    from crat.batch import reproduce
 
-    names, taken = [*a.numbers, *a.papers], ("parameters", "workers", "dask", "shard", "recompute", "dry_run")
+    names = [*a.numbers, *a.papers]
+    taken = ("data", "seeds", "parameters", "workers", "dask", "shard", "recompute", "dry_run")
     return reproduce.run(names, a.profile, a.set, **{name: getattr(a, name) for name in taken})
 
 
 def _site(a: Namespace) -> None:
-    from crat import site
-    from crat.executors import shown
+    from crat.batch import site
+    from crat.text import shown
 
     print(shown(site.build(a.profile)))
 
@@ -124,8 +120,7 @@ def _site(a: Namespace) -> None:
 def _train(a: Namespace) -> None:
     config = asked_for(a)
     from crat import distributed, store
-    from crat.executors import shown
-    from crat.report import aligned
+    from crat.text import aligned, shown
     from crat.train import train
 
     store.must_be_writable(store.home(), "CRAT_RUNS")
@@ -228,7 +223,7 @@ def find_run(text: str) -> Run:
 def _methods(a: Namespace) -> None:
     from crat import methods
     from crat.defenses import method_named
-    from crat.report import aligned
+    from crat.text import aligned
 
     for name in a.names:
         method_named(name)
@@ -240,7 +235,7 @@ def _methods(a: Namespace) -> None:
 
 def _runs(a: Namespace) -> None:
     from crat import store
-    from crat.report import aligned
+    from crat.text import aligned
 
     rows = []
     for folder in _run_folders():
@@ -265,8 +260,8 @@ def _publish(a: Namespace) -> None:
 
 
 def _data_list(a: Namespace) -> None:
-    from crat.report import aligned
     from crat.sources import listing
+    from crat.text import aligned
 
     rows = [list(row.values()) for row in listing()]
     print(aligned(("data set", "where from", "train", "per class", "test", "per class"), rows, (20, 44, 7, 16, 6, 16)))

@@ -124,7 +124,7 @@ def reproduce_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--dask", metavar="ADDRESS|FILE", help="train on the workers of this dask scheduler")
     sub.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the runs, and no notebook")
     sub.add_argument("--recompute", action="store_true", help="train everything again, published runs included")
-    sub.add_argument("--dry-run", action="store_true", help="show the plan only: what is to be done, time and memory")
+    sub.add_argument("--dry-run", action="store_true", help="show the plan only: what is to be done, and how long it takes")
 
 
 def train_flags(sub: argparse.ArgumentParser) -> None:

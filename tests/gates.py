@@ -8,7 +8,7 @@ PATIENCE = 600  # seconds; only a test that fails waits so long
 # found by every Python that has the folder of this file on its path: a worker waits in mid-epoch for its gate to open
 GATED = """
 import sys
-if "crat.worker" in sys.orig_argv:
+if "crat.batch.worker" in sys.orig_argv:
     import os, time
     from pathlib import Path
     from crat.train import Trainer

@@ -15,17 +15,18 @@ import psutil
 import pytest
 from gates import PATIENCE, wait_until
 
-from crat import executors, store
-from crat.batch import Job, RunTask
-from crat.children import Child
-from crat.executors import Local, perform
+from crat import store
+from crat.batch import executors
+from crat.batch.children import Child
+from crat.batch.executors import Local, perform
+from crat.batch.jobs import Job, RunTask
 from crat.lease import Lease
-from crat.store import StoreError
+from crat.store import Store, StoreError
 
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from crat import children
+from crat.batch import children
 children.end_with_starter()
 exec(sys.argv[1])
 """
@@ -39,7 +40,7 @@ class Script(RunTask):
         return 1
 
     def begin(self, env):
-        return Child("script", self.config, self.folder / f"{self.name}.log", {"PYTHONPATH": PATH, **env})
+        return Child("script", self.config, self.place.root / f"{self.name}.log", {"PYTHONPATH": PATH, **env})
 
 
 PATH = ""
@@ -55,7 +56,7 @@ def script(tmp_path, monkeypatch):
     def make(name, words="", needs=(), after=()):
         note = f"Path({str(tmp_path / 'notes')!r}).open('a').write"
         text = f"{note}({name!r} + ' '); {words or 'pass'}; {note}({name.upper()!r} + ' ')"
-        return Script(name, text, tmp_path, frozenset(needs), frozenset(after))
+        return Script(name, text, Store(tmp_path), frozenset(needs), frozenset(after))
 
     return make
 
@@ -204,7 +205,7 @@ def test_an_error_of_the_disk_is_that_task_s_alone(script, monkeypatch, tmp_path
 SPEAKS = """
 import os, sys, tempfile
 from pathlib import Path
-from crat.children import Child
+from crat.batch.children import Child
 child = Child("script", "sys.exit('the last word')", Path("disk/a.log"), {})
 child.process.wait()
 print(child.told())

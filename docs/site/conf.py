@@ -1,4 +1,4 @@
-"""Sphinx settings of the report. `crat site` (crat/site.py) prepares the pages and calls sphinx with this file.
+"""Sphinx settings of the report. `crat site` (crat/batch/site.py) prepares the pages and calls sphinx with this file.
 
 Nothing here may make a page fetch from elsewhere: MathJax lies in _static, and the scripts of widgets, which myst-nb
 would take from the net, are off.
@@ -14,7 +14,8 @@ nb_ipywidgets_js = {}
 nb_render_markdown_format = "myst"  # the claims tables that notebooks print
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
+# a link to a file of the repository that has no page (xref_missing) is shown as its words
+suppress_warnings = ["myst.header", "myst.xref_missing", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
 
 mathjax_path = "mathjax/tex-svg.js"
 # the context menu would load its parts from beside tex-svg.js, where they are not

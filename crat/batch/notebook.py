@@ -1,8 +1,7 @@
-"""One notebook: the parameters it declares, how far its run is, and that run, which ends with whoever started it."""
+"""One notebook's run: it ends with its starter, and tells how far it is."""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crat.children import Child, end_with_starter, last_line
+from crat.batch.children import Child, end_with_starter, last_line
 
 
 class NotebookError(RuntimeError):
@@ -34,23 +33,14 @@ class Progress:
         except (OSError, ValueError, KeyError):
             return cls()
         states = [cell["metadata"].get("papermill", {}).get("status") for cell in cells]
-        outputs = [out for cell in cells for out in cell.get("outputs", []) if out.get("name") == "stdout"]
-        return cls(states.count("completed"), len(cells), last_line("".join("".join(out["text"]) for out in outputs)))
-
-
-def declared(notebook: Path) -> dict[str, Any]:
-    """Names and default values of the cell tagged "parameters", annotated literals such as `seed: int = 0`.
-
-    Raises NotebookError where a value is none. (papermill's own inspection reads lines by regular expressions.)
-    """
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-        nodes = [node for cell in tagged for node in ast.parse("".join(cell["source"])).body]
-        typed = [node for node in nodes if isinstance(node, ast.AnnAssign)]
-        return {ast.unparse(node.target): ast.literal_eval(node.value or node) for node in typed}
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
-        raise NotebookError(f"{notebook}: no notebook with a cell of literal parameters ({error})") from None
+        outputs = [
+            out for cell in cells for out in cell.get("outputs", []) if out.get("name") == "stdout"
+        ]
+        return cls(
+            states.count("completed"),
+            len(cells),
+            last_line("".join("".join(out["text"]) for out in outputs)),
+        )
 
 
 def folders_of_jupyter(instead: Path) -> dict[str, str]:
@@ -58,17 +48,29 @@ def folders_of_jupyter(instead: Path) -> dict[str, str]:
     home = Path.home()
     if os.access(home, os.W_OK):
         return {}
-    names = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")
-    return {name: str(instead / ".jupyter" / name.lower()) for name in names if name not in os.environ}
+    names = (
+        "IPYTHONDIR",
+        "JUPYTER_CONFIG_DIR",
+        "JUPYTER_DATA_DIR",
+        "JUPYTER_RUNTIME_DIR",
+        "MPLCONFIGDIR",
+    )
+    return {
+        name: str(instead / ".jupyter" / name.lower()) for name in names if name not in os.environ
+    }
 
 
-def start(notebook: Path, output: Path, parameters: Mapping[str, Any], env: Mapping[str, str]) -> Child:
+def start(
+    notebook: Path, output: Path, parameters: Mapping[str, Any], env: Mapping[str, str]
+) -> Child:
     """Begins to run a notebook in its own folder; papermill saves it to `output` as it goes.
 
     However the caller ends (even by SIGKILL), the child, its kernel and the kernel's processes end too.
     """
     output.unlink(missing_ok=True)
-    job = json.dumps({"input_path": str(notebook), "output_path": str(output), "parameters": dict(parameters)})
+    job = json.dumps(
+        {"input_path": str(notebook), "output_path": str(output), "parameters": dict(parameters)}
+    )
     return Child(__name__, job, output.with_suffix(".log"), env, cwd=notebook.parent)
 
 
@@ -86,13 +88,23 @@ def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) 
     except DeadKernelError:
         cells = json.loads(Path(output_path).read_text(encoding="utf-8"))["cells"]
         # it calls all cells completed, but only those that it started know whether there was an exception
-        started = [c for c in cells if c["cell_type"] == "code" and c["metadata"]["papermill"]["exception"] is not None]
+        started = [
+            c
+            for c in cells
+            if c["cell_type"] == "code" and c["metadata"]["papermill"]["exception"] is not None
+        ]
         return f"In [{len(started)}]: the kernel died (out of memory?)"
-    left = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source and not cell.execution_count]
+    left = [
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.source and not cell.execution_count
+    ]
     # a cell that exits is no error to it
     return f"it ended early: {len(left)} of its cells were not run" if left else ""
 
 
 if __name__ == "__main__":
     end_with_starter()
-    sys.exit(by_papermill(**json.loads(sys.argv[1])) or 0)  # a text goes to the log as its last line, and means code 1
+    sys.exit(
+        by_papermill(**json.loads(sys.argv[1])) or 0
+    )  # a text goes to the log as its last line, and means code 1

@@ -29,7 +29,9 @@ class Child:
     the log where it tells of a fault. env is added to the environment. Raises StoreError where nothing can be written.
     """
 
-    def __init__(self, module: str, argument: str, log: Path, env: Mapping[str, str], cwd: Path | None = None):
+    def __init__(
+        self, module: str, argument: str, log: Path, env: Mapping[str, str], cwd: Path | None = None
+    ):
         self.log = log
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +74,9 @@ class Child:
             self.log.write_bytes(said)
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
-        line = (line or "it ended without a word") + _disk_error(self.log.parent)  # why the log may say little
+        line = (line or "it ended without a word") + _disk_error(
+            self.log.parent
+        )  # why the log may say little
         return line if code in (1, TOLD) else f"{line} (exit code {code})"
 
 
