@@ -4,6 +4,8 @@ Nothing here may make a page fetch from elsewhere: MathJax lies in _static, and 
 would take from the net, are off.
 """
 
+from docutils import nodes
+
 project = "crat"
 html_title = "crat: the report"
 extensions = ["myst_nb", "sphinx.ext.mathjax"]
@@ -14,7 +16,6 @@ nb_ipywidgets_js = {}
 nb_render_markdown_format = "myst"  # the claims tables that notebooks print
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
-# a link to a file of the repository that has no page (xref_missing) is shown as its words
 suppress_warnings = ["myst.header", "myst.xref_missing", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
 
 mathjax_path = "mathjax/tex-svg.js"
@@ -43,6 +44,14 @@ html_show_sourcelink = False
 html_show_sphinx = False
 
 
+def as_words(app, doctree, name):
+    """Turns links to files of the repository that have no page into their words."""
+    for link in list(doctree.findall(nodes.reference)):
+        if link.get("refid") and link["refid"] not in doctree.ids:
+            link.replace_self(link.children)
+
+
 def setup(app):
     """Builds no search index."""
     app.connect("builder-inited", lambda app: setattr(app.builder, "search", False))
+    app.connect("doctree-resolved", as_words)
