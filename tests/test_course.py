@@ -16,7 +16,7 @@ import yaml
 
 from crat import cli, course, defenses, store
 from crat.config import ConfigError
-from crat.notebook import declared
+from crat.batch.parameters import declared
 
 ROOT = Path(__file__).parents[1]
 COURSE = ROOT / "notebooks" / "course"

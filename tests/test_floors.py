@@ -14,7 +14,7 @@ FILES = [*MODULES, *sorted(p.relative_to(ROOT) for p in ROOT.glob("tests/**/*.py
 
 # A module may import from its own floor and from those below it (a package stands for all its modules).
 FLOORS = (
-    ("crat", "crat.config", "crat.names"),
+    ("crat", "crat.config", "crat.names", "crat.text"),
     (
         *("crat.data", "crat.sources", "crat.mirrors", "crat.originals", "crat.augment"),
         "crat.imagenet_labels",
@@ -31,7 +31,7 @@ FLOORS = (
         *("crat.identity", "crat.kept", "crat.ours"),
     ),
     (
-        *("crat.claims", "crat.leaderboard", "crat.plans", "crat.statements"),
+        *("crat.claims", "crat.leaderboard", "crat.papers", "crat.plans", "crat.statements"),
         *("crat.plots", "crat.plots_cfa", "crat.plots_labels", "crat.plots_methods", "crat.plots_spat"),
         "crat.plots_tail",
     ),
@@ -39,9 +39,7 @@ FLOORS = (
         *("crat.__main__", "crat.audit", "crat.bench", "crat.bench_attacks", "crat.bench_train", "crat.cli"),
         *("crat.course", "crat.probes"),
         *("crat.flags", "crat.foreign", "crat.methods", "crat.published", "crat.recipes"),
-        *("crat.batch", "crat.children", "crat.cluster", "crat.estimates", "crat.executors", "crat.parameters"),
-        *("crat.report", "crat.worker"),
-        *("crat.notebook", "crat.peers", "crat.precision", "crat.reproduce", "crat.site"),
+        *("crat.batch", "crat.peers", "crat.precision"),
     ),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

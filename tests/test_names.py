@@ -11,7 +11,7 @@ from crat.config import AVERAGES, DATASETS, DTYPES, MODELS, PROFILES, SCHEDULES,
 from crat.defenses import DEFENSES, preset
 from crat.flags import asked_for, words_for
 from crat.names import did_you_mean, known_as, one_of
-from crat.reproduce import choose
+from crat.batch.reproduce import choose
 from crat.run import Run
 
 ATTACKS = ("FGSM", "PGD-20", "CW-20", "Square", "AA", "AA-plus", "AA-rand")

@@ -12,7 +12,7 @@ import pytest
 from nbval.plugin import get_sanitize_patterns
 
 from crat import data, plans
-from crat.notebook import declared
+from crat.batch.parameters import declared
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
