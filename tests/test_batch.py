@@ -109,7 +109,7 @@ def test_notebooks_are_chosen_by_number_author_or_method(notebooks, names, found
         ("--parameters bad.yml", "--parameters bad.yml is no YAML"),
         ("--parameters list.yml", "--parameters list.yml: it holds lines such as seed: 1"),
         ("--parameters typo.yml", "no chosen notebook has a parameter 'sed'"),
-        ("--parameters text.yml", "seed: '1' in the file, but it is of type int, such as 0"),
+        ("--parameters text.yml", "seed: '1' in the file: seed is of type int, such as 0"),
         ("--shard 3/2", "--shard is i/n with i from 1 to n, such as 1/4, not '3/2'"),
         ("--recompute", "--recompute: 00_start_here has no parameter recompute"),
         ("--set recompute=true", "the recompute is chosen by --recompute"),
@@ -168,7 +168,7 @@ def test_the_command_line_goes_before_the_file(notebooks, monkeypatch, capsys):
     with pytest.raises(ConfigError, match="unknown profile 'slow'"):
         reproduce.run(**asked)
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(NotebookError, match="parameter files need PyYAML"):
+    with pytest.raises(NotebookError, match="parameters are read by PyYAML"):
         reproduce.run(**asked)
 
 

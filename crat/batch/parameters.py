@@ -7,6 +7,7 @@ and takes three seconds to import.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,19 +39,27 @@ def declared(notebook: Path) -> dict[str, Any]:
 def from_file(path: Path) -> dict[str, Any]:
     """The names and values of a YAML file, as `papermill -f` takes it; raises ConfigError."""
     try:
-        import yaml
-    except ImportError:
-        line = "parameter files need PyYAML: pip install 'crat[notebooks]'"
-        raise NotebookError(line) from None
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--parameters {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"--parameters {path} is no YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--parameters {path}: it holds lines such as seed: 1")
     return {str(name): value for name, value in values.items()}
+
+
+def _yaml(text: str) -> Any:
+    """What a text in YAML says; raises ValueError where it is none."""
+    try:
+        import yaml
+    except ImportError:
+        line = "parameters are read by PyYAML: pip install 'crat[notebooks]'"
+        raise NotebookError(line) from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(error) from None
 
 
 def choose_parameters(
@@ -77,46 +86,37 @@ def choose_parameters(
         given[name] = _Typed(text)
     names = {name for defaults in known.values() for name in defaults} - set(FLAGS)
     for name in sorted(given.keys() - names):
-        near = did_you_mean(name, names)
         listed = ", ".join(sorted(names))
+        near = did_you_mean(name, names)
         raise ConfigError(f"no chosen notebook has a parameter {name!r}; known: {listed}{near}")
     given |= {"profile": profile, **(asked or {})}
     return {
-        notebook: {
-            name: _value(name, given[name], default)
-            for name, default in defaults.items()
-            if name in given
-        }
+        notebook: {n: _value(n, given[n], of) for n, of in defaults.items() if n in given}
         for notebook, defaults in known.items()
     }
 
 
 class _Typed(str):
-    """A value as it was typed on the command line, its type yet to be read."""
+    """A value as it was typed on the command line: YAML, if no text is asked for."""
 
 
-def _value(name: str, value: Any, default: Any) -> Any:
-    """The value in the default's type; an integer will do for a float."""
+def _value(name: str, given: Any, default: Any) -> Any:
+    """The value, if it has the default's type; an integer will do for a float."""
     kind = type(default)
-    if isinstance(value, _Typed):
-        return _parsed(name, str(value), default)
+    value = given
+    if isinstance(given, _Typed):
+        value = str(given)
+        if kind is not str:
+            with contextlib.suppress(ValueError):
+                value = _yaml(value)
+    if kind is float and type(value) is int:
+        value = float(value)
     if type(value) is kind:
         return value
-    if kind is float and type(value) is int:
-        return float(value)
-    such = f"it is of type {kind.__name__}, such as {default!r}"
-    raise ConfigError(f"{name}: {value!r} in the file, but {such}")
-
-
-def _parsed(name: str, text: str, default: Any) -> Any:
-    kind = type(default)
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        return kind(text) if kind in (int, float, str) else kind(ast.literal_eval(text))
-    except (KeyError, ValueError, TypeError, SyntaxError):
-        such = f"{name} is of type {kind.__name__}, such as {default!r}"
-        raise ConfigError(f"--set {name}={text}: {such}") from None
+    what = f"{name}: {given!r} in the file"
+    if isinstance(given, _Typed):
+        what = f"--set {name}={given}"
+    raise ConfigError(f"{what}: {name} is of type {kind.__name__}, such as {default!r}")
 
 
 def selection(parameters: Mapping[str, Any]) -> Selection:

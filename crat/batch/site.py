@@ -230,7 +230,10 @@ def _write_thumbnails(folder: Path, pages: list[Page]) -> None:
 
 
 def _claims(pages: list[Page], profile: str) -> list[dict[str, Any]]:
-    """A row per claim: of this profile's runs, or, where there are none, as published."""
+    """A row per claim: of this profile's runs, or, where there are none, as published.
+
+    Beside what is shown it has keys, by which the columns are sorted.
+    """
     from crat import claims
 
     published = ROOT / "results" / base_run(evidence(profile)).data.name
@@ -238,31 +241,19 @@ def _claims(pages: list[Page], profile: str) -> list[dict[str, Any]]:
     for page in pages:
         own = page.folder / "claims.json"
         path = own if own.exists() else published / f"claims_{page.stem[:2]}.json"
-        if path.exists():
-            rows += [_claim_row(row, page, path == own) for row in claims.read(path).itertuples()]
+        for row in claims.read(path).itertuples() if path.exists() else ():
+            number = re.search(r"[-+]?\d+(\.\d+)?", row.number.replace("−", "-"))
+            scale = 100 if row.functional in claims.POINTS else 1
+            shown = {
+                "number_key": float(number[0]) if number else "",
+                "ours": re.sub(r"-(?=\d)", "−", claims.ours(row)),
+                "ours_key": "" if isnan(row.value) else scale * row.value,
+                "verdict_key": VERDICTS.index(row.verdict),
+                "stem": page.stem,
+                "here": path == own,
+            }
+            rows.append(row._asdict() | shown)
     return rows
-
-
-def _claim_row(row: Any, page: Page, here: bool) -> dict[str, Any]:
-    """A claim as it is shown, and the keys that it is sorted by."""
-    from crat import claims
-
-    scale = 100 if row.functional in claims.POINTS else 1
-    number = re.search(r"[-+]?\d+(\.\d+)?", row.number.replace("−", "-"))
-    return {
-        "paper": row.paper,
-        "where": row.where,
-        "statement": row.statement,
-        "setting": row.setting,
-        "number": row.number or "–",
-        "number_key": float(number[0]) if number else "",
-        "ours": re.sub(r"-(?=\d)", "−", claims.ours(row)),
-        "ours_key": "" if isnan(row.value) else scale * row.value,
-        "verdict": row.verdict,
-        "verdict_key": VERDICTS.index(row.verdict),
-        "stem": page.stem,
-        "here": here,
-    }
 
 
 def _percent(mean: float, sd: float) -> str:
