@@ -1,3 +1,3 @@
-"""What makes figures: `crat reproduce` (runs and notebooks, here or on a cluster), and its report as pages."""
+"""What makes figures: `crat reproduce` (here or on a cluster), and its report as pages."""
 
 __all__ = ["reproduce", "site"]

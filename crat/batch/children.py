@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however it came to its end, and take their own with them."""
+"""Processes that end with the one that started them, however it ended, and end their own, too."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ TOLD = 3  # the exit code of a child whose log ends in one line that needs no tr
 class Child:
     """`python -m module argument`. Its standard input is held open: the end of its life.
 
-    What it says goes to a file without a name in the log's folder, which is gone with us, however we end; it becomes
-    the log where it tells of a fault. env is added to the environment. Raises StoreError where nothing can be written.
+    Its output goes to a file without a name in the log's folder, which is gone with us, however we
+    end; where it tells of a fault, it becomes the log. env is added to the environment. Raises
+    StoreError where nothing can be written.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Child:
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.unlink(missing_ok=True)  # of an earlier try
-            self.noise = tempfile.TemporaryFile(dir=log.parent)  # noqa: SIM115 (as long as the child)
+            self.noise = tempfile.TemporaryFile(dir=log.parent)  # noqa: SIM115
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, argument], stdin=subprocess.PIPE, stdout=self.noise,
                 stderr=subprocess.STDOUT, cwd=cwd, env={**os.environ, **env},
@@ -58,7 +59,7 @@ class Child:
         return (self.process.returncode or 0) < 0
 
     def told(self) -> str:
-        """ "" after a clean end, else what went wrong, in a line. The log is kept where that line is not enough."""
+        """ "" after a clean end, else what went wrong, in a line; with a log, if that is too little."""
         code = self.process.returncode
         with self.noise:
             self.noise.seek(0)
@@ -123,7 +124,7 @@ def descendants(pid: int) -> set[psutil.Process]:
 
 
 def end_with_starter(grace: float = 0.0) -> None:
-    """Called first thing in a child. grace: seconds for the main thread to end by KeyboardInterrupt."""
+    """To be called first in a child. grace: seconds for it to end by KeyboardInterrupt."""
     threading.Thread(target=_wait_for_end, args=(grace,), daemon=True).start()
 
 

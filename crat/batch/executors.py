@@ -1,4 +1,4 @@
-"""Tasks done in their order: each in a child process, by a thread of this machine or of a cluster's.
+"""Tasks done in their order, each in a child process, by a thread of this machine or of a cluster.
 
 ready tasks (graphlib) -> concurrent.futures -> Outcome -> the tasks that waited for them
 """

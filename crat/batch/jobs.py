@@ -101,7 +101,7 @@ class RunTask:
 class Job:
     """A notebook with its parameters, the folder for all it writes, and the runs it asks for.
 
-    weights: the keys of runs whose networks it uses itself. made_from: all that decides its outcome.
+    weights: keys of runs whose networks it uses itself. made_from: all that decides its outcome.
     """
 
     notebook: Path
@@ -282,7 +282,7 @@ def _results() -> str:
 
 
 def entries(jobs: Iterable[Job], quick: bool, place: Store) -> list[Entry]:
-    """The runs that notebooks ask for, each once, in the order of the plans, as they lie in a store.
+    """The runs that notebooks ask for, each once, in the order of the plans, as a store has them.
 
     quick: live runs are trained by the notebook that shows them, epoch by epoch; in a larger
     profile they are tasks.

@@ -19,7 +19,7 @@ class NotebookError(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an output notebook is: cells done, cells in all, and the last line that its cells printed."""
+    """How far an output notebook is: cells done, cells in all, and the last line printed."""
 
     done: int = 0
     cells: int = 0
@@ -27,7 +27,7 @@ class Progress:
 
     @classmethod
     def read(cls, output: Path) -> Progress:
-        """From the notebook as papermill last saved it; nothing done where it is not there or half written."""
+        """From the notebook as papermill last saved it; nothing is done in a broken one."""
         try:
             cells = json.loads(output.read_text(encoding="utf-8"))["cells"]
         except (OSError, ValueError, KeyError):
@@ -44,7 +44,7 @@ class Progress:
 
 
 def folders_of_jupyter(instead: Path) -> dict[str, str]:
-    """Where Jupyter and Matplotlib keep their own files, where they cannot write into the user's home folder."""
+    """The variables of Jupyter's and Matplotlib's own folders, if the home folder is read-only."""
     home = Path.home()
     if os.access(home, os.W_OK):
         return {}
@@ -65,7 +65,7 @@ def start(
 ) -> Child:
     """Begins to run a notebook in its own folder; papermill saves it to `output` as it goes.
 
-    However the caller ends (even by SIGKILL), the child, its kernel and the kernel's processes end too.
+    However the caller ends (even by SIGKILL), the child, its kernel and the kernel's processes end.
     """
     output.unlink(missing_ok=True)
     job = json.dumps(
@@ -75,7 +75,10 @@ def start(
 
 
 def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) -> str:
-    """Executes a notebook in this process; returns "" or what went wrong. papermill's own word is not enough."""
+    """Executes a notebook in this process; returns "" or what went wrong.
+
+    papermill's own word is not enough: it takes a kernel that died, or a cell that exits, for done.
+    """
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -87,7 +90,7 @@ def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) 
         return f"In [{error.exec_count}]: {error.ename}: {last_line(str(error.evalue))}"
     except DeadKernelError:
         cells = json.loads(Path(output_path).read_text(encoding="utf-8"))["cells"]
-        # it calls all cells completed, but only those that it started know whether there was an exception
+        # all cells are called completed, but only those that were started know of an exception
         started = [
             c
             for c in cells
@@ -99,7 +102,6 @@ def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) 
         for cell in notebook.cells
         if cell.cell_type == "code" and cell.source and not cell.execution_count
     ]
-    # a cell that exits is no error to it
     return f"it ended early: {len(left)} of its cells were not run" if left else ""
 
 

@@ -45,16 +45,14 @@ def run(
 ) -> int:
     """Shows the plan, does what of it is not done, reports.
 
-    Returns the exit code, 1 where something failed. Raises ConfigError before anything runs on an
-    unknown notebook, profile or parameter; NotebookError, ClusterError, StoreError.
-
-    numbers: which notebooks (`choose`; all where none is named). profile: quick, unless the
-    parameter file says more. settings: parameters as "name=value"; parameters: a YAML file of them.
-    data, seeds: another data set for all runs, and the seeds of those that are repeated.
-    workers: processes at a time on this machine; dask: a scheduler's address or file, which does
-    the runs instead. shard: "i/n", this part of the runs and no notebook.
-    recompute: train everything again, in a store of its own; the same request goes on where it was
-    stopped. figures: None is CRAT_FIGURES, else the checkout's own, where the pages are, too.
+    Returns the exit code, 1 where something failed. Raises ConfigError before anything runs on what
+    is asked wrongly; NotebookError, ClusterError, StoreError.
+    numbers: which notebooks (`choose`). profile: quick, unless the parameter file says more.
+    settings: parameters as "name=value"; parameters: a YAML file of them. data, seeds: another data
+    set for all runs, and the seeds of those that are repeated. workers: processes at a time here;
+    dask: a scheduler's address or file, which does the runs instead. shard: "i/n", this part of the
+    runs and no notebook. recompute: train everything again, in a store of its own, where the same
+    request goes on if it was stopped. figures: None is CRAT_FIGURES, else the checkout's own.
     """
     home = figures or store.figures_home()
     values = from_file(parameters) if parameters else {}
@@ -63,40 +61,34 @@ def run(
         raise ConfigError(f"--workers is at least 1, not {workers}")
     part = _part(shard) if shard else None
     chosen = choose(notebooks, numbers)
-    recompute = recompute or bool(values.get("recompute"))
-    asked = _asked(data, seeds, recompute)
+    asked = _asked(data, seeds, recompute or bool(values.get("recompute")))
     given = choose_parameters(chosen, profile, settings, values, asked)
-    fresh = Recomputation.of(profile, given) if recompute else None
+    fresh = Recomputation.of(profile, given) if "recompute" in asked else None
     again = fresh.began if fresh else ""
     jobs = [batch.job(path, home / profile, profile, given[path], again) for path in chosen]
     for job in jobs:
         _refuse_what_is_not_heeded(job, asked)
     place = fresh.start(dask, dry_run, part is not None) if fresh else Store.usual()
-    left = jobs if part else [job for job in jobs if not job.is_done]
+    left = [job for job in jobs if part or not job.is_done]
     runs = batch.entries(left, profile == "quick", place) if left else []
+    left = batch.linked(left, runs)
     if part:
         runs = batch.share(runs, *part)
         jobs = left = []
-    else:
-        left = batch.linked(left, runs)
     show_plan(jobs, runs, place, workers, timed=dry_run or not dask)
     sys.stdout.flush()
     if dry_run:
         return 0
     if not part:
         store.must_be_writable(home / profile, "CRAT_FIGURES")
-    if runs or left:
-        store.must_be_writable(place.root, "CRAT_RUNS")
     errors = _perform(runs, left, place, workers, dask)
-    if fresh and not part and not errors:
-        fresh.marker.unlink(missing_ok=True)
     if not part:
+        if fresh and not errors:
+            fresh.marker.unlink(missing_ok=True)
         report(jobs, home / profile)
         if figures is None:
             _pages(home / profile, anew=bool(left))
-    if errors:
-        print(f"failed: {', '.join(errors)}")
-    return 1 if errors else 0
+    return _told(errors)
 
 
 def choose(notebooks: Path, names: Sequence[str]) -> list[Path]:
@@ -184,7 +176,7 @@ class Recomputation:
 
     @classmethod
     def of(cls, profile: str, given: Mapping[Path, dict[str, Any]]) -> Recomputation:
-        """The request for these notebooks with these parameters: new, or the one that was stopped."""
+        """The request for these notebooks and parameters: new, or the one that was stopped."""
         place = Store(Store.recomputed().root.absolute())
         chosen = {path.stem: parameters for path, parameters in given.items()}
         marker = place.root / f"unfinished-{store.digest([profile, chosen])}"
@@ -287,6 +279,13 @@ def _show_runs(runs: Sequence[Entry], place: Store, workers: int | None) -> None
     print()
 
 
+def _told(errors: Mapping[str, str]) -> int:
+    """The exit code."""
+    if errors:
+        print(f"failed: {', '.join(errors)}")
+    return 1 if errors else 0
+
+
 def _duration(seconds: float) -> str:
     if seconds < 2 * 86_400:
         return tqdm.format_interval(round(seconds))
@@ -310,6 +309,8 @@ def _perform(
     runs: Sequence[Entry], left: Sequence[Job], place: Store, workers: int | None, dask: str | None
 ) -> dict[str, str]:
     """The runs that are no notebook's own, and the notebooks; returns what failed, and why."""
+    if runs or left:
+        store.must_be_writable(place.root, "CRAT_RUNS")
     here = Store(place.root.absolute(), place.published)
     tasks = [entry.task(here) for entry in runs if entry.state and not entry.live]
     if not tasks and not left:

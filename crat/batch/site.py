@@ -1,6 +1,6 @@
 """`crat site`: the report as pages. Claims and leaderboard, then each notebook as it was executed.
 
-    figures/<profile>/*/claims.json, *.ipynb -> sources -> sphinx (docs/site) -> figures/<profile>/site
+    figures/<profile>/*/ -> sources -> sphinx (docs/site) -> figures/<profile>/site/
 
 Nothing is run and nothing is fetched: the pages open from the disk, without a server.
 """
@@ -96,7 +96,7 @@ class Page:
             yield from zip(names, map(base64.b64decode, images), strict=False)
 
     def thumbnail(self) -> bytes | None:
-        """The figure that stands for it: the first that is neither a toy nor of the live training."""
+        """The figure that stands for it: if it can be, neither a toy nor of the live training."""
         drawn = list(self.figures())
         chosen = [png for name, png in drawn if not name.startswith(("toy", "live"))]
         return next(iter([*chosen, *(png for _, png in drawn)]), None)
