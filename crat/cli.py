@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import crat
 from crat import flags
-from crat.config import DATASETS, MODELS, PROFILES, ConfigError
+from crat.config import DATASETS, MODELS, PROFILES, ConfigError, Selection
 from crat.flags import EVALUATED, Parser, asked_for, commands
 from crat.names import did_you_mean, one_of
 
@@ -103,11 +103,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _reproduce(a: Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is Ctrl-C
+    selection = Selection(a.data or "", tuple(a.seeds or Selection.seeds))
     from crat.batch import reproduce
 
     names = [*a.numbers, *a.papers]
-    taken = ("data", "seeds", "parameters", "workers", "dask", "shard", "recompute", "dry_run")
-    return reproduce.run(names, a.profile, a.set, **{name: getattr(a, name) for name in taken})
+    taken = ("parameters", "workers", "dask", "shard", "recompute", "dry_run")
+    settings = {name: getattr(a, name) for name in taken}
+    return reproduce.run(names, a.profile, a.set, selection=selection, **settings)
 
 
 def _site(a: Namespace) -> None:

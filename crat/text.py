@@ -1,31 +1,47 @@
-"""Text for people: tables for the terminal, and paths as one would type them."""
+"""Text for people: tables in a terminal, paths, dates."""
 
 from __future__ import annotations
 
 import textwrap
+import time
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+WIDEST = 78  # characters of a column, unless its table says otherwise
+
 
 def aligned(
-    header: Sequence[str], rows: Iterable[Sequence[str]], widest: Sequence[int] = ()
+    header: Sequence[str], rows: Iterable[Sequence[object]], widest: Sequence[int] = ()
 ) -> str:
-    """A table whose columns stand two spaces apart; cells are wrapped to `widest` (else to 78)."""
+    """A table: columns two spaces apart, cells wrapped to the widths of `widest`, else WIDEST."""
     table = [[str(cell) for cell in row] for row in (header, *rows)]
-    limits = [*widest, *[78] * (len(header) - len(widest))]
-    columns = zip(*table, strict=True)
-    widths = [min(max(map(len, c)), limit) for c, limit in zip(columns, limits, strict=True)]
+    limits = [*widest, *[WIDEST] * (len(header) - len(widest))]
+    widths = []
+    for column, limit in zip(zip(*table, strict=True), limits, strict=True):
+        widths.append(min(max(map(len, column)), limit))
     lines = []
     for row in table:
-        wrapped = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
-        for parts in zip_longest(*wrapped, fillvalue=""):
-            cells = [part.ljust(width) for part, width in zip(parts, widths, strict=True)]
-            lines.append("  ".join(cells).rstrip())
+        cells = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for parts in zip_longest(*cells, fillvalue=""):
+            padded = [part.ljust(width) for part, width in zip(parts, widths, strict=True)]
+            lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 
 
 def shown(path: Path) -> str:
-    """A path as a person would type it here: relative to the working directory, if it is inside."""
+    """A path as one types it here: relative to the working directory where it lies below."""
     path = path.absolute()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def dated(path: Path) -> str:
+    """The day and minute of a file's last change: "26 November 14:02"."""
+    when = time.localtime(path.stat().st_mtime)
+    return f"{when.tm_mday} {time.strftime('%B %H:%M', when)}"
+
+
+def percent(fraction: float) -> str:
+    """A share in percent: 0.4567 is "45.7"."""
+    return f"{100 * fraction:.1f}"

@@ -207,7 +207,7 @@ def test_flags_reach_the_notebooks_that_declare_them(notebooks, monkeypatch):
     right = batch.job
     monkeypatch.setattr(batch, "job", lambda *asked: given.append(asked[3]) or right(*asked))
     monkeypatch.setenv("CRAT_SEEDS", "0 9")
-    asked = dict(notebooks=notebooks, dry_run=True, data="CIFAR-10", seeds=[0, 1, 2, 3])
+    asked = dict(notebooks=notebooks, dry_run=True, selection=Selection("CIFAR-10", (0, 1, 2, 3)))
     assert reproduce.run(["00"], **asked) == 0
     assert given == [{"profile": "quick", "data": "cifar10", "seeds": "0 1 2 3"}]
     recomputes = new_code_cell(PARAMETERS + "\nrecompute: bool = False", metadata={"tags": ["parameters"]})

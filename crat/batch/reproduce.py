@@ -21,10 +21,12 @@ from crat.batch.jobs import ROOT, Entry, Job
 from crat.batch.notebook import NotebookError
 from crat.batch.parameters import choose_parameters, declared, from_file
 from crat.batch.report import report
-from crat.config import DATASETS, PROFILES, ConfigError
+from crat.config import PROFILES, ConfigError, Selection
 from crat.names import did_you_mean, one_of
 from crat.store import Store
 from crat.text import aligned, shown
+
+AS_PLANNED = Selection()  # each plan's own data set, and the usual seeds
 
 
 def run(
@@ -32,8 +34,7 @@ def run(
     profile: str | None = None,
     settings: Sequence[str] = (),
     *,
-    data: str | None = None,
-    seeds: Sequence[int] | None = None,
+    selection: Selection = AS_PLANNED,
     parameters: Path | None = None,
     workers: int | None = None,
     dask: str | None = None,
@@ -48,10 +49,10 @@ def run(
     Returns the exit code, 1 where something failed. Raises ConfigError before anything runs on what
     is asked wrongly; NotebookError, ClusterError, StoreError.
     numbers: which notebooks (`choose`). profile: quick, unless the parameter file says more.
-    settings: parameters as "name=value"; parameters: a YAML file of them. data, seeds: another data
-    set for all runs, and the seeds of those that are repeated. workers: processes at a time here;
-    dask: a scheduler's address or file, which does the runs instead. shard: "i/n", this part of the
-    runs and no notebook. recompute: train everything again, in a store of its own, where the same
+    settings: parameters as "name=value"; parameters: a YAML file of them. selection: the data set
+    of all runs, and the seeds of those that are repeated. workers: processes at a time here; dask:
+    a scheduler's address or file, which does the runs instead. shard: "i/n", this part of the runs
+    and no notebook. recompute: train everything again, in a store of its own, where the same
     request goes on if it was stopped. figures: None is CRAT_FIGURES, else the checkout's own.
     """
     home = figures or store.figures_home()
@@ -61,7 +62,7 @@ def run(
         raise ConfigError(f"--workers is at least 1, not {workers}")
     part = _part(shard) if shard else None
     chosen = choose(notebooks, numbers)
-    asked = _asked(data, seeds, recompute or bool(values.get("recompute")))
+    asked = _asked(selection, recompute or bool(values.get("recompute")))
     given = choose_parameters(chosen, profile, settings, values, asked)
     fresh = Recomputation.of(profile, given) if "recompute" in asked else None
     again = fresh.began if fresh else ""
@@ -133,13 +134,13 @@ def _part(shard: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _asked(data: str | None, seeds: Sequence[int] | None, recompute: bool) -> dict[str, Any]:
+def _asked(selection: Selection, recompute: bool) -> dict[str, Any]:
     """What the flags --data, --seeds and --recompute say, as parameters of notebooks."""
     asked: dict[str, Any] = {}
-    if data:
-        asked["data"] = one_of("data set", data, DATASETS)
-    if seeds:
-        asked["seeds"] = " ".join(map(str, seeds))
+    if selection.data:
+        asked["data"] = selection.data
+    if selection.seeds != AS_PLANNED.seeds:
+        asked["seeds"] = " ".join(map(str, selection.seeds))
     if recompute:
         asked["recompute"] = True
     return asked
