@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo $(VENV)/uv/bin/uv)
 NEEDED := crat sets itself up by uv, or by python3 with pip. Install one: uv, or python3-venv (apt install python3-venv)
 
-.PHONY: help reproduce site test test-old-cpu mutants lab notebooks lint lock
+.PHONY: help reproduce site test test-old-cpu mutants lab notebooks readme lint lock
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +35,9 @@ lab: $(VENV)/.ready ## JupyterLab on the notebooks
 notebooks: $(VENV)/.ready ## run the committed notebooks anew and keep their outputs in them
 	@cd notebooks && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False $(or $(ARGS),*.ipynb)
+
+readme: $(VENV)/.ready ## write the README's blocks of results anew, from results/ and figures/laptop
+	@$(BIN)/python docs/readme_block.py
 
 lint: $(VENV)/.ready ## ruff on code and notebooks, mypy on the package
 	@$(BIN)/ruff check .

@@ -1,7 +1,9 @@
-"""The attacks of four libraries behind one face, (model, x, y, attack, norm, eps, seed) -> x_adv, and one judge.
+"""The attacks of four libraries behind one signature, and one judge.
 
-Names are AutoAttack's: apgd-ce, apgd-dlr, apgd-t, fab-t, fab, square, autoattack; besides pgd-20, deepfool and cw. The
-peers are imported when called: they live in an environment of their own.
+(model, x, y, attack, norm, eps, seed) -> x_adv.
+
+Names are AutoAttack's: apgd-ce, apgd-dlr, apgd-t, fab-t, fab, square, autoattack; besides pgd-20,
+deepfool and cw. The peers are imported when called: they live in an environment of their own.
 """
 
 from __future__ import annotations
@@ -22,15 +24,19 @@ from crat.attacks.search import searcher
 # where a library is not asked for the settings of AutoAttack's standard version
 SETTINGS = {
     "fab": "untargeted, 1 restart (the plus version has 5)",
-    "autoattack of torchattacks": "as that library has it: 10 iterations instead of 100, another Square schedule",
+    "autoattack of torchattacks": "as that library has it: 10 iterations instead of 100, another "
+    "Square schedule",
     "torchattacks": "100 iterations; Square with the fixed schedule",
     "pgd-20": "uniform start, steps of eps / 4, last iterate",
     "deepfool": "50 steps, overshoot 0.02; broken where the found point lies within eps",
-    "cw": "9 binary search steps of 200, from 0.001, learning rate 0.01; broken where the found point lies within eps",
+    "cw": "9 binary search steps of 200, from 0.001, learning rate 0.01; broken where the found "
+    "point lies within eps",
 }
 
 
-def pyautoattack(model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str, eps: float, seed: int) -> Tensor:
+def pyautoattack(
+    model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str, eps: float, seed: int
+) -> Tensor:
     """One attack of the standard version on every image that is right, or all of it."""
     from pyautoattack import AutoAttack
 
@@ -40,7 +46,9 @@ def pyautoattack(model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str,
     return battery.run_standard_evaluation(x, y, batch_size=len(x))[0]
 
 
-def torchattacks(model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str, eps: float, seed: int) -> Tensor:
+def torchattacks(
+    model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str, eps: float, seed: int
+) -> Tensor:
     """The same attacks as torchattacks has them."""
     import torchattacks as library
 
@@ -58,7 +66,9 @@ def torchattacks(model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str,
     return make[attack]()(x, y)
 
 
-def foolbox(model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str, eps: float, seed: int) -> Tensor:
+def foolbox(
+    model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str, eps: float, seed: int
+) -> Tensor:
     """PGD and the attacks that search for the nearest adversarial point."""
     import foolbox as library
 
@@ -66,7 +76,9 @@ def foolbox(model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str, eps:
     attacks, seen = library.attacks, library.PyTorchModel(model, bounds=(0, 1), device="cpu")
     if attack == "pgd-20":
         kind = {"Linf": attacks.LinfPGD, "L2": attacks.L2PGD}[norm]
-        return kind(abs_stepsize=eps / 4, steps=20).run(seen, x, library.criteria.Misclassification(y), epsilon=eps)
+        return kind(abs_stepsize=eps / 4, steps=20).run(
+            seen, x, library.criteria.Misclassification(y), epsilon=eps
+        )
     if attack == "cw":
         kind = attacks.L2CarliniWagnerAttack(binary_search_steps=9, steps=200)
     else:
@@ -75,7 +87,14 @@ def foolbox(model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str, eps:
 
 
 def ours(
-    model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str, eps: float, seed: int, dtype: str = "float32"
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: str,
+    norm: str,
+    eps: float,
+    seed: int,
+    dtype: str = "float32",
 ) -> Tensor:
     """crat's, as an evaluation calls it: searched on a copy of the model, judged on the model."""
     battery = AutoAttack(eps, norm)
@@ -89,7 +108,11 @@ def ours(
     if attack in known:
         found = known[attack](search, x, y, generator=noise, judge=model)
         return found.x_adv if attack == "autoattack" else found
-    other = {"pgd-20": PGD(eps, eps / 4, 20, norm), "deepfool": DeepFool(norm), "cw": CWL2(steps=200)}
+    other = {
+        "pgd-20": PGD(eps, eps / 4, 20, norm),
+        "deepfool": DeepFool(norm),
+        "cw": CWL2(steps=200),
+    }
     return other[attack](search, x, y, generator=noise)
 
 
@@ -107,7 +130,9 @@ def size(delta: Tensor, norm: str) -> Tensor:
 
 
 @torch.no_grad()
-def survivors(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, norm: str, eps: float) -> Tensor:
+def survivors(
+    model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, norm: str, eps: float
+) -> Tensor:
     """(N,) bool: right on the image, and right on the candidate or the candidate is not allowed."""
     with frozen(model):
         clean, attacked = (model(images).argmax(1) == y for images in (x, x_adv))

@@ -1,13 +1,15 @@
-"""How strong our attacks are beside the reference's, on fixed models: what each attack leaves standing, per image.
+"""The strength of our attacks beside the reference's: which images each attack leaves standing.
 
-    python benchmarks/attack_strength.py record --weights FOLDER     # where pyautoattack, torchattacks, foolbox import
-    python benchmarks/attack_strength.py compare --weights FOLDER [--dtype bfloat16] [--out table.md]
+    # where pyautoattack, torchattacks and foolbox can be imported:
+    python benchmarks/attack_strength.py record --weights FOLDER
+    python benchmarks/attack_strength.py compare --weights FOLDER [--dtype bfloat16] [--out FILE]
 
-Both skip what attack_strength.json holds already, so either may be killed and started again; `--models` and `--attacks`
-take less of the plan. FOLDER holds the two foreign weights files named in MODELS; the runs of the store are those of
-notebook 01. pyautoattack 0.2.0 is the reference: its attacks are fra31/auto-attack's, line for line, apart from imports
-and logging. All libraries use the standard version's settings unless SETTINGS says otherwise, and all are judged alike:
-an image is broken by a float32 prediction that is wrong on a point inside ball and box.
+Both skip what attack_strength.json holds already, so either may be killed and started again;
+`--models` and `--attacks` take less of the plan. FOLDER holds the two foreign weights files named
+in MODELS; the runs of the store are those of notebook 01. pyautoattack 0.2.0 is the reference: its
+attacks are fra31/auto-attack's, line for line, apart from imports and logging. All libraries use
+the standard version's settings unless SETTINGS says otherwise, and all are judged alike: an image
+is broken by a float32 prediction that is wrong on a point inside ball and box.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ from attack_libraries import LIBRARIES, SETTINGS, size, survivors
 from torch import Tensor, nn
 
 import crat
-from crat import data, models, plans, store
+from crat import data, plans, store
 from crat.attacks.judge import REVISION
 from crat.config import number
-from crat.run import Run
+from crat.nets import models
+from crat.training.run import Run
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "attack_strength.json"
@@ -48,16 +51,20 @@ class Model:
     data: str
     images: int
     architecture: models.ModelConfig
-    weights: str  # a file under --weights; "" for the shipped net, or "run KEY" of notebook 01's laptop plan
+    # a file under --weights, "" for the shipped net, or "run KEY" of notebook 01's laptop plan
+    weights: str
 
     def file(self, folder: Path) -> Path:
         """Where the weights lie."""
         if self.weights.startswith("run "):
-            return Run.of(plans.tian2021_evidence("laptop")[self.weights[4:]]).folder / "best.safetensors"
+            return (
+                Run.of(plans.tian2021_evidence("laptop")[self.weights[4:]]).folder
+                / "best.safetensors"
+            )
         return folder / self.weights if self.weights else SHIPPED
 
     def load(self, folder: Path, images: int | None = None) -> tuple[nn.Module, Tensor, Tensor]:
-        """The network in eval mode, its first images (N, C, H, W) float in [0, 1] and labels (N,)."""
+        """The network in eval mode, its first images (N, C, H, W) in [0, 1] and labels (N,)."""
         whole = data.load(self.data)
         n = images or self.images
         model = models.build(self.architecture, whole.n_classes, whole.image_shape)
@@ -72,8 +79,12 @@ MODELS = {
     model.name: model
     for model in (
         Model("shipped", "fashion_mnist_mini", 200, models.ModelConfig("small_cnn", width=8), ""),
-        Model("mnist_lenet5", "mnist", 100, models.ModelConfig("lenet5"), "mnist_lenet5_advtrained.pt"),
-        Model("fashion_pgd_at", "fashion_mnist", 100, models.ModelConfig("small_cnn"), "run pgd_at-s0"),
+        Model(
+            "mnist_lenet5", "mnist", 100, models.ModelConfig("lenet5"), "mnist_lenet5_advtrained.pt"
+        ),
+        Model(
+            "fashion_pgd_at", "fashion_mnist", 100, models.ModelConfig("small_cnn"), "run pgd_at-s0"
+        ),
         Model("cifar_resnet18", "cifar10", 24, models.ModelConfig("resnet18"), "model_test.pt"),
     )
 }
@@ -81,7 +92,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model under a threat: which attacks of the reference at how many seeds, and which of other libraries."""
+    """A model under a threat: the reference's attacks, their seeds, those of other libraries."""
 
     model: str
     norm: str
@@ -98,23 +109,46 @@ class Case:
         return self.attacks if library == "pyautoattack" else getattr(self, library)
 
     def seeds_of(self, library: str, attack: str) -> int:
-        """One where nothing is drawn, and where a second library's word on the same attack is a cross-check only."""
+        """How many seeds are run: one where nothing is drawn, and for a second library's attack.
+
+        The latter is a cross-check only.
+        """
         cross_check = library == "torchattacks" and attack in self.attacks
         return 1 if cross_check or attack in ("deepfool", "cw") else self.seeds
 
 
 # in the order of what a recording that is cut short should have
 PLAN = (
-    Case("shipped", "Linf", "0.1", (*STANDARD, "fab"), 2, ("apgd-ce", "pgd-20"), ("pgd-20", "deepfool")),
+    Case(
+        "shipped",
+        "Linf",
+        "0.1",
+        (*STANDARD, "fab"),
+        2,
+        ("apgd-ce", "pgd-20"),
+        ("pgd-20", "deepfool"),
+    ),
     Case("shipped", "L2", "1.5", STANDARD[:-1], 2, (), ("pgd-20", "deepfool", "cw")),
     Case("cifar_resnet18", "Linf", "0.5/255", ("apgd-ce", "apgd-t")),
     Case("cifar_resnet18", "Linf", "1/255", ("apgd-ce", "apgd-t")),
     Case("cifar_resnet18", "Linf", "2/255", ("apgd-ce", "apgd-t")),
-    Case("mnist_lenet5", "Linf", "0.3", ("apgd-ce", "apgd-dlr", "apgd-t", "square"), 2, ("pgd-20",), ("pgd-20",)),
+    Case(
+        "mnist_lenet5",
+        "Linf",
+        "0.3",
+        ("apgd-ce", "apgd-dlr", "apgd-t", "square"),
+        2,
+        ("pgd-20",),
+        ("pgd-20",),
+    ),
     Case("shipped", "L1", "5", ("apgd-ce", "apgd-dlr", "apgd-t", "square"), 2),
     Case("fashion_pgd_at", "Linf", "0.1", STANDARD),
 )
-REFERENCES = ("pyautoattack", "torchattacks", "foolbox")  # the first that has an attack is its reference
+REFERENCES = (
+    "pyautoattack",
+    "torchattacks",
+    "foolbox",
+)  # the first that has an attack is its reference
 
 
 def packed(outcome: Tensor) -> str:
@@ -145,7 +179,9 @@ class Job:
         model, x, y = MODELS[self.model].load(folder)
         eps, began = number(self.eps), time.process_time()
         settings = {"dtype": self.dtype} if self.library == "crat" else {}
-        x_adv = LIBRARIES[self.library](model, x, y, self.attack, self.norm, eps, self.seed, **settings).detach()
+        x_adv = LIBRARIES[self.library](
+            model, x, y, self.attack, self.norm, eps, self.seed, **settings
+        ).detach()
         seconds = time.process_time() - began
         outcome = survivors(model, x, y, x_adv, self.norm, eps)
         return vars(self) | {
@@ -160,7 +196,11 @@ class Job:
 
 def release(library: str) -> str:
     """Its version; ours with the revision of the attacks."""
-    return f"{crat.__version__}, attacks revision {REVISION}" if library == "crat" else version(library)
+    return (
+        f"{crat.__version__}, attacks revision {REVISION}"
+        if library == "crat"
+        else version(library)
+    )
 
 
 def jobs(libraries: tuple[str, ...], dtype: str = "float32") -> Iterator[Job]:
@@ -175,7 +215,11 @@ def jobs(libraries: tuple[str, ...], dtype: str = "float32") -> Iterator[Job]:
 
 def read() -> dict:
     """The committed file; an empty one where there is none."""
-    return store.read_json(RECORDS) if RECORDS.exists() else {"settings": {}, "weights": {}, "records": []}
+    return (
+        store.read_json(RECORDS)
+        if RECORDS.exists()
+        else {"settings": {}, "weights": {}, "records": []}
+    )
 
 
 def job_of(record: dict) -> Job:
@@ -187,7 +231,9 @@ def write(kept: dict) -> None:
     """One line a record, so that a difference can be read."""
     lines = ",\n  ".join(json.dumps(record) for record in kept["records"])
     head = {name: value for name, value in kept.items() if name != "records"}
-    store.write_text(RECORDS, json.dumps(head, indent=1)[:-2] + f',\n "records": [\n  {lines}\n ]\n}}\n')
+    store.write_text(
+        RECORDS, json.dumps(head, indent=1)[:-2] + f',\n "records": [\n  {lines}\n ]\n}}\n'
+    )
 
 
 def record(todo: list[Job], folder: Path, again: bool = False) -> None:
@@ -200,7 +246,9 @@ def record(todo: list[Job], folder: Path, again: bool = False) -> None:
         done = job.run(folder)
         kept = read()  # after the run, so that two processes may record side by side
         if kept["weights"].setdefault(job.model, weights) != weights:
-            raise SystemExit(f"{MODELS[job.model].file(folder)} holds other weights than those of the records")
+            raise SystemExit(
+                f"{MODELS[job.model].file(folder)} holds other weights than those of the records"
+            )
         kept["settings"] = SETTINGS | {"torch": torch.__version__}
         kept["records"] = [r for r in kept["records"] if job_of(r) != job] + [done]
         write(kept)
@@ -211,8 +259,9 @@ def record(todo: list[Job], folder: Path, again: bool = False) -> None:
 class Comparison:
     """Robust accuracies of the reference and of ours, one a seed, in [0, 1], on so many images.
 
-    differ: on how many images two seeds of the reference disagree, on average. Two seeds make a poor estimate of a
-    standard deviation; this one counts images: the difference of two runs has the variance `differ`, each run half.
+    differ: on how many images two seeds of the reference disagree, on average. Two seeds make a
+    poor estimate of a standard deviation; this one counts images: the difference of two runs has
+    the variance `differ`, each run half.
     """
 
     reference: tuple[float, ...]
@@ -222,13 +271,21 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """As strong: at most the reference's mean plus the largest of 0.2 points, one image, two of its deviations."""
+        """As strong, weaker or suspiciously strong.
+
+        As strong is at most the reference's mean plus the largest of 0.2 points, one image, and two
+        of its standard deviations.
+        """
         spread = stdev(self.reference) if len(self.reference) > 1 else 0.0
         spread = max(spread, (self.differ / 2) ** 0.5 / self.images)
         difference = mean(self.ours) - mean(self.reference)
         if difference > max(0.002, 1 / self.images, 2 * spread) + 1e-9:
             return "weaker"
-        return "suspiciously strong" if difference < -max(0.01, 2 / self.images, 3 * spread) - 1e-9 else "as strong"
+        return (
+            "suspiciously strong"
+            if difference < -max(0.01, 2 / self.images, 3 * spread) - 1e-9
+            else "as strong"
+        )
 
 
 Key = tuple[str, str, str, str]  # model, norm, eps, attack
@@ -251,12 +308,18 @@ def comparisons(records: list[dict], dtype: str = "float32") -> dict[Key, Compar
         name = next((name for name in REFERENCES if name in libraries), None)
         if name and "crat" in libraries:
             fields = ("model", "norm", "eps", "attack")
-            runs = [r for r in records if r["library"] == name and tuple(r[field] for field in fields) == key]
+            runs = [
+                r
+                for r in records
+                if r["library"] == name and tuple(r[field] for field in fields) == key
+            ]
             images = runs[0]["images"]
             outcomes = [unpacked(r["robust"], images) for r in runs]
             apart = [float((a != b).sum()) for a, b in combinations(outcomes, 2)]
             differ = mean(apart) if apart else 0.0
-            pairs[key] = Comparison(tuple(libraries[name]), tuple(libraries["crat"]), images, differ)
+            pairs[key] = Comparison(
+                tuple(libraries[name]), tuple(libraries["crat"]), images, differ
+            )
     return pairs
 
 
@@ -270,7 +333,8 @@ def table(records: list[dict], dtype: str) -> str:
         return f"{100 * mean(accuracies):.2f}{spread}"
 
     lines = [
-        f"Search in {dtype}. Robust accuracy in percent of the images, mean (standard deviation) over seeds.\n",
+        f"Search in {dtype}. Robust accuracy in percent of the images, "
+        "mean (standard deviation) over seeds.\n",
         f"| model | norm | eps | attack | {' | '.join(REFERENCES)} | crat | verdict |",
         f"|{'---|' * 9}",
     ]
@@ -285,19 +349,27 @@ def main() -> None:
     """Records the reference, or ours and then the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("record", "compare"))
-    parser.add_argument("--weights", type=Path, required=True, help="the folder of the foreign weights files")
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="the folder of the foreign weights files"
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--norms", nargs="+", default=["Linf", "L2", "L1"])
     parser.add_argument("--attacks", nargs="+", help="names of attacks; all if not given")
     parser.add_argument("--seeds", type=int, default=99, help="only the first so many")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of our search")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of our search"
+    )
     parser.add_argument("--again", action="store_true", help="run what is recorded once more")
     parser.add_argument("--out", type=Path, help="write the table here too")
     asked = parser.parse_args()
     ours = asked.what == "compare"
     todo = list(jobs(("crat",), asked.dtype) if ours else jobs(REFERENCES))
     todo = [job for job in todo if job.model in asked.models and job.norm in asked.norms]
-    todo = [job for job in todo if job.seed < asked.seeds and job.attack in (asked.attacks or [job.attack])]
+    todo = [
+        job
+        for job in todo
+        if job.seed < asked.seeds and job.attack in (asked.attacks or [job.attack])
+    ]
     record(todo, asked.weights, asked.again)
     if ours:
         text = table(read()["records"], asked.dtype)

@@ -1,12 +1,14 @@
-"""The authors' corruptions beside ours, on the same images and the same random numbers: how many values are equal.
+"""The authors' corruptions beside ours, on the same images and random numbers.
 
-    python benchmarks/corruptions_parity.py --theirs FOLDER     # a clone of hendrycks/robustness at CODE's commit
+    # FOLDER is a clone of hendrycks/robustness at CODE's commit
+    python benchmarks/corruptions_parity.py --theirs FOLDER
 
-It needs scikit-image and OpenCV beside crat, and wand with ImageMagick's libraries for motion blur and snow (without
-them the two are left out, by name). Their functions run as they stand; replaced are only a keyword that scikit-image
-renamed, names that numpy took back, and numpy's random numbers by those that ours draws. The result, written to
-corruptions_parity.json, holds for each corruption and severity the share of values that are equal at 8 bits, the
-largest difference in 255ths, and values of theirs at PROBES places, to which tests/test_corruptions.py holds ours.
+It needs scikit-image and OpenCV beside crat, and wand with ImageMagick's libraries for motion blur
+and snow (without them the two are left out, by name). Their functions run as they stand; replaced
+are only a keyword that scikit-image renamed, names that numpy took back, and numpy's random numbers
+by those that ours draws. The result, written to corruptions_parity.json, holds for each corruption
+and severity the share of values that are equal at 8 bits, the largest difference in 255ths, and
+values of theirs at PROBES places, to which tests/test_corruptions.py holds ours.
 """
 
 from __future__ import annotations
@@ -29,18 +31,25 @@ from torch import Tensor
 from crat.attacks import PerImage
 from crat.corruptions import KINDS, SEVERITIES, Corruption
 
-CODE = "hendrycks/robustness@8190fe329f5f072a06e3a2aea02bb5dda69aed9f (ImageNet-C/create_c/make_cifar_c.py)"
+SCRIPT = "ImageNet-C/create_c/make_cifar_c.py"
+CODE = f"hendrycks/robustness@8190fe329f5f072a06e3a2aea02bb5dda69aed9f ({SCRIPT})"
 RESULT = Path(__file__).with_suffix(".json")
-SEED, IMAGES, PROBES = 11, 12, 60
+SEED = 11
+IMAGES = 12
+PROBES = 60
 MAGICK = ("motion_blur", "snow")  # what needs wand
 
 
 def images() -> Tensor:
-    """(IMAGES, 3, 32, 32) uint8: coloured waves with an edge and a flat patch, one image of noise, one grey."""
+    """(IMAGES, 3, 32, 32) uint8: coloured waves with an edge, one image of noise, one grey."""
     g = torch.Generator().manual_seed(3)
     down, right = torch.meshgrid(*2 * (torch.arange(32) / 32,), indexing="ij")
     wave = torch.rand(IMAGES, 3, 4, 3, generator=g) * torch.tensor([4.0, 4.0, 6.3])
-    phase = wave[..., 0, None, None] * down + wave[..., 1, None, None] * right + wave[..., 2, None, None]
+    phase = (
+        wave[..., 0, None, None] * down
+        + wave[..., 1, None, None] * right
+        + wave[..., 2, None, None]
+    )
     x = 0.5 + 0.15 * torch.sin(6.3 * phase).sum(2)
     x[:, :, 8:20, 18:28] = torch.rand(IMAGES, 3, 1, 1, generator=g)
     x = x + 0.04 * torch.randn(x.shape, generator=g)
@@ -58,7 +67,7 @@ def ours(name: str, severity: int, frost: str | None = None) -> Tensor:
 
 
 class Numbers:
-    """numpy.random for one image: what its stream in crat draws, in the order in which the authors' code asks."""
+    """numpy.random for one image: crat's stream, in the order in which the authors' code draws."""
 
     def __init__(self, image: int) -> None:
         self.stream = PerImage(SEED, torch.tensor([image]))
@@ -87,10 +96,14 @@ class Numbers:
         if size is None:
             low, high = (0, low) if high is None else (low, high)
             return low + int(self._draw("uniform", ()) * (high - low))
-        shift = next(self.shifts, None)  # glass blur: (dx, dy) of each pixel from the last to the first
+        shift = next(
+            self.shifts, None
+        )  # glass blur: (dx, dy) of each pixel from the last to the first
         if shift is None:
             dx, dy = ((self._draw("uniform", (32, 32)) * 2).astype(int) - 1 for _ in range(2))
-            self.shifts = iter([(dx[h, w], dy[h, w]) for h in range(31, 1, -1) for w in range(31, 1, -1)])
+            self.shifts = iter(
+                [(dx[h, w], dy[h, w]) for h in range(31, 1, -1) for w in range(31, 1, -1)]
+            )
             shift = next(self.shifts)
         return shift
 
@@ -102,13 +115,15 @@ def their_module(folder: Path) -> ModuleType:
     def gaussian(image, sigma, multichannel=False, **settings):
         return filters.gaussian(image, sigma, channel_axis=-1 if multichannel else None, **settings)
 
-    text = (folder / "ImageNet-C/create_c/make_cifar_c.py").read_text()
+    text = (folder / SCRIPT).read_text()
     module = ModuleType("make_cifar_c")
     numpy = SimpleNamespace(**vars(np) | {"float_": np.float64, "fromstring": np.frombuffer})
     try:
         import wand.api  # noqa: F401
     except ImportError:
-        empty = {name: mock.MagicMock() for name in ("wand", "wand.image", "wand.api", "wand.color")}
+        empty = {
+            name: mock.MagicMock() for name in ("wand", "wand.image", "wand.api", "wand.color")
+        }
         empty["wand.image"].Image = object
         sys.modules.update(empty)
     exec(compile(text.partition("import collections")[0], "make_cifar_c.py", "exec"), vars(module))
@@ -130,7 +145,7 @@ def theirs(module: ModuleType, name: str, severity: int) -> Tensor:
 
 @contextmanager
 def panes(folder: Path) -> Iterator[str]:
-    """Inside their folder of frost images; gives another folder with the five of six that their code draws from."""
+    """Within, their folder of frost images; gives one with the five images that their code uses."""
     source = folder / "ImageNet-C/create_c"
     with tempfile.TemporaryDirectory() as five, chdir(source):
         for image in sorted(Path.cwd().glob("frost*"))[:5]:
@@ -152,12 +167,14 @@ def record(folder: Path) -> dict[str, dict]:
             for severity in SEVERITIES if runs_magick or name not in MAGICK else ():
                 a, b = theirs(module, name, severity).int(), ours(name, severity, frost).int()
                 off = (a - b).abs()
+                equal = round((off == 0).double().mean().item(), 6)
+                largest = int(off.max())
                 found[f"{name}-{severity}"] = {
-                    "equal": round((off == 0).double().mean().item(), 6),
-                    "largest": int(off.max()),
+                    "equal": equal,
+                    "largest": largest,
                     "probes": probes(a),
                 }
-                print(f"{name}-{severity}: {found[f'{name}-{severity}']['equal']:.4f} equal, at most {off.max()} off")
+                print(f"{name}-{severity}: {equal:.4f} equal, at most {largest} off")
     return found
 
 
@@ -170,8 +187,14 @@ def main() -> None:
     import scipy
     import skimage
 
-    versions: dict[str, Callable | str] = {m.__name__: m.__version__ for m in (np, scipy, skimage, cv2, PIL)}
-    told = {"code": CODE, "versions": versions, "left_out": [n for n in KINDS if f"{n}-1" not in found]}
+    versions: dict[str, Callable | str] = {
+        m.__name__: m.__version__ for m in (np, scipy, skimage, cv2, PIL)
+    }
+    told = {
+        "code": CODE,
+        "versions": versions,
+        "left_out": [n for n in KINDS if f"{n}-1" not in found],
+    }
     lines = ",\n".join(f'"{name}": {json.dumps(values)}' for name, values in found.items())
     RESULT.write_text(f'{json.dumps(told)[:-1]},\n"found": {{\n{lines}\n}}}}\n')
 

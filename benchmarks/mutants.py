@@ -1,14 +1,15 @@
-"""Can a test fail? Faults put into the package, one at a time, each against the tests that run the faulty line.
+"""Can a test fail? Faults in the package, one at a time, against the tests of the faulty line.
 
-    make mutants                                             # 400 faults, spread over all groups: hours of one core
-    make mutants ARGS="--modules crat/metrics.py 'crat/defenses/*.py' --sample 50 --seed 1"
+    make mutants                                             # 400 faults: hours of one core
+    make mutants ARGS="--modules crat/analysis/metrics.py 'crat/defenses/*.py' --sample 50 --seed 1"
     make mutants ARGS="--again build/mutants/faults.jsonl"   # those that survived there, once more
 
-The faults are cosmic-ray's (an operator, a comparison, a number, a condition) and names swapped for their opposite (min
-for max, sum for mean). A place in the code is drawn at random, then one of its faults. Messages of errors, annotations
-and docstrings are left alone: no number stands on them. Nothing is changed in the checkout: each fault is written into
-a copy, and a forked process, which has torch imported already, runs there what a first run with coverage has shown to
-pass the line, up to the first failure. A survivor is a place where the tests would not see a wrong number, or a fault
+The faults are cosmic-ray's (an operator, a comparison, a number, a condition) and names swapped for
+their opposite (min for max, sum for mean). A place in the code is drawn at random, then one of its
+faults. Messages of errors, annotations and docstrings are left alone: no number stands on them.
+Nothing is changed in the checkout: each fault is written into a copy, and a forked process, which
+has torch imported already, runs there what a first run with coverage has shown to pass the line, up
+to the first failure. A survivor is a place where the tests would not see a wrong number, or a fault
 that changes nothing; people tell which.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -47,30 +49,27 @@ BUILD = ROOT / "build" / "mutants"
 GROUPS = {
     "attacks": ["crat/attacks/*.py"],
     "losses": ["crat/defenses/*.py"],
-    "training": [
-        f"crat/{name}.py"
-        for name in ("train", "averaging", "awp", "schedules", "checkpoint", "augment", "data", "evaluate", "run")
-    ],
-    "statistics": [
-        *(f"crat/{name}.py" for name in ("metrics", "comparisons", "claims", "variation", "longtail", "mce", "toy")),
-        *("crat/calibration.py", "crat/statements/*.py"),
-    ],
-    "store": ["crat/store.py"],
+    "training": ["crat/training/*.py", "crat/outcomes/*.py", "crat/data/*.py"],
+    "statistics": ["crat/analysis/*.py", "crat/papers/*.py"],
+    "store": ["crat/store/*.py"],
 }
-# the other test files start processes, notebooks or browsers, draw, or look at the text of the package
+# the other test files start processes, notebooks or browsers, draw, or read the package's text
 TESTS = """
-    apgd apgd_textbook attack_settings attack_strength attacks augment autoattack averaging baselines calibration
-    claims comparisons config corruptions data data_errors defenses evaluate every_method fab fair_methods
-    fair_policies hyperplane imagenet_audit judge long_tail mce method_settings methods metrics minimal models noise
-    parity search spat_and_labels square statements statistics_by_hand store superclasses toy train training_loop
-    universal universal_at universal_attack variation
+    apgd apgd_textbook attack_settings attack_strength attacks augment autoattack averaging
+    baselines calibration claims comparisons config corruptions data data_errors defenses evaluate
+    every_method fab fair_methods fair_policies hyperplane imagenet_audit judge long_tail mce
+    method_settings methods metrics minimal models noise parity search spat_and_labels square
+    statements statistics_by_hand store superclasses toy train training_loop universal universal_at
+    universal_attack variation
 """
 UNSEEN = ("survived", "untested")
 QUIET = ["-x", "-q", "-p", "no:nbval", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
-# of cosmic-ray's operators: what a typing error would be; not what mostly ends in a TypeError (<< or `is` for a number)
+# of cosmic-ray's operators: what a typing error would be; not what mostly ends in a TypeError (<<
+# or `is` for a number)
 LIKELY = re.compile(
-    "Number|AddNot|Replace(True|False|And|Or|Break|Continue)With|ZeroIteration|UnaryOperator_(Delete|.*_USub|USub_UAdd)|"
-    "ComparisonOperator_(?!.*_Is)|ComparisonOperator_Is|BinaryOperator_(Add|Sub|Mul|Div)_(Add|Sub|Mul|Div)$|"
+    "Number|AddNot|Replace(True|False|And|Or|Break|Continue)With|ZeroIteration|"
+    "UnaryOperator_(Delete|.*_USub|USub_UAdd)|ComparisonOperator_(?!.*_Is)|ComparisonOperator_Is|"
+    "BinaryOperator_(Add|Sub|Mul|Div)_(Add|Sub|Mul|Div)$|"
     "BinaryOperator_(FloorDiv|Mod|Pow)_(Div|Mul)$|BinaryOperator_Bit(Or|And|Xor)_Bit(Or|And)$"
 )
 
@@ -78,13 +77,13 @@ LIKELY = re.compile(
 class Swap(Operator):
     """A function's name for its opposite."""
 
-    PAIRS = (
-        ("min", "max"), ("sum", "mean"), ("argmin", "argmax"), ("nanmin", "nanmax"), ("nansum", "nanmean"),
-        ("amin", "amax"), ("minimum", "maximum"), ("clamp_min", "clamp_max"), ("all", "any"), ("floor", "ceil"),
-        ("zeros", "ones"), ("zeros_like", "ones_like"), ("std", "var"), ("nanstd", "nanvar"), ("sin", "cos"),
-        ("log", "exp"), ("softmax", "log_softmax"), ("median", "mean"), ("sub_", "add_"), ("isf", "ppf"),
-    )  # fmt: skip
-    OTHER: ClassVar = {**dict(PAIRS), **{b: a for a, b in PAIRS}}
+    PAIRS = """
+        min max, sum mean, argmin argmax, nanmin nanmax, nansum nanmean, amin amax, minimum maximum,
+        clamp_min clamp_max, all any, floor ceil, zeros ones, zeros_like ones_like, std var,
+        nanstd nanvar, sin cos, log exp, softmax log_softmax, median mean, sub_ add_, isf ppf
+    """
+    FORTH: ClassVar = dict(pair.split() for pair in PAIRS.split(","))
+    OTHER: ClassVar = FORTH | {b: a for a, b in FORTH.items()}
 
     def mutation_positions(self, node: Any) -> Iterator[tuple]:
         """Each such name."""
@@ -109,7 +108,7 @@ OPERATORS["Swap"] = Swap()
 
 @dataclass(frozen=True)
 class Fault:
-    """One change: the module, its line and column, and cosmic-ray's operator with the occurrence in the module."""
+    """One change: module, line, column, and cosmic-ray's operator with its occurrence."""
 
     module: str
     line: int
@@ -119,11 +118,18 @@ class Fault:
 
     def code(self) -> str:
         """The module's text with the fault in it."""
-        return mutate_code((ROOT / self.module).read_text(encoding="utf-8"), OPERATORS[self.operator], self.occurrence)
+        return mutate_code(
+            (ROOT / self.module).read_text(encoding="utf-8"),
+            OPERATORS[self.operator],
+            self.occurrence,
+        )
 
     def changed(self) -> str:
         """The line before and after."""
-        lines = (ROOT / self.module).read_text(encoding="utf-8").splitlines(), self.code().splitlines()
+        lines = (
+            (ROOT / self.module).read_text(encoding="utf-8").splitlines(),
+            self.code().splitlines(),
+        )
         before, after = next((a, b) for a, b in zip(*lines, strict=False) if a != b)
         return f"{self.module}:{self.line}\n  - {before.strip()}\n  + {after.strip()}"
 
@@ -186,14 +192,14 @@ def drawn(modules: list[str], sample: int, rng: random.Random) -> list[Fault]:
 
 
 class Recorder:
-    """A pytest plugin: which lines each test runs, which a file's fixtures run, and how long each test takes."""
+    """A pytest plugin: the lines of each test, those of a file's fixtures, the tests' seconds."""
 
     def __init__(self, cov: coverage.Coverage):
         self.cov, self.seconds = cov, defaultdict(float)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        self.cov.switch_context(item.nodeid.split("::")[0])  # a fixture may serve the whole file
+        self.cov.switch_context(file_of(item.nodeid))  # a fixture may serve the whole file
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> None:
@@ -204,7 +210,7 @@ class Recorder:
 
 
 def forked(tree: Path, work: Any) -> int:
-    """A child process, leader of a group of its own, that does `work` in the tree and ends with what it returns."""
+    """A child process, leader of a group of its own, that ends with the result of `work`."""
     if child := os.fork():
         return child
     os.setpgid(0, 0)
@@ -229,7 +235,10 @@ def record(tests: Path, kept: Path) -> int:
     cov.stop()
     if status == 0:
         found = cov.get_data()
-        lines = {str(Path(f).relative_to(Path.cwd())): found.contexts_by_lineno(f) for f in found.measured_files()}
+        lines = {
+            str(Path(f).relative_to(Path.cwd())): found.contexts_by_lineno(f)
+            for f in found.measured_files()
+        }
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps({"seconds": recorder.seconds, "lines": lines}))
     return status
@@ -242,7 +251,9 @@ class Tests:
         self.slow = slow
         self.lines: dict[tuple[str, int], set[str]] = defaultdict(set)
         self.at_import: set[tuple[str, int]] = set()
-        self.users: dict[str, set[str]] = defaultdict(set)  # the test files that run anything of a module or its folder
+        self.users: dict[str, set[str]] = defaultdict(
+            set
+        )  # the test files that run anything of a module or its folder
         self.imported: dict[str, set[str]] = defaultdict(set)
         self.seconds: dict[str, float] = {}
         self.of_file: dict[str, float] = {}
@@ -263,15 +274,29 @@ class Tests:
                     self.users[str(Path(module).parent)].add(file)
 
     def of(self, fault: Fault) -> list[str]:
-        """What may see the fault, quick files first: the tests of its line; of an import's all of the module's room."""
+        """The tests that may see the fault, quick files first.
+
+        They are the tests of its line; of a line that runs at import, all of the module's room.
+        """
         module, folder = fault.module, str(Path(fault.module).parent)
-        above = ((module, line) for line in range(fault.line, 0, -1))  # a statement has the number of its first line
+        # a statement has the number of its first line
+        above = ((module, line) for line in range(fault.line, 0, -1))
         place = next((place for place in above if place in self.lines), None)
-        room = self.users[module] | (self.users[folder] if folder != "crat" or not self.users[module] else set())
+        room = set(self.users[module])
+        if folder != "crat" or not room:
+            room |= self.users[folder]
         room = room or self.imported[module]
         chosen = room if place in self.at_import or place is None else self.lines[place]
-        found = [t for t in self.seconds if self.seconds[t] <= self.slow and {t, t.split("::")[0]} & chosen]
-        return sorted(found, key=lambda t: (self.of_file[t.split("::")[0]], t.split("::")[0], self.seconds[t]))
+        quick = [test for test, seconds in self.seconds.items() if seconds <= self.slow]
+        return sorted(
+            (test for test in quick if {test, file_of(test)} & chosen),
+            key=lambda test: (self.of_file[file_of(test)], file_of(test), self.seconds[test]),
+        )
+
+
+def file_of(test: str) -> str:
+    """The file of a test's node id."""
+    return test.split("::")[0]
 
 
 def copy_of_the_checkout(folder: Path) -> Path:
@@ -280,16 +305,24 @@ def copy_of_the_checkout(folder: Path) -> Path:
     return Path(shutil.copytree(ROOT, folder, ignore=ignored))
 
 
-def observed(trees: list[Path], work: dict[Any, Any], limit: dict[Any, float]) -> Iterator[tuple[Any, str]]:
-    """Does each work in a free tree, a process each, and yields what came of it, as it comes: an exit status or a word.
+def observed(
+    trees: list[Path], work: dict[Any, Any], limit: dict[Any, float]
+) -> Iterator[tuple[Any, str]]:
+    """Does each work in a free tree, in a process, and yields its exit status or a word as it ends.
 
     work: by its name, a function of the tree; it runs in the child. limit: seconds.
     """
-    waiting, free, running = list(work), list(trees), {}
+    waiting = list(work)
+    free = list(trees)
+    running: dict[int, tuple[Any, Path, float]] = {}
     while waiting or running:
         while waiting and free:
             name, tree = waiting.pop(0), free.pop()
-            running[forked(tree, lambda name=name, tree=tree: work[name](tree))] = (name, tree, time.monotonic())
+            running[forked(tree, lambda name=name, tree=tree: work[name](tree))] = (
+                name,
+                tree,
+                time.monotonic(),
+            )
         time.sleep(0.02)
         for child, (name, tree, began) in list(running.items()):
             done, status = os.waitpid(child, os.WNOHANG)
@@ -313,14 +346,20 @@ def with_children(leader: int) -> None:
 def tests_by_line(names: list[str], slow: float, trees: list[Path]) -> Tests:
     """Runs what has not been recorded for this state of the package."""
     package = "".join(p.read_text(encoding="utf-8") for p in sorted(ROOT.glob("crat/**/*.py")))
-    files = [ROOT / "tests" / f"test_{name}.py" for name in names]
+    files = [path for name in names for path in ROOT.glob(f"tests/**/test_{name}.py")]
     kept = {}
     for path in files:
-        state = hashlib.sha256((package + path.read_text(encoding="utf-8")).encode()).hexdigest()[:12]
+        text = package + path.read_text(encoding="utf-8")
+        state = hashlib.sha256(text.encode()).hexdigest()[:12]
         kept[path] = BUILD / "lines" / f"{path.stem}-{state}.json"
-    missing = {p: lambda tree, p=p: record(tree / p.relative_to(ROOT), kept[p]) for p in files if not kept[p].exists()}
+    missing = {
+        p: lambda tree, p=p: record(tree / p.relative_to(ROOT), kept[p])
+        for p in files
+        if not kept[p].exists()
+    }
     for path, status in observed(trees, missing, dict.fromkeys(missing, 3600.0)):
-        print(f"{path.name}: {'recorded' if status == '0' else 'fails without a fault, and is left out'}", flush=True)
+        word = "recorded" if status == "0" else "fails without a fault, and is left out"
+        print(f"{path.name}: {word}", flush=True)
     tests = Tests(slow)
     for path in kept.values():
         if path.exists():
@@ -329,7 +368,7 @@ def tests_by_line(names: list[str], slow: float, trees: list[Path]) -> Tests:
 
 
 def verdicts(faults: list[Fault], tests: Tests, trees: list[Path]) -> Iterator[tuple[Fault, str]]:
-    """ "killed", "late" (a loop that does not end, killed as well), "survived", or "untested" of each fault."""
+    """Each fault as "killed", "late" (an endless loop, killed), "survived" or "untested"."""
 
     def work(fault: Fault) -> Any:
         def run(tree: Path) -> int:
@@ -357,12 +396,18 @@ def read(path: Path) -> list[tuple[Fault, str]]:
 
 def group_of(module: str) -> str:
     """The group's name."""
-    return next((g for g, patterns in GROUPS.items() if any(Path(module).match(p) for p in patterns)), "other")
+    return next(
+        (g for g, patterns in GROUPS.items() if any(Path(module).match(p) for p in patterns)),
+        "other",
+    )
 
 
 def score(found: list[tuple[Fault, str]]) -> str:
     """A line per group: faults, those that survived, and the share that was seen."""
-    lines, by_group = ["| group | faults | survived | seen |", "|---|---|---|---|"], defaultdict(list)
+    lines, by_group = (
+        ["| group | faults | survived | seen |", "|---|---|---|---|"],
+        defaultdict(list),
+    )
     for fault, word in found:
         by_group[group_of(fault.module)].append(word in UNSEEN)
     for group, own in by_group.items():
@@ -370,40 +415,57 @@ def score(found: list[tuple[Fault, str]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Draws, runs, and prints the survivors and the score."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modules", nargs="+", default=[p for group in GROUPS.values() for p in group])
-    parser.add_argument("--tests", nargs="+", default=TESTS.split(), help="the test files, without test_ and .py")
-    parser.add_argument("--slow", type=float, default=20, help="leave out tests that take longer (seconds)")
-    parser.add_argument("--sample", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--again", type=Path, help="a file of faults: run its survivors instead of new ones")
-    parser.add_argument("--out", type=Path, default=BUILD / "faults.jsonl")
-    args = parser.parse_args()
-    modules = sorted({str(p.relative_to(ROOT)) for pattern in args.modules for p in ROOT.glob(pattern)})
-    if args.again:
-        faults, found = [fault for fault, word in read(args.again) if word in UNSEEN], []
-    else:
-        faults, found = drawn(modules, args.sample, random.Random(args.seed)), read(args.out)  # a killed one goes on
-    faults = [fault for fault in faults if fault not in dict(found)]
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--modules", nargs="+", default=[p for group in GROUPS.values() for p in group])
+    add("--tests", nargs="+", default=TESTS.split(), help="test files, without test_ and .py")
+    add("--slow", type=float, default=20, help="leave out tests that take longer (seconds)")
+    add("--sample", type=int, default=400, help="how many faults")
+    add("--seed", type=int, default=0, help="of the draw")
+    add("--jobs", type=int, default=1, help="processes at a time")
+    add("--again", type=Path, help="a file of faults: run its survivors instead of new ones")
+    add("--out", type=Path, default=BUILD / "faults.jsonl")
+    return parser.parse_args()
+
+
+def prepared(folder: str) -> None:
+    """Imports here what every fork would import, and settles what the tests run under."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    sys.dont_write_bytecode = True  # a fault of the same second and length would be taken for what it replaced
-    # isort: off
-    import hypothesis.strategies, pandas, scipy.optimize, scipy.stats, torch  # noqa: E401, F401  what a fork need not
+    # bytecode of the same second and length would be taken for that of a fault
+    sys.dont_write_bytecode = True
+    for module in ("hypothesis.strategies", "pandas", "scipy.optimize", "scipy.stats", "torch"):
+        importlib.import_module(module)
+    with redirect_stdout(io.StringIO()):
+        pytest.main([*QUIET, "-c", os.devnull, "--rootdir", folder, folder])
 
+
+def main() -> None:
+    """Draws, runs, and prints the survivors and the score."""
+    args = options()
+    paths = {path for pattern in args.modules for path in ROOT.glob(pattern)}
+    modules = sorted(str(path.relative_to(ROOT)) for path in paths)
+    if args.again:
+        faults = [fault for fault, word in read(args.again) if word in UNSEEN]
+        found = []
+    else:
+        faults = drawn(modules, args.sample, random.Random(args.seed))
+        found = read(args.out)  # a killed run goes on
+    faults = [fault for fault in faults if fault not in dict(found)]
     BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="crat-mutants-") as folder:
-        with redirect_stdout(io.StringIO()):
-            pytest.main([*QUIET, "-c", os.devnull, "--rootdir", folder, folder])  # so that forks find it imported
+        prepared(folder)
         trees = [copy_of_the_checkout(Path(folder, str(job))) for job in range(args.jobs)]
         tests = tests_by_line(args.tests, args.slow, trees)
         with args.out.open("w" if args.again else "a") as out:
             for fault, word in verdicts(faults, tests, trees):
                 found.append((fault, word))
-                out.write(json.dumps({"fault": asdict(fault), "word": word, "changed": fault.changed()}) + "\n")
+                row = {"fault": asdict(fault), "word": word, "changed": fault.changed()}
+                out.write(json.dumps(row) + "\n")
                 out.flush()
                 if word in UNSEEN:
                     print(f"{word}: {fault.changed()}", flush=True)

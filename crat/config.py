@@ -1,22 +1,29 @@
-"""What is run: frozen dataclasses, the protocol of each data set, and the profiles quick, laptop and paper.
+"""What is run: frozen dataclasses, and the profiles quick, laptop and paper.
 
-A perturbation budget is kept as it is written in the papers ("8/255", "0.031"): the two are different numbers, and a
-card that says 0.0313725 helps nobody. `number("8/255")` gives the float.
+A perturbation budget is kept as it is written in the papers ("8/255", "0.031"): the two are
+different numbers, and a card that says 0.0313725 helps nobody. `number("8/255")` gives the float.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any
 
+from crat.data.registry import DATASETS, Protocol
 from crat.names import ConfigError, one_of, unknown
 
-DATASETS = (
-    "fashion_mnist_mini", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "tiny_imagenet", "imagenet",
-)  # fmt: skip
-MODELS = ("small_cnn", "mnist_small_cnn", "lenet5", "preact_resnet18", "resnet18", "wrn_34_10", "resnet50")
+MODELS = (
+    "small_cnn",
+    "mnist_small_cnn",
+    "lenet5",
+    "preact_resnet18",
+    "resnet18",
+    "wrn_34_10",
+    "resnet50",
+)
 HEADS = ("linear", "cosine", "hypersphere", "augmented")
 SCHEDULES = ("piecewise", "one_cycle", "cosine", "constant")
 AVERAGES = ("none", "ema_epoch", "ema_update", "swa", "fawa")
@@ -37,7 +44,9 @@ def number(text: str | float) -> float:
 
 
 def as_written(value: str | float) -> str:
-    """The way a budget is kept in cards: 8 / 255 -> "8/255", 0.031 -> "0.031"; strings stay as they are."""
+    """The way a budget is kept in cards: 8 / 255 -> "8/255", 0.031 -> "0.031"; strings stay as
+    they are.
+    """
     if isinstance(value, str):
         number(value)  # raises where it is none
         return value.replace(" ", "")
@@ -47,37 +56,23 @@ def as_written(value: str | float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """The L-inf threat of one data set: budget, training attack (step x steps) and test attack.
+class _Protocols(Mapping[str, Protocol]):
+    """Name of a data set -> its protocol, out of the registry."""
 
-    `source` says whose it is; "crat" marks a protocol that no paper of ours fixes.
-    """
+    def __getitem__(self, name: str) -> Protocol:
+        return DATASETS[name].protocol
 
-    eps: str
-    step_size: str
-    steps: int
-    test_step_size: str
-    test_steps: int
-    source: str
+    def __iter__(self) -> Iterator[str]:
+        return iter(DATASETS)
+
+    def __len__(self) -> int:
+        return len(DATASETS)
 
 
-_CIFAR = Protocol("8/255", "2/255", 10, "2/255", 20, "CFA (Wei et al. 2023); PGD-20 with the same step")
-_FASHION = Protocol("0.1", "0.025", 10, "0.0125", 20, "crat: the papers have none for Fashion-MNIST")
-PROTOCOLS: dict[str, Protocol] = {
-    "fashion_mnist_mini": _FASHION,
-    "fashion_mnist": _FASHION,
-    "mnist": Protocol("0.3", "0.01", 40, "0.01", 100, "Madry et al. 2018 (eps, step, steps)"),
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
-    "tiny_imagenet": _CIFAR,
-    "svhn": Protocol("8/255", "1/255", 10, "2/255", 20, "crat: a smaller training step, AT on SVHN collapses else"),
-    "stl10": Protocol("8/255", "2/255", 10, "2/255", 20, "Tian et al. 2021 by a third party's code comment"),
-    "imagenet": Protocol("4/255", "1/255", 10, "1/255", 20, "crat: the usual budget of public robust ResNet-50s"),
-}
+PROTOCOLS = _Protocols()
 
 
-def _one_of(config: Any, what: str, setting: str, allowed: tuple[str, ...]) -> None:
+def _one_of(config: Any, what: str, setting: str, allowed: Collection[str]) -> None:
     object.__setattr__(config, setting, one_of(what, getattr(config, setting), allowed))
 
 
@@ -97,14 +92,18 @@ def _floats(config: Any) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images. Validation images are taken out of the training set, per class, before anything else."""
+    """Which images. Validation images are taken out of the training set, per class, before
+    anything else.
+    """
 
     name: str = "fashion_mnist_mini"
     train_per_class: int | None = None  # None: all that validation leaves
     valid_per_class: int = 100
-    split: str = "stratified"  # stratified (seeded) | first (CFA: the first valid_per_class of each class)
+    # stratified (seeded) | first (CFA: the first valid_per_class of each class)
+    split: str = "stratified"
     split_seed: int = 0
-    drop_classes: tuple[int, ...] = ()  # class removal; the labels that stay are renumbered in order
+    # class removal; the labels that stay are renumbered in order
+    drop_classes: tuple[int, ...] = ()
     imbalance_ratio: float = 1.0  # n_max / n_min of an exponential long tail
     augment: str = "auto"  # auto (none | crop | crop_flip by data set) or one of the three
     padding: str = "reflect"  # reflect (CFA) | zero (TRADES)
@@ -120,6 +119,19 @@ class DataConfig:
         _at_least("train_per_class", 1 if self.train_per_class is None else self.train_per_class, 1)
         _at_least("split_seed", self.split_seed, 0)
         object.__setattr__(self, "drop_classes", tuple(sorted(set(self.drop_classes))))
+
+    def kept_classes(self) -> tuple[int, ...]:
+        """The labels that stay, as in the whole data set; raises ConfigError below two."""
+        n_classes = DATASETS[self.name].n_classes
+        wrong = [k for k in self.drop_classes if not 0 <= k < n_classes]
+        kept = tuple(k for k in range(n_classes) if k not in self.drop_classes)
+        problem = (
+            f"{wrong} are no labels of it" if wrong else "fewer than two classes would be left"
+        )
+        if wrong or len(kept) < 2:
+            allowed = f"among 0 to {n_classes - 1}"
+            raise ConfigError(f"drop_classes of {self.name} must be {allowed}: {problem}")
+        return kept
 
 
 @dataclass(frozen=True)
@@ -146,7 +158,9 @@ Options = tuple[tuple[str, Any], ...]
 
 def _options(values: Options | dict[str, Any]) -> Options:
     """Name and value, sorted by name, so that one choice names one run."""
-    pairs = values.items() if isinstance(values, dict) else ((name, value) for name, value in values)
+    pairs = (
+        values.items() if isinstance(values, dict) else ((name, value) for name, value in values)
+    )
     return tuple(sorted((str(name), tuple(v) if isinstance(v, list) else v) for name, v in pairs))
 
 
@@ -158,8 +172,10 @@ class TrainConfig:
     eps: str | float | None = None
     step_size: str | float | None = None
     steps: int | None = None
-    beta: float = 6.0  # weight of the regulariser, where a method has one (TRADES, MART, SPAT ...); FRL's is an option
-    options: Options = ()  # settings of the method's own (crat.defenses), such as (("lambda_1", 0.5),); a dict will do
+    # weight of the regulariser, where a method has one (TRADES, MART, SPAT ...); FRL's is an option
+    beta: float = 6.0
+    # settings of the method's own (crat.defenses), such as (("lambda_1", 0.5),); a dict will do
+    options: Options = ()
     epochs: int = 4
     batch_size: int = 128
     lr: float = 0.1
@@ -167,16 +183,22 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     eps_warmup: int = 0  # epochs over which eps and step_size grow linearly to their value
-    average: str = "none"  # ema_epoch | ema_update: a step an epoch (CFA) | an update; swa; fawa (CFA, gated)
-    average_decay: float | None = None  # None: CFA's 0.85 an epoch of 200, to the power 200 / epochs; 0.999 an update
-    average_start: int | None = None  # epochs that do not enter swa and fawa (None: a half and a quarter of all)
-    fawa_threshold: float | None = None  # worst validation accuracy that opens fawa's gate (None: the median so far)
+    # ema_epoch | ema_update: a step an epoch (CFA) | an update; swa; fawa (CFA, gated)
+    average: str = "none"
+    # None: CFA's 0.85 an epoch of 200, to the power 200 / epochs; 0.999 an update
+    average_decay: float | None = None
+    # epochs that do not enter swa and fawa (None: a half and a quarter of all)
+    average_start: int | None = None
+    # worst validation accuracy that opens fawa's gate (None: the median so far)
+    fawa_threshold: float | None = None
     awp: float = 0.0  # gamma of adversarial weight perturbation; 0: none
     awp_warmup: int = 0  # epochs without it
-    batch_norm: str = "auto"  # its mode while crafting: eval | train | moving | auto (the method's own)
+    # its mode while crafting: eval | train | moving | auto (the method's own)
+    batch_norm: str = "auto"
     seed: int = 0
     dtype: str = "auto"  # auto: bfloat16 autocast where the device multiplies it in hardware
-    trace_per_class: int = 0  # test images a class whose logits, clean and under PGD, are kept every epoch
+    # test images a class whose logits, clean and under PGD, are kept every epoch
+    trace_per_class: int = 0
 
     def __post_init__(self) -> None:
         _floats(self)
@@ -196,20 +218,28 @@ class TrainConfig:
         if self.average_decay is not None and not 0 <= self.average_decay < 1:
             raise ConfigError(f"average_decay lies in [0, 1), not {self.average_decay!r}")
         if self.average_start is not None and not 0 <= self.average_start < self.epochs:
-            raise ConfigError(f"average_start lies in [0, {self.epochs}), the epochs; not {self.average_start!r}")
+            raise ConfigError(
+                f"average_start lies in [0, {self.epochs}), the epochs; not {self.average_start!r}"
+            )
         if self.fawa_threshold is not None and not 0 <= self.fawa_threshold <= 1:
-            raise ConfigError(f"fawa_threshold is an accuracy in [0, 1], not {self.fawa_threshold!r}")
+            raise ConfigError(
+                f"fawa_threshold is an accuracy in [0, 1], not {self.fawa_threshold!r}"
+            )
         for name in ("eps", "step_size"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, as_written(value))
                 if not 0 <= number(value) <= 1:
-                    raise ConfigError(f"{name} is of images in [0, 1], such as 8/255, not {value!r}")
+                    raise ConfigError(
+                        f"{name} is of images in [0, 1], such as 8/255, not {value!r}"
+                    )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One trained model. `resolved()` fills in what the data set's protocol decides; only that is hashed."""
+    """One trained model. `resolved()` fills in what the data set's protocol decides; only that
+    is hashed.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -218,11 +248,17 @@ class RunConfig:
     def resolved(self) -> RunConfig:
         """The same run with no None left in eps, step_size and steps."""
         protocol = PROTOCOLS[self.data.name]
-        missing = {n: getattr(protocol, n) for n in ("eps", "step_size", "steps") if getattr(self.train, n) is None}
+        missing = {
+            n: getattr(protocol, n)
+            for n in ("eps", "step_size", "steps")
+            if getattr(self.train, n) is None
+        }
         return replace(self, train=replace(self.train, **missing))
 
     def but(self, **changes: Any) -> RunConfig:
-        """A copy with some fields of data, model or train changed: `config.but(defense="trades", seed=1)`."""
+        """A copy with some fields of data, model or train changed: `config.but(defense="trades",
+        seed=1)`.
+        """
         parts: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "train": {}}
         for key, value in changes.items():
             part, name = self._locate(key)
@@ -230,14 +266,21 @@ class RunConfig:
         return RunConfig(*(replace(getattr(self, part), **parts[part]) for part in parts))
 
     def _locate(self, key: str) -> tuple[str, str]:
-        """Fields are named plainly where one part has them (seed, eps), else data.name and model.name."""
+        """Fields are named plainly where one part has them (seed, eps), else data.name and
+        model.name.
+        """
         for part in ("data", "model", "train"):
             names = {f.name for f in fields(getattr(self, part))} - {"name"}
             if key in names:
                 return part, key
             if key == part:  # data="cifar10", model="resnet18"
                 return part, "name"
-        known = [f.name for part in (self.data, self.model, self.train) for f in fields(part) if f.name != "name"]
+        known = [
+            f.name
+            for part in (self.data, self.model, self.train)
+            for f in fields(part)
+            if f.name != "name"
+        ]
         raise ConfigError(unknown("setting", key, ["data", "model", *known]))
 
     def as_dict(self) -> dict[str, Any]:
@@ -248,11 +291,14 @@ class RunConfig:
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
         """The inverse of `as_dict` after a trip through JSON."""
         data = {**values["data"], "drop_classes": tuple(values["data"]["drop_classes"])}
-        return cls(DataConfig(**data), ModelConfig(**values["model"]), TrainConfig(**values["train"]))
+        return cls(
+            DataConfig(**data), ModelConfig(**values["model"]), TrainConfig(**values["train"])
+        )
 
 
 def profile(name: str) -> RunConfig:
-    """The base run of a profile: quick (seconds, shipped images), laptop (CPU minutes), paper (CFA's setting).
+    """The base run of a profile: quick (seconds, shipped images), laptop (CPU minutes), paper
+    (CFA's setting).
 
     The published laptop runs fix the dtype, so that every machine finds them; "auto" would not.
     """
@@ -261,15 +307,21 @@ def profile(name: str) -> RunConfig:
         base = RunConfig(train=TrainConfig(eps_warmup=1))
     elif name == "laptop":
         data = DataConfig("fashion_mnist", train_per_class=2000, valid_per_class=200)
-        base = RunConfig(data, train=TrainConfig(epochs=12, eps_warmup=2, dtype="bfloat16", trace_per_class=50))
+        base = RunConfig(
+            data, train=TrainConfig(epochs=12, eps_warmup=2, dtype="bfloat16", trace_per_class=50)
+        )
     else:
         train = TrainConfig(epochs=200, schedule="piecewise")
-        base = RunConfig(DataConfig("cifar10", split="first"), ModelConfig("preact_resnet18"), train)
+        base = RunConfig(
+            DataConfig("cifar10", split="first"), ModelConfig("preact_resnet18"), train
+        )
     return on_chosen_data(base)
 
 
 def on_chosen_data(base: RunConfig) -> RunConfig:
-    """A plan's base, with as many images a class, on the data set of CRAT_DATA_SET (`crat reproduce --data`)."""
+    """A plan's base, with as many images a class, on the data set of CRAT_DATA_SET (`crat
+    reproduce --data`).
+    """
     chosen, data = os.environ.get("CRAT_DATA_SET"), base.data
     if not chosen or chosen == data.name:
         return base
@@ -279,18 +331,23 @@ def on_chosen_data(base: RunConfig) -> RunConfig:
 
 
 def chosen_seeds() -> tuple[int, ...]:
-    """The seeds of what a plan repeats: CRAT_SEEDS (`crat reproduce --seeds`), such as "0 1 2 3"; else 0, 1, 2.
+    """The seeds of what a plan repeats: CRAT_SEEDS (`crat reproduce --seeds`), such as "0 1 2 3";
+    else 0, 1, 2.
 
     Raises ConfigError where it holds anything else, or not 0: the seed of what a plan runs once.
     """
     words = (os.environ.get("CRAT_SEEDS") or "0 1 2").split()
     if "0" not in words or not all(word.isdecimal() for word in words):
-        raise ConfigError(f"seeds are numbers, 0 among them for what is run once: 0 1 2, not {' '.join(words)}")
+        raise ConfigError(
+            f"seeds are numbers, 0 among them for what is run once: 0 1 2, not {' '.join(words)}"
+        )
     return tuple(sorted(set(map(int, words))))
 
 
 def different_from_default(config: RunConfig) -> dict[str, Any]:
-    """The settings that differ from the defaults, for hashing: one added later leaves the names of older runs alone."""
+    """The settings that differ from the defaults, for hashing: one added later leaves the names
+    of older runs alone.
+    """
     parts = ((name, getattr(config, name)) for name in ("data", "model", "train"))
     return {
         f"{name}.{f.name}": getattr(part, f.name)
@@ -302,7 +359,8 @@ def different_from_default(config: RunConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a plan is asked for beside its profile: another data set ("": its own), and the seeds of what it repeats.
+    """What a plan is asked for beside its profile: another data set ("": its own), and the seeds of
+    what it repeats.
 
     0 is among the seeds, for it is the seed of what a plan runs once. Raises ConfigError.
     """
@@ -315,7 +373,9 @@ class Selection:
             _one_of(self, "data set", "data", DATASETS)
         if 0 not in self.seeds or min(self.seeds) < 0:
             given = " ".join(map(str, self.seeds))
-            raise ConfigError(f"seeds are numbers, 0 among them for what is run once: 0 1 2, not {given}")
+            raise ConfigError(
+                f"seeds are numbers, 0 among them for what is run once: 0 1 2, not {given}"
+            )
         object.__setattr__(self, "seeds", tuple(sorted(set(self.seeds))))
 
     def on_data(self, base: RunConfig) -> RunConfig:

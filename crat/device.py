@@ -14,14 +14,18 @@ from crat.config import ConfigError
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, else the first GPU, else the CPU; raises ConfigError where it is not there."""
+    """The device asked for, else the first GPU, else the CPU; raises ConfigError where it is not
+    there.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ConfigError(
+            f"device {device!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from None
     return chosen
 
 
@@ -36,7 +40,9 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
-    """The search and training context of a resolved dtype; predictions that count are made outside it, in float32."""
+    """The search and training context of a resolved dtype; predictions that count are made
+    outside it, in float32.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
@@ -52,8 +58,9 @@ def exact() -> Iterator[None]:
 
 
 def compiled(model: nn.Module) -> nn.Module:
-    """torch.compile for training: the same network in train and eval mode, with and without parameter gradients, on a
-    full and a short batch are more variants than torch keeps by default."""
+    """torch.compile for training: the same network in train and eval mode, with and without
+    parameter gradients, on a full and a short batch are more variants than torch keeps by default.
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(model)  # type: ignore[return-value]
 

@@ -1,16 +1,19 @@
-"""Several processes, one training: `torchrun --nproc-per-node 2 -m crat train ...`. Alone, everything here is a no-op.
+"""Several processes, one training: `torchrun --nproc-per-node 2 -m crat train ...`. Alone,
+everything here is a no-op.
 
-Every rank walks through the same global batches and takes its share of each. What a pass or a loss takes from its
-batch as a whole it takes from the whole batch, all ranks' shares together: BatchNorm's mean and variance, forward and
-backward, in training and in attacks (crat.whole_batch), and through `whole` the class means of FAAL and CODAT, FRL's
-weighted means and REAT's pairs of images. Random numbers (starts, noise, dropout, label augmentation's operations) are
-those of the image's place in the whole batch. Weights, BatchNorm's statistics, class statistics and files are then
-those of the single process, up to the rounding of sums; so the number of processes is no part of a run's key. What
-ranks decide (gates, policies, the best epoch) they decide by rank 0's validation.
+Every rank walks through the same global batches and takes its share of each. What a pass or a loss
+takes from its batch as a whole it takes from the whole batch, all ranks' shares together:
+BatchNorm's mean and variance, forward and backward, in training and in attacks
+(crat.training.whole_batch), and through `whole` the class means of FAAL and CODAT, FRL's weighted
+means and REAT's pairs of images. Random numbers (starts, noise, dropout, label augmentation's
+operations) are those of the image's place in the whole batch. Weights, BatchNorm's statistics,
+class statistics and files are then those of the single process, up to the rounding of sums; so the
+number of processes is no part of a run's key. What ranks decide (gates, policies, the best epoch)
+they decide by rank 0's validation.
 
-Gradients are averaged in one message behind the backward pass: an update has a dozen passes, so overlapping it with one
-of them gains little, and the attack and losses of several passes need no care for DistributedDataParallel's hooks.
-Nothing here waits for the device but the ends of epochs.
+Gradients are averaged in one message behind the backward pass: an update has a dozen passes, so
+overlapping it with one of them gains little, and the attack and losses of several passes need no
+care for DistributedDataParallel's hooks. Nothing here waits for the device but the ends of epochs.
 """
 
 from __future__ import annotations
@@ -49,7 +52,10 @@ def join(device: torch.device) -> torch.device:
     if device.type == "cuda":
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= gpus:
-            raise ConfigError(f"process {local} of this machine has no GPU, for it has {gpus}: start one process a GPU")
+            raise ConfigError(
+                f"process {local} of this machine has no GPU, for it has {gpus}: start one process "
+                f"a GPU"
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -59,7 +65,8 @@ def join(device: torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def failing_alone(but: type[Exception]) -> Iterator[None]:
-    """Within, a rank that fails leaves the group at once, so that the others fail, too, instead of waiting for it.
+    """Within, a rank that fails leaves the group at once, so that the others fail, too, instead of
+    waiting for it.
 
     but: an error that all ranks raise together.
     """
@@ -73,9 +80,11 @@ def failing_alone(but: type[Exception]) -> Iterator[None]:
 
 
 def leave(*, alone: bool = False) -> None:
-    """Ends the group once all ranks are here: one that went first would take away what the others still wait on.
+    """Ends the group once all ranks are here: one that went first would take away what the others
+    still wait on.
 
-    alone: at once, for this rank has failed, and the others wait for messages that will not come: they fail by it.
+    alone: at once, for this rank has failed, and the others wait for messages that will not come:
+    they fail by it.
     """
     if dist.is_initialized():
         with contextlib.suppress(RuntimeError):  # another rank died
@@ -88,8 +97,9 @@ def leave(*, alone: bool = False) -> None:
 class Part:
     """What a rank has of a global batch of `total` images.
 
-    own (n,): the places of its images. weight: of its mean loss in the average over ranks, n world / total. A rank for
-    which no image is left passes the first one with weight 0, for the others wait for its messages; it counts nowhere.
+    own (n,): the places of its images. weight: of its mean loss in the average over ranks, n world
+    / total. A rank for which no image is left passes the first one with weight 0, for the others
+    wait for its messages; it counts nowhere.
     """
 
     own: Tensor
@@ -98,7 +108,9 @@ class Part:
 
 
 def share(batch_size: int, device: torch.device) -> Part:
-    """This rank's part of a batch: every image is one rank's, and the parts differ by at most one image."""
+    """This rank's part of a batch: every image is one rank's, and the parts differ by at most
+    one image.
+    """
     own = torch.arange(batch_size, device=device)[rank() :: world()]
     if len(own) == 0:
         return Part(torch.zeros(1, dtype=torch.long, device=device), batch_size, 0.0)
@@ -125,10 +137,11 @@ def sharing(part: Part) -> Iterator[None]:
 
 
 def whole(values: Tensor) -> Tensor:
-    """Values (n, ...) of this rank's images -> those (N, ...) of the whole batch, in its order; alone, as they are.
+    """Values (n, ...) of this rank's images -> those (N, ...) of the whole batch, in its order;
+    alone, as they are.
 
-    For losses that are no mean over images: all ranks must call it equally often. Its gradient is that of the sum of
-    all ranks' losses. Floats or integers, not bool.
+    For losses that are no mean over images: all ranks must call it equally often. Its gradient is
+    that of the sum of all ranks' losses. Floats or integers, not bool.
     """
     return values if _in_hand is None else _Whole.apply(values, _in_hand)  # type: ignore[no-untyped-call]
 
@@ -139,7 +152,9 @@ def places(y: Tensor) -> Tensor:
 
 
 class _Whole(torch.autograd.Function):
-    """Each rank writes its rows into zeros, and the sum over ranks has them all; its adjoint reads them back."""
+    """Each rank writes its rows into zeros, and the sum over ranks has them all; its adjoint
+    reads them back.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, part: Part) -> Tensor:
@@ -159,7 +174,9 @@ class _Whole(torch.autograd.Function):
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sums over all ranks, one message; without those that have no image of the batch in hand."""
+    """The sums over all ranks, one message; without those that have no image of the batch in
+    hand.
+    """
     if world() == 1:
         return list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])

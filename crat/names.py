@@ -1,18 +1,31 @@
-"""Names as people write them: `CIFAR-10` is cifar10, `AutoAttack` is AA, `pgd` the one PGD; else "did you mean"."""
+"""Names as people write them: `CIFAR-10` is cifar10, `AutoAttack` is AA, `pgd` the only PGD.
+
+An unknown name is a ConfigError that says which are known, and which may be meant.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
-ALIASES = {  # other names of the field, plain -> plain
-    "autoattack": "aa", "standardautoattack": "aa", "autoattackplus": "aaplus", "autoattackrand": "aarand",
-    "aastandard": "aa", "squareattack": "square", "fastgradientsign": "fgsm",
-    "fmnist": "fashionmnist", "tinyimagenet200": "tinyimagenet", "imagenet1k": "imagenet", "ilsvrc2012": "imagenet",
-    "wideresnet3410": "wrn3410", "prn18": "preactresnet18", "at": "pgdat", "adversarialtraining": "pgdat",
-    "fp32": "float32", "bf16": "bfloat16", "linfinity": "linf",
-}  # fmt: skip
+# other names of the field, plain -> plain; those of a data set are in its row (`other_names`)
+ALIASES = {
+    "autoattack": "aa",
+    "standardautoattack": "aa",
+    "aastandard": "aa",
+    "autoattackplus": "aaplus",
+    "autoattackrand": "aarand",
+    "squareattack": "square",
+    "fastgradientsign": "fgsm",
+    "wideresnet3410": "wrn3410",
+    "prn18": "preactresnet18",
+    "at": "pgdat",
+    "adversarialtraining": "pgdat",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "linfinity": "linf",
+}
 
 
 class ConfigError(ValueError):
@@ -29,15 +42,26 @@ def unnumbered(name: str) -> str:
     return plain(name).rstrip("0123456789")
 
 
-def known_as(name: str, allowed: Iterable[str]) -> str | None:
+def _aliases(allowed: Collection[str]) -> dict[str, str]:
+    """Plain other name -> plain name, with the `other_names` that the rows of a table bring."""
+    rows = allowed.items() if isinstance(allowed, Mapping) else ()
+    brought = {
+        plain(other): plain(name) for name, row in rows for other in getattr(row, "other_names", ())
+    }
+    return ALIASES | brought
+
+
+def known_as(name: str, allowed: Collection[str]) -> str | None:
     """The one of the allowed names that is meant; None where none is, or more than one may be.
 
-    As it stands, in another spelling, by another name of the field, or without its number ("PGD" for "PGD-20").
+    A name is meant as it stands, in another spelling, by another name of the field, or without its
+    number ("PGD" for "PGD-20").
     """
-    allowed = list(allowed)
-    if name in allowed or not isinstance(name, str):
-        return name if name in allowed else None
-    meant = ALIASES.get(plain(name), plain(name))
+    if not isinstance(name, str):
+        return None
+    if name in allowed:
+        return name
+    meant = _aliases(allowed).get(plain(name), plain(name))
     for spelling in (plain, unnumbered):
         found = [other for other in allowed if meant and spelling(other) == meant]
         if found:
@@ -45,24 +69,27 @@ def known_as(name: str, allowed: Iterable[str]) -> str | None:
     return None
 
 
-def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+def did_you_mean(name: str, allowed: Collection[str]) -> str:
     """ "; did you mean a or b?", or "" where none of the allowed names is near."""
-    allowed = list(allowed)
-    spelt, meant = {plain(other): other for other in allowed}, plain(str(name))
-    near = [other for other in spelt if len(meant) > 2 and (other.startswith(meant) or meant.startswith(other))]
-    either = {unnumbered(other): other for other in allowed} | spelt
-    either |= {alias: spelt[name] for alias, name in ALIASES.items() if name in spelt}
-    found = dict.fromkeys(either[other] for other in near[:3] or get_close_matches(meant, either, 3))
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+    by_spelling = {plain(other): other for other in allowed}
+    by_any_name = {unnumbered(other): other for other in allowed} | by_spelling
+    aliases = _aliases(allowed)
+    by_any_name |= {a: by_spelling[p] for a, p in aliases.items() if p in by_spelling}
+    meant = plain(str(name))
+    near = []
+    if len(meant) > 2:
+        near = [s for s in by_spelling if s.startswith(meant) or meant.startswith(s)][:3]
+    near = near or get_close_matches(meant, by_any_name, 3)
+    names = dict.fromkeys(by_any_name[spelling] for spelling in near)
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
-def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
-    """The line of an unknown name: what it is, which are known, which may be meant."""
-    allowed = list(allowed)
+def unknown(what: str, name: str, allowed: Collection[str]) -> str:
+    """The error line of an unknown name: which names are known, and which may be meant."""
     return f"unknown {what} {name!r}; known: {', '.join(allowed)}{did_you_mean(name, allowed)}"
 
 
-def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
+def one_of(what: str, value: str, allowed: Collection[str]) -> str:
     """The allowed name that is meant (`known_as`); raises ConfigError, with those that are near."""
     name = known_as(value, allowed)
     if name is None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
 from tqdm import tqdm
 
 from crat.names import one_of
+from crat.text import dated
+
+__all__ = ["STYLES", "Progress", "dated", "tell"]
 
 STYLES = ("bar", "line", "none")
-
-
-def dated(path: Path) -> str:
-    """When a file was last written: "26 November 14:02"."""
-    when = time.localtime(path.stat().st_mtime)
-    return f"{when.tm_mday} {time.strftime('%B %H:%M', when)}"
 
 
 def tell(style: str | None, *lines: str) -> None:
@@ -27,23 +23,35 @@ def tell(style: str | None, *lines: str) -> None:
 
 
 class Progress:
-    """Counts images over all epochs. `step` says whether a second has passed, the time for anything that costs."""
+    """Counts images over all epochs, as a bar, as a line for each epoch, or silently.
+
+    style: one of STYLES; None is a bar in a terminal, else lines. Raises ConfigError.
+    """
 
     def __init__(self, style: str | None = None, title: str = ""):
-        self.style = one_of("progress", style or ("bar" if sys.stderr.isatty() else "line"), STYLES)
-        self.title, self.bar, self.epochs, self.last = title, None, 0, time.monotonic()
+        usual = "bar" if sys.stderr.isatty() else "line"
+        self.style = one_of("progress", style or usual, STYLES)
+        self.title = title
+        self.bar: tqdm | None = None
+        self.epochs = 0
+        self.last = time.monotonic()
 
     def start(self, epochs: int, done: int, images_per_epoch: int) -> None:
-        """The whole length, and how much of it an earlier session did."""
+        """Sets the number of epochs, and how many of them an earlier session did."""
         self.epochs = epochs
         if self.style == "bar":
             self.bar = tqdm(
-                total=epochs * images_per_epoch, initial=done * images_per_epoch, desc=self.title, unit="img",
-                unit_scale=True, dynamic_ncols=True, smoothing=0.05,
-            )  # fmt: skip
+                total=epochs * images_per_epoch,
+                initial=done * images_per_epoch,
+                desc=self.title,
+                unit="img",
+                unit_scale=True,
+                dynamic_ncols=True,
+                smoothing=0.05,
+            )
 
     def step(self, images: int) -> bool:
-        """One batch is done."""
+        """Counts one batch; True once a second, the time for anything that costs."""
         if self.bar is not None:
             self.bar.update(images)
         now = time.monotonic()
@@ -53,7 +61,7 @@ class Progress:
         return True
 
     def epoch(self, done: int, line: str) -> None:
-        """One epoch is done."""
+        """Shows the line of a finished epoch."""
         text = f"epoch {done}/{self.epochs}  {line}"
         if self.bar is not None:
             self.bar.write(text)

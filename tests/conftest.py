@@ -1,4 +1,6 @@
-"""No test reads or writes what the user has: data, models and notebook history live in a folder that goes."""
+"""No test reads or writes what the user has: data, models and notebook history live in a folder
+that goes.
+"""
 
 import os
 import tempfile
@@ -17,43 +19,58 @@ def pytest_configure(config):
     config.add_cleanup(folder.cleanup)
     for name in ("CRAT_DATA", "CRAT_RUNS", "IPYTHONDIR"):
         os.environ[name] = str(Path(folder.name, name.lower()))
-    if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread each, set before torch is imported
+    # workers share the cores: one thread each, set before torch is imported
+    if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-# What is left out of the numeric tests, the second run on an emulated old CPU (make test-old-cpu), and why. All other
-# files are in it, new ones as well.
+# What is left out of the numeric tests, the second run on an emulated old CPU (make test-old-cpu),
+# and why. All other files are in it, new ones as well.
 NOT_NUMERIC = {
     "processes, leases and disks": (
-        "batch batch_errors cluster executors executors_killed lease reproduce reproduce_anew resume store"
+        "batch batch_errors cluster executors executors_killed lease reproduce reproduce_anew "
+        "resume store"
     ),
     "files, names and texts": (
-        "checkpoint cli config data data_damaged data_errors estimates floors identity identity_code imagenet_audit "
-        "imagenet_labels machines manifest methods names packaging published read_only site sources superclasses"
+        "checkpoint cli config data data_damaged data_errors estimates floors identity "
+        "identity_code imagenet_audit "
+        "imagenet_labels machines manifest methods names packaging published read_only registry "
+        "site sources "
+        "superclasses"
     ),
     "notebooks and their figures": "course notebooks plots plots_cfa plots_labels plots_tail",
     "NumPy alone, which the setting of torch's instructions does not reach": (
         "calibration claims comparisons mce metrics statements statistics_by_hand toy variation"
     ),
-    "times, and tables of times": "bench bench_attacks",
+    "times, and tables of times": "bench_attacks bench_step bench_training",
 }
 LEFT_OUT = {f"test_{name}.py" for names in NOT_NUMERIC.values() for name in names.split()}
 
 
-# What takes longest is begun first, so that one core does not end alone on it (Makefile: --no-loadscope-reorder)
+# What takes longest is begun first, so that one core does not end alone on it (Makefile:
+# --no-loadscope-reorder)
 LONGEST = (
-    "attack_strength every_method bench_attacks executors_killed distributed evaluate audit autoattack comparisons "
+    "attack_strength every_method bench_attacks executors_killed distributed evaluate audit "
+    "autoattack comparisons "
     "executors resume averaging reproduce site batch_errors course methods train"
 )
 
 
 def pytest_collection_modifyitems(items):
     place = {f"test_{name}.py": number for number, name in enumerate(LONGEST.split())}
-    items.sort(key=lambda item: -1 if item.path.suffix == ".ipynb" else place.get(item.path.name, len(place)))
+    items.sort(
+        key=lambda item: (
+            -1 if item.path.suffix == ".ipynb" else place.get(item.path.name, len(place))
+        )
+    )
 
 
 def pytest_addoption(parser):
-    parser.addoption("--numeric", action="store_true", help="leave out the files of NOT_NUMERIC in tests/conftest.py")
+    parser.addoption(
+        "--numeric",
+        action="store_true",
+        help="leave out the files of NOT_NUMERIC in tests/conftest.py",
+    )
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -1,24 +1,27 @@
-"""Faults at a place, not at a time: what is to be disturbed waits there until the harm is done, on any machine."""
+"""Faults at a place, not at a time: what is to be disturbed waits there until the harm is done,
+on any machine.
+"""
 
 import os
 import time
 
 PATIENCE = 600  # seconds; only a test that fails waits so long
 
-# found by every Python that has the folder of this file on its path: a worker waits in mid-epoch for its gate to open
+# found by every Python that has the folder of this file on its path: a worker waits in mid-epoch
+# for its gate to open
 GATED = """
 import sys
 if "crat.batch.worker" in sys.orig_argv:
     import os, time
     from pathlib import Path
-    from crat.train import Trainer
+    from crat.training.trainer import Trainer
 
     step, steps = Trainer.step, []
 
     def gated(trainer, *given):
-        steps.append(trainer.done)
-        gate = Path(__file__).with_name(f"{trainer.run.name}-{trainer.done}")
-        if steps.count(trainer.done) == 2 and gate.exists():
+        steps.append(trainer.state.epochs_done)
+        gate = Path(__file__).with_name(f"{trainer.run.name}-{trainer.state.epochs_done}")
+        if steps.count(trainer.state.epochs_done) == 2 and gate.exists():
             gate.with_suffix(".half").write_text(str(os.getpid()))
             gate.with_suffix(".half").rename(gate.with_suffix(".reached"))
             while gate.exists():
@@ -30,7 +33,9 @@ if "crat.batch.worker" in sys.orig_argv:
 
 
 def wait_until(asked, what):
-    """Asks until the answer is true, and returns it; AssertionError after PATIENCE, a machine too slow for any test."""
+    """Asks until the answer is true, and returns it; AssertionError after PATIENCE, a machine
+    too slow for any test.
+    """
     deadline = time.monotonic() + PATIENCE
     while not (answer := asked()):
         assert time.monotonic() < deadline, f"waited {PATIENCE} s: {what}"
@@ -39,7 +44,9 @@ def wait_until(asked, what):
 
 
 class Gates:
-    """Closed in a folder: a worker that has done so many epochs of a run waits at the second step of the next."""
+    """Closed in a folder: a worker that has done so many epochs of a run waits at the second
+    step of the next.
+    """
 
     def __init__(self, folder, monkeypatch):
         folder.mkdir()

@@ -1,4 +1,6 @@
-"""A linear classifier of Fashion-MNIST, and everything that may be wrong with a model. The tests copy this file."""
+"""A linear classifier of Fashion-MNIST, and everything that may be wrong with a model. The tests
+copy this file.
+"""
 
 import shutil
 from pathlib import Path
@@ -13,8 +15,13 @@ def put(folder, images):
     """Copies this file to nets.py, beside the weights of a ridge regression, times 10."""
     x, y = images.x_train[:3000].flatten(1).double() / 255, images.y_train[:3000]
     x = torch.cat([x, torch.ones(len(x), 1)], 1)
-    found = torch.linalg.solve(x.T @ x + 10 * torch.eye(785), x.T @ nn.functional.one_hot(y).double())
-    torch.save({"weight": 10 * found[:-1].T.float().contiguous(), "bias": 10 * found[-1].float()}, folder / "linear.pt")
+    found = torch.linalg.solve(
+        x.T @ x + 10 * torch.eye(785), x.T @ nn.functional.one_hot(y).double()
+    )
+    torch.save(
+        {"weight": 10 * found[:-1].T.float().contiguous(), "bias": 10 * found[-1].float()},
+        folder / "linear.pt",
+    )
     shutil.copy(__file__, folder / "nets.py")
     return folder
 

@@ -1,4 +1,6 @@
-"""A training that takes a second, how two of them are compared, and an AutoAttack that takes no longer."""
+"""A training that takes a second, how two of them are compared, and an AutoAttack that takes no
+longer.
+"""
 
 from dataclasses import replace
 
@@ -8,7 +10,13 @@ from crat.attacks import APGD, FAB, AutoAttack, Square
 from crat.config import RunConfig
 
 TINY = RunConfig().but(
-    train_per_class=26, valid_per_class=5, epochs=3, steps=2, batch_size=64, dtype="float32", width=4
+    train_per_class=26,
+    valid_per_class=5,
+    epochs=3,
+    steps=2,
+    batch_size=64,
+    dtype="float32",
+    width=4,
 )
 
 
@@ -22,9 +30,15 @@ def same(a, b):
 
 def shorten_autoattack(patch, steps=10):
     """Its parts become short: for tests of what is kept and told of them, not of their strength."""
-    whole, lengths = AutoAttack.attacks, {APGD: {"steps": steps}, FAB: {"steps": 5}, Square: {"queries": 60}}
+    whole, lengths = (
+        AutoAttack.attacks,
+        {APGD: {"steps": steps}, FAB: {"steps": 5}, Square: {"queries": 60}},
+    )
 
     def short(self, n_classes):
-        return {name: replace(part, **lengths[type(part)]) for name, part in whole(self, n_classes).items()}
+        return {
+            name: replace(part, **lengths[type(part)])
+            for name, part in whole(self, n_classes).items()
+        }
 
     patch.setattr(AutoAttack, "attacks", short)

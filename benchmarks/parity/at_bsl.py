@@ -27,7 +27,11 @@ def theirs(folder: Path) -> dict[str, Tensor]:
         for i in range(2):
             x, y = batch(i)
             loss = pgd_loss(model, x, y, COUNTS, optimizer, STEP, EPS, STEPS)
-            found |= {f"{i}/x_adv": seen[-1], f"{i}/loss": loss, f"{i}/gradient": gradient(model, loss)}
+            found |= {
+                f"{i}/x_adv": seen[-1],
+                f"{i}/loss": loss,
+                f"{i}/gradient": gradient(model, loss),
+            }
             loss.backward()
             optimizer.step()
     return found | {"buffers": buffers(model)}
@@ -44,7 +48,11 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
         with given_noise(dtype):
             x_adv = method.craft(model, x, y, generator=torch.Generator())
         loss, _ = method.loss(model, x, x_adv, y)
-        found |= {f"{i}/x_adv": x_adv, f"{i}/loss": loss.detach(), f"{i}/gradient": gradient(model, loss)}
+        found |= {
+            f"{i}/x_adv": x_adv,
+            f"{i}/loss": loss.detach(),
+            f"{i}/gradient": gradient(model, loss),
+        }
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,7 +1,9 @@
-"""AWP against csdongxian/AWP: weights after two perturbed updates, AT on given images and TRADES with its attack.
+"""AWP against csdongxian/AWP: the weights after two perturbed updates.
 
-Of TRADES the authors' whole training loop runs (train of train_trades_cifar.py), of AT what its main does in a step,
-for that is one function with the data set in it.
+AT on given images, and TRADES with its attack.
+
+Of TRADES the authors' whole training loop runs (train of train_trades_cifar.py), of AT what its
+main does in a step, for that is one function with the data set in it.
 """
 
 from __future__ import annotations
@@ -15,15 +17,26 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
-from harness import CLASSES, EPS, STEP, STEPS, authors, batch, buffers, given_noise, normal_noise, tiny
+from harness import (
+    CLASSES,
+    EPS,
+    STEP,
+    STEPS,
+    authors,
+    batch,
+    buffers,
+    given_noise,
+    normal_noise,
+    tiny,
+)
 from torch import Tensor, nn
 
 from crat.attacks import PGD
-from crat.awp import perturbed
 from crat.defenses import Task
 from crat.defenses.base import Defense
 from crat.defenses.pgd_at import PGDAT
 from crat.defenses.trades import TRADES
+from crat.training.awp import perturbed
 
 CODE = "csdongxian/AWP@a7acf5d842fccf1bbb4b91644352ce157d370a26"
 BETA = 6.0
@@ -54,7 +67,9 @@ def their_at(folder: Path) -> dict[str, Tensor]:
 
         model, proxy = tiny(), tiny()
         optimizer = optimizer_of(model)
-        awp = AdvWeightPerturb(model, proxy, torch.optim.SGD(proxy.parameters(), lr=0.01), GAMMA["pgd_at"])
+        awp = AdvWeightPerturb(
+            model, proxy, torch.optim.SGD(proxy.parameters(), lr=0.01), GAMMA["pgd_at"]
+        )
         for i in range(2):
             x, y = batch(i)
             x_adv = given_images(x)
@@ -68,7 +83,7 @@ def their_at(folder: Path) -> dict[str, Tensor]:
 
 
 def their_trades(folder: Path) -> dict[str, Tensor]:
-    """The script reads its settings and data sets when it is imported, in a folder where it may write."""
+    """The script, which reads settings and data sets at import, in a folder where it may write."""
 
     def meter() -> SimpleNamespace:
         return SimpleNamespace(update=lambda *_: None, avg=0.0, val=0.0)
@@ -78,10 +93,19 @@ def their_trades(folder: Path) -> dict[str, Tensor]:
     bar = mock.MagicMock(elapsed_td="", eta_td="")
     tools = {"Bar": lambda *_, **__: bar, "Logger": None, "AverageMeter": meter}
     stubs = {
-        "torchvision": {"datasets": data, "transforms": transforms}, "models": None,
+        "torchvision": {"datasets": data, "transforms": transforms},
+        "models": None,
         "utils": tools | {"accuracy": lambda *_, **__: (torch.zeros(()), torch.zeros(()))},
-    }  # fmt: skip
-    given = ["train", "--epsilon", str(EPS * 255), "--step-size", str(STEP * 255), "--num-steps", str(STEPS)]
+    }
+    given = [
+        "train",
+        "--epsilon",
+        str(EPS * 255),
+        "--step-size",
+        str(STEP * 255),
+        "--num-steps",
+        str(STEPS),
+    ]
     with (
         authors(folder, **stubs),
         mock.patch.object(sys, "argv", given),
@@ -94,7 +118,9 @@ def their_trades(folder: Path) -> dict[str, Tensor]:
 
         model, proxy = tiny(), tiny()
         awp = TradesAWP(model, proxy, torch.optim.SGD(proxy.parameters(), lr=0.1), GAMMA["trades"])
-        script.train(model, [batch(i) for i in range(2)], optimizer_of(model), script.args.awp_warmup, awp)
+        script.train(
+            model, [batch(i) for i in range(2)], optimizer_of(model), script.args.awp_warmup, awp
+        )
     return parts("trades", model)
 
 
@@ -112,7 +138,11 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
         for i in range(2):
             x, y = batch(i, dtype)
             with given_noise(dtype):
-                x_adv = method.craft(model, x, y, generator=torch.Generator()) if base == "trades" else given_images(x)
+                x_adv = (
+                    method.craft(model, x, y, generator=torch.Generator())
+                    if base == "trades"
+                    else given_images(x)
+                )
 
             def loss(model=model, method=method, batch=(x, x_adv, y)) -> Tensor:
                 return method.loss(model, *batch)[0]

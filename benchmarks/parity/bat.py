@@ -1,4 +1,4 @@
-"""BAT against the one public copy: both searches of train_mode/, and BAT_loss of train.py (taken out of a script)."""
+"""BAT against the one public copy: both searches of train_mode/, BAT_loss of train.py."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from crat.attacks import PGD
 from crat.defenses.bat import BAT as Ours
 
 CODE = (
-    "silvercherry/Improving-Robust-Fairness-via-Balance-Adversarial-Training@9bcee67aedeea64cd5c3790e88d292f7dafe8a8f"
+    "silvercherry/Improving-Robust-Fairness-via-Balance-Adversarial-Training"
+    "@9bcee67aedeea64cd5c3790e88d292f7dafe8a8f"
 )
 BETA = 6.0
 NUMBERS = (0, 1)
 
 
 def labelled(number: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """A batch whose labels are what the network predicts, but for three images; so some stop at each step or never."""
+    """A batch whose labels are predictions but for three images: some stop early, some never."""
     x, y = batch(number)
     predicted = tiny().eval()(x).argmax(1)
     return x.to(dtype), torch.where(torch.arange(len(y)) < 3, y, predicted)
@@ -35,7 +36,9 @@ def in_order(places: Tensor, images: Tensor) -> Tensor:
 def theirs(folder: Path) -> dict[str, Tensor]:
     found = {}
     tree = ast.parse((folder / "train.py").read_text())
-    wanted = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "BAT_loss"]
+    wanted = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "BAT_loss"
+    ]
     with authors(folder, models=None):
         first = importlib.import_module("train_mode.stop_to_firstadv")
         last = importlib.import_module("train_mode.stop_to_lastclean")
@@ -61,7 +64,10 @@ def theirs(folder: Path) -> dict[str, Tensor]:
 
 def ours(dtype: torch.dtype) -> dict[str, Tensor]:
     found = {}
-    model, bat = tiny(dtype), Ours(PGD(EPS, STEP, STEPS, start=Ours.start, batch_norm=Ours.batch_norm), BETA)
+    model, bat = (
+        tiny(dtype),
+        Ours(PGD(EPS, STEP, STEPS, start=Ours.start, batch_norm=Ours.batch_norm), BETA),
+    )
     for i in NUMBERS:
         x, y = labelled(i, dtype)
         with given_noise(dtype):

@@ -1,6 +1,7 @@
-"""CFA's AT, TRADES and FAT with class-wise margins against PKU-ML/CFA: attack.py, and train.py's own update rule.
+"""CFA's AT, TRADES and FAT with class-wise margins against PKU-ML/CFA: its attack.py and train.py.
 
-Two thirds of the labels are what the network predicts at first, so that t_k, eps_k and beta_k differ between classes.
+Two thirds of the labels are what the network predicts at first, so that t_k, eps_k and beta_k
+differ between classes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from crat.defenses import Task
 from crat.defenses.cfa import CFA
 
 CODE = "PKU-ML/CFA@071f3334a59d144cedbe65b18019c9757bece6f2"
-BETA, TAU, LAMBDA = 6.0, 2, 0.5
+BETA = 6.0
+TAU = 2
+LAMBDA = 0.5
 EPS, STEP = 1 / 255, 0.25 / 255  # small enough for some classes to withstand
 BASES = ("pgd_at", "trades", "fat")
 
@@ -30,14 +33,18 @@ def labelled(number: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, T
 
 
 def update_rule(folder: Path):
-    """The statements of train.py that set class_eps and class_beta from the last epoch's robust accuracy."""
+    """The statements of train.py that set class_eps and class_beta from robust accuracy."""
     tree = ast.parse((folder / "train.py").read_text())
-    rules = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "args.begin" in ast.unparse(n.test)]
+    rules = [
+        n for n in ast.walk(tree) if isinstance(n, ast.If) and "args.begin" in ast.unparse(n.test)
+    ]
     code = compile(ast.Module([s for rule in rules for s in rule.body], []), "train.py", "exec")
 
     def rule(t: Tensor) -> tuple[Tensor, Tensor]:
         args = types.SimpleNamespace(lambda_1=LAMBDA, lambda_2=LAMBDA)
-        found = dict(torch=torch, args=args, eps=EPS, beta=BETA, device="cpu", class_beta=torch.ones(CLASSES))
+        found = dict(
+            torch=torch, args=args, eps=EPS, beta=BETA, device="cpu", class_beta=torch.ones(CLASSES)
+        )
         exec(code, found | {"cw_tensor": torch.stack([t, t])[None]}, found)
         return found["class_eps"], found["class_beta"]
 
@@ -52,9 +59,15 @@ def theirs(folder: Path) -> dict[str, Tensor]:
         utils.normalize_cifar = lambda x: x  # ours is a layer of the model
         import attack
 
-        losses = {"pgd_at": attack.cw_pgd_loss, "trades": attack.cw_trades_loss, "fat": attack.cw_fat_loss}
+        losses = {
+            "pgd_at": attack.cw_pgd_loss,
+            "trades": attack.cw_trades_loss,
+            "fat": attack.cw_fat_loss,
+        }
         for base in BASES:
-            model, eps, beta = tiny(), torch.ones(CLASSES) * EPS, torch.ones(CLASSES) * BETA / (1 + BETA)
+            model = tiny()
+            eps = torch.ones(CLASSES) * EPS
+            beta = torch.ones(CLASSES) * BETA / (1 + BETA)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             for epoch in range(2):
                 robust, n = torch.zeros(CLASSES), torch.zeros(CLASSES)
@@ -63,14 +76,19 @@ def theirs(folder: Path) -> dict[str, Tensor]:
                     regulariser = TAU if base == "fat" else beta
                     loss, output = losses[base](model, x, y, eps, regulariser, STEP, STEPS)
                     if epoch == 1 and i == 0:
-                        found[f"{base}/loss"], found[f"{base}/gradient"] = loss, gradient(model, loss)
+                        found[f"{base}/loss"], found[f"{base}/gradient"] = (
+                            loss,
+                            gradient(model, loss),
+                        )
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
                     model(x)
                     robust += torch.zeros(CLASSES).index_add(0, y, (output.max(1)[1] == y).double())
                     n += y.bincount(minlength=CLASSES)
-                t = robust / n.clamp_min(1)  # the code divides by N / 10; by the class's own count it is the paper's
+                t = robust / n.clamp_min(
+                    1
+                )  # the code divides by N / 10; by the class's own count it is the paper's
                 seen = n > 0  # and lets the margin of a class that no batch showed fall to lambda_1
                 new_eps, new_beta = rule(t)
                 eps, beta = torch.where(seen, new_eps, eps), torch.where(seen, new_beta, beta)
@@ -86,7 +104,9 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
     for base in BASES:
         model = tiny(dtype)
         start, mode = CFA.crafting(base=base)
-        attack = PGD(EPS, STEP, STEPS, start=start, batch_norm="moving" if mode == "train" else mode)
+        attack = PGD(
+            EPS, STEP, STEPS, start=start, batch_norm="moving" if mode == "train" else mode
+        )
         cfa = CFA(attack, base, LAMBDA, LAMBDA, BETA, TAU, begin=1, released_passes=True)
         cfa.prepare(Task(torch.ones(CLASSES)))
         cfa.state["eps"] = torch.full((CLASSES,), EPS, dtype=dtype)  # float32 alone is 6e-9 of eps
@@ -101,7 +121,10 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
                     x_adv = cfa.craft(model, x, y, generator=torch.Generator())
                 loss, stats = cfa.loss(model, x, x_adv, y)
                 if epoch == 1 and i == 0:
-                    found[f"{base}/loss"], found[f"{base}/gradient"] = loss.detach(), gradient(model, loss)
+                    found[f"{base}/loss"], found[f"{base}/gradient"] = (
+                        loss.detach(),
+                        gradient(model, loss),
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

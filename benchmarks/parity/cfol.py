@@ -1,8 +1,8 @@
-"""CFOL against LIONS-EPFL/class-focused-online-learning-code: its attack, its loss and its class sampler.
+"""CFOL against LIONS-EPFL/class-focused-online-learning-code: attack, loss, sampler.
 
-The sampler moves after every batch, ours after every epoch: the scripted epochs have one batch. The training loop
-itself needs the pytorch_lightning of its day: of model.py only the loss is taken, and torchattacks' base class is a
-stand-in.
+The sampler moves after every batch, ours after every epoch: the scripted epochs have one batch. The
+training loop itself needs the pytorch_lightning of its day: of model.py only the loss is taken, and
+torchattacks' base class is a stand-in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from harness import BATCH, CLASSES, EPS, STEP, STEPS, authors, batch, buffers, given_noise, gradient, tiny
+from harness import (
+    BATCH,
+    CLASSES,
+    EPS,
+    STEP,
+    STEPS,
+    authors,
+    batch,
+    buffers,
+    given_noise,
+    gradient,
+    tiny,
+)
 from torch import Tensor, nn
 
 from crat.attacks import PGD
@@ -26,7 +38,7 @@ ETA, GAMMA = 0.03, 0.5
 
 
 class Attack:
-    """What cfol/pgd.py needs of torchattacks 2.x: -1 turns the loss into a cost that is minimised."""
+    """The base class that cfol/pgd.py takes from torchattacks 2.x: -1 makes the loss a cost."""
 
     _targeted, device = -1, "cpu"
 
@@ -46,7 +58,9 @@ class InMemoryDataset:
 
 def loss_of_model(file: Path):
     """Model.loss, without the rest of the file."""
-    model = next(node for node in ast.parse(file.read_text()).body if getattr(node, "name", "") == "Model")
+    model = next(
+        node for node in ast.parse(file.read_text()).body if getattr(node, "name", "") == "Model"
+    )
     wanted = [node for node in model.body if getattr(node, "name", "") == "loss"]
     names = {"F": nn.functional, "Stage": Enum("Stage", "train val test")}
     exec(compile(ast.Module(wanted, []), "loss", "exec"), names)
@@ -67,11 +81,15 @@ def theirs(folder: Path) -> dict[str, Tensor]:
     stubs = {"torchattacks": None, "torchattacks.attack": {"Attack": Attack}}
     with authors(folder, **stubs, **{"cfol.data_module": {"InMemoryDataset": InMemoryDataset}}):
         pgd = loaded(folder / "cfol" / "pgd.py")
-        sampler = loaded(folder / "cfol" / "class_sampler.py").ClassSampler(InMemoryDataset(), gamma=GAMMA)
+        sampler = loaded(folder / "cfol" / "class_sampler.py").ClassSampler(
+            InMemoryDataset(), gamma=GAMMA
+        )
         loss_of = loss_of_model(folder / "cfol" / "model.py")
         model = tiny()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        attack = pgd.PGD(model, lambda logits, y: loss_of(logits, y, "mean"), EPS, STEP, STEPS, random_start=True)
+        attack = pgd.PGD(
+            model, lambda logits, y: loss_of(logits, y, "mean"), EPS, STEP, STEPS, random_start=True
+        )
         for i in range(3):
             x, y = batch(i)
             model.eval()
@@ -79,12 +97,20 @@ def theirs(folder: Path) -> dict[str, Tensor]:
             model.train()
             logits = model(x_adv)
             loss = loss_of(logits, y, "none").mean()
-            found |= {f"{i}/x_adv": x_adv, f"{i}/loss": loss, f"{i}/gradient": gradient(model, loss)}
+            found |= {
+                f"{i}/x_adv": x_adv,
+                f"{i}/loss": loss,
+                f"{i}/gradient": gradient(model, loss),
+            }
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             sampler.batch_update(y, ETA * (logits.argmax(dim=-1) != y))
-        found |= {"state/score": sampler.w, "state/probability": sampler.p, "buffers": buffers(model)}
+        found |= {
+            "state/score": sampler.w,
+            "state/probability": sampler.p,
+            "buffers": buffers(model),
+        }
     return found
 
 
@@ -101,7 +127,11 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
         with given_noise(dtype):
             x_adv = cfol.craft(model, x, y, generator=torch.Generator())
         loss, stats = cfol.loss(model, x, x_adv, y)
-        found |= {f"{i}/x_adv": x_adv, f"{i}/loss": loss.detach(), f"{i}/gradient": gradient(model, loss)}
+        found |= {
+            f"{i}/x_adv": x_adv,
+            f"{i}/loss": loss.detach(),
+            f"{i}/gradient": gradient(model, loss),
+        }
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

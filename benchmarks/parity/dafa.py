@@ -1,6 +1,9 @@
-"""DAFA's TRADES and PGD against rucy74/DAFA: losses.py (with madry_loss's second step) and utils.py's class weights.
+"""DAFA's TRADES and PGD against rucy74/DAFA: losses.py and utils.py's class weights.
 
-Epoch 1 of two is the warm-up; the loss, gradient, attack and buffers are those of epoch 2, under the new weights.
+Of losses.py also madry_loss's second step.
+
+Epoch 1 of two is the warm-up; the loss, gradient, attack and buffers are those of epoch 2, under
+the new weights.
 """
 
 from __future__ import annotations
@@ -10,7 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import BATCH, CLASSES, EPS, STEP, STEPS, authors, batch, buffers, given_noise, gradient, tiny
+from harness import (
+    BATCH,
+    CLASSES,
+    EPS,
+    STEP,
+    STEPS,
+    authors,
+    batch,
+    buffers,
+    given_noise,
+    gradient,
+    tiny,
+)
 from torch import Tensor, nn
 
 from crat.attacks import PGD
@@ -18,12 +33,14 @@ from crat.defenses import Task
 from crat.defenses.dafa import DAFA
 
 CODE = "rucy74/DAFA@c60ba8352d712c6108480a2ce7e7fa7abf30b48a"
-BETA, LAMBDA, RATE = 6.0, 1.5, 0.1
+BETA = 6.0
+LAMBDA = 1.5
+RATE = 0.1
 BASES = ("trades", "pgd_at")
 
 
 class Seen(nn.Module):
-    """Keeps the images of the first pass in train mode: x_adv of the authors' loss, which does not return it."""
+    """Keeps the images of the first pass in train mode: x_adv, which the loss does not return."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -37,7 +54,9 @@ class Seen(nn.Module):
 
 def theirs(folder: Path) -> dict[str, Tensor]:
     found = {}
-    args = Namespace(pgd_step_size=STEP, pgd_num_steps=STEPS, epsilon=EPS, beta=BETA, n_class=CLASSES)
+    args = Namespace(
+        pgd_step_size=STEP, pgd_num_steps=STEPS, epsilon=EPS, beta=BETA, n_class=CLASSES
+    )
     with authors(folder):
         import losses
         from utils import calculate_class_weights
@@ -53,7 +72,10 @@ def theirs(folder: Path) -> dict[str, Tensor]:
                     loss, _ = loss_of(seen, x, y, optimizer, args, weights, places, memory)
                     if epoch == 1 and i == 0:
                         found[f"{base}/x_adv"] = seen.x
-                        found[f"{base}/loss"], found[f"{base}/gradient"] = loss, gradient(model, loss)
+                        found[f"{base}/loss"], found[f"{base}/gradient"] = (
+                            loss,
+                            gradient(model, loss),
+                        )
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
@@ -81,7 +103,10 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
                 loss, stats = dafa.loss(model, x, x_adv, y)
                 if epoch == 1 and i == 0:
                     found[f"{base}/x_adv"] = x_adv
-                    found[f"{base}/loss"], found[f"{base}/gradient"] = loss.detach(), gradient(model, loss)
+                    found[f"{base}/loss"], found[f"{base}/gradient"] = (
+                        loss.detach(),
+                        gradient(model, loss),
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

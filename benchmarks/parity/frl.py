@@ -1,6 +1,9 @@
-"""FRL against hannxu123/fair_robust: its attack, loss, evaluation and update, reweight only and with remargin.
+"""FRL against hannxu123/fair_robust: attack, loss, evaluation and update.
 
-Each epoch of the code evaluates, moves the multipliers and then trains; ours moves them at the end of the epoch before.
+Reweight only, and with remargin.
+
+Each epoch of the code evaluates, moves the multipliers and then trains; ours moves them at the end
+of the epoch before.
 """
 
 from __future__ import annotations
@@ -12,7 +15,19 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import CLASSES, EPS, STEP, STEPS, authors, batch, buffers, given_noise, gradient, tiny, uniform_noise
+from harness import (
+    CLASSES,
+    EPS,
+    STEP,
+    STEPS,
+    authors,
+    batch,
+    buffers,
+    given_noise,
+    gradient,
+    tiny,
+    uniform_noise,
+)
 from torch import Tensor
 
 from crat.attacks import PGD
@@ -20,8 +35,15 @@ from crat.defenses import ClassStats, Task
 from crat.defenses.frl import FRL as Ours
 
 CODE = "hannxu123/fair_robust@a80547def881cb4ca99b50e7544f997f9a0210a7"
-BETA, BOUND, RATE_1, RATE_2, LIMIT = 1.5, 0.03, 0.4, 0.6, 0.5
-RATE, BATCHES, FIRST = 0.01, 1, 180  # a small rate, and batches in which no sign flips in float32
+BETA = 1.5
+BOUND = 0.03
+RATE_1 = 0.4
+RATE_2 = 0.6
+LIMIT = 0.5
+# a small rate, and batches in which no sign flips in float32
+RATE = 0.01
+BATCHES = 1
+FIRST = 180
 FILES = {"reweight": "utils_frl", "remargin": "utils_frl2"}
 
 
@@ -30,7 +52,7 @@ class Loader(list):
 
 
 def validation(dtype: torch.dtype = torch.float64) -> Loader:
-    """Two batches with one image of each class: the code divides by zero where a class is missing."""
+    """Two batches of one image a class: the code divides by zero where a class is missing."""
     return Loader((batch(FIRST + i, dtype, CLASSES)[0], torch.arange(CLASSES)) for i in (7, 8))
 
 
@@ -62,10 +84,10 @@ def theirs(folder: Path) -> dict[str, Tensor]:
             optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
             for epoch in range(2):
                 x, y = batch(FIRST)
-                multipliers = code.frl_train(
-                    model, [batch(FIRST + i) for i in range(BATCHES)], validation(), optimizer, epoch, settings,
-                    settings, "cpu", bound, bound, RATE_1, RATE_2, multipliers, BETA, LIMIT,
-                )  # fmt: skip
+                training = [batch(FIRST + i) for i in range(BATCHES)]
+                where = (model, training, validation(), optimizer, epoch, settings, settings, "cpu")
+                rule = (bound, bound, RATE_1, RATE_2, multipliers, BETA, LIMIT)
+                multipliers = code.frl_train(*where, *rule)
             u, v, widths = code.cost_sensitive(*multipliers.split(CLASSES))
             found |= {f"{case}/buffers": buffers(model), f"{case}/state/clean_weight": u}
             found |= {f"{case}/state/boundary_weight": v, f"{case}/state/eps": EPS * widths}
@@ -79,7 +101,9 @@ def one_step(code, model, weights, settings, case: str) -> dict[str, Tensor]:
     seen = []
     backward = torch.Tensor.backward
     kept = mock.patch.object(
-        torch.Tensor, "backward", lambda loss: (seen.append((loss.detach(), gradient(model, loss))), backward(loss))[1]
+        torch.Tensor,
+        "backward",
+        lambda loss: (seen.append((loss.detach(), gradient(model, loss))), backward(loss))[1],
     )
     still = torch.optim.SGD(model.parameters(), lr=0.0)
     with kept:
@@ -92,7 +116,17 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
     for case in FILES:
         model = tiny(dtype)
         attack = PGD(EPS, STEP, STEPS, start=Ours.start, batch_norm=Ours.batch_norm)
-        frl = Ours(attack, case == "remargin", BETA, BOUND, RATE_1, RATE_2, LIMIT, warmup=1, released_passes=True)
+        frl = Ours(
+            attack,
+            case == "remargin",
+            BETA,
+            BOUND,
+            RATE_1,
+            RATE_2,
+            LIMIT,
+            warmup=1,
+            released_passes=True,
+        )
         frl.prepare(Task(torch.ones(CLASSES)))
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         for _ in range(2):
@@ -104,9 +138,15 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
                 optimizer.step()
         weights = ("clean_weight", "boundary_weight", "eps")
         state = {"eps": torch.full((CLASSES,), EPS, dtype=dtype)} | frl.state
-        found |= {f"{case}/state/{name}": state[name] for name in weights} | {f"{case}/buffers": buffers(model)}
+        found |= {f"{case}/state/{name}": state[name] for name in weights} | {
+            f"{case}/buffers": buffers(model)
+        }
         x_adv, loss = step(frl, model, *batch(FIRST, dtype), dtype)
-        found |= {f"{case}/x_adv": x_adv, f"{case}/loss": loss.detach(), f"{case}/gradient": gradient(model, loss)}
+        found |= {
+            f"{case}/x_adv": x_adv,
+            f"{case}/loss": loss.detach(),
+            f"{case}/gradient": gradient(model, loss),
+        }
     return found
 
 

@@ -1,12 +1,14 @@
-"""What every parity case shares: a tiny network and a batch, the authors' code made to run here, and the comparison.
+"""What every parity case shares: a tiny network, the authors' code, the comparison.
 
-A case is a module of this folder with `theirs(folder)` and `ours(dtype)`, each a dict of tensors under the same names:
+A case is a module of this folder with `theirs(folder)` and `ours(dtype)`, each a dict of tensors
+under the same names:
     x_adv           the attack's last iterate from a given start (iterates, if the code keeps them)
     loss, gradient  the loss on given images and its gradient, all parameters in one vector
     buffers         BatchNorm's running statistics after the step
     state/...       what is class-wise, after a scripted epoch of three batches
-`python benchmarks/parity/record.py CASE --theirs FOLDER` runs both in float64 and writes CASE.json, to which
-tests/test_parity.py holds `ours`. The authors' code is read from a folder of yours, at CODE's commit; none is here.
+`python benchmarks/parity/record.py CASE --theirs FOLDER` runs both in float64 and writes CASE.json,
+to which tests/test_parity.py holds `ours`. The authors' code is read from a folder of yours, at
+CODE's commit; none is here.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
 CLASSES, BATCH = 10, 12  # the code of most papers knows ten classes of 3 x 32 x 32 images only
-EPS, STEP, STEPS = 8 / 255, 2 / 255, 4
-PROBES = 64  # numbers of a large tensor that a fixture keeps, evenly spaced, beside its sum and its length
+EPS = 8 / 255
+STEP = 2 / 255
+STEPS = 4
+# numbers of a large tensor in a fixture, evenly spaced, beside its sum and its length
+PROBES = 64
 
 
 class Tiny(nn.Module):
-    """Convolution, BatchNorm, a smooth nonlinearity, a linear head: 300 parameters, no kink for a step to fall off."""
+    """Convolution, BatchNorm, a smooth nonlinearity, a linear head: 300 parameters, no kink."""
 
     def __init__(self, outputs: int = CLASSES):
         super().__init__()
@@ -44,18 +49,23 @@ class Tiny(nn.Module):
 
 
 def tiny(dtype: torch.dtype = torch.float64, outputs: int = CLASSES) -> Tiny:
-    """The same network in every call, its weights large enough for the attack to matter; in train mode."""
+    """The same network in every call, in train mode; large weights, so that the attack matters."""
     model = Tiny(outputs).to(torch.float64)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * (0.3 if p.ndim > 1 else 0.1))
+            p.copy_(
+                torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                * (0.3 if p.ndim > 1 else 0.1)
+            )
         model.bn.weight.add_(1.0)
         model.bn.running_mean.copy_(torch.randn(3, generator=generator, dtype=torch.float64) * 0.1)
     return model.to(dtype).train()
 
 
-def batch(number: int = 0, dtype: torch.dtype = torch.float64, size: int = BATCH) -> tuple[Tensor, Tensor]:
+def batch(
+    number: int = 0, dtype: torch.dtype = torch.float64, size: int = BATCH
+) -> tuple[Tensor, Tensor]:
     """Batch 0, 1, 2 ... of a scripted epoch: images (B, 3, 32, 32) in [0, 1] and labels."""
     generator = torch.Generator().manual_seed(100 + number)
     x = torch.rand(size, 3, 32, 32, generator=generator, dtype=torch.float64)
@@ -63,14 +73,20 @@ def batch(number: int = 0, dtype: torch.dtype = torch.float64, size: int = BATCH
 
 
 def uniform_noise(dtype: torch.dtype = torch.float64, seed: int = 5) -> Tensor:
-    """Noise in [0, 1) for a uniform start, (B, 3, 32, 32); the start is x + EPS (2 noise - 1) in the box."""
-    return torch.rand(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    """Noise in [0, 1), (B, 3, 32, 32), for the uniform start x + EPS (2 noise - 1) in the box."""
+    return torch.rand(
+        BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def normal_noise(dtype: torch.dtype = torch.float64, seed: int = 5) -> Tensor:
     """Standard normal noise, (B, 3, 32, 32)."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(BATCH, 3 * 32 * 32, generator=generator, dtype=torch.float64).view(BATCH, 3, 32, 32).to(dtype)
+    return (
+        torch.randn(BATCH, 3 * 32 * 32, generator=generator, dtype=torch.float64)
+        .view(BATCH, 3, 32, 32)
+        .to(dtype)
+    )
 
 
 @contextmanager
@@ -85,7 +101,12 @@ def given_noise(dtype: torch.dtype = torch.float64) -> Iterator[None]:
 
     users = [m for name, m in sys.modules.items() if name.startswith("crat.")]
     drawn = {"uniform": uniform, "normal": normal}
-    with _all(mock.patch.object(m, name, f) for name, f in drawn.items() for m in users if hasattr(m, name)):
+    with _all(
+        mock.patch.object(m, name, f)
+        for name, f in drawn.items()
+        for m in users
+        if hasattr(m, name)
+    ):
         yield
 
 
@@ -103,11 +124,12 @@ def _all(contexts: Iterator) -> Iterator[None]:
 
 @contextmanager
 def authors(folder: Path, **stubs: object) -> Iterator[None]:
-    """Within, the authors' modules can be imported and run: their folder comes first, `.cuda()` stays on the CPU,
+    """Within, the authors' modules can be imported and run.
 
-    new tensors are float64, their random starts of images are this file's noise (torch.randn, randn_like, rand_like
-    and uniform_; patch others, such as numpy's, in the case), and modules that nobody needs are empty.
-    stubs: name of such a module -> None or a dict of what is taken from it.
+    Their folder comes first, `.cuda()` stays on the CPU, new tensors are float64, and random starts
+    of images are this file's noise (torch.randn, randn_like, rand_like and uniform_; patch others,
+    such as numpy's, in the case). stubs: modules that nobody needs, by name -> None or a dict of
+    their content.
     """
     before = set(sys.modules)
     made = {name: types.ModuleType(name) for name in stubs}
@@ -154,14 +176,20 @@ def _uniform_in_place(x: Tensor, low: float = 0.0, high: float = 1.0, **settings
 
 def gradient(model: nn.Module, loss: Tensor) -> Tensor:
     """d loss / d parameters, all in one vector (0 where a parameter has no part in it)."""
-    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
+    found = torch.autograd.grad(
+        loss, list(model.parameters()), allow_unused=True, retain_graph=True
+    )
     pairs = zip(found, model.parameters(), strict=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs]).detach()
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs]
+    ).detach()
 
 
 def buffers(model: nn.Module) -> Tensor:
     """BatchNorm's running means and variances in one vector."""
-    return torch.cat([b.flatten() for n, b in model.named_buffers() if b.is_floating_point()]).clone()
+    return torch.cat(
+        [b.flatten() for n, b in model.named_buffers() if b.is_floating_point()]
+    ).clone()
 
 
 def digest(value: Tensor) -> list[float]:
@@ -178,7 +206,9 @@ def difference(a: Tensor | list[float], b: Tensor | list[float]) -> float:
     a, b = (torch.as_tensor(v, dtype=torch.float64).flatten() for v in (a, b))
     if a.shape != b.shape:
         raise ValueError(f"{tuple(a.shape)} numbers against {tuple(b.shape)}")
-    return ((a - b).abs().max() / torch.maximum(a.abs().max(), b.abs().max()).clamp_min(1e-300)).item()
+    return (
+        (a - b).abs().max() / torch.maximum(a.abs().max(), b.abs().max()).clamp_min(1e-300)
+    ).item()
 
 
 def read(case: str) -> dict:

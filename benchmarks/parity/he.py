@@ -1,7 +1,8 @@
-"""HE on AT, TRADES and ALP, and ALP itself, against ShawnXYang/AT_HE: losses.py and he.py of CIFAR-10.
+"""HE on AT, TRADES and ALP, and ALP itself, against ShawnXYang/AT_HE (CIFAR-10).
 
-The network is the same for both, with a head of unit vectors that crat normalises in its forward pass; the authors'
-network overwrites the weights there instead, which is told in HE's table and not compared.
+The network is the same for both, with a head of unit vectors that crat normalises in its forward
+pass; the authors' network overwrites the weights there instead, which is told in HE's table and not
+compared.
 """
 
 from __future__ import annotations
@@ -11,7 +12,19 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from harness import CLASSES, EPS, STEP, STEPS, Tiny, authors, batch, buffers, given_noise, gradient, tiny
+from harness import (
+    CLASSES,
+    EPS,
+    STEP,
+    STEPS,
+    Tiny,
+    authors,
+    batch,
+    buffers,
+    given_noise,
+    gradient,
+    tiny,
+)
 from torch import Tensor
 
 from crat.attacks import PGD
@@ -19,10 +32,13 @@ from crat.defenses import Task
 from crat.defenses.alp import ALP
 from crat.defenses.base import Defense
 from crat.defenses.he import HE
-from crat.models import CosineHead
+from crat.nets.models import CosineHead
 
 CODE = "ShawnXYang/AT_HE@dad6a41bb170bba94f9818e7ba891163143c3e10"
-S, M, BETA, PAIRING = 10.0, 0.17, 6.0, 0.7
+S = 10.0
+M = 0.17
+BETA = 6.0
+PAIRING = 0.7
 BATCH = 5  # no step of TRADES is so near 0 in it that float32 changes its sign
 NAMES = {"pgd_at": "pgd_he", "trades": "trades_he", "alp": "alp_he"}
 
@@ -44,11 +60,17 @@ def theirs(folder: Path) -> dict[str, Tensor]:
 
         for base, name in {**NAMES, "alp alone": "alp"}.items():
             model, seen = tiny() if name == "alp" else embedded(1.0), []
-            model.register_forward_pre_hook(lambda _, images, seen=seen: seen.append(images[0].detach()))
+            model.register_forward_pre_hook(
+                lambda _, images, seen=seen: seen.append(images[0].detach())
+            )
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            call = {"pgd_he": losses.pgd_loss, "trades_he": losses.trades_loss}.get(name, losses.alp_loss)
+            call = {"pgd_he": losses.pgd_loss, "trades_he": losses.trades_loss}.get(
+                name, losses.alp_loss
+            )
             beta = BETA if base == "trades" else PAIRING
-            loss = call(model, *batch(BATCH), optimizer, STEP, EPS, STEPS, beta, loss=name, m=M, s=S)
+            loss = call(
+                model, *batch(BATCH), optimizer, STEP, EPS, STEPS, beta, loss=name, m=M, s=S
+            )
             found |= items(base, model, seen[-1], loss)
     return found
 
@@ -67,5 +89,10 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def items(base: str, model: Tiny, x_adv: Tensor, loss: Tensor) -> dict[str, Tensor]:
-    parts = {"x_adv": x_adv, "loss": loss, "gradient": gradient(model, loss), "buffers": buffers(model.bn)}
+    parts = {
+        "x_adv": x_adv,
+        "loss": loss,
+        "gradient": gradient(model, loss),
+        "buffers": buffers(model.bn),
+    }
     return {f"{base}/{name}": value for name, value in parts.items()}

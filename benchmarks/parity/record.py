@@ -1,4 +1,4 @@
-"""Runs the authors' code and ours side by side in float64 and keeps what the authors' gave: see harness.py.
+"""Runs the authors' code and ours in float64, and writes the authors' numbers: see harness.py.
 
 python benchmarks/parity/record.py cfa --theirs PATH_OF_A_CLONE
 """
@@ -42,7 +42,7 @@ def record(name: str, folder: Path) -> dict[str, float]:
 
 
 def table() -> str:
-    """A row a case: the authors' commit, and the largest relative difference of each kind of number."""
+    """A row for each case: the authors' commit, and the largest relative differences."""
     lines = ["| case | authors' code | largest relative difference |", "|---|---|---|"]
     for path in sorted(harness.HERE.glob("*.json")):
         kept, kinds = json.loads(path.read_text()), {}
@@ -57,7 +57,9 @@ def table() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("case", nargs="?")
-    parser.add_argument("--theirs", type=Path, metavar="FOLDER", help="a clone of the authors' code")
+    parser.add_argument(
+        "--theirs", type=Path, metavar="FOLDER", help="a clone of the authors' code"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of all records")
     asked = parser.parse_args()
     if asked.table:

@@ -1,4 +1,4 @@
-"""TRADES against yaodongyu/TRADES: trades_loss of trades.py, attack included, and BatchNorm's statistics behind it."""
+"""TRADES against yaodongyu/TRADES: trades_loss with its attack, BatchNorm's statistics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ def theirs(folder: Path) -> dict[str, Tensor]:
         model.register_forward_pre_hook(lambda _, images: seen.append(images[0].detach()))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         loss = trades.trades_loss(model, *batch(), optimizer, STEP, EPS, STEPS, BETA)
-    return {"x_adv": seen[-2], "loss": loss, "gradient": gradient(model, loss), "buffers": buffers(model)}
+    return {
+        "x_adv": seen[-2],
+        "loss": loss,
+        "gradient": gradient(model, loss),
+        "buffers": buffers(model),
+    }
 
 
 def ours(dtype: torch.dtype) -> dict[str, Tensor]:
@@ -38,4 +43,9 @@ def ours(dtype: torch.dtype) -> dict[str, Tensor]:
     with given_noise(dtype):
         x_adv = method.craft(model, x, y, generator=torch.Generator())
     loss, _ = method.loss(model, x, x_adv, y)
-    return {"x_adv": x_adv, "loss": loss, "gradient": gradient(model, loss), "buffers": buffers(model)}
+    return {
+        "x_adv": x_adv,
+        "loss": loss,
+        "gradient": gradient(model, loss),
+        "buffers": buffers(model),
+    }

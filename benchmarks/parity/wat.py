@@ -1,7 +1,7 @@
 """WAT against boqili/WAT: its training step, its validation and its update of the weights.
 
-worst_class_adversarial_train.py trains as soon as it is imported, so its functions and the statements that its loop
-runs for `--alg wat` are taken out of the file and run on tiny images.
+worst_class_adversarial_train.py trains as soon as it is imported, so its functions and the
+statements that its loop runs for `--alg wat` are taken out of the file and run on tiny images.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ from crat.defenses import Task
 from crat.defenses.wat import WAT as Ours
 
 CODE = "boqili/WAT@62d1184f9b88909c9e782ab8234128324235ac84"
-BETA, ETA, EPOCHS = 6.0, 0.1, 2
-RATE, BATCHES, FIRST = 0.01, 1, 70  # a small rate, and batches in which float32 flips few signs
+BETA = 6.0
+ETA = 0.1
+EPOCHS = 2
+# a small rate, and batches in which float32 flips few signs
+RATE = 0.01
+BATCHES = 1
+FIRST = 70
 
 
 class Loader(list):
@@ -29,7 +34,7 @@ class Loader(list):
 
 
 def validation(dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
-    """Two full batches with one image of each class, so that the code's division is that by the class's count."""
+    """Two full batches of one image a class: the code then divides by the class's count."""
     return [(batch(FIRST + i, dtype, CLASSES)[0], torch.arange(CLASSES)) for i in (7, 8)]
 
 
@@ -38,7 +43,9 @@ def parts(file: Path) -> tuple[ast.Module, ast.Module]:
     tree = ast.parse(file.read_text())
     functions: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     loop = next(node for node in tree.body if isinstance(node, ast.For))
-    asked = next(node for node in loop.body if isinstance(node, ast.If) and "'wat'" in ast.unparse(node.test))
+    asked = next(
+        node for node in loop.body if isinstance(node, ast.If) and "'wat'" in ast.unparse(node.test)
+    )
     return ast.Module(functions, []), ast.Module(asked.body, [])
 
 
@@ -50,28 +57,53 @@ def theirs(folder: Path) -> dict[str, Tensor]:
         functions, update = parts(folder / "worst_class_adversarial_train.py")
         model = tiny()
         args = SimpleNamespace(
-            epsilon=EPS, step_size=STEP, num_steps=STEPS, beta=BETA, eta=ETA, alg="wat", class_num=CLASSES,
-            batch_size=CLASSES, out_dir="",
-        )  # fmt: skip
-        names = {"torch": torch, "nn": nn, "F": nn.functional, "datetime": datetime, "attack": attack, "args": args}
+            epsilon=EPS,
+            step_size=STEP,
+            num_steps=STEPS,
+            beta=BETA,
+            eta=ETA,
+            alg="wat",
+            class_num=CLASSES,
+            batch_size=CLASSES,
+            out_dir="",
+        )
+        names = {
+            "torch": torch,
+            "nn": nn,
+            "F": nn.functional,
+            "datetime": datetime,
+            "attack": attack,
+            "args": args,
+        }
         names |= {"iter_num": 0, "model": model, "valid_loader": Loader(validation())}
         names |= {f"{kind}_class_weights": torch.ones(CLASSES + 1) for kind in ("nat", "bndy")}
-        names |= {f"wat_valid_{kind}cost": torch.zeros(EPOCHS, CLASSES + 1) for kind in ("", "nat_", "bndy_")}
+        names |= {
+            f"wat_valid_{kind}cost": torch.zeros(EPOCHS, CLASSES + 1)
+            for kind in ("", "nat_", "bndy_")
+        }
         exec(compile(functions, "functions", "exec"), names)
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         for epoch in range(EPOCHS):
             for i in range(BATCHES):
                 x, y = batch(FIRST + i)
                 if epoch == 1 and i == 0:
-                    found["x_adv"] = attack.trades(model, x, y, EPS, STEP, STEPS, "trades", "trades", True)
+                    found["x_adv"] = attack.trades(
+                        model, x, y, EPS, STEP, STEPS, "trades", "trades", True
+                    )
                 loss = names["train"](model, [(x, y)], optimizer, epoch)[1]
                 if epoch == 1 and i == 0:
                     found["loss"] = torch.tensor(loss)
-                    found["gradient"] = torch.cat([p.grad.flatten() for p in model.parameters()]).clone()
+                    found["gradient"] = torch.cat(
+                        [p.grad.flatten() for p in model.parameters()]
+                    ).clone()
             names["epoch"] = epoch
             exec(compile(update, "update", "exec"), names)
         weights = names["nat_class_weights"]
-        found |= {"state/weight": weights[:-1], "state/plain_weight": weights[-1], "buffers": buffers(model)}
+        found |= {
+            "state/weight": weights[:-1],
+            "state/plain_weight": weights[-1],
+            "buffers": buffers(model),
+        }
     return found
 
 

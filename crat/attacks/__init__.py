@@ -9,15 +9,50 @@ from crat.attacks.gradient import FGSM, MIFGSM, PGD, Attack, cw, temperature_pgd
 from crat.attacks.hunt import Broken
 from crat.attacks.minimal import CWL2, DeepFool, minimal_radius
 from crat.attacks.noise import PerImage
-from crat.attacks.objectives import DLR, CrossEntropy, KLFrom, Margin, Objective, PlainCrossEntropy, TargetedDLR, Toward
+from crat.attacks.objectives import (
+    DLR,
+    CrossEntropy,
+    KLFrom,
+    Margin,
+    Objective,
+    PlainCrossEntropy,
+    TargetedDLR,
+    Toward,
+)
 from crat.attacks.square import Square
 from crat.attacks.transfer import transfer
 from crat.attacks.universal import Universal, apply_universal, fit_universal, fooling_rates
 
 __all__ = [
-    "APGD", "CWL2", "DLR", "FAB", "FGSM", "MIFGSM", "PGD", "Attack", "AutoAttack", "Broken", "CrossEntropy",
-    "Decision", "DeepFool", "KLFrom", "LogitBias", "Margin", "Objective", "PerImage", "PlainCrossEntropy", "Square",
-    "TargetedDLR", "Toward", "Universal",
-    "apply_universal", "cw", "fit_universal", "fooling_rates", "frozen", "minimal_radius", "temperature_pgd",
+    "APGD",
+    "CWL2",
+    "DLR",
+    "FAB",
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "Attack",
+    "AutoAttack",
+    "Broken",
+    "CrossEntropy",
+    "Decision",
+    "DeepFool",
+    "KLFrom",
+    "LogitBias",
+    "Margin",
+    "Objective",
+    "PerImage",
+    "PlainCrossEntropy",
+    "Square",
+    "TargetedDLR",
+    "Toward",
+    "Universal",
+    "apply_universal",
+    "cw",
+    "fit_universal",
+    "fooling_rates",
+    "frozen",
+    "minimal_radius",
+    "temperature_pgd",
     "transfer",
-]  # fmt: skip
+]

@@ -1,7 +1,9 @@
-"""APGD: projected gradient ascent that chooses its own step size (Croce and Hein 2020, Algorithm 1; L1: 2021).
+"""APGD: projected gradient ascent that chooses its own step size (Croce and Hein 2020, Algorithm 1;
+L1: 2021).
 
-Each image climbs with momentum. At checkpoints an image whose objective rose too rarely, or not at all, goes back to
-its best point and halves its step. In L1 a step moves few coordinates, and how many is what adapts.
+Each image climbs with momentum. At checkpoints an image whose objective rose too rarely, or not at
+all, goes back to its best point and halves its step. In L1 a step moves few coordinates, and how
+many is what adapts.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ from crat.attacks.door import check_radius, checked
 from crat.attacks.gradient import forward_backward, one_of
 from crat.attacks.hunt import Hunt, Run, hunted
 from crat.attacks.noise import PerImage, Source, normal, uniform
-from crat.attacks.objectives import DLR, CrossEntropy, Objective, TargetedDLR, Toward, full, other_logits
+from crat.attacks.objectives import (
+    DLR,
+    CrossEntropy,
+    Objective,
+    TargetedDLR,
+    Toward,
+    full,
+    other_logits,
+)
 from crat.attacks.threat import NORMS, Budget, ascent_direction, over_images, project, size
 
 LOSSES = ("ce", "dlr")
@@ -31,21 +41,26 @@ class APGD:
 
     eps: radius in units of [0, 1]; at call time also an (N,) tensor. norm: "Linf", "L2" or "L1".
     loss: "ce" or "dlr" (which needs three classes; its targeted form four).
-    steps: steps a run, one forward and backward pass each, and one for the start. restarts: runs (a target).
-    targets: 0 ascends away from y. Above it, APGD-T: so many runs (at most one a class), each towards the next of the
-        other classes in the order of the clean logits. With the user's `target` (N,) every run ascends towards that.
+    steps: steps a run, one forward and backward pass each, and one for the start. restarts: runs (a
+    target).
+    targets: 0 ascends away from y. Above it, APGD-T: so many runs (at most one a class), each
+        towards the next of the other classes in the order of the clean logits. With the user's
+        `target` (N,) every run ascends towards that.
     rho: the share of steps that must have risen for the step size to stay.
-    eot: passes of which a step sums the gradients, for a model that draws random numbers; the last one's objective
-        and prediction count, as in the authors' code.
-    larger_radii: L1 only: 30 % of the steps in three times the ball, 30 % in twice, the rest in the ball itself.
-    x: (N, C, H, W) in [0, 1]; y: (N,) int64. `generator` draws the starts: a torch.Generator, or PerImage for starts
-        that are each image's own; None: seed 0. The global random state is not touched.
+    eot: passes of which a step sums the gradients, for a model that draws random numbers; the last
+        one's objective and prediction count, as in the authors' code.
+    larger_radii: L1 only: 30 % of the steps in three times the ball, 30 % in twice, the rest in the
+    ball itself.
+    x: (N, C, H, W) in [0, 1]; y: (N,) int64. `generator` draws the starts: a torch.Generator, or
+        PerImage for starts that are each image's own; None: seed 0. The global random state is not
+        touched.
     Raises ValueError on settings, shapes of eps and class counts that do not fit.
 
-    Source: Croce and Hein 2020, Algorithm 1, and their code; for L1, Croce and Hein 2021 and their code.
-    What differs from the code: "ce" is the log-odds form (`CrossEntropy`), a monotone transform that does not saturate
-    in float32, and only rises are counted; whether the first step rose is told against the start, as in the paper
-    (theirs: against 0); of the misclassified iterates the one of the largest objective is kept (theirs: the last).
+    Source: Croce and Hein 2020, Algorithm 1, and their code; for L1, Croce and Hein 2021 and their
+    code. What differs from the code: "ce" is the log-odds form (`CrossEntropy`), a monotone
+    transform that does not saturate in float32, and only rises are counted; whether the first step
+    rose is told against the start, as in the paper (theirs: against 0); of the misclassified
+    iterates the one of the largest objective is kept (theirs: the last).
     """
 
     eps: float
@@ -81,14 +96,18 @@ class APGD:
         target: Tensor | None = None,
         judge: nn.Module | None = None,
     ) -> Tensor:
-        """Adversarial images of the shape of x; where none was found, the point of the largest objective."""
+        """Adversarial images of the shape of x; where none was found, the point of the largest
+        objective.
+        """
         return hunted(self, model, x, y, eps=eps, generator=generator, target=target, judge=judge)
 
     __call__ = checked(perturb)
 
     def runs(self, n_classes: int) -> Iterator[Run]:
         """One run a restart, or a target and restart."""
-        ranks: list[int | None] = [*range(min(self.targets, n_classes - 1))] if self.targets else [None]
+        ranks: list[int | None] = (
+            [*range(min(self.targets, n_classes - 1))] if self.targets else [None]
+        )
         for rank, _ in product(ranks, range(self.restarts)):
             yield partial(self._run, rank)
 
@@ -116,7 +135,9 @@ class APGD:
         self._ascend(model, climb, self.steps - 2 * third, hunt)
         return climb.claim.where(over_images(climb.found, climb.x), climb.best)
 
-    def _climb(self, x: Tensor, y: Tensor, start: Tensor, eps: Tensor, target: Tensor | None) -> Climb:
+    def _climb(
+        self, x: Tensor, y: Tensor, start: Tensor, eps: Tensor, target: Tensor | None
+    ) -> Climb:
         if self.norm != "L1":
             return Climb(x, y, start, eps, target, self.norm)
         if self.larger_radii:
@@ -139,13 +160,17 @@ class APGD:
                     return
 
     def _look(self, model: nn.Module, climb: Climb, hunt: Hunt | None) -> None:
-        """Gradient and objective where the climb stands; the sum of gradients has the direction of their mean."""
+        """Gradient and objective where the climb stands; the sum of gradients has the direction
+        of their mean.
+        """
         objective = self._objective(climb.target)
         gradient, value, logits = forward_backward(model, climb.here, climb.y, objective)
         for _ in range(1, self.eot):
             more, value, logits = forward_backward(model, climb.here, climb.y, objective)
             gradient = gradient + more
-        climb.arrive(gradient, value, torch.zeros_like(climb.found) if hunt is None else hunt.hit(logits))
+        climb.arrive(
+            gradient, value, torch.zeros_like(climb.found) if hunt is None else hunt.hit(logits)
+        )
 
     def _objective(self, target: Tensor | None) -> Objective:
         if target is None:
@@ -153,15 +178,19 @@ class APGD:
         return TargetedDLR(target) if self.loss == "dlr" else Toward(target)
 
 
-def apgd_t(eps: float, norm: str = "Linf", *, targets: int = 9, steps: int = 100, restarts: int = 1) -> APGD:
+def apgd_t(
+    eps: float, norm: str = "Linf", *, targets: int = 9, steps: int = 100, restarts: int = 1
+) -> APGD:
     """APGD-T of AutoAttack: the targeted DLR loss towards up to nine classes in turn."""
     return APGD(eps, norm, "dlr", steps, restarts, targets)
 
 
 def windows(steps: int, norm: str) -> dict[int, int]:
-    """{checkpoint: the steps since the one before}, checkpoints as the step (from 0) that they follow.
+    """{checkpoint: the steps since the one before}, checkpoints as the step (from 0) that they
+    follow.
 
-    The first window is 22 % of the steps, each next one 3 % shorter, down to 6 %; in L1 each is 4 %.
+    The first window is 22 % of the steps, each next one 3 % shorter, down to 6 %; in L1 each is 4
+    %.
     """
     shares = (0.04, 0.04, 0.0) if norm == "L1" else (0.22, 0.06, 0.03)
     window, shortest = (max(int(share * steps), 1) for share in shares[:2])
@@ -175,20 +204,32 @@ def windows(steps: int, norm: str) -> dict[int, int]:
 
 
 def random_start(x: Tensor, eps: Tensor, norm: str, noise: PerImage) -> Tensor:
-    """x plus noise of norm eps (L-inf uniform, L2 normal), cut with the box; L1: the projection of normal noise."""
+    """x plus noise of norm eps (L-inf uniform, L2 normal), cut with the box; L1: the projection
+    of normal noise.
+    """
     if norm == "L1":
         return project(x + normal(tuple(x.shape), x, noise), x, eps, norm)
-    draw = uniform(tuple(x.shape), x, noise) * 2 - 1 if norm == "Linf" else normal(tuple(x.shape), x, noise)
-    return (x + eps * draw / over_images(size(draw, norm).clamp_min(torch.finfo(x.dtype).tiny), x)).clamp_(0, 1)
+    draw = (
+        uniform(tuple(x.shape), x, noise) * 2 - 1
+        if norm == "Linf"
+        else normal(tuple(x.shape), x, noise)
+    )
+    return (
+        x + eps * draw / over_images(size(draw, norm).clamp_min(torch.finfo(x.dtype).tiny), x)
+    ).clamp_(0, 1)
 
 
 class Climb:
-    """Where the climbs of n images stand, for L-inf and L2. Each tensor's first index is the image: all can be taken.
+    """Where the climbs of n images stand, for L-inf and L2. Each tensor's first index is the image:
+    all can be taken.
 
-    start: (n, C, H, W), in the ball of radius eps (n, 1, 1, 1) around x and in the box; target: (n,) or None.
+    start: (n, C, H, W), in the ball of radius eps (n, 1, 1, 1) around x and in the box; target:
+    (n,) or None.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, start: Tensor, eps: Tensor, target: Tensor | None, norm: str) -> None:
+    def __init__(
+        self, x: Tensor, y: Tensor, start: Tensor, eps: Tensor, target: Tensor | None, norm: str
+    ) -> None:
         self.x, self.y, self.eps, self.target, self.norm = x, y, eps, target, norm
         self.here = self.before = self.best = self.claim = start
         self.gradient = self.best_gradient = torch.zeros_like(x)
@@ -196,21 +237,33 @@ class Climb:
         if norm == "Linf":
             self.low, self.high = (x - eps).clamp_min_(0), (x + eps).clamp_max_(1)
         lowest = torch.full((len(x),), float("-inf"), device=x.device)
-        self.value, self.best_value, self.claim_value, self.checked_value = -lowest, lowest, lowest, lowest
+        self.value, self.best_value, self.claim_value, self.checked_value = (
+            -lowest,
+            lowest,
+            lowest,
+            lowest,
+        )
         self.rises = torch.zeros_like(lowest)
         self.found = self.halved = torch.zeros_like(lowest, dtype=torch.bool)
 
     def take(self, keep: Tensor) -> None:
         """Goes on with the images at `keep` (m,)."""
-        vars(self).update({name: state[keep] for name, state in vars(self).items() if isinstance(state, Tensor)})
+        vars(self).update(
+            {name: state[keep] for name, state in vars(self).items() if isinstance(state, Tensor)}
+        )
 
     def arrive(self, gradient: Tensor, value: Tensor, hit: Tensor) -> None:
-        """What was seen at `here`: the gradient, the objective (n,), and whether the goal is reached (n,)."""
+        """What was seen at `here`: the gradient, the objective (n,), and whether the goal is
+        reached (n,).
+        """
         better, claimed = value > self.best_value, hit & (value > self.claim_value)
         self.rises = self.rises + (value > self.value)
         self.found = self.found | hit
         self.gradient, self.value = gradient, value
-        self.best_value, self.claim_value = value.where(better, self.best_value), value.where(claimed, self.claim_value)
+        self.best_value, self.claim_value = (
+            value.where(better, self.best_value),
+            value.where(claimed, self.claim_value),
+        )
         self.claim = self.here.where(over_images(claimed, gradient), self.claim)
         self.best = self.here.where(over_images(better, gradient), self.best)
         self.best_gradient = gradient.where(over_images(better, gradient), self.best_gradient)
@@ -218,17 +271,28 @@ class Climb:
     def move(self, share: float) -> None:
         """One step along the gradient counts `share`, the rest is the last step's momentum."""
         ahead = torch.addcmul(self.here, self.step, ascent_direction(self.gradient, self.norm))
-        ahead = self._inside(ahead).lerp_(self.here, 1 - share).add_(self.here - self.before, alpha=1 - share)
+        ahead = (
+            self._inside(ahead)
+            .lerp_(self.here, 1 - share)
+            .add_(self.here - self.before, alpha=1 - share)
+        )
         self.here, self.before = self._inside(ahead), self.here
 
     def check(self, window: int, rho: float) -> None:
-        """A checkpoint, `window` steps after the one before: who is stuck goes back and halves the step.
+        """A checkpoint, `window` steps after the one before: who is stuck goes back and halves the
+        step.
 
-        Stuck is who rose in at most rho of these steps (condition 1), or has the same step and the same best value as
-        at the checkpoint before (condition 2).
+        Stuck is who rose in at most rho of these steps (condition 1), or has the same step and the
+        same best value as at the checkpoint before (condition 2).
         """
-        stuck = (self.rises <= rho * window) | (~self.halved & (self.best_value <= self.checked_value))
-        self.halved, self.checked_value, self.rises = stuck, self.best_value, torch.zeros_like(self.rises)
+        stuck = (self.rises <= rho * window) | (
+            ~self.halved & (self.best_value <= self.checked_value)
+        )
+        self.halved, self.checked_value, self.rises = (
+            stuck,
+            self.best_value,
+            torch.zeros_like(self.rises),
+        )
         self.step = torch.where(over_images(stuck, self.step), self.step / 2, self.step)
         self._back_to_best(stuck)
 
@@ -247,28 +311,40 @@ class Climb:
 class SparseClimb(Climb):
     """The climb in L1: equal steps in the largest coordinates of the gradient, without momentum.
 
-    A step moves 20 % of the coordinates at first, later 1 / 1.5 of those in which the best point differs from x.
+    A step moves 20 % of the coordinates at first, later 1 / 1.5 of those in which the best point
+    differs from x.
     from_start: so from the start on, because the start is where another climb ended and not noise.
     """
 
     def __init__(
-        self, x: Tensor, y: Tensor, start: Tensor, eps: Tensor, target: Tensor | None, from_start: bool
+        self,
+        x: Tensor,
+        y: Tensor,
+        start: Tensor,
+        eps: Tensor,
+        target: Tensor | None,
+        from_start: bool,
     ) -> None:
         super().__init__(x, y, start, eps, target, "L1")
         self.step = eps
         self.changed = self._changed() if from_start else torch.full_like(y, x[0].numel())
-        self.moving = (2 * self.changed + 2) // 3 if from_start else (self.changed + 4) // 5  # rounded up
+        # rounded up
+        self.moving = (2 * self.changed + 2) // 3 if from_start else (self.changed + 4) // 5
 
     def move(self, share: float) -> None:
         """One step along the sign of the largest coordinates; `share` is for the other norms."""
         sizes = self.gradient.flatten(1).abs()
-        smallest = sizes.sort(1, descending=True).values.gather(1, self.moving[:, None].clamp_min(1) - 1)
+        smallest = sizes.sort(1, descending=True).values.gather(
+            1, self.moving[:, None].clamp_min(1) - 1
+        )
         direction = self.gradient.sign() * (sizes >= smallest).view_as(self.gradient)
         direction = direction / over_images(size(direction, "L1").clamp_min(1), direction)
         self.here = project(torch.addcmul(self.here, self.step, direction), self.x, self.eps, "L1")
 
     def check(self, window: int, rho: float) -> None:
-        """A checkpoint: whose best point got sparser by 5 % goes back to it at full step; the others' step shrinks."""
+        """A checkpoint: whose best point got sparser by 5 % goes back to it at full step; the
+        others' step shrinks.
+        """
         changed = self._changed()
         sparser = 20 * changed < 19 * self.changed
         self.changed, self.moving = changed, (2 * changed + 2) // 3

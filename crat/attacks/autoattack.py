@@ -1,4 +1,6 @@
-"""AutoAttack (Croce and Hein 2020; L1: Croce and Hein 2021): attacks in turn, each on what the others left."""
+"""AutoAttack (Croce and Hein 2020; L1: Croce and Hein 2021): attacks in turn, each on what the
+others left.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ ORDER = {
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),
 }
-LOOK_EVERY = {"cpu": 1, "cuda": 10}  # iterations between looks for images that may leave; a look waits for the device
+# iterations between looks for images that may leave; a look waits for the device
+LOOK_EVERY = {"cpu": 1, "cuda": 10}
 CHECKED = 64  # images of a batch on which the model is checked
 
 
@@ -33,12 +36,13 @@ CHECKED = 64  # images of a batch on which the model is checked
 class AutoAttack:
     """AutoAttack, called as every attack; returns `Broken`, the images and what broke each.
 
-    version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus" (all, five restarts of the untargeted ones) or "rand"
-    (APGD-CE and -DLR on gradients averaged over 20 passes). norm: "Linf", "L2", "L1". All parameters, the order and
-    what is passed on are the reference's (fra31/auto-attack). Where it fails for want of classes, here the attack that
-    needs them is replaced or left out, with a warning.
-    `eps` at call time may be (N,); `judge` decides in float32 where `model` is a faster copy to search with. An image
-    leaves as soon as it is broken: an evaluation costs less the weaker the model is.
+    version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus" (all, five restarts of the
+    untargeted ones) or "rand" (APGD-CE and -DLR on gradients averaged over 20 passes). norm:
+    "Linf", "L2", "L1". All parameters, the order and what is passed on are the reference's
+    (fra31/auto-attack). Where it fails for want of classes, here the attack that needs them is
+    replaced or left out, with a warning. `eps` at call time may be (N,); `judge` decides in float32
+    where `model` is a faster copy to search with. An image leaves as soon as it is broken: an
+    evaluation costs less the weaker the model is.
     """
 
     eps: float
@@ -59,13 +63,21 @@ class AutoAttack:
             "apgd-ce": APGD(eps, norm, restarts=again, larger_radii=few),
             "apgd-dlr": APGD(eps, norm, "dlr", restarts=again),
             "fab": FAB(eps, norm, targets=0, restarts=again),
-            "apgd-t": APGD(eps, norm, "dlr" if n_classes > 3 else "ce", targets=5 if few else 9, larger_radii=few),
+            "apgd-t": APGD(
+                eps,
+                norm,
+                "dlr" if n_classes > 3 else "ce",
+                targets=5 if few else 9,
+                larger_radii=few,
+            ),
             "fab-t": FAB(eps, norm),
             "square": Square(eps, norm),
         }
         if self.version == "rand":
             known = {name: APGD(eps, norm, name[5:], eot=20) for name in ("apgd-ce", "apgd-dlr")}
-        return {name: known[name] for name in ORDER[self.version] if n_classes > 2 or name != "apgd-dlr"}
+        return {
+            name: known[name] for name in ORDER[self.version] if n_classes > 2 or name != "apgd-dlr"
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,14 +95,17 @@ class AutoAttack:
         target: Tensor | None = None,
         judge: nn.Module | None = None,
     ) -> tuple[Broken, Tensor]:
-        """x (N, C, H, W) in [0, 1], y (N,) -> Broken, and the judge's logits (N, K) by which it passed each verdict."""
+        """x (N, C, H, W) in [0, 1], y (N,) -> Broken, and the judge's logits (N, K) by which it
+        passed each verdict.
+        """
         judge, noise = judge or model, source(generator, x)
         radius = budget(self.eps if eps is None else eps, x)
         broken_by = torch.full((len(x),), -1, dtype=torch.int8, device=x.device)
         with frozen(model), frozen(judge):
             hunt = Hunt(judge, x, y, target, every=LOOK_EVERY.get(x.device.type, 1))
             broken_by[hunt.broken] = 0
-            some = hunt.index[:CHECKED]  # the DLR loss of a wrong image may well have a zero gradient
+            # the DLR loss of a wrong image may well have a zero gradient
+            some = hunt.index[:CHECKED]
             if len(some):
                 self._check(judge, x[some], y[some], hunt.n_classes)
             for name, attack in self.attacks(hunt.n_classes).items():
@@ -102,7 +117,9 @@ class AutoAttack:
         return Broken(x_adv, broken_by, self.names), hunt.logits
 
     def _nothing(self, x: Tensor) -> tuple[Broken, Tensor]:
-        return Broken(x.clone(), torch.empty(0, dtype=torch.int8, device=x.device), self.names), x.new_empty(0, 2)
+        return Broken(
+            x.clone(), torch.empty(0, dtype=torch.int8, device=x.device), self.names
+        ), x.new_empty(0, 2)
 
     judged = checked(perturb, _nothing)
 
@@ -118,6 +135,11 @@ class AutoAttack:
         loss = DLR() if n_classes > 2 else CrossEntropy()
         checks.check_gradients(forward_backward(judge, x, y, loss)[0])
         if n_classes < 3:
-            checks.warn("with 2 classes there is no DLR loss: APGD-T ascends the targeted cross-entropy")
+            checks.warn(
+                "with 2 classes there is no DLR loss: APGD-T ascends the targeted cross-entropy"
+            )
         elif n_classes == 3:
-            checks.warn("with 3 classes there is no targeted DLR loss: APGD-T ascends the targeted cross-entropy")
+            checks.warn(
+                "with 3 classes there is no targeted DLR loss: APGD-T ascends the targeted "
+                "cross-entropy"
+            )

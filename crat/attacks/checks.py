@@ -1,7 +1,8 @@
-"""What makes a robust accuracy unbelievable, seen before or after an evaluation: one warning line each.
+"""What makes a robust accuracy unbelievable, seen before or after an evaluation: one warning line
+each.
 
-The checks are those of the reference AutoAttack (Croce and Hein 2020; fra31/auto-attack, flags_doc.md), with its
-thresholds.
+The checks are those of the reference AutoAttack (Croce and Hein 2020; fra31/auto-attack,
+flags_doc.md), with its thresholds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from crat.attacks.logits import finite_logits
 REPEATS, MOVED = 5, 1e-4  # forward passes, and how far normalised logits may differ between them
 PROBABILITY = 1e-5
 SQUARE_SHARE = 0.002  # of all images
-ZERO_GRADIENT = "some images have a zero gradient: gradient-based attacks may overrate the robustness"
+ZERO_GRADIENT = (
+    "some images have a zero gradient: gradient-based attacks may overrate the robustness"
+)
 
 
 class RobustnessWarning(UserWarning):
@@ -29,13 +32,16 @@ def warn(text: str) -> None:
 
 
 def check_outputs(model: nn.Module, x: Tensor, randomised: bool = False) -> None:
-    """Before: outputs that differ from pass to pass (unless `randomised` is expected), probabilities for logits.
+    """Before: outputs that differ from pass to pass (unless `randomised` is expected),
+    probabilities for logits.
 
     x: (N, C, H, W), a few images; the model is frozen.
     """
     logits = finite_logits(model, x)
     unit = torch.nn.functional.normalize(logits, dim=1)
-    again = (torch.nn.functional.normalize(finite_logits(model, x), dim=1) for _ in range(REPEATS - 1))
+    again = (
+        torch.nn.functional.normalize(finite_logits(model, x), dim=1) for _ in range(REPEATS - 1)
+    )
     if not randomised and any((unit - other).norm(dim=1).max() > MOVED for other in again):
         warn('the outputs are random: AutoAttack version="rand" averages gradients over them')
     inside = logits.min() > -PROBABILITY and logits.max() < 1 + PROBABILITY
@@ -53,6 +59,7 @@ def check_square(by_square: int, images: int) -> None:
     """After: black-box queries broke what gradients did not, which points at masked gradients."""
     if by_square > SQUARE_SHARE * images:
         warn(
-            f"Square broke {by_square} of {images} images that gradient-based attacks left: gradients may be masked; "
+            f"Square broke {by_square} of {images} images that gradient-based attacks left: "
+            f"gradients may be masked; "
             "run Square with more queries, or an adaptive attack"
         )

@@ -1,7 +1,9 @@
-"""The door of every attack: what comes in is checked once, what the model answers on the way is watched.
+"""The door of every attack: what comes in is checked once, what the model answers on the way is
+watched.
 
-An attack that is fed something else than it was made for does not fail, it finds nothing, and every image then looks
-robust. So whatever would make it weak without a sound is refused here in one line. Inside nobody checks again.
+An attack that is fed something else than it was made for does not fail, it finds nothing, and every
+image then looks robust. So whatever would make it weak without a sound is refused here in one line.
+Inside nobody checks again.
 """
 
 from __future__ import annotations
@@ -24,13 +26,17 @@ ROUNDING = 1e-5  # how far an image may leave [0, 1]: what float arithmetic does
 Call = TypeVar("Call", bound=Callable[..., Any])
 
 
-def checked(perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack, x: x.clone()) -> Call:
-    """`perturb(attack, model, x, y, ...)` behind the door; `nothing(attack, x)` is the answer to an empty batch.
+def checked(
+    perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack, x: x.clone()
+) -> Call:
+    """`perturb(attack, model, x, y, ...)` behind the door; `nothing(attack, x)` is the answer to an
+    empty batch.
 
-    What comes out asks for no gradient, whatever x does. Works under torch.no_grad(). A model that draws random numbers
-    moves torch's global generator, as it does elsewhere. Raises AttackError, one line, on images, labels, a radius, a
-    step or a model that the attack was not made for, and where a logit or gradient that it saw was not finite. The door
-    waits for the device three times a call, and once more for a radius that is a tensor, never between passes.
+    What comes out asks for no gradient, whatever x does. Works under torch.no_grad(). A model that
+    draws random numbers moves torch's global generator, as it does elsewhere. Raises AttackError,
+    one line, on images, labels, a radius, a step or a model that the attack was not made for, and
+    where a logit or gradient that it saw was not finite. The door waits for the device three times
+    a call, and once more for a radius that is a tensor, never between passes.
     """
 
     @wraps(perturb)
@@ -40,12 +46,15 @@ def checked(perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack
             return nothing(attack, x)
         watched = Watched(model, y, settings.get("target"))
         if settings.get("judge") is not None:
-            settings["judge"] = watched if settings["judge"] is model else Watched(settings["judge"], y)
+            settings["judge"] = (
+                watched if settings["judge"] is model else Watched(settings["judge"], y)
+            )
         try:
             with torch.enable_grad():
                 found = perturb(attack, watched, x, y, **settings)
         finally:
-            watched.report()  # even where another error was raised: a gradient that was NaN is its cause
+            # even where another error was raised: a gradient that was NaN is its cause
+            watched.report()
         return found.detach() if isinstance(found, Tensor) else found
 
     return cast(Call, call)
@@ -54,7 +63,9 @@ def checked(perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack
 def admitted(
     attack: Any, model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """x without its history, y and the target as int64; raises AttackError on what cannot be attacked."""
+    """x without its history, y and the target as int64; raises AttackError on what cannot be
+    attacked.
+    """
     check_model(model)
     x, y, target = check_images(x), check_labels(y, x), settings.get("target")
     if target is not None:
@@ -72,22 +83,32 @@ def check_model(model: Any) -> None:
     """Raises AttackError on what is no nn.Module that can be frozen, copied and differentiated."""
     if torch.is_inference_mode_enabled():
         raise AttackError(
-            "an attack needs gradients, which torch.inference_mode() forbids: use torch.no_grad() instead"
+            "an attack needs gradients, which torch.inference_mode() forbids: use torch.no_grad() "
+            "instead"
         )
-    exported = "an exported program has no eval mode: attack the nn.Module that it was exported from"
+    exported = (
+        "an exported program has no eval mode: attack the nn.Module that it was exported from"
+    )
     if isinstance(model, torch.export.ExportedProgram):
         raise AttackError(exported)
     if not isinstance(model, nn.Module):
-        raise AttackError(f"the model is an nn.Module, not {type(model).__name__}: call it in the forward of one")
+        raise AttackError(
+            f"the model is an nn.Module, not {type(model).__name__}: call it in the forward of one"
+        )
     parts = list(model.modules())
     if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
-        raise AttackError("a TorchScript module cannot be frozen or copied: attack the nn.Module that it was made from")
+        raise AttackError(
+            "a TorchScript module cannot be frozen or copied: attack the nn.Module that it was "
+            "made from"
+        )
     if any("eval" in vars(part) for part in parts):  # torch.export puts one there that raises
         raise AttackError(exported)
     if any(map(is_lazy, model.parameters())):
         raise AttackError("a lazy module has no weights yet: pass an image through the model first")
     if any(tensor.is_inference() for tensor in model.parameters()):
-        raise AttackError("the model was made under torch.inference_mode(): make or load it outside")
+        raise AttackError(
+            "the model was made under torch.inference_mode(): make or load it outside"
+        )
 
 
 def as_tensor(x: Any) -> Tensor:
@@ -105,10 +126,15 @@ def check_images(x: Any) -> Tensor:
     if not x.is_floating_point():
         raise AttackError(f"images are floats in [0, 1], not {_name(x.dtype)}")
     if x.ndim != 4:
-        raise AttackError(f"images are of shape (N, C, H, W), not {tuple(x.shape)}: a vector is x.view(N, D, 1, 1)")
+        raise AttackError(
+            f"images are of shape (N, C, H, W), not {tuple(x.shape)}: a vector is x.view(N, D, 1, "
+            f"1)"
+        )
     low, high = ends(x) if x.numel() else (0.0, 1.0)
     if not -ROUNDING <= low <= high <= 1 + ROUNDING:
-        raise AttackError(f"images lie in [{low:.3g}, {high:.3g}], not in [0, 1]: {_way_out(low, high)}")
+        raise AttackError(
+            f"images lie in [{low:.3g}, {high:.3g}], not in [0, 1]: {_way_out(low, high)}"
+        )
     return x.clone() if x.is_inference() else x.detach()
 
 
@@ -119,7 +145,9 @@ def _way_out(low: float, high: float) -> str:
 
 
 def check_labels(y: Any, x: Tensor, what: str = "labels") -> Tensor:
-    """y as int64 (N,); raises AttackError on floats, one-hot rows and another number than there are images."""
+    """y as int64 (N,); raises AttackError on floats, one-hot rows and another number than there
+    are images.
+    """
     if not isinstance(y, Tensor):
         raise AttackError(f"{what} are a torch.Tensor of whole numbers, not {type(y).__name__}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
@@ -133,9 +161,11 @@ def check_labels(y: Any, x: Tensor, what: str = "labels") -> Tensor:
 
 
 def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "eps") -> None:
-    """Raises AttackError on a radius or step that no image in [0, 1] has room for, negative, or not a number.
+    """Raises AttackError on a radius or step that no image in [0, 1] has room for, negative, or not
+    a number.
 
-    value: a number or a tensor (N,); x (N, ...): the images, None: not known yet, so that only L-inf has an upper end.
+    value: a number or a tensor (N,); x (N, ...): the images, None: not known yet, so that only
+    L-inf has an upper end.
     """
     if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
         told = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
@@ -148,11 +178,15 @@ def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "ep
     if not 0 <= low <= high <= widest or high == inf:
         room = f"in [0, {widest:.4g}]" if widest < inf else "finite and at least 0"
         hint = f": is {high:g} / 255 meant?" if norm == "Linf" and 1 < high <= 255 else ""
-        raise AttackError(f"{what} in {norm} is {room} for images in [0, 1], not {high if low >= 0 else low:g}{hint}")
+        raise AttackError(
+            f"{what} in {norm} is {room} for images in [0, 1], not "
+            f"{high if low >= 0 else low:g}{hint}"
+        )
 
 
 def check_made(made: Any, x: Tensor, attack: Any) -> Tensor:
-    """What an attack made of the images x; raises AttackError where it is no such batch, or lies outside the ball.
+    """What an attack made of the images x; raises AttackError where it is no such batch, or lies
+    outside the ball.
 
     The ball is known where the attack has a number eps; its norm is L-inf unless it says another.
     """
@@ -163,8 +197,13 @@ def check_made(made: Any, x: Tensor, attack: Any) -> Tensor:
     eps, norm = getattr(attack, "eps", None), getattr(attack, "norm", "Linf")
     if isinstance(eps, Real) and norm in NORMS:
         farthest = float(size(made.float() - x.float(), norm).max())
-        if farthest > 1.001 * float(eps) + ROUNDING * (1 if norm == "Linf" else x[0].numel() ** 0.5):
-            raise AttackError(f"the attack moved an image by {farthest:.4g} in {norm}, its eps is {float(eps):.4g}")
+        if farthest > 1.001 * float(eps) + ROUNDING * (
+            1 if norm == "Linf" else x[0].numel() ** 0.5
+        ):
+            raise AttackError(
+                f"the attack moved an image by {farthest:.4g} in {norm}, its eps is "
+                f"{float(eps):.4g}"
+            )
     return made
 
 
@@ -182,7 +221,9 @@ def ends(values: Tensor) -> tuple[Any, Any]:
 
 def _among(low: int, high: int, n_classes: int) -> None:
     if not 0 <= low <= high < n_classes:
-        raise AttackError(f"labels are 0 to {n_classes - 1}, the model's classes, not {low} to {high}")
+        raise AttackError(
+            f"labels are 0 to {n_classes - 1}, the model's classes, not {low} to {high}"
+        )
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -190,10 +231,12 @@ def _name(dtype: torch.dtype) -> str:
 
 
 class Watched(nn.Module):
-    """A model as attacks see it: (N, C, H, W) -> logits (N, K); remembers what would make an attack weak unnoticed.
+    """A model as attacks see it: (N, C, H, W) -> logits (N, K); remembers what would make an attack
+    weak unnoticed.
 
     Nothing waits for the device before `report`, so a pass costs three small kernels more.
-    y (N,): labels, target (N,): classes to end in, of the whole batch; both must be among the K classes.
+    y (N,): labels, target (N,): classes to end in, of the whole batch; both must be among the K
+    classes.
     """
 
     def __init__(self, model: nn.Module, y: Tensor, target: Tensor | None = None) -> None:
@@ -207,7 +250,9 @@ class Watched(nn.Module):
         self.unmoved, self.looked = zero + len(y), False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits (N, K); raises AttackError where they are something else, or K is below a label."""
+        """Images -> logits (N, K); raises AttackError where they are something else, or K is
+        below a label.
+        """
         asked = x.requires_grad and torch.is_grad_enabled()
         seen = x.clone() if asked else x  # whose gradient is the model's alone
         logits = answer_of(self.model, seen)
@@ -228,19 +273,23 @@ class Watched(nn.Module):
         largest = rows.abs().amax(1)  # NaN and inf stay what they are
         self.spoilt_gradients = self.spoilt_gradients.maximum((~largest.isfinite()).sum())
         still = largest == 0
-        if len(rows) == len(self.labels):  # all are here; of a wrong image the DLR loss may well have no gradient
+        # all are here; of a wrong image the DLR loss may well have no gradient
+        if len(rows) == len(self.labels):
             still &= logits.argmax(1) == self.labels
         self.unmoved, self.looked = self.unmoved.minimum(still.sum()), True
 
     def report(self) -> None:
-        """Raises AttackError where gradients or logits were not finite; warns of images that no pass could move."""
+        """Raises AttackError where gradients or logits were not finite; warns of images that no
+        pass could move.
+        """
         if self.spoilt_at_first is None:
             return  # the model itself failed
         seen = (self.spoilt_at_first, self.spoilt_gradients, self.spoilt_logits, self.unmoved)
         first, gradients, logits, unmoved = torch.stack(seen).tolist()
         if gradients and not first:  # a step along one makes the next logits NaN
             raise AttackError(
-                f"the gradient by the image is NaN or infinite for {gradients} of {len(self.labels)} images: an attack "
+                f"the gradient by the image is NaN or infinite for {gradients} of "
+                f"{len(self.labels)} images: an attack "
                 "cannot move them, and they would look robust"
             )
         if logits:

@@ -1,8 +1,10 @@
-"""FAB (Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack").
+"""FAB (Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary
+attack").
 
-PGD maximises a loss in a ball; FAB looks for the nearest adversarial point. It takes the decision boundary for the
-hyperplane it is to first order at the current point, steps a little over it, mixed with the step that the clean image
-itself would take to the same hyperplane, and steps back towards the clean image wherever it got across.
+PGD maximises a loss in a ball; FAB looks for the nearest adversarial point. It takes the decision
+boundary for the hyperplane it is to first order at the current point, steps a little over it, mixed
+with the step that the clean image itself would take to the same hyperplane, and steps back towards
+the clean image wherever it got across.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
 
 class Boundary(NamedTuple):
-    """Where the logits (N, K) at a point tie: that of class `there` with that of `here`, both (N,)."""
+    """Where the logits (N, K) at a point tie: that of class `there` with that of `here`, both
+    (N,).
+    """
 
     gradient: Tensor  # of their difference, (N, C, H, W)
     there: Tensor
@@ -41,23 +45,29 @@ class Boundary(NamedTuple):
 
 @dataclass(frozen=True)
 class FAB:
-    """Fast adaptive boundary attack. Call it: `FAB(eps)(model, x, y) -> x_adv`; `radius` asks for the least norm.
+    """Fast adaptive boundary attack. Call it: `FAB(eps)(model, x, y) -> x_adv`; `radius` asks for
+    the least norm.
 
-    eps: the radius within which a point counts, also (N,) at call time; it steers the search only through the random
-        starts of norm eps / 2, which all restarts but the first have.
-    targets: how many classes are aimed at, a run each, by rank of the clean logits (FAB-T, one backward pass a step; at
-        most K - 1). 0: the boundary that looks nearest is chosen anew in each step (FAB, K backward passes a step).
-    alpha_max, eta, beta: the largest weight of the clean image's own step, the overshoot, the step back.
-    x: (N, C, H, W) in [0, 1]; y: (N,) int64. With `target` (N,) each run is towards that class, the later ones (of
-        ranks, or restarts) from random starts. `judge`: whose float32 prediction decides, if not the model's.
-    Returned is the nearest adversarial point found, projected into ball and box where it lies farther than eps; x where
-    none was found. Raises ValueError on an unknown norm and on settings out of range.
-    Source: Algorithm 1 of the paper with the parameters of AutoAttack's code, which has no final search either. A step
-    is one forward and backward pass, and one forward pass that says who got across: most points do (in L1 half), so
-    that the next gradient is taken elsewhere, and one pass cannot serve for both.
-    Ours: where `judge` is another model, it makes that forward pass, and its logits there, carried on along the
-    gradient, say how far the boundary is. FAB works where two logits are nearly equal; in bfloat16 alone, which cannot
-    tell which is larger, it finds about half as much.
+    eps: the radius within which a point counts, also (N,) at call time; it steers the search only
+        through the random starts of norm eps / 2, which all restarts but the first have.
+    targets: how many classes are aimed at, a run each, by rank of the clean logits (FAB-T, one
+        backward pass a step; at most K - 1). 0: the boundary that looks nearest is chosen anew in
+        each step (FAB, K backward passes a step).
+    alpha_max, eta, beta: the largest weight of the clean image's own step, the overshoot, the step
+    back.
+    x: (N, C, H, W) in [0, 1]; y: (N,) int64. With `target` (N,) each run is towards that class, the
+        later ones (of ranks, or restarts) from random starts. `judge`: whose float32 prediction
+        decides, if not the model's.
+    Returned is the nearest adversarial point found, projected into ball and box where it lies
+    farther than eps; x where none was found. Raises ValueError on an unknown norm and on settings
+    out of range.
+    Source: Algorithm 1 of the paper with the parameters of AutoAttack's code, which has no final
+    search either. A step is one forward and backward pass, and one forward pass that says who got
+    across: most points do (in L1 half), so that the next gradient is taken elsewhere, and one pass
+    cannot serve for both.
+    Ours: where `judge` is another model, it makes that forward pass, and its logits there, carried
+    on along the gradient, say how far the boundary is. FAB works where two logits are nearly equal;
+    in bfloat16 alone, which cannot tell which is larger, it finds about half as much.
     """
 
     eps: float
@@ -74,11 +84,13 @@ class FAB:
         check_radius(self.eps, self.norm)
         if self.steps < 1 or self.restarts < 1 or self.targets < 0:
             raise ValueError(
-                f"steps >= 1, restarts >= 1 and targets >= 0, not {self.steps}, {self.restarts} and {self.targets}"
+                f"steps >= 1, restarts >= 1 and targets >= 0, not {self.steps}, {self.restarts} "
+                f"and {self.targets}"
             )
         if not (0 <= self.alpha_max <= 1 and self.eta > 0 and 0 <= self.beta <= 1):
             raise ValueError(
-                f"alpha_max and beta in [0, 1] and eta > 0, not {self.alpha_max}, {self.beta} and {self.eta}"
+                f"alpha_max and beta in [0, 1] and eta > 0, not {self.alpha_max}, {self.beta} and "
+                f"{self.eta}"
             )
 
     def perturb(
@@ -112,10 +124,12 @@ class FAB:
         target: Tensor | None = None,
         judge: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The least norm that FAB needs, whatever eps: radius (N,), and the x_adv (N, C, H, W) that lies so far off.
+        """The least norm that FAB needs, whatever eps: radius (N,), and the x_adv (N, C, H, W) that
+        lies so far off.
 
-        0 where the model is wrong on x itself; inf, and x, where nothing was found. A float32 prediction of the judge
-        confirms each x_adv. All runs are on all images, so it costs more than asking whether eps breaks them.
+        0 where the model is wrong on x itself; inf, and x, where nothing was found. A float32
+        prediction of the judge confirms each x_adv. All runs are on all images, so it costs more
+        than asking whether eps breaks them.
         """
         judge = judge or model
         with frozen(model), frozen(judge), exact():
@@ -128,7 +142,10 @@ class FAB:
                 start = self._start(rank, restart, images, eps, noise.fork(number).take(left), goal)
                 found, norm = self._search(rank, model, images, labels, start, no_limit, hunt, goal)
                 nearer = (norm < least) & hunt.hit(finite_logits(judge, found))
-                best, least = torch.where(over_images(nearer, x), found, best), torch.where(nearer, norm, least)
+                best, least = (
+                    torch.where(over_images(nearer, x), found, best),
+                    torch.where(nearer, norm, least),
+                )
         return least.new_zeros(len(x)).index_copy(0, left, least), x.index_copy(0, left, best)
 
     radius = checked(_radius, lambda attack, x: (x.new_empty(0), x.clone()))
@@ -153,13 +170,25 @@ class FAB:
         start = self._start(rank, restart, x, eps, noise, target)
         return self._search(rank, model, x, y, start, eps, hunt, target)[0]
 
-    def _start(self, rank: int, restart: int, x: Tensor, eps: Tensor, noise: PerImage, target: Tensor | None) -> Tensor:
-        """x itself in the first run towards a class, then x plus noise of norm eps / 2, moved into the box."""
+    def _start(
+        self,
+        rank: int,
+        restart: int,
+        x: Tensor,
+        eps: Tensor,
+        noise: PerImage,
+        target: Tensor | None,
+    ) -> Tensor:
+        """x itself in the first run towards a class, then x plus noise of norm eps / 2, moved
+        into the box.
+        """
         if not restart and (target is None or rank < 2):
             return x
         shape = x.shape[1:]
         delta = noise.uniform(*shape) * 2 - 1 if self.norm == "Linf" else noise.normal(*shape)
-        return (x + eps / 2 * (delta / over_images(size(delta, self.norm), x)).to(x.dtype)).clamp(0, 1)
+        return (x + eps / 2 * (delta / over_images(size(delta, self.norm), x)).to(x.dtype)).clamp(
+            0, 1
+        )
 
     def _search(
         self,
@@ -172,7 +201,9 @@ class FAB:
         hunt: Hunt,
         target: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The nearest adversarial point of one run, moved into ball and box, and how far it was: (n,), inf for x."""
+        """The nearest adversarial point of one run, moved into ball and box, and how far it was:
+        (n,), inf for x.
+        """
         goal = y if target is None else target
         if rank and target is None:
             goal = other_logits(answers(hunt.judge, x), y).argsort(1, descending=True)[:, rank - 1]
@@ -186,7 +217,10 @@ class FAB:
             seen, logits = x_at, answers(hunt.judge, x_at)
             across, norm = hunt.hit(logits), size(full(x_at) - full(x), self.norm)
             nearer = across & (norm < least)
-            best, least = torch.where(over_images(nearer, x), x_at, best), torch.where(nearer, norm, least)
+            best, least = (
+                torch.where(over_images(nearer, x), x_at, best),
+                torch.where(nearer, norm, least),
+            )
             x_at = torch.where(over_images(across, x), x + self.beta * (x_at - x), x_at)
             keep = hunt.leave(step, least <= full(eps.flatten()), best)
             if keep is not None:
@@ -197,7 +231,9 @@ class FAB:
         inside = over_images(least, x) <= full(eps)
         return torch.where(inside, best, project(best, x, eps, self.norm)), least
 
-    def _boundary(self, model: nn.Module, x: Tensor, y: Tensor, goal: Tensor, rank: int, given: bool) -> Boundary:
+    def _boundary(
+        self, model: nn.Module, x: Tensor, y: Tensor, goal: Tensor, rank: int, given: bool
+    ) -> Boundary:
         if given:
             gradient, _, logits = forward_backward(model, x, y, Toward(goal, Margin()))
             return Boundary(gradient, goal, other_logits(logits, goal).argmax(1), logits)
@@ -206,10 +242,16 @@ class FAB:
             return Boundary(gradient, goal, y, logits)
         return closest_boundary(model, x, y, self.norm)
 
-    def _step(self, x: Tensor, x_at: Tensor, plane: Boundary, seen: Tensor, logits: Tensor) -> Tensor:
-        """From x_at over the hyperplane that has `plane`'s gradient and these logits at `seen`, drawn towards where x
-        itself would cross it."""
-        w, points = full(plane.gradient).flatten(1).repeat(2, 1), full(torch.cat([x_at, x])).flatten(1)
+    def _step(
+        self, x: Tensor, x_at: Tensor, plane: Boundary, seen: Tensor, logits: Tensor
+    ) -> Tensor:
+        """From x_at over the hyperplane that has `plane`'s gradient and these logits at `seen`,
+        drawn towards where x itself would cross it.
+        """
+        w, points = (
+            full(plane.gradient).flatten(1).repeat(2, 1),
+            full(torch.cat([x_at, x])).flatten(1),
+        )
         ahead = true_logit(logits, plane.there) - true_logit(logits, plane.here)
         since = points - full(seen).flatten(1).repeat(2, 1)
         delta = to_hyperplane(points, w, -ahead.repeat(2) - (w * since).sum(1), self.norm)
@@ -230,7 +272,9 @@ def _difference(there: Tensor, logits: Tensor, y: Tensor) -> Tensor:
 
 
 def closest_boundary(model: nn.Module, x: Tensor, y: Tensor, norm: str) -> Boundary:
-    """The boundary with another class that is closest to first order: least |z_k - z_y| / |its gradient|_dual."""
+    """The boundary with another class that is closest to first order: least |z_k - z_y| / |its
+    gradient|_dual.
+    """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = full(model(x))

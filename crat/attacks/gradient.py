@@ -1,7 +1,8 @@
 """Projected gradient ascent and its kin: FGSM, PGD, MI-FGSM, Temperature-PGD, CW in its L-inf form.
 
-They differ in the objective, the start and the number of steps; the loop is one. All are judged on the last iterate, as
-the papers do: stopping at the first error is another attack (`stop="first"`), and records another wrong class.
+They differ in the objective, the start and the number of steps; the loop is one. All are judged on
+the last iterate, as the papers do: stopping at the first error is another attack (`stop="first"`),
+and records another wrong class.
 """
 
 from __future__ import annotations
@@ -37,14 +38,25 @@ class Attack(Protocol):
     """The face of every attack: images in, adversarial images of the same shape out."""
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, eps: Budget | None = None, generator: Source = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Budget | None = None,
+        generator: Source = None,
     ) -> Tensor:
-        """x (N, C, H, W) in [0, 1], y (N,) int64 -> x_adv; eps a number or (N,), generator draws what is random."""
+        """x (N, C, H, W) in [0, 1], y (N,) int64 -> x_adv; eps a number or (N,), generator draws
+        what is random.
+        """
         ...
 
 
-def forward_backward(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of each sample's objective at x, its value (N,), and the logits (N, K), in one pass each way.
+def forward_backward(
+    model: nn.Module, x: Tensor, y: Tensor, objective: Objective
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of each sample's objective at x, its value (N,), and the logits (N, K), in one
+    pass each way.
 
     Raises AttackError where the logits have no gradient by the images.
     """
@@ -71,7 +83,8 @@ def ascend(
     objective: Objective,
     stop: str = "never",
 ) -> Tensor:
-    """The loop: step along the ascent direction, back into the ball and the box; returns the last iterate.
+    """The loop: step along the ascent direction, back into the ball and the box; returns the last
+    iterate.
 
     With stop="first" a sample stays where it was first misclassified.
     """
@@ -79,28 +92,36 @@ def ascend(
     for _ in range(steps):
         gradient, _, logits = forward_backward(model, x_adv, y, objective)
         stepped = project(x_adv + step_size * ascent_direction(gradient, norm), x, eps, norm)
-        x_adv = torch.where(over_images(logits.argmax(1) != y, x), x_adv, stepped) if stop == "first" else stepped
+        x_adv = (
+            torch.where(over_images(logits.argmax(1) != y, x), x_adv, stepped)
+            if stop == "first"
+            else stepped
+        )
     return x_adv
 
 
 @dataclass(frozen=True)
 class PGD:
-    """Projected gradient descent attack (Madry et al. 2018). Call it: `PGD(...)(model, x, y) -> x_adv`.
+    """Projected gradient descent attack (Madry et al. 2018). Call it: `PGD(...)(model, x, y) ->
+    x_adv`.
 
-    A call goes through the door (crat.attacks.door); a training's inner loop calls `perturb`, which checks nothing and
-    never waits for the device.
+    A call goes through the door (crat.attacks.door); a training's inner loop calls `perturb`, which
+    checks nothing and never waits for the device.
 
-    eps, step_size: radius and step in units of [0, 1]; at call time also an (N,) tensor, one per sample
-        (class-wise margins are `eps_k[y]`).
+    eps, step_size: radius and step in units of [0, 1]; at call time also an (N,) tensor, one per
+        sample (class-wise margins are `eps_k[y]`).
     norm: "Linf", "L2" or "L1" (there a step moves the one coordinate that counts most).
     start: "uniform" in the ball, "gaussian" (x + 0.001 N(0, 1), TRADES) or "none".
-    restarts: best of several starts, each judged on its last iterate: wrong before right, then the larger objective.
+    restarts: best of several starts, each judged on its last iterate: wrong before right, then the
+    larger objective.
     batch_norm: its mode inside the attack ("eval", "train", "as_is"), because the papers differ.
-    stop: "never", judged on the last iterate, or "first", where a sample stays once it is misclassified.
-    x: (N, C, H, W) in [0, 1]; y: (N,) int64. `target` (N,): the classes to end in. `generator` draws the start: a
-        torch.Generator for the batch, or PerImage (None: a generator with seed 0, so the start is the same in every
-        call); the global random state is not touched.
-    Raises ValueError on an unknown norm, start or mode, and where eps or step_size has the wrong shape.
+    stop: "never", judged on the last iterate, or "first", where a sample stays once it is
+    misclassified.
+    x: (N, C, H, W) in [0, 1]; y: (N,) int64. `target` (N,): the classes to end in. `generator`
+        draws the start: a torch.Generator for the batch, or PerImage (None: a generator with seed
+        0, so the start is the same in every call); the global random state is not touched.
+    Raises ValueError on an unknown norm, start or mode, and where eps or step_size has the wrong
+    shape.
     """
 
     eps: float
@@ -135,7 +156,9 @@ class PGD:
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Adversarial images of the shape of x; eps, step_size and objective override the attack's own."""
+        """Adversarial images of the shape of x; eps, step_size and objective override the
+        attack's own.
+        """
         generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
         objective = objective or self.objective
         if target is not None:
@@ -144,19 +167,27 @@ class PGD:
         step = per_sample(self.step_size if step_size is None else step_size, x)
         loop = (radius, step, self.steps, self.norm, objective, self.stop)
         with frozen(model, self.batch_norm):
-            tries = (ascend(model, x, self._start(x, radius, generator), y, *loop) for _ in range(self.restarts))
+            tries = (
+                ascend(model, x, self._start(x, radius, generator), y, *loop)
+                for _ in range(self.restarts)
+            )
             best = next(tries)
             if self.restarts == 1:
                 return best
             worth = _worth(model, best, y, objective, target)
             for x_adv in tries:
                 value = _worth(model, x_adv, y, objective, target)
-                best, worth = torch.where(over_images(value > worth, x), x_adv, best), value.maximum(worth)
+                best, worth = (
+                    torch.where(over_images(value > worth, x), x_adv, best),
+                    value.maximum(worth),
+                )
         return best
 
     __call__ = checked(perturb)
 
-    def _start(self, x: Tensor, eps: Tensor | float, generator: torch.Generator | PerImage | Share) -> Tensor:
+    def _start(
+        self, x: Tensor, eps: Tensor | float, generator: torch.Generator | PerImage | Share
+    ) -> Tensor:
         if self.start == "uniform":
             return uniform_start(x, eps, self.norm, generator)
         if self.start == "gaussian":
@@ -166,8 +197,12 @@ class PGD:
 
 
 @torch.no_grad()
-def _worth(model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective, target: Tensor | None) -> Tensor:
-    """Ranks restarts: every sample that reached the goal above every other one, then by the objective."""
+def _worth(
+    model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective, target: Tensor | None
+) -> Tensor:
+    """Ranks restarts: every sample that reached the goal above every other one, then by the
+    objective.
+    """
     logits = full(model(x_adv))
     reached = logits.argmax(1) != y if target is None else logits.argmax(1) == target
     return reached.float() * 2 + objective(logits, y).double().atan().div(torch.pi)
@@ -181,7 +216,9 @@ def one_of(what: str, value: str, known: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class FGSM:
-    """Fast gradient sign method (Goodfellow et al. 2015): one step of length eps from the image itself."""
+    """Fast gradient sign method (Goodfellow et al. 2015): one step of length eps from the image
+    itself.
+    """
 
     eps: float
     norm: str = "Linf"
@@ -192,7 +229,9 @@ class FGSM:
         self._one_step()  # which refuses what cannot be
 
     def _one_step(self) -> PGD:
-        return PGD(self.eps, self.eps, 1, self.norm, self.objective, "none", batch_norm=self.batch_norm)
+        return PGD(
+            self.eps, self.eps, 1, self.norm, self.objective, "none", batch_norm=self.batch_norm
+        )
 
     def perturb(
         self,
@@ -204,7 +243,9 @@ class FGSM:
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Adversarial images; eps as a number or (N,) tensor. `generator` is unread: the method draws nothing."""
+        """Adversarial images; eps as a number or (N,) tensor. `generator` is unread: the method
+        draws nothing.
+        """
         radius = self.eps if eps is None else eps
         return self._one_step().perturb(model, x, y, eps=radius, step_size=radius, target=target)
 
@@ -215,8 +256,9 @@ class FGSM:
 class MIFGSM:
     """Momentum iterative FGSM (Dong et al. 2018, Algorithm 1), made for transfer attacks.
 
-    The gradient of each sample, divided by its L1 norm, is added to `decay` times what was gathered; the step goes
-    along the gathered direction, from the image itself. `step_size=None` is the paper's step, eps / steps.
+    The gradient of each sample, divided by its L1 norm, is added to `decay` times what was
+    gathered; the step goes along the gathered direction, from the image itself. `step_size=None` is
+    the paper's step, eps / steps.
     """
 
     eps: float
@@ -246,7 +288,9 @@ class MIFGSM:
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Adversarial images; eps as a number or (N,) tensor. `generator` is unread: the method draws nothing."""
+        """Adversarial images; eps as a number or (N,) tensor. `generator` is unread: the method
+        draws nothing.
+        """
         objective = self.objective if target is None else Toward(target, self.objective)
         radius = per_sample(self.eps if eps is None else eps, x)
         step = radius / self.steps if self.step_size is None else self.step_size
@@ -256,14 +300,18 @@ class MIFGSM:
                 gradient, _, _ = forward_backward(model, x_adv, y, objective)
                 unit = gradient / over_images(size(gradient, "L1").clamp_min(1e-12), x)
                 gathered = self.decay * gathered + unit
-                x_adv = project(x_adv + step * ascent_direction(gathered, self.norm), x, radius, self.norm)
+                x_adv = project(
+                    x_adv + step * ascent_direction(gathered, self.norm), x, radius, self.norm
+                )
         return x_adv
 
     __call__ = checked(perturb)
 
 
 def temperature_pgd(pgd: PGD, temperature: float) -> PGD:
-    """Temperature-PGD (Tian et al. 2021): the same attack on the cross-entropy of softmax(z / temperature)."""
+    """Temperature-PGD (Tian et al. 2021): the same attack on the cross-entropy of softmax(z /
+    temperature).
+    """
     return replace(pgd, objective=CrossEntropy(temperature))
 
 

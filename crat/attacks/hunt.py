@@ -1,8 +1,10 @@
-"""Attacks that keep what they found: the images still unbroken, and the float32 verdict that lets an image leave.
+"""Attacks that keep what they found: the images still unbroken, and the float32 verdict that lets
+an image leave.
 
-A kernel (APGD, FAB, Square) says what one of its runs does, a restart or a target; here the runs follow one another,
-each on the images that no run before has broken. A battery also lets images leave in the middle of a run: the batch is
-then compacted, so that its cost falls with the model's weakness.
+A kernel (APGD, FAB, Square) says what one of its runs does, a restart or a target; here the runs
+follow one another, each on the images that no run before has broken. A battery also lets images
+leave in the middle of a run: the batch is then compacted, so that its cost falls with the model's
+weakness.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage, Source, source
 from crat.attacks.threat import Budget, budget
 
-Run = Callable[..., Tensor]  # run(model, x, y, eps, noise, hunt, target=None) -> x_adv of those that did not leave
+# run(model, x, y, eps, noise, hunt, target=None) -> x_adv of those that did not leave
+Run = Callable[..., Tensor]
 
 
 class Kernel(Protocol):
@@ -30,9 +33,11 @@ class Kernel(Protocol):
 
 
 class Broken(NamedTuple):
-    """What a battery did: x_adv (N, C, H, W), the clean image where none broke it, and by which attack.
+    """What a battery did: x_adv (N, C, H, W), the clean image where none broke it, and by which
+    attack.
 
-    broken_by: (N,) int8, -1 where the image survived, else the place in `names`; 0 is "clean": wrong from the start.
+    broken_by: (N,) int8, -1 where the image survived, else the place in `names`; 0 is "clean":
+    wrong from the start.
     """
 
     x_adv: Tensor
@@ -41,15 +46,20 @@ class Broken(NamedTuple):
 
 
 class Hunt:
-    """The images of a batch: which are broken, by which adversarial image, and which are still hunted.
+    """The images of a batch: which are broken, by which adversarial image, and which are still
+    hunted.
 
-    judge: the model whose float32 prediction decides; broken means misclassified, or with `target` (N,) taken for it.
+    judge: the model whose float32 prediction decides; broken means misclassified, or with `target`
+    (N,) taken for it.
     every: look for images that may leave every so many iterations; 0: never within a run.
-    Afterwards x_adv (N, C, H, W) holds what broke each image, else the last run's best point, and broken is (N,) bool;
-    logits (N, K) are those by which the judge passed its verdict: of what broke an image, else of the clean image.
+    Afterwards x_adv (N, C, H, W) holds what broke each image, else the last run's best point, and
+    broken is (N,) bool; logits (N, K) are those by which the judge passed its verdict: of what
+    broke an image, else of the clean image.
     """
 
-    def __init__(self, judge: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = None, every: int = 0) -> None:
+    def __init__(
+        self, judge: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = None, every: int = 0
+    ) -> None:
         self.judge, self.y, self.target, self.every = judge, y, target, every
         self.x_adv = x.clone()
         self.logits = finite_logits(judge, x)
@@ -68,7 +78,8 @@ class Hunt:
     def leave(self, step: int, found: Tensor, x_adv: Tensor) -> Tensor | None:
         """Called once an iteration with the claims (n,) and images (n, C, H, W).
 
-        None while nobody leaves, else the positions (m,) among the n that stay: index every per-sample state by them.
+        None while nobody leaves, else the positions (m,) among the n that stay: index every
+        per-sample state by them.
         """
         if not self.every or (step + 1) % self.every:
             return None
@@ -76,7 +87,9 @@ class Hunt:
         return self._settle(claimed, x_adv[claimed]) if len(claimed) else None
 
     def settle(self, x_adv: Tensor) -> None:
-        """The end of a run: passes the verdict on the best points (n, C, H, W) of all that are left."""
+        """The end of a run: passes the verdict on the best points (n, C, H, W) of all that are
+        left.
+        """
         if not len(self):  # a model need not take an empty batch
             return
         self.x_adv[self.index] = x_adv
@@ -89,7 +102,11 @@ class Hunt:
             return None
         right = at[reached]
         gone = self.index[right]
-        self.x_adv[gone], self.broken[gone], self.logits[gone] = x_adv[reached], True, logits[reached]
+        self.x_adv[gone], self.broken[gone], self.logits[gone] = (
+            x_adv[reached],
+            True,
+            logits[reached],
+        )
         stay = torch.ones(len(self), dtype=torch.bool, device=at.device)
         stay[right] = False
         keep = stay.nonzero().flatten()
@@ -101,8 +118,12 @@ class Hunt:
         return answer != self.y[index] if self.target is None else answer == self.target[index]
 
 
-def pursue(kernel: Kernel, model: nn.Module, hunt: Hunt, x: Tensor, y: Tensor, eps: Tensor, noise: PerImage) -> None:
-    """All runs of a kernel, each on the images that are still unbroken; x (N, C, H, W), y (N,), eps (N, 1, 1, 1)."""
+def pursue(
+    kernel: Kernel, model: nn.Module, hunt: Hunt, x: Tensor, y: Tensor, eps: Tensor, noise: PerImage
+) -> None:
+    """All runs of a kernel, each on the images that are still unbroken; x (N, C, H, W), y (N,),
+    eps (N, 1, 1, 1).
+    """
     for number, run in enumerate(kernel.runs(hunt.n_classes)):
         left = hunt.index
         if not len(left):
@@ -123,10 +144,11 @@ def hunted(
     target: Tensor | None = None,
     judge: nn.Module | None = None,
 ) -> Tensor:
-    """Adversarial images (N, C, H, W) by one kernel; an image that is wrong from the start is returned as it is.
+    """Adversarial images (N, C, H, W) by one kernel; an image that is wrong from the start is
+    returned as it is.
 
-    eps: a number or (N,), instead of the kernel's own; target: (N,) classes to end in; judge: the model whose float32
-    prediction decides, where `model` is a faster copy to search with.
+    eps: a number or (N,), instead of the kernel's own; target: (N,) classes to end in; judge: the
+    model whose float32 prediction decides, where `model` is a faster copy to search with.
     """
     judge = judge or model
     with frozen(model), frozen(judge):

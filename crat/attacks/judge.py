@@ -1,4 +1,6 @@
-"""The outcome of an attack on a set of images, batch by batch: searched in any precision, judged in float32."""
+"""The outcome of an attack on a set of images, batch by batch: searched in any precision, judged
+in float32.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from crat.attacks.autoattack import AutoAttack
-from crat.attacks.door import as_tensor, check_classes, check_images, check_labels, check_made, check_model
+from crat.attacks.door import (
+    as_tensor,
+    check_classes,
+    check_images,
+    check_labels,
+    check_made,
+    check_model,
+)
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import Attack, one_of
 from crat.attacks.hunt import Broken
@@ -21,11 +30,14 @@ from crat.device import autocast, exact
 from crat.store import seed_for
 
 TRIED = 16  # images on which the copy that is searched with is tried against the model
-REVISION = 2  # of the attacks and of judging: raised when outcomes may change, so that kept ones are made anew
+# of the attacks and of judging: raised when outcomes may change, so that kept ones are made anew
+REVISION = 2
 
 
 class Judged(NamedTuple):
-    """A batch under an attack: the model's float32 logits (B, K), and of a battery what broke each image, (B,) int8."""
+    """A batch under an attack: the model's float32 logits (B, K), and of a battery what broke
+    each image, (B,) int8.
+    """
 
     logits: Tensor
     broken_by: Tensor | None
@@ -50,20 +62,25 @@ def attacked_batches(
     crafted_on: nn.Module | None = None,
     begin: int = 0,
 ) -> Iterator[Judged]:
-    """Yields what the model answers under `attack` (None: on the clean images), one batch at a time.
+    """Yields what the model answers under `attack` (None: on the clean images), one batch at a
+    time.
 
-    x: (N, C, H, W) uint8 or [0, 1] float; dtype: "float32" or "bfloat16", of the search; `crafted_on`: another model to
-    craft on (a transfer attack). What is random depends on the seed and on each image's place in the set only, so two
-    models meet the same starts, and neither the batch size nor `begin`, the image to resume at, changes them.
-    The logits of a battery are those by which it passed its verdict, so that a model whose outputs are random gets one.
-    Raises AttackError on images, labels or models that cannot be attacked (crat.attacks.door).
+    x: (N, C, H, W) uint8 or [0, 1] float; dtype: "float32" or "bfloat16", of the search;
+    `crafted_on`: another model to craft on (a transfer attack). What is random depends on the seed
+    and on each image's place in the set only, so two models meet the same starts, and neither the
+    batch size nor `begin`, the image to resume at, changes them. The logits of a battery are those
+    by which it passed its verdict, so that a model whose outputs are random gets one. Raises
+    AttackError on images, labels or models that cannot be attacked (crat.attacks.door).
     """
     source = crafted_on or model
     check_model(model)
     one_of("dtype", dtype, ("float32", "bfloat16"))
     y = check_labels(y, as_tensor(x))
     if batch_size < 1 or not 0 <= begin <= len(x):
-        raise ValueError(f"batch_size is at least 1 and begin one of {len(x)} images, not {batch_size} and {begin}")
+        raise ValueError(
+            f"batch_size is at least 1 and begin one of {len(x)} images, not {batch_size} and "
+            f"{begin}"
+        )
     search = None
     for at in range(begin, max(len(x), 1), batch_size):
         images, labels = check_images(as_images(x[at : at + batch_size])), y[at : at + batch_size]
@@ -76,7 +93,9 @@ def attacked_batches(
             decides: dict[str, Any] = {"judge": source} if keeps_what_it_found(attack) else {}
             draws = PerImage(seed, places)
             if isinstance(attack, AutoAttack):
-                (images, broken_by, _), logits = attack.judged(search, images, labels, generator=draws, **decides)
+                (images, broken_by, _), logits = attack.judged(
+                    search, images, labels, generator=draws, **decides
+                )
             else:
                 found = attack(search, images, labels, generator=draws, **decides)
                 made, broken_by = found[:2] if isinstance(found, Broken) else (found, None)
@@ -89,12 +108,20 @@ def attacked_batches(
 
 
 def quick_logits(
-    model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, *, seed: int, dtype: str, batch_size: int = 500
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack | None,
+    *,
+    seed: int,
+    dtype: str,
+    batch_size: int = 500,
 ) -> Tensor:
-    """What a training's own curves are drawn from: (N, K) logits under `attack`, the model searched with as it is.
+    """What a training's own curves are drawn from: (N, K) logits under `attack`, the model searched
+    with as it is.
 
-    No copy is made, and starts are drawn batch by batch, so an epoch's validation costs little; another batch size is
-    another draw.
+    No copy is made, and starts are drawn batch by batch, so an epoch's validation costs little;
+    another batch size is another draw.
     """
     logits = []
     for at in range(0, len(x), batch_size):
@@ -109,10 +136,14 @@ def quick_logits(
 
 
 def keeps_what_it_found(attack: Attack | AutoAttack) -> bool:
-    """Whether the attack passes verdicts itself (AutoAttack and its parts), for which it needs the judging model."""
+    """Whether the attack passes verdicts itself (AutoAttack and its parts), for which it needs
+    the judging model.
+    """
     return hasattr(attack, "attacks") or hasattr(attack, "runs")
 
 
-def attacked_logits(model: nn.Module, x: Tensor, y: Tensor, attack: Attack | AutoAttack | None, **settings) -> Tensor:
+def attacked_logits(
+    model: nn.Module, x: Tensor, y: Tensor, attack: Attack | AutoAttack | None, **settings
+) -> Tensor:
     """The logits of all batches of `attacked_batches` in one tensor (N, K)."""
     return torch.cat([batch.logits for batch in attacked_batches(model, x, y, attack, **settings)])

@@ -1,4 +1,6 @@
-"""What a model answers: logits (N, K) with K >= 2, all of them finite, or one line that says what came instead."""
+"""What a model answers: logits (N, K) with K >= 2, all of them finite, or one line that says
+what came instead.
+"""
 
 from __future__ import annotations
 
@@ -11,35 +13,48 @@ from torch import Tensor, nn
 from crat.attacks.objectives import full
 from crat.device import exact
 
-NO_GRADIENT = "the logits have no gradient by the images: is there a no_grad, detach or numpy inside?"
-LARGEST = 1e30  # of a logit: beyond it differences, and their share of a temperature, overflow float32
+NO_GRADIENT = (
+    "the logits have no gradient by the images: is there a no_grad, detach or numpy inside?"
+)
+# of a logit: beyond it differences, and their share of a temperature, overflow float32
+LARGEST = 1e30
 
 
 class AttackError(ValueError):
-    """Something that cannot be attacked or judged: one line that says what, and what is expected."""
+    """Something that cannot be attacked or judged: one line that says what, and what is
+    expected.
+    """
 
 
 def logits_of(answer: Any, x: Tensor) -> Tensor:
-    """The logits (N, K) among what a model answers to x (N, ...): itself, or what is named `logits` in it.
+    """The logits (N, K) among what a model answers to x (N, ...): itself, or what is named `logits`
+    in it.
 
-    Raises AttackError on a tuple, an output without logits, another shape, integers, and fewer than two classes.
+    Raises AttackError on a tuple, an output without logits, another shape, integers, and fewer than
+    two classes.
     """
     if not isinstance(answer, Tensor):
-        named = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+        named = (
+            answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+        )
         if not isinstance(named, Tensor):
             held = f" of {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
             raise AttackError(
-                f"the model answers with a {type(answer).__name__}{held}, not with logits (N, K) or an output that "
+                f"the model answers with a {type(answer).__name__}{held}, not with logits (N, K) "
+                f"or an output that "
                 "names its `logits`: wrap it in a module whose forward returns them"
             )
         answer = named
     shape = tuple(answer.shape)
     if answer.ndim != 2 or len(answer) != len(x) or not answer.is_floating_point():
         kind = str(answer.dtype).removeprefix("torch.")
-        raise AttackError(f"the model answers with {kind} of shape {shape} for {len(x)} images, not logits (N, K)")
+        raise AttackError(
+            f"the model answers with {kind} of shape {shape} for {len(x)} images, not logits (N, K)"
+        )
     if shape[1] < 2:
         raise AttackError(
-            f"the model answers with one output an image, {shape}; attacks need K >= 2 logits: of a sigmoid's z, "
+            f"the model answers with one output an image, {shape}; attacks need K >= 2 logits: of "
+            f"a sigmoid's z, "
             "return torch.cat([-z, z], 1) / 2"
         )
     return answer
@@ -51,14 +66,16 @@ def answer_of(model: Any, x: Tensor) -> Tensor:
     Raises AttackError, one line, where it fails on such images or answers with something else.
     """
     try:
-        with torch.set_grad_enabled(torch.is_grad_enabled()):  # a model may turn gradients off, and leave them so
+        # a model may turn gradients off, and leave them so
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
             answer = model(x.clone())
     except (AttackError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # its own code: whatever it raises, it cannot be attacked
         kind, why = str(x.dtype).removeprefix("torch."), str(error).splitlines()
         raise AttackError(
-            f"the model takes no {kind} images of shape {tuple(x.shape)}: {type(error).__name__}: {(why or ['-'])[0]}"
+            f"the model takes no {kind} images of shape {tuple(x.shape)}: {type(error).__name__}: "
+            f"{(why or ['-'])[0]}"
         ) from error
     return logits_of(answer, x)
 
@@ -70,14 +87,21 @@ def spoilt(logits: Tensor) -> Tensor:
 
 def not_finite(images: int, total: int, kind: str = "NaN, infinite or huge") -> str:
     """The line that says so."""
-    return f"the model gives {kind} logits for {images} of {total} images: there is no verdict on them"
+    return (
+        f"the model gives {kind} logits for {images} of {total} images: there is no verdict on them"
+    )
 
 
 @torch.no_grad()
 def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (N, K) in float32 proper, of a frozen model; raises AttackError where one is not finite."""
-    with exact(), torch.autocast(x.device.type, enabled=False):  # a caller's autocast is for the search
+    """Logits (N, K) in float32 proper, of a frozen model; raises AttackError where one is not
+    finite.
+    """
+    # a caller's autocast is for the search
+    with exact(), torch.autocast(x.device.type, enabled=False):
         logits = full(answer_of(model, x))
     if images := int(spoilt(logits).sum()):
-        raise AttackError(not_finite(images, len(x), "NaN" if logits.isnan().any() else "infinite or huge"))
+        raise AttackError(
+            not_finite(images, len(x), "NaN" if logits.isnan().any() else "infinite or huge")
+        )
     return logits

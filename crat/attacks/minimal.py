@@ -1,7 +1,9 @@
-"""Attacks that look for the nearest adversarial image rather than one within a radius, and the radius of any attack.
+"""Attacks that look for the nearest adversarial image rather than one within a radius, and the
+radius of any attack.
 
-DeepFool and Carlini and Wagner's L2 attack end beside the decision boundary, where rounding decides: they search in
-float32 proper. `minimal_radius` makes every attack with a per-sample eps into one of this kind.
+DeepFool and Carlini and Wagner's L2 attack end beside the decision boundary, where rounding
+decides: they search in float32 proper. `minimal_radius` makes every attack with a per-sample eps
+into one of this kind.
 """
 
 from __future__ import annotations
@@ -24,19 +26,22 @@ from crat.attacks.threat import Budget, ascent_direction, over_images, per_sampl
 from crat.device import exact
 
 OBJECTIVES = ("margin", "own")
-DUAL = {"L2": "L2", "Linf": "L1"}  # the gradient's norm by which a distance in this norm is gap / norm
+# the gradient's norm by which a distance in this norm is gap / norm
+DUAL = {"L2": "L2", "Linf": "L1"}
 
 
 @dataclass(frozen=True)
 class DeepFool:
     """DeepFool (Moosavi-Dezfooli et al. 2016, Algorithm 2; L-inf: their section 3.3), untargeted.
 
-    In each step the boundary to every candidate class is taken as the plane of the first-order expansion, and the image
-    moves onto the nearest of them. The steps add up to r, and the image tried is x + (1 + overshoot) r.
-    candidates: how many of the classes with the largest clean logits are looked at, the true one included.
-    Defaults, and the 1e-4 added to each distance, are those of the authors' code. Ours: the box [0, 1] (foolbox's
-    too), a step never longer than the box is wide, and the start is y's region, so a wrong image is returned as it is.
-    Raises ValueError on an unknown norm, below one step or two candidates, and on NaN logits.
+    In each step the boundary to every candidate class is taken as the plane of the first-order
+    expansion, and the image moves onto the nearest of them. The steps add up to r, and the image
+    tried is x + (1 + overshoot) r.
+    candidates: how many of the classes with the largest clean logits are looked at, the true one
+    included. Defaults, and the 1e-4 added to each distance, are those of the authors' code. Ours:
+    the box [0, 1] (foolbox's too), a step never longer than the box is wide, and the start is y's
+    region, so a wrong image is returned as it is. Raises ValueError on an unknown norm, below one
+    step or two candidates, and on NaN logits.
     """
 
     norm: str = "L2"
@@ -53,12 +58,18 @@ class DeepFool:
             )
 
     def perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, eps: Budget | None = None, generator: Source = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Budget | None = None,
+        generator: Source = None,
     ) -> Tensor:
         """x (N, C, H, W) in [0, 1], y (N,) -> x_adv; where no step crosses, the last point.
 
-        eps: a number or (N,), the ball into which the result is projected (it may then be adversarial no more);
-        `generator` is unread: the method draws nothing.
+        eps: a number or (N,), the ball into which the result is projected (it may then be
+        adversarial no more); `generator` is unread: the method draws nothing.
         """
         with frozen(model), exact(), torch.autocast(x.device.type, enabled=False):
             hunt = Hunt(model, x, y, every=1)
@@ -70,7 +81,11 @@ class DeepFool:
     def _cross(self, model: nn.Module, x: Tensor, y: Tensor, hunt: Hunt) -> None:
         if not len(hunt):
             return
-        rivals = other_logits(finite_logits(model, x), y).topk(min(self.candidates, hunt.n_classes) - 1).indices
+        rivals = (
+            other_logits(finite_logits(model, x), y)
+            .topk(min(self.candidates, hunt.n_classes) - 1)
+            .indices
+        )
         r, x_adv = torch.zeros_like(full(x)), x
         for step in range(self.steps):
             r = r + self._to_nearest_plane(model, x_adv, y, rivals)
@@ -89,28 +104,34 @@ class DeepFool:
         with torch.enable_grad():
             logits = full(model(x))
             gaps = logits.gather(1, rivals) - true_logit(logits, y)[:, None]
-        slopes = [full(torch.autograd.grad(gap.sum(), x, retain_graph=True)[0]) for gap in gaps.unbind(1)]
+        slopes = [
+            full(torch.autograd.grad(gap.sum(), x, retain_graph=True)[0]) for gap in gaps.unbind(1)
+        ]
         steepness = torch.stack([size(slope, DUAL[self.norm]) for slope in slopes], 1)
         across = size(torch.ones_like(slopes[0]), self.norm)  # no distance in the box is longer
         distance, nearest = (gaps.detach().abs() / steepness.clamp_min(1e-12)).min(1)
         slope = torch.stack(slopes)[nearest, torch.arange(len(x), device=x.device)]
-        return over_images((distance + 1e-4).minimum(across), x) * ascent_direction(slope, self.norm)
+        return over_images((distance + 1e-4).minimum(across), x) * ascent_direction(
+            slope, self.norm
+        )
 
 
 @dataclass(frozen=True)
 class CWL2:
-    """Carlini and Wagner's L2 attack (2017, section V-A, objective f_6): the smallest perturbation that Adam finds.
+    """Carlini and Wagner's L2 attack (2017, section V-A, objective f_6): the smallest perturbation
+    that Adam finds.
 
-    Minimised over w is |x' - x|^2 + c max(confidence - gap, 0) with x' = (tanh(w) + 1) / 2, where gap is the margin of
-    the best wrong class (targeted: of the target). c is searched for each image: times 10 until the attack succeeds,
-    then by bisection. Returned is the nearest x' with gap > confidence of all those passed.
-    steps of Adam per constant; search_steps: constants tried; abort_early: look ten times per constant, and stop where
-    the loss has not fallen by 0.01 %. Defaults are those of foolbox's L2CarliniWagnerAttack and of the authors' code
-    (9 constants from 0.001, lr 0.01), but 1,000 steps in the place of 10,000: a tenth of the time. Ours: images stop
-    one by one, so that the batch decides nothing, and by the lowest loss so far, which Adam's swings do not hide; the
-    last constant is never repeated at its upper bound. Few steps are not enough for black and white pixels: at the
-    walls of the box tanh is flat.
-    Raises ValueError where a setting is out of range, and on NaN logits.
+    Minimised over w is |x' - x|^2 + c max(confidence - gap, 0) with x' = (tanh(w) + 1) / 2, where
+    gap is the margin of the best wrong class (targeted: of the target). c is searched for each
+    image: times 10 until the attack succeeds, then by bisection. Returned is the nearest x' with
+    gap > confidence of all those passed. steps of Adam per constant; search_steps: constants tried;
+    abort_early: look ten times per constant, and stop where the loss has not fallen by 0.01 %.
+    Defaults are those of foolbox's L2CarliniWagnerAttack and of the authors' code (9 constants from
+    0.001, lr 0.01), but 1,000 steps in the place of 10,000: a tenth of the time. Ours: images stop
+    one by one, so that the batch decides nothing, and by the lowest loss so far, which Adam's
+    swings do not hide; the last constant is never repeated at its upper bound. Few steps are not
+    enough for black and white pixels: at the walls of the box tanh is flat. Raises ValueError where
+    a setting is out of range, and on NaN logits.
     """
 
     confidence: float = 0.0
@@ -127,7 +148,9 @@ class CWL2:
                 f"not {self.steps}, {self.search_steps} and {self.confidence}"
             )
         if not (self.lr > 0 and self.initial_const > 0):
-            raise ValueError(f"lr and initial_const must be above 0, not {self.lr} and {self.initial_const}")
+            raise ValueError(
+                f"lr and initial_const must be above 0, not {self.lr} and {self.initial_const}"
+            )
 
     def perturb(
         self,
@@ -139,10 +162,12 @@ class CWL2:
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """x (N, C, H, W) in [0, 1], y (N,) -> x_adv; x itself where it is adversarial already, or nothing is found.
+        """x (N, C, H, W) in [0, 1], y (N,) -> x_adv; x itself where it is adversarial already, or
+        nothing is found.
 
-        target: (N,) classes to end in; eps: a number or (N,), the L2 ball into which the result is projected (it may
-        then be adversarial no more); `generator` is unread: the method draws nothing.
+        target: (N,) classes to end in; eps: a number or (N,), the L2 ball into which the result is
+        projected (it may then be adversarial no more); `generator` is unread: the method draws
+        nothing.
         """
         label, sign = (y, 1) if target is None else (target, -1)
         x_adv = x.clone()
@@ -156,8 +181,15 @@ class CWL2:
 
     def _search(self, model: nn.Module, x: Tensor, label: Tensor, sign: int) -> Tensor:
         """The nearest adversarial images over all constants."""
-        best, const = x, torch.full((len(x),), self.initial_const, device=x.device, dtype=full(x).dtype)
-        low, high, nearest = torch.zeros_like(const), torch.full_like(const, inf), torch.full_like(const, inf)
+        best, const = (
+            x,
+            torch.full((len(x),), self.initial_const, device=x.device, dtype=full(x).dtype),
+        )
+        low, high, nearest = (
+            torch.zeros_like(const),
+            torch.full_like(const, inf),
+            torch.full_like(const, inf),
+        )
         for _ in range(self.search_steps if len(x) else 0):
             x_adv, distance = self._minimise(model, x, label, sign, const)
             best = torch.where(over_images(distance < nearest, x), x_adv, best)
@@ -166,10 +198,15 @@ class CWL2:
             const = torch.where(high.isinf(), const * 10, (low + high) / 2)
         return best
 
-    def _minimise(self, model: nn.Module, x: Tensor, label: Tensor, sign: int, const: Tensor) -> tuple[Tensor, Tensor]:
-        """Adam (Kingma and Ba 2015) from x with one constant per image: the nearest x' and |x' - x|^2, inf if none."""
+    def _minimise(
+        self, model: nn.Module, x: Tensor, label: Tensor, sign: int, const: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Adam (Kingma and Ba 2015) from x with one constant per image: the nearest x' and |x' -
+        x|^2, inf if none.
+        """
         best, nearest = x.clone(), torch.full_like(const, inf)
-        w = torch.atanh((2 * full(x) - 1) * 0.999999)  # the box is open: tanh reaches neither 0 nor 1
+        # the box is open: tanh reaches neither 0 nor 1
+        w = torch.atanh((2 * full(x) - 1) * 0.999999)
         first, second = torch.zeros_like(w), torch.zeros_like(w)
         previous = lowest = torch.full_like(const, inf)
         at = torch.arange(len(x), device=x.device)
@@ -182,7 +219,8 @@ class CWL2:
             scale = self.lr / (1 - 0.9 ** (step + 1))
             w = w - scale * first / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
             lowest = lowest.minimum(loss)
-            if self.abort_early and step % -(-self.steps // 10) == 0:  # ten times a constant, a look at the device
+            # ten times a constant, a look at the device
+            if self.abort_early and step % -(-self.steps // 10) == 0:
                 keep = (lowest <= 0.9999 * previous).nonzero().flatten()
                 if not len(keep):
                     break
@@ -194,7 +232,9 @@ class CWL2:
     def _descend(
         self, model: nn.Module, w: Tensor, x: Tensor, label: Tensor, sign: int, const: Tensor
     ) -> tuple[Tensor, ...]:
-        """At w: the image, its squared distance (N,), its gap (N,), the loss (N,), and the loss's gradient in w."""
+        """At w: the image, its squared distance (N,), its gap (N,), the loss (N,), and the
+        loss's gradient in w.
+        """
         w = w.detach().requires_grad_()
         with torch.enable_grad():
             x_adv = ((w.tanh() + 1) / 2).to(x.dtype)
@@ -217,16 +257,19 @@ def minimal_radius(
     generator: Source = None,
     judge: nn.Module | None = None,
 ) -> Tensor:
-    """The smallest eps at which `attack` was seen to succeed, (N,): 0 where the clean image is wrong.
+    """The smallest eps at which `attack` was seen to succeed, (N,): 0 where the clean image is
+    wrong.
 
-    Bisection for each image between 0 and `largest` (a number or (N,)), to largest / 2^rounds: inf where the attack
-    fails at `largest`; any attack with a per-sample eps. PGD's step keeps its ratio to eps; APGD, FAB, Square and
-    MI-FGSM without a step_size scale by themselves. An attack may fail at a radius above one where it succeeded: what
-    is returned is an upper bound of the true radius, as every attack gives.
-    objective: "margin", in the place of a cross-entropy that the attack ascends by default (APGD: DLR, of three classes
-        and more); "own": whatever the attack ascends. The cross-entropy climbs towards all wrong classes at once, and
-        a radius is the distance to the nearest: on linear classifiers it is found 27 % (K = 100) to 32 % (K = 10) too
-        large by the cross-entropy, .5 % by the margin, as by FAB.
+    Bisection for each image between 0 and `largest` (a number or (N,)), to largest / 2^rounds: inf
+    where the attack fails at `largest`; any attack with a per-sample eps. PGD's step keeps its
+    ratio to eps; APGD, FAB, Square and MI-FGSM without a step_size scale by themselves. An attack
+    may fail at a radius above one where it succeeded: what is returned is an upper bound of the
+    true radius, as every attack gives.
+    objective: "margin", in the place of a cross-entropy that the attack ascends by default (APGD:
+        DLR, of three classes and more); "own": whatever the attack ascends. The cross-entropy
+        climbs towards all wrong classes at once, and a radius is the distance to the nearest: on
+        linear classifiers it is found 27 % (K = 100) to 32 % (K = 10) too large by the
+        cross-entropy, .5 % by the margin, as by FAB.
     judge: the model whose float32 prediction decides, default `model`. All N images are one batch.
     Raises AttackError (crat.attacks.door), and ValueError for a step_size that cannot follow eps.
     """
@@ -238,7 +281,9 @@ def minimal_radius(
     if objective == "margin":
         attack = towards_the_nearest(attack, judge, x)
     if getattr(attack, "step_size", None) is not None and not isinstance(attack, PGD):
-        raise ValueError(f"the step_size of {attack!r} does not follow eps: leave it None, or use PGD")
+        raise ValueError(
+            f"the step_size of {attack!r} does not follow eps: leave it None, or use PGD"
+        )
     noise = source(generator, x)
 
     def broken(at: Tensor, eps: Tensor, streams: PerImage) -> Tensor:
@@ -261,19 +306,26 @@ def minimal_radius(
 
 
 def towards_the_nearest(attack: Attack, model: nn.Module, x: Tensor) -> Attack:
-    """The attack, but ascending the margin where it ascends the cross-entropy of all classes by default."""
+    """The attack, but ascending the margin where it ascends the cross-entropy of all classes by
+    default.
+    """
     if isinstance(attack, (FGSM, PGD, MIFGSM)) and attack.objective == CrossEntropy():
         return replace(attack, objective=Margin())
     if isinstance(attack, APGD) and attack.loss == "ce":
         with frozen(model):
             n_classes = finite_logits(model, x[:1]).shape[1]
-        return replace(attack, loss="dlr") if n_classes > 2 else attack  # of two, the nearest is the only one
+        # of two, the nearest is the only one
+        return replace(attack, loss="dlr") if n_classes > 2 else attack
     return attack
 
 
-def _attacked(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: PerImage) -> Tensor:
+def _attacked(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: PerImage
+) -> Tensor:
     if isinstance(attack, PGD):
-        return attack(model, x, y, eps=eps, step_size=eps * (attack.step_size / attack.eps), generator=noise)
+        return attack(
+            model, x, y, eps=eps, step_size=eps * (attack.step_size / attack.eps), generator=noise
+        )
     return attack(model, x, y, eps=eps, generator=noise)
 
 

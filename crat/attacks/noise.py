@@ -1,7 +1,9 @@
-"""Random numbers of attacks: one stream per image, so that neither the batch size nor who left the batch decides them.
+"""Random numbers of attacks: one stream per image, so that neither the batch size nor who left the
+batch decides them.
 
-A number is a hash of (seed, image, how many were drawn before, place in the image): integer arithmetic only, so CPU and
-GPU draw the same. Training, where speed counts and nothing is compared image by image, draws from a torch.Generator.
+A number is a hash of (seed, image, how many were drawn before, place in the image): integer
+arithmetic only, so CPU and GPU draw the same. Training, where speed counts and nothing is compared
+image by image, draws from a torch.Generator.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ _STEP, _MIX_1, _MIX_2 = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The splitmix64 finaliser, elementwise on int64, in place; `>>` is arithmetic in torch, hence the masks."""
+    """The splitmix64 finaliser, elementwise on int64, in place; `>>` is arithmetic in torch,
+    hence the masks.
+    """
     for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
         z ^= (z >> shift) & ((1 << (64 - shift)) - 1)
         z *= factor
@@ -34,9 +38,11 @@ def _mix(z: Tensor) -> Tensor:
 
 
 class PerImage:
-    """A stream of random numbers for each image of a batch, decided by `seed` and the image's own number.
+    """A stream of random numbers for each image of a batch, decided by `seed` and the image's own
+    number.
 
-    ids: (N,) int64, the place of each image in its set. Each call draws the next numbers of every image.
+    ids: (N,) int64, the place of each image in its set. Each call draws the next numbers of every
+    image.
     """
 
     def __init__(self, seed: int, ids: Tensor, drawn: int = 0) -> None:
@@ -56,14 +62,18 @@ class PerImage:
 
     def shared_uniform(self, *shape: int) -> Tensor:
         """(*shape,) float32 in [0, 1), one draw for all images."""
-        return self._draw(torch.full_like(self.ids[:1], -1) if len(self) else self.ids.new_full((1,), -1), shape)[0]
+        return self._draw(
+            torch.full_like(self.ids[:1], -1) if len(self) else self.ids.new_full((1,), -1), shape
+        )[0]
 
     def take(self, keep: Tensor) -> PerImage:
         """The streams of some images, where they are now."""
         return PerImage(self.seed, self.ids[keep], self.drawn)
 
     def fork(self, *key: str | int) -> PerImage:
-        """Independent streams of the same images, named by the key: a restart, a target, an attack of a battery."""
+        """Independent streams of the same images, named by the key: a restart, a target, an
+        attack of a battery.
+        """
         return PerImage(seed_for(self.seed, *key), self.ids)
 
     def _draw(self, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -75,7 +85,8 @@ class PerImage:
 
 
 class Share:
-    """The draws of one rank of several: each rank draws for the whole batch and keeps its own images' numbers.
+    """The draws of one rank of several: each rank draws for the whole batch and keeps its own
+    images' numbers.
 
     own (n,): places of this rank's images in the batch of `total`.
     """
@@ -85,14 +96,18 @@ class Share:
 
     def draw(self, make: Callable[..., Tensor], shape: tuple[int, ...], x: Tensor) -> Tensor:
         """make (torch.rand or torch.randn) for the batch, cut to this rank's images."""
-        return make((self.total, *shape[1:]), generator=self.generator, device=x.device, dtype=x.dtype)[self.own]
+        return make(
+            (self.total, *shape[1:]), generator=self.generator, device=x.device, dtype=x.dtype
+        )[self.own]
 
 
 Source = torch.Generator | PerImage | Share | None
 
 
 def source(generator: Source, x: Tensor) -> PerImage:
-    """Per-image streams for the batch x, from a generator (one number is drawn), streams, or None (seed 0)."""
+    """Per-image streams for the batch x, from a generator (one number is drawn), streams, or
+    None (seed 0).
+    """
     if isinstance(generator, PerImage):
         if len(generator) != len(x):
             raise ValueError(f"noise for {len(generator)} images, but {len(x)} are attacked")
@@ -106,7 +121,9 @@ def source(generator: Source, x: Tensor) -> PerImage:
     return PerImage(seed, ids)
 
 
-def uniform(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | PerImage | Share) -> Tensor:
+def uniform(
+    shape: tuple[int, ...], x: Tensor, generator: torch.Generator | PerImage | Share
+) -> Tensor:
     """Uniform in [0, 1) for the N images of x, shape (N, ...), in x's dtype."""
     if isinstance(generator, PerImage):
         return generator.uniform(*shape[1:]).to(x.dtype)
@@ -115,7 +132,9 @@ def uniform(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | PerI
     return torch.rand(shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def normal(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | PerImage | Share) -> Tensor:
+def normal(
+    shape: tuple[int, ...], x: Tensor, generator: torch.Generator | PerImage | Share
+) -> Tensor:
     """Standard normal for the N images of x, shape (N, ...), in x's dtype."""
     if isinstance(generator, PerImage):
         return generator.normal(*shape[1:]).to(x.dtype)

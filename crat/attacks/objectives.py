@@ -32,13 +32,15 @@ def other_logits(logits: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy of softmax(z / T) in a form that does not saturate; T = 1 is PGD's, else Temperature-PGD's.
+    """Cross-entropy of softmax(z / T) in a form that does not saturate; T = 1 is PGD's, else
+    Temperature-PGD's.
 
-    Returned is m = logsumexp_{j != y}(z_j / T) - z_y / T, of which the cross-entropy is softplus(m): strictly
-    increasing, so each sample's gradient has the same direction. In float32 cross-entropy itself loses the part of its
-    gradient that goes through z_y once p_y rounds to 1, from a margin z_y - z_j of 17 T on, and all of it from 104 T
-    on, where sign(0) = 0 stops the attack. Where BatchNorm normalises by the batch, samples meet in each other's
-    gradients, and the two forms weigh them differently (PlainCrossEntropy).
+    Returned is m = logsumexp_{j != y}(z_j / T) - z_y / T, of which the cross-entropy is
+    softplus(m): strictly increasing, so each sample's gradient has the same direction. In float32
+    cross-entropy itself loses the part of its gradient that goes through z_y once p_y rounds to 1,
+    from a margin z_y - z_j of 17 T on, and all of it from 104 T on, where sign(0) = 0 stops the
+    attack. Where BatchNorm normalises by the batch, samples meet in each other's gradients, and the
+    two forms weigh them differently (PlainCrossEntropy).
     Source: Tian et al. 2021 (temperature in the confidence distribution); the safe form is ours.
     """
 
@@ -56,7 +58,9 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class PlainCrossEntropy:
-    """-log p_y as all released code ascends it; 0 where p_y rounds to 1 (CrossEntropy says what its gradient loses)."""
+    """-log p_y as all released code ascends it; 0 where p_y rounds to 1 (CrossEntropy says what
+    its gradient loses).
+    """
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
         """(N, K), (N,) -> (N,)."""
@@ -65,7 +69,8 @@ class PlainCrossEntropy:
 
 @dataclass(frozen=True)
 class Margin:
-    """max_{j != y} z_j - z_y (Carlini and Wagner 2017, as the L-inf "CW" columns of the papers use it).
+    """max_{j != y} z_j - z_y (Carlini and Wagner 2017, as the L-inf "CW" columns of the papers use
+    it).
 
     Above 0 exactly where the sample is misclassified; the limit T -> 0 of Temperature-PGD.
     """
@@ -77,7 +82,8 @@ class Margin:
 
 @dataclass(frozen=True)
 class DLR:
-    """Difference of logits ratio, -(z_y - max_{j != y} z_j) / (z_1st - z_3rd) (Croce and Hein 2020, equation 6).
+    """Difference of logits ratio, -(z_y - max_{j != y} z_j) / (z_1st - z_3rd) (Croce and Hein 2020,
+    equation 6).
 
     Unchanged when the logits are scaled or shifted. Raises ValueError below three classes.
     """
@@ -90,7 +96,8 @@ class DLR:
 
 @dataclass(frozen=True, eq=False)
 class TargetedDLR:
-    """Targeted DLR, -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2) (Croce and Hein 2020, equation 7); target: (N,).
+    """Targeted DLR, -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2) (Croce and Hein 2020, equation 7);
+    target: (N,).
 
     Raises ValueError below four classes.
     """
@@ -109,7 +116,9 @@ class TargetedDLR:
 
 @dataclass(frozen=True, eq=False)
 class Toward:
-    """A targeted attack: the negative of an objective at the target classes (N,), so its ascent ends in the target."""
+    """A targeted attack: the negative of an objective at the target classes (N,), so its ascent
+    ends in the target.
+    """
 
     target: Tensor
     objective: Objective = CrossEntropy()
@@ -124,13 +133,17 @@ class Toward:
 
 def _largest(logits: Tensor, count: int, what: str) -> Tensor:
     if logits.shape[1] < count:
-        raise ValueError(f"{what} needs at least {count} classes, the model gives {logits.shape[1]}")
+        raise ValueError(
+            f"{what} needs at least {count} classes, the model gives {logits.shape[1]}"
+        )
     return logits.topk(count, 1).values
 
 
 @dataclass(frozen=True, eq=False)
 class KLFrom:
-    """KL(softmax(c) || softmax(z)) from fixed clean logits c (N, K): the inner maximisation of TRADES."""
+    """KL(softmax(c) || softmax(z)) from fixed clean logits c (N, K): the inner maximisation of
+    TRADES.
+    """
 
     clean_logits: Tensor
 
@@ -145,7 +158,8 @@ class KLFrom:
 def kl_divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
     """KL(softmax(clean_logits) || softmax(logits)) per sample, (N,).
 
-    From log-probabilities, which stay finite: a probability that underflows to 0 gives 0, and no NaN in its gradient.
+    From log-probabilities, which stay finite: a probability that underflows to 0 gives 0, and no
+    NaN in its gradient.
     """
     log_p = clean_logits.log_softmax(1)
     return (log_p.exp() * (log_p - logits.log_softmax(1))).sum(1)

@@ -1,7 +1,9 @@
-"""The copy of a model that attacks search with: BatchNorm folded into convolutions, channels last, bfloat16.
+"""The copy of a model that attacks search with: BatchNorm folded into convolutions, channels last,
+bfloat16.
 
-Only the search runs on it. Whether an image is broken is decided by the model itself, in float32. A copy is believed
-only where it was tried: its logits and its input gradients on a few images are the model's, up to rounding.
+Only the search runs on it. Whether an image is broken is decided by the model itself, in float32. A
+copy is believed only where it was tried: its logits and its input gradients on a few images are the
+model's, up to rounding.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from crat.attacks.logits import answer_of, logits_of
 from crat.attacks.objectives import CrossEntropy, full
 from crat.device import autocast, exact
 
-FOLDED = (1e-3, 0.05)  # what folding may change: of the largest logit, of the gradient's length (a ReLU may tip over)
-ROUNDED = (0.1, 0.7)  # the same for bfloat16, whose numbers have 8 bits: a ResNet-50 changes by .01 and .35
+# what folding may change: of the largest logit, of the gradient's length (a ReLU may tip over)
+FOLDED = (1e-3, 0.05)
+# the same for bfloat16, whose numbers have 8 bits: a ResNet-50 changes by .01 and .35
+ROUNDED = (0.1, 0.7)
 
 
 class SearchWarning(UserWarning):
@@ -30,7 +34,9 @@ class SearchWarning(UserWarning):
 
 
 class Looked(NamedTuple):
-    """What a network gives for images: logits (N, K), and the gradient of its own answer's log-odds (N, C, H, W)."""
+    """What a network gives for images: logits (N, K), and the gradient of its own answer's
+    log-odds (N, C, H, W).
+    """
 
     logits: Tensor
     gradient: Tensor
@@ -46,8 +52,11 @@ class Searcher(nn.Module):
         super().__init__()
         self.net, self.dtype, self.unfolded = net, dtype, unfolded
         if dtype == "bfloat16":
-            layers = [m for m in net.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
-            for layer in layers[:-1]:  # autocast would cast frozen weights anew in each forward pass
+            layers = [
+                m for m in net.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))
+            ]
+            # autocast would cast frozen weights anew in each forward pass
+            for layer in layers[:-1]:
                 if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
                     layer.to(torch.bfloat16)
             if layers:  # a cosine head, too
@@ -60,7 +69,9 @@ class Searcher(nn.Module):
 
 
 def _keep_float32(head: nn.Module) -> None:
-    """The last layer computes in float32: in bfloat16 two logits near 8 that differ by less than 0.03 are equal."""
+    """The last layer computes in float32: in bfloat16 two logits near 8 that differ by less than
+    0.03 are equal.
+    """
     plain = head.forward
 
     def forward(x: Tensor) -> Tensor:
@@ -70,13 +81,17 @@ def _keep_float32(head: nn.Module) -> None:
     head.forward = forward  # type: ignore[method-assign]
 
 
-def searcher(model: nn.Module, example: Tensor, dtype: str = "float32", fold: bool = True) -> Searcher:
-    """A frozen copy of `model` for searching in "float32" or "bfloat16"; the model itself is left as it is.
+def searcher(
+    model: nn.Module, example: Tensor, dtype: str = "float32", fold: bool = True
+) -> Searcher:
+    """A frozen copy of `model` for searching in "float32" or "bfloat16"; the model itself is left
+    as it is.
 
-    example: a few images, on which the copy is tried. Where the model cannot be traced, has hooks, or folding changes
-    logits or gradients by more than rounding, BatchNorm stays, and `unfolded` says why; fold=False leaves it in any
-    case, for attacks that normalise by the batch. Where bfloat16 fails or changes them by more than its rounding, the
-    search is in float32, and a SearchWarning says why.
+    example: a few images, on which the copy is tried. Where the model cannot be traced, has hooks,
+    or folding changes logits or gradients by more than rounding, BatchNorm stays, and `unfolded`
+    says why; fold=False leaves it in any case, for attacks that normalise by the batch. Where
+    bfloat16 fails or changes them by more than its rounding, the search is in float32, and a
+    SearchWarning says why.
     """
     with frozen(model):
         expected = _look(model, example)
@@ -87,11 +102,15 @@ def searcher(model: nn.Module, example: Tensor, dtype: str = "float32", fold: bo
             rounded, why = _in_bfloat16(net, unfolded, example, expected)
             if rounded is not None:
                 return rounded
-            warnings.warn(f"the search is in float32: in bfloat16 {why}", SearchWarning, stacklevel=2)
+            warnings.warn(
+                f"the search is in float32: in bfloat16 {why}", SearchWarning, stacklevel=2
+            )
     return Searcher(net, "float32", unfolded)
 
 
-def _in_bfloat16(net: nn.Module, unfolded: str, example: Tensor, expected: Looked) -> tuple[Searcher | None, str]:
+def _in_bfloat16(
+    net: nn.Module, unfolded: str, example: Tensor, expected: Looked
+) -> tuple[Searcher | None, str]:
     """The network in bfloat16, or why it cannot be had."""
     try:
         rounded = Searcher(copy.deepcopy(net), "bfloat16", unfolded)
@@ -119,7 +138,8 @@ def _folded(model: nn.Module, example: Tensor, expected: Looked) -> tuple[nn.Mod
         net = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)
         net = net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         why = _difference(expected, _look(net, example), FOLDED)
-    except Exception as error:  # tracing runs the model's own code: whatever it raises, it cannot be folded
+    # tracing runs the model's own code: whatever it raises, it cannot be folded
+    except Exception as error:
         return None, f"it cannot be traced ({_first_line(error)})"
     return (None, f"folding {why}") if why else (net, "")
 
@@ -141,8 +161,12 @@ def _look(net: nn.Module, x: Tensor) -> Looked:
 
 
 def _difference(expected: Looked, found: Looked, allowed: tuple[float, float]) -> str:
-    """How the found differs by more than is allowed, "" where it does not; what is not finite differs."""
-    logits = (expected.logits - found.logits).abs().max() / expected.logits.abs().max().clamp_min(1e-12)
+    """How the found differs by more than is allowed, "" where it does not; what is not finite
+    differs.
+    """
+    logits = (expected.logits - found.logits).abs().max() / expected.logits.abs().max().clamp_min(
+        1e-12
+    )
     if not logits <= allowed[0]:
         return f"changed the logits by {logits:.1%} of the largest"
     length = expected.gradient.norm()
@@ -157,7 +181,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _has_hooks(part: nn.Module) -> bool:
-    return any(value for name, value in vars(part).items() if name.endswith("_hooks") and "state_dict" not in name)
+    return any(
+        value
+        for name, value in vars(part).items()
+        if name.endswith("_hooks") and "state_dict" not in name
+    )
 
 
 def _has_batch_norm(module: nn.Module) -> bool:

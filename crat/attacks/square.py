@@ -1,7 +1,9 @@
-"""Square Attack: random search over square windows, which asks the model for logits and for nothing else.
+"""Square Attack: random search over square windows, which asks the model for logits and for nothing
+else.
 
-A query changes each image inside one window (L-inf) or two (L2, L1), the same ones for all images of the batch, and
-keeps the change where it helped. So a query costs a forward pass and a little work on the windows.
+A query changes each image inside one window (L-inf) or two (L2, L1), the same ones for all images
+of the batch, and keeps the change where it helped. So a query costs a forward pass and a little
+work on the windows.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from crat.attacks.noise import PerImage, Source
 from crat.attacks.objectives import CrossEntropy, Margin, Objective, Toward, full
 from crat.attacks.threat import NORMS, Budget, length, over_images, project
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # after these queries of 10,000 the windows' area is halved
+# after these queries of 10,000 the windows' area is halved
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 LOSSES: dict[str, Objective] = {"margin": Margin(), "ce": CrossEntropy()}
 BLOCK = 100  # queries whose signs are drawn at a time
 
@@ -30,7 +33,8 @@ Changes = list[tuple[Tensor, Tensor]]  # what a query wrote, as views, and what 
 
 @dataclass(frozen=True)
 class Square:
-    """Square Attack (Andriushchenko et al. 2020; L1: Croce and Hein 2021). `Square(eps)(model, x, y) -> x_adv`.
+    """Square Attack (Andriushchenko et al. 2020; L1: Croce and Hein 2021). `Square(eps)(model, x,
+    y) -> x_adv`.
 
     eps: radius in units of [0, 1]; at call time also an (N,) tensor, one per sample.
     norm: "Linf", "L2" or "L1".
@@ -41,9 +45,10 @@ class Square:
     rescale_schedule: shrink the windows as if `queries` were 10,000; False is AutoAttack's setting.
     Raises ValueError on an unknown norm or loss, and on queries, restarts or p_init out of range.
 
-    As in the authors' code: the schedule, the windows and the signs of L-inf are shared by the batch. Differences:
-    windows also reach the last row and column (there only in the paper's text); found images stay adversarial but still
-    go on to larger margins, so that a search in bfloat16 passes the float32 verdict; L2 and L1 see `Hills`.
+    As in the authors' code: the schedule, the windows and the signs of L-inf are shared by the
+    batch. Differences: windows also reach the last row and column (there only in the paper's text);
+    found images stay adversarial but still go on to larger margins, so that a search in bfloat16
+    passes the float32 verdict; L2 and L1 see `Hills`.
     """
 
     eps: float
@@ -59,7 +64,9 @@ class Square:
         check_radius(self.eps, self.norm)
         one_of("loss", self.loss, tuple(LOSSES))
         if self.queries < 1 or self.restarts < 1:
-            raise ValueError(f"queries and restarts are at least 1, not {self.queries} and {self.restarts}")
+            raise ValueError(
+                f"queries and restarts are at least 1, not {self.queries} and {self.restarts}"
+            )
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init is a share of the image in (0, 1], not {self.p_init!r}")
 
@@ -84,7 +91,9 @@ class Square:
         return iter([self._search] * self.restarts)
 
     def side(self, query: int, height: int, width: int) -> int:
-        """The side of a query's windows, in pixels; in L2 and L1 odd and at least 3 where the image has room."""
+        """The side of a query's windows, in pixels; in L2 and L1 odd and at least 3 where the
+        image has room.
+        """
         if self.rescale_schedule:
             query = int(query / self.queries * 10_000)
         area = self.p_init / 2 ** bisect_left(HALVINGS, query) * height * width
@@ -95,9 +104,15 @@ class Square:
 
     @torch.no_grad()
     def _search(
-        self, model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: PerImage, hunt: Hunt,
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        eps: Tensor,
+        noise: PerImage,
+        hunt: Hunt,
         target: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """One run, see `hunt`: the best points of the images that did not leave."""
 
         def judged() -> tuple[Tensor, Tensor]:
@@ -106,12 +121,17 @@ class Square:
             return objective(logits, y), hunt.hit(logits)
 
         sides = [self.side(query, *x.shape[2:]) for query in range(self.queries)]
-        tried = Corners(x, eps, noise, sides) if self.norm == "Linf" else Hills(x, eps, noise, sides, self.norm)
+        tried = (
+            Corners(x, eps, noise, sides)
+            if self.norm == "Linf"
+            else Hills(x, eps, noise, sides, self.norm)
+        )
         best, found = judged()
         for query in range(self.queries):
             changes = tried.move(query)
             value, hit = judged()
-            better = torch.where(hit == found, value > best, hit)  # a hit first, then the larger value
+            # a hit first, then the larger value
+            better = torch.where(hit == found, value > best, hit)
             best = torch.where(better, value, best)
             found = found | hit
             better = over_images(better, x)
@@ -128,16 +148,20 @@ class Square:
 
 
 class Corners:
-    """The L-inf search: every pixel at one end of what ball and box allow; a query moves a window to one end.
+    """The L-inf search: every pixel at one end of what ball and box allow; a query moves a window
+    to one end.
 
-    The authors add 2 eps times the channel's sign and clip: from an end that is the other end, or where it was.
+    The authors add 2 eps times the channel's sign and clip: from an end that is the other end, or
+    where it was.
     """
 
     def __init__(self, x: Tensor, eps: Tensor, noise: PerImage, sides: list[int]) -> None:
         channels, *image = x.shape[1:]
         draws = noise.shared_uniform(len(sides), 2 + channels)
         places = draws[:, :2].tolist()  # the only wait for the device
-        self.windows = [window(side, image, place) for side, place in zip(sides, places, strict=True)]
+        self.windows = [
+            window(side, image, place) for side, place in zip(sides, places, strict=True)
+        ]
         self.up = (draws[:, 2:] < 0.5)[..., None, None]
         self.low, self.high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
         stripes = noise.uniform(channels, 1, image[1]) < 0.5
@@ -157,20 +181,33 @@ class Corners:
 
 
 class Hills:
-    """The L2 and L1 search: a query empties one window and spends what it held on a pair of hills in another.
+    """The L2 and L1 search: a query empties one window and spends what it held on a pair of hills
+    in another.
 
-    What each image spends is tracked, so that only the windows are touched. The authors scale the whole image to the
-    radius after each query, which changes nothing: a window is made to spend all that is left. Only in L1 with several
-    channels do they make it spend more, and let the projection thin out the whole image.
+    What each image spends is tracked, so that only the windows are touched. The authors scale the
+    whole image to the radius after each query, which changes nothing: a window is made to spend all
+    that is left. Only in L1 with several channels do they make it spend more, and let the
+    projection thin out the whole image.
     """
 
-    def __init__(self, x: Tensor, eps: Tensor, noise: PerImage, sides: list[int], norm: str) -> None:
-        self.x = x.to(torch.promote_types(x.dtype, torch.float32))  # so that all differences and sums are float32
+    def __init__(
+        self, x: Tensor, eps: Tensor, noise: PerImage, sides: list[int], norm: str
+    ) -> None:
+        # so that all differences and sums are float32
+        self.x = x.to(torch.promote_types(x.dtype, torch.float32))
         self.eps = eps.to(self.x) * (1 - 1e-6)  # which still round
-        self.noise, self.power, self.thins = noise, 2 if norm == "L2" else 1, norm == "L1" and x.shape[1] > 1
+        self.noise, self.power, self.thins = (
+            noise,
+            2 if norm == "L2" else 1,
+            norm == "L1" and x.shape[1] > 1,
+        )
         draws = noise.shared_uniform(len(sides), 5).tolist()  # the only wait for the device
-        self.filled = [window(side, x.shape[2:], draw[:2]) for side, draw in zip(sides, draws, strict=True)]
-        self.emptied = [window(side, x.shape[2:], draw[2:4]) for side, draw in zip(sides, draws, strict=True)]
+        self.filled = [
+            window(side, x.shape[2:], draw[:2]) for side, draw in zip(sides, draws, strict=True)
+        ]
+        self.emptied = [
+            window(side, x.shape[2:], draw[2:4]) for side, draw in zip(sides, draws, strict=True)
+        ]
         pairs = {side: hill_pairs(side, self.power, x.device) for side in set(sides)}
         self.pairs = [pairs[side][draw[4] < 0.5] for side, draw in zip(sides, draws, strict=True)]
         tiles = self._tiles()
@@ -192,7 +229,8 @@ class Hills:
         hills = self.pairs[query] * self.signs[:, query % BLOCK] + self._unit(filled - x_filled)
         freed = self._mass(emptied - x_emptied)
         emptied.copy_(x_emptied)
-        freed += self._mass(filled - x_filled)  # after the other is empty: what they share counts once
+        # after the other is empty: what they share counts once
+        freed += self._mass(filled - x_filled)
         channels = self.x.shape[1]
         spend = (self.eps**self.power - self.spent).clamp_min_(0) / channels + freed
         if self.thins:
@@ -206,11 +244,18 @@ class Hills:
 
     def take(self, keep: Tensor) -> None:
         """Goes on with some of the images."""
-        self.x, self.image, self.eps, self.noise = self.x[keep], self.image[keep], self.eps[keep], self.noise.take(keep)
+        self.x, self.image, self.eps, self.noise = (
+            self.x[keep],
+            self.image[keep],
+            self.eps[keep],
+            self.noise.take(keep),
+        )
         self.spent, self.signs = self.spent[keep], self.signs[keep]
 
     def _mass(self, delta: Tensor) -> Tensor:
-        """What each channel of a change spends, (N, C, 1, 1): the power of its norm that adds up."""
+        """What each channel of a change spends, (N, C, 1, 1): the power of its norm that adds
+        up.
+        """
         return (delta.square() if self.power == 2 else delta.abs()).sum((2, 3), keepdim=True)
 
     def _spent(self) -> Tensor:
@@ -220,7 +265,9 @@ class Hills:
         return delta / (self._mass(delta) ** (1 / self.power)).clamp_min_(1e-12)
 
     def _tiles(self) -> Tensor:
-        """The start: the image tiled with pairs of hills, five to a side, each with a sign of its own per channel."""
+        """The start: the image tiled with pairs of hills, five to a side, each with a sign of
+        its own per channel.
+        """
         channels, height, width = self.x.shape[1:]
         side = max(min(height, width) // 5, 1)
         places = [(top, left) for top in tiled(height, side) for left in tiled(width, side)]
@@ -229,12 +276,16 @@ class Hills:
         pairs = hill_pairs(side, self.power, self.x.device)
         tiles = torch.zeros_like(self.x)
         for number, (top, left) in enumerate(places):
-            tiles[:, :, top : top + side, left : left + side] = pairs[turned[number]] * signs[:, number]
+            tiles[:, :, top : top + side, left : left + side] = (
+                pairs[turned[number]] * signs[:, number]
+            )
         return tiles
 
 
 def window(side: int, image: Sequence[int], place: Sequence[float]) -> tuple[slice, ...]:
-    """The square at a place in [0, 1)^2 of an image (height, width), as an index of (N, C, H, W)."""
+    """The square at a place in [0, 1)^2 of an image (height, width), as an index of (N, C, H,
+    W).
+    """
     height, width = image
     top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
     return slice(None), slice(None), slice(top, top + side), slice(left, left + side)
@@ -251,7 +302,9 @@ def random_signs(noise: PerImage, count: int, channels: int) -> Tensor:
 
 
 def hill_pairs(side: int, power: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two (side, side) shapes of norm 1: a hill above a hollow, each half of the square, and the same turned."""
+    """Two (side, side) shapes of norm 1: a hill above a hollow, each half of the square, and the
+    same turned.
+    """
     upper, lower = hill(side // 2, side, power), hill(side - side // 2, side, power)
     pair = torch.cat([upper, -lower])
     pair = (pair / torch.linalg.vector_norm(pair, power)).to(device)
@@ -259,7 +312,9 @@ def hill_pairs(side: int, power: int, device: torch.device) -> tuple[Tensor, Ten
 
 
 def hill(height: int, width: int, power: int) -> Tensor:
-    """(height, width), of norm 1: a pyramid whose k-th ring is 1 / k^q above the next (q: 2 in L2, 4 in L1)."""
+    """(height, width), of norm 1: a pyramid whose k-th ring is 1 / k^q above the next (q: 2 in
+    L2, 4 in L1).
+    """
     rows, columns = torch.arange(height), torch.arange(width)
     ring = torch.maximum((rows - height // 2).abs()[:, None], (columns - width // 2).abs()[None])
     steps = torch.arange(max(height, width) // 2 + 1, 0, -1) ** (-2.0 * (3 - power))

@@ -1,4 +1,6 @@
-"""The threat model: the norm ball around an image, cut with the box [0, 1], and the steps that live in it."""
+"""The threat model: the norm ball around an image, cut with the box [0, 1], and the steps that
+live in it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ def per_sample(value: Budget, x: Tensor) -> Tensor | float:
     if value.ndim == 0:
         return value.to(x)
     if value.shape != x.shape[:1]:
-        raise ValueError(f"eps and step_size take a number or a tensor of shape ({len(x)},), not {tuple(value.shape)}")
+        raise ValueError(
+            f"eps and step_size take a number or a tensor of shape ({len(x)},), not "
+            f"{tuple(value.shape)}"
+        )
     return over_images(value.to(x), x)
 
 
@@ -52,7 +57,8 @@ def length(delta: Tensor) -> Tensor:
 def ascent_direction(gradient: Tensor, norm: str) -> Tensor:
     """The unit step of steepest ascent; a zero gradient stays zero.
 
-    L-inf: the sign. L2: the normalised gradient. L1: all in the coordinate that counts most (ties share it).
+    L-inf: the sign. L2: the normalised gradient. L1: all in the coordinate that counts most (ties
+    share it).
     """
     if norm == "Linf":
         return gradient.sign()
@@ -64,33 +70,47 @@ def ascent_direction(gradient: Tensor, norm: str) -> Tensor:
 
 
 def project(x_adv: Tensor, x: Tensor, eps: Tensor | float, norm: str) -> Tensor:
-    """A point of both the ball of radius eps around x and the box [0, 1]: the nearest for L-inf and L1.
+    """A point of both the ball of radius eps around x and the box [0, 1]: the nearest for L-inf and
+    L1.
 
-    For L2 the nearest of the ball, then clipped: clipping moves each pixel towards x, so it stays in the ball.
+    For L2 the nearest of the ball, then clipped: clipping moves each pixel towards x, so it stays
+    in the ball.
     """
     if norm == "L1":
         return x + project_l1(x_adv - x, x, eps)
     delta = x_adv - x
     if norm == "Linf":
-        delta = torch.clamp(delta, -eps, eps) if isinstance(eps, float) else torch.minimum(delta.maximum(-eps), eps)
+        delta = (
+            torch.clamp(delta, -eps, eps)
+            if isinstance(eps, float)
+            else torch.minimum(delta.maximum(-eps), eps)
+        )
     else:
         delta = delta * (eps / length(delta).clamp_min(1e-12)).clamp_max(1.0)
     return (x + delta).clamp(0.0, 1.0)
 
 
 def project_l1(delta: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
-    """The delta' nearest to delta (in L2) with |delta'|_1 <= eps and x + delta' in [0, 1]. Same shape.
+    """The delta' nearest to delta (in L2) with |delta'|_1 <= eps and x + delta' in [0, 1]. Same
+    shape.
 
-    With the box, delta' = sign(delta) * clamp(|delta| - t, 0, room) for one t >= 0 per sample, at which the L1 norm is
-    eps (Croce and Hein 2021, Proposition 2.1). The norm falls in t, piecewise linear with kinks at |delta| and at
+    With the box, delta' = sign(delta) * clamp(|delta| - t, 0, room) for one t >= 0 per sample, at
+    which the L1 norm is eps (Croce and Hein 2021, Proposition 2.1). The norm falls in t, piecewise
+    linear with kinks at |delta| and at
     |delta| - room; sorting the kinks finds the piece. Computed in float32 at least: half precision cannot count them.
     """
     d = delta.flatten(1).to(torch.promote_types(delta.dtype, torch.float32))
     a, room = d.abs(), torch.where(d > 0, 1 - x.flatten(1), x.flatten(1)).clamp_min(0)
-    radius = torch.as_tensor(eps, device=d.device, dtype=d.dtype).expand(len(d), *[1] * (delta.ndim - 1)).flatten(1)
-    # going up in t, a coordinate starts to shrink at |delta| - room (or at once) and is gone at |delta|
+    radius = (
+        torch.as_tensor(eps, device=d.device, dtype=d.dtype)
+        .expand(len(d), *[1] * (delta.ndim - 1))
+        .flatten(1)
+    )
+    # going up in t, a coordinate starts to shrink at |delta| - room (or at once) and is gone at
+    # |delta|
     kinks, order = torch.cat([(a - room).clamp_min(0), a], 1).sort(1)
-    slope = torch.where(order < a.shape[1], 1.0, -1.0).to(d.dtype).cumsum(1)  # how many shrink behind each kink
+    # how many shrink behind each kink
+    slope = torch.where(order < a.shape[1], 1.0, -1.0).to(d.dtype).cumsum(1)
     widths = kinks.diff(dim=1, prepend=torch.zeros_like(kinks[:, :1]))
     shrunk = (torch.cat([torch.zeros_like(slope[:, :1]), slope[:, :-1]], 1) * widths).cumsum(1)
     excess = a.minimum(room).sum(1, keepdim=True) - radius
@@ -105,8 +125,12 @@ def project_l1(delta: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
     return (d.sign() * kept).view_as(delta).to(delta.dtype)
 
 
-def uniform_start(x: Tensor, eps: Tensor | float, norm: str, generator: torch.Generator | PerImage | Share) -> Tensor:
-    """A point drawn uniformly from the ball around x (L1: the projection of a normal one), moved into [0, 1]."""
+def uniform_start(
+    x: Tensor, eps: Tensor | float, norm: str, generator: torch.Generator | PerImage | Share
+) -> Tensor:
+    """A point drawn uniformly from the ball around x (L1: the projection of a normal one), moved
+    into [0, 1].
+    """
     if norm == "Linf":
         return (x + eps * (uniform(tuple(x.shape), x, generator) * 2 - 1)).clamp(0.0, 1.0)
     noise = normal(tuple(x.shape), x, generator)
@@ -116,6 +140,10 @@ def uniform_start(x: Tensor, eps: Tensor | float, norm: str, generator: torch.Ge
     return (x + eps * radius ** (1 / x[0].numel()) * noise / length(noise)).clamp(0.0, 1.0)
 
 
-def gaussian_start(x: Tensor, scale: float, generator: torch.Generator | PerImage | Share) -> Tensor:
-    """x + scale N(0, 1): the start of TRADES (scale 0.001), which needs a first gradient where KL has none at x."""
+def gaussian_start(
+    x: Tensor, scale: float, generator: torch.Generator | PerImage | Share
+) -> Tensor:
+    """x + scale N(0, 1): the start of TRADES (scale 0.001), which needs a first gradient where
+    KL has none at x.
+    """
     return x + scale * normal(tuple(x.shape), x, generator)

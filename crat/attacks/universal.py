@@ -1,4 +1,6 @@
-"""Universal perturbations: one delta for all images, or one per class, fitted on training images."""
+"""Universal perturbations: one delta for all images, or one per class, fitted on training
+images.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from crat import data, store
-from crat.attacks.door import Watched, admitted, check_images, check_labels, check_model, check_radius
+from crat.attacks.door import (
+    Watched,
+    admitted,
+    check_images,
+    check_labels,
+    check_model,
+    check_radius,
+)
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward, one_of
 from crat.attacks.judge import as_images
@@ -36,17 +45,20 @@ def fit_universal(
     objective: Objective = CrossEntropy(),  # noqa: B008 (frozen, so it can be shared)
     generator: Source = None,
 ) -> Tensor:
-    """The delta (n_classes, C, H, W), class-agnostic (1, C, H, W), that raises the objective of the training images.
+    """The delta (n_classes, C, H, W), class-agnostic (1, C, H, W), that raises the objective of the
+    training images.
 
-    x_train (N, C, H, W) uint8 or float in [0, 1]; y_train (N,) int64. eps, step_size (None: eps / 10): a number, or
-    one per delta (n_classes,). From 0, in every batch, each delta takes one step along the ascent direction ("Linf":
-    the sign, "L2": normalised) of the mean objective of its own images, and goes back into its ball; a class that is
-    not in the batch keeps its delta. `generator` draws the order of the images.
-    Sources: the stochastic ascent of Shafahi et al. 2020 (Universal adversarial training), which takes all training
-    images with their labels, those that the model gets wrong included; class-wise deltas: Benz et al. 2021
-    (2104.03000). Shafahi et al. also cut each image's loss off from above, lest a few images rule the mean. Here the
-    gradient of the log-odds is bounded, and the cut is left out; an objective that ends in `.clamp_max(9)` brings it.
-    Raises ValueError on an unknown norm, labels outside the classes and another number of eps than of deltas, and
+    x_train (N, C, H, W) uint8 or float in [0, 1]; y_train (N,) int64. eps, step_size (None: eps /
+    10): a number, or one per delta (n_classes,). From 0, in every batch, each delta takes one step
+    along the ascent direction ("Linf": the sign, "L2": normalised) of the mean objective of its own
+    images, and goes back into its ball; a class that is not in the batch keeps its delta.
+    `generator` draws the order of the images.
+    Sources: the stochastic ascent of Shafahi et al. 2020 (Universal adversarial training), which
+    takes all training images with their labels, those that the model gets wrong included;
+    class-wise deltas: Benz et al. 2021 (2104.03000). Shafahi et al. also cut each image's loss off
+    from above, lest a few images rule the mean. Here the gradient of the log-odds is bounded, and
+    the cut is left out; an objective that ends in `.clamp_max(9)` brings it. Raises ValueError on
+    an unknown norm, labels outside the classes and another number of eps than of deltas, and
     AttackError as every attack does (crat.attacks.door).
     """
     one_of("norm", norm, ("Linf", "L2"))
@@ -58,9 +70,13 @@ def fit_universal(
         if value is not None:
             check_radius(value, norm, x_train, what)
     if y_train.numel() and not 0 <= y_train.min() <= y_train.max() < n_classes:
-        raise ValueError(f"labels are 0 to {n_classes - 1}, not {int(y_train.min())} to {int(y_train.max())}")
+        raise ValueError(
+            f"labels are 0 to {n_classes - 1}, not {int(y_train.min())} to {int(y_train.max())}"
+        )
     dtype = torch.promote_types(x_train.dtype, torch.float32)
-    delta = torch.zeros(n_classes if class_wise else 1, *x_train.shape[1:], device=x_train.device, dtype=dtype)
+    delta = torch.zeros(
+        n_classes if class_wise else 1, *x_train.shape[1:], device=x_train.device, dtype=dtype
+    )
     radius = per_sample(eps, delta)
     step = radius / 10 if step_size is None else per_sample(step_size, delta)
     streams, watched = source(generator, x_train), Watched(model, y_train)
@@ -76,13 +92,15 @@ def fit_universal(
 
 @dataclass(frozen=True)
 class Universal:
-    """Universal perturbations as an attack: fitted on training images, then added to whatever is attacked.
+    """Universal perturbations as an attack: fitted on training images, then added to whatever is
+    attacked.
 
-    images: the data set, by its name, whose training images the delta is fitted on (`fit_universal`, with `epochs`, and
-    `seed` for their order), with the model that is attacked: its repr names all that decides its outcomes. A transfer
-    (`crafted_on`) fits on the other model. One fit serves all batches, until the model's tensors change.
-    x (N, C, H, W) in [0, 1], y (N,): the true labels, which choose among the deltas with class_wise.
-    Raises ValueError where another eps is asked for than the one that it was made for.
+    images: the data set, by its name, whose training images the delta is fitted on
+    (`fit_universal`, with `epochs`, and `seed` for their order), with the model that is attacked:
+    its repr names all that decides its outcomes. A transfer (`crafted_on`) fits on the other model.
+    One fit serves all batches, until the model's tensors change. x (N, C, H, W) in [0, 1], y (N,):
+    the true labels, which choose among the deltas with class_wise. Raises ValueError where another
+    eps is asked for than the one that it was made for.
     """
 
     eps: float
@@ -98,28 +116,48 @@ class Universal:
         check_radius(self.eps, "Linf")
 
     def delta(self, model: nn.Module, device: torch.device | str = "cpu") -> Tensor:
-        """The perturbations of a model, (1, C, H, W) or with class_wise (K, C, H, W), fitted at the first call."""
+        """The perturbations of a model, (1, C, H, W) or with class_wise (K, C, H, W), fitted at
+        the first call.
+        """
         state = store.fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))
         if model not in self._fitted or self._fitted[model][0] != state:
             of = data.load(self.images).to(device)
             delta = fit_universal(
-                model, of.x_train, of.y_train, eps=self.eps, n_classes=of.n_classes, class_wise=self.class_wise,
-                epochs=self.epochs, generator=torch.Generator(device).manual_seed(self.seed),
-            )  # fmt: skip
+                model,
+                of.x_train,
+                of.y_train,
+                eps=self.eps,
+                n_classes=of.n_classes,
+                class_wise=self.class_wise,
+                epochs=self.epochs,
+                generator=torch.Generator(device).manual_seed(self.seed),
+            )
             self._fitted[model] = state, delta
         return self._fitted[model][1]
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, eps: Budget | None = None, generator: Source = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Budget | None = None,
+        generator: Source = None,
     ) -> Tensor:
-        """The images with their perturbations, (N, C, H, W) within [0, 1]; the generator has nothing to draw."""
+        """The images with their perturbations, (N, C, H, W) within [0, 1]; the generator has
+        nothing to draw.
+        """
         if eps is not None:
-            raise ValueError("a universal perturbation is fitted at one eps: make a Universal of the other")
+            raise ValueError(
+                "a universal perturbation is fitted at one eps: make a Universal of the other"
+            )
         x, y, _ = admitted(self, model, x, y, {})
         return apply_universal(x, y, self.delta(model, x.device))
 
 
-def _gradient(model: nn.Module, images: Tensor, y: Tensor, delta: Tensor, objective: Objective) -> Tensor:
+def _gradient(
+    model: nn.Module, images: Tensor, y: Tensor, delta: Tensor, objective: Objective
+) -> Tensor:
     """The gradient of the summed objective in each delta."""
     moved = images + _of(delta, y)
     gradient, _, _ = forward_backward(model, moved.clamp(0, 1).to(images.dtype), y, objective)
@@ -127,7 +165,9 @@ def _gradient(model: nn.Module, images: Tensor, y: Tensor, delta: Tensor, object
     member = _members(y, len(delta)) if len(delta) > 1 else torch.ones_like(y)[None]
     # by a product: adding up by index is not repeatable on a GPU
     with torch.autocast(delta.device.type, enabled=False):
-        return (member.to(delta.dtype) @ (gradient * free).to(delta.dtype).flatten(1)).view_as(delta)
+        return (member.to(delta.dtype) @ (gradient * free).to(delta.dtype).flatten(1)).view_as(
+            delta
+        )
 
 
 def _into_ball(delta: Tensor, eps: Tensor | float, norm: str) -> Tensor:
@@ -149,7 +189,8 @@ def _members(y: Tensor, n_classes: int) -> Tensor:
 
 
 def apply_universal(x: Tensor, y: Tensor, delta: Tensor) -> Tensor:
-    """Images (N, C, H, W), uint8 or in [0, 1], with the delta of their class y (N,), or the only one, within [0, 1].
+    """Images (N, C, H, W), uint8 or in [0, 1], with the delta of their class y (N,), or the only
+    one, within [0, 1].
 
     Nothing is checked: training against universal perturbations calls it in every step.
     """
@@ -167,12 +208,13 @@ def fooling_rates(
     counted: str = "all",
     batch_size: int = 500,
 ) -> Tensor:
-    """The share of each class's images whose float32 prediction delta changes, (n_classes,); nan for an absent class.
+    """The share of each class's images whose float32 prediction delta changes, (n_classes,); nan
+    for an absent class.
 
-    counted: "all" images of the class, right or wrong, is the fooling rate of Moosavi-Dezfooli et al. 2017 (Universal
-    adversarial perturbations, equation 1) and of Benz et al.; "correct": only those that the model gets right when
-    clean, so that it is the share of the class's accuracy that is lost.
-    x (N, C, H, W) uint8 or in [0, 1], y (N,), delta (n_classes or 1, C, H, W).
+    counted: "all" images of the class, right or wrong, is the fooling rate of Moosavi-Dezfooli et
+    al. 2017 (Universal adversarial perturbations, equation 1) and of Benz et al.; "correct": only
+    those that the model gets right when clean, so that it is the share of the class's accuracy that
+    is lost. x (N, C, H, W) uint8 or in [0, 1], y (N,), delta (n_classes or 1, C, H, W).
     Raises ValueError on NaN logits, an unknown choice, or deltas for another number of classes.
     """
     one_of("counted", counted, COUNTED)

@@ -59,7 +59,7 @@ class Child:
         return (self.process.returncode or 0) < 0
 
     def told(self) -> str:
-        """ "" after a clean end, else what went wrong, in a line; with a log, if that is too little."""
+        """ "" after a clean end, else what went wrong, in a line; with a log, if that is little."""
         code = self.process.returncode
         with self.noise:
             self.noise.seek(0)

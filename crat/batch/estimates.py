@@ -16,8 +16,8 @@ from statistics import median
 from typing import Any
 
 from crat.config import RunConfig
-from crat.data import long_tail
-from crat.originals import IMAGES, SHAPES
+from crat.data.images import long_tail
+from crat.data.registry import DATASETS
 from crat.store import Store, StoreError, read_json
 
 
@@ -48,20 +48,17 @@ class Rates:
 
 
 def images(config: RunConfig) -> int:
-    """The training images of an epoch; 0 where the size of the data set is not known."""
+    """The training images of an epoch."""
     data = config.data
-    if data.name not in IMAGES:
-        return 0
-    n_all = SHAPES[data.name][-1]
-    n_classes = n_all - len(data.drop_classes)
-    most = max(1, IMAGES[data.name][0] // n_all - data.valid_per_class)
+    spec = DATASETS[data.name]
+    most = max(1, spec.train_images // spec.n_classes - data.valid_per_class)
     n_max = most if data.train_per_class is None else min(most, data.train_per_class)
-    return sum(long_tail(n_max, n_classes, data.imbalance_ratio))
+    return sum(long_tail(n_max, len(data.kept_classes()), data.imbalance_ratio))
 
 
 def lacking(config: RunConfig) -> str:
     """Why the images of a run cannot be had here, in a line; "" where they are."""
-    from crat.sources import DataError, found, not_here
+    from crat.data import DataError, found, not_here
 
     try:
         return "" if found(config.data.name) else not_here(config.data.name)
@@ -81,6 +78,6 @@ def _cards(place: Store) -> Iterable[dict[str, Any]]:
 
 def _kind(config: RunConfig) -> str:
     c = config.train
-    shape = SHAPES.get(config.data.name, (config.data.name,))[:3]
+    shape = DATASETS[config.data.name].image_shape
     cost = [shape, asdict(config.model), c.defense, c.steps, c.awp > 0, c.dtype]
     return json.dumps(cost)

@@ -24,12 +24,12 @@ from crat.batch import notebook
 from crat.batch.children import Child
 from crat.batch.parameters import declared, selection
 from crat.config import RunConfig, Selection
-from crat.lease import Lease
-from crat.originals import data_home
+from crat.data.files import data_home
 from crat.store import Store
+from crat.store.lease import Lease
 
 if TYPE_CHECKING:  # torch takes seconds to import, which a worker of a cluster need not
-    from crat.run import Run
+    from crat.training.run import Run
 
 ROOT = Path(crat.__file__).parents[1]
 
@@ -238,7 +238,7 @@ class Entry:
     def judged(self) -> bool:
         """Whether the outcomes that every notebook asks for are kept, or published."""
         from crat.batch.worker import usual_battery
-        from crat.evaluate import judged
+        from crat.outcomes.evaluation import judged
 
         battery = usual_battery(self.run.config.data.name)
         return bool(self.run.published) or judged(self.run, battery)
@@ -288,7 +288,7 @@ def entries(jobs: Iterable[Job], quick: bool, place: Store) -> list[Entry]:
     profile they are tasks.
     """
     from crat.device import pick_device
-    from crat.run import Run
+    from crat.training.run import Run
 
     device = pick_device()
     by_name: dict[str, Entry] = {}

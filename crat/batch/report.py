@@ -39,7 +39,7 @@ def report(jobs: Sequence[Job], figures: Path) -> None:
 def _claims(folders: Sequence[Path], figures: Path) -> None:
     import pandas as pd
 
-    from crat import claims
+    from crat.analysis import claims
 
     tables = [claims.read(f / "claims.json").assign(notebook=f.name) for f in folders]
     table = pd.concat(tables)

@@ -234,7 +234,7 @@ def _claims(pages: list[Page], profile: str) -> list[dict[str, Any]]:
 
     Beside what is shown it has keys, by which the columns are sorted.
     """
-    from crat import claims
+    from crat.analysis import claims
 
     published = ROOT / "results" / base_run(evidence(profile)).data.name
     rows = []

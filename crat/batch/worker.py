@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def make(config: RunConfig, place: Store | None = None) -> None:
     """Makes whatever is missing of a run, its epochs and its outcomes; the rest stays as it is."""
-    from crat.evaluate import evaluate
-    from crat.train import train
+    from crat.outcomes.evaluation import evaluate
+    from crat.training.trainer import train
 
     run = train(config, progress="none", store=place)
     if not run.published:  # else only the network was asked for
@@ -27,7 +27,7 @@ def make(config: RunConfig, place: Store | None = None) -> None:
 
 def usual_battery(dataset: str) -> dict[str, Attack]:
     """The attacks of every notebook: PGD and CW at the data set's test protocol."""
-    from crat.evaluate import standard_battery
+    from crat.outcomes.batteries import standard_battery
 
     return {name: a for name, a in standard_battery(dataset).items() if name != "FGSM"}
 

@@ -1,12 +1,13 @@
-"""The common corruptions of Hendrycks and Dietterich 2019 (arXiv:1903.12261), with the constants of CIFAR-10-C.
+"""The common corruptions of Hendrycks and Dietterich 2019, with the constants of CIFAR-10-C.
 
-`Corruption("fog", 3)` is called like an attack and stands in a battery like one: `evaluate(run, corruption_battery())`.
-Code followed: hendrycks/robustness@8190fe329f5f072a06e3a2aea02bb5dda69aed9f (ImageNet-C/create_c/make_cifar_c.py).
-benchmarks/corruptions_parity.py runs it beside ours, with the same random numbers. On its images the noises, motion
-and defocus and glass and Gaussian blur, frost, fog, contrast, pixelate and JPEG are equal in every value; the others
-differ by one 255th here and there (float32, or their way through hue, falls on the other side of a whole number): zoom
-blur and elastic transform in at most 0.3 % of the values (elastic: a few by two), snow in 0.4 %, brightness in 0.5 %,
-saturate in 3 %.
+arXiv:1903.12261. `Corruption("fog", 3)` is called like an attack and stands in a battery like one:
+`evaluate(run, corruption_battery())`. Code followed:
+hendrycks/robustness@8190fe329f5f072a06e3a2aea02bb5dda69aed9f (ImageNet-C/create_c/make_cifar_c.py).
+benchmarks/corruptions_parity.py runs it beside ours, with the same random numbers. On its images
+the noises, motion and defocus and glass and Gaussian blur, frost, fog, contrast, pixelate and JPEG
+are equal in every value; the others differ by one 255th here and there (float32, or their way
+through hue, falls on the other side of a whole number): zoom blur and elastic transform in at most
+0.3 % of the values (elastic: a few by two), snow in 0.4 %, brightness in 0.5 %, saturate in 3 %.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crat.analysis.mce import CORRUPTIONS
 from crat.corruptions import blur, digital, noise, weather
 from crat.corruptions.tools import Draws
 from crat.corruptions.weather import CorruptionError
-from crat.mce import CORRUPTIONS
 from crat.names import unknown
 from crat.store import fingerprint
 
@@ -67,14 +68,17 @@ EXTRAS = tuple(name for name in KINDS if name not in CORRUPTIONS)
 
 @dataclass(frozen=True)
 class Corruption:
-    """One corruption at one severity, called like an attack: `Corruption("fog", 3)(model, x, y) -> x_corrupted`.
+    """One corruption at one severity, called like an attack.
 
-    name: one of CORRUPTIONS (the benchmark's fifteen) or EXTRAS (of its four validation corruptions, all but spatter,
-    which is made of OpenCV's edges and distance transform). severity: 1 to 5. frost: the folder of images that
-    "frost" needs; the repr names what is in it, not where it is. Raises CorruptionError where one of them is wrong.
+    `Corruption("fog", 3)(model, x, y) -> x_corrupted`. name: one of CORRUPTIONS (the benchmark's
+    fifteen) or EXTRAS (of its four validation corruptions, all but spatter, which is made of
+    OpenCV's edges and distance transform). severity: 1 to 5. frost: the folder of images that
+    "frost" needs; the repr names what is in it, not where it is. Raises CorruptionError where one
+    of them is wrong.
 
-    Constants in pixels (blur radii, the motion blur's length) are CIFAR-10-C's for images of any size; on 28-pixel
-    images they are those very numbers of pixels. Other sizes than 32, and grey images, are our extension of it.
+    Constants in pixels (blur radii, the motion blur's length) are CIFAR-10-C's for images of any
+    size; on 28-pixel images they are those very numbers of pixels. Other sizes than 32, and grey
+    images, are our extension of it.
     """
 
     name: str
@@ -87,27 +91,42 @@ class Corruption:
         if isinstance(self.severity, bool) or self.severity not in SEVERITIES:
             raise CorruptionError(f"severity is 1 to 5, not {self.severity!r}")
         if self.name == "frost" and self.frost is None:
-            raise CorruptionError("frost needs images of frosted glass: Corruption('frost', severity, frost='FOLDER')")
+            raise CorruptionError(
+                "frost needs images of frosted glass: Corruption('frost', severity, frost='FOLDER')"
+            )
         if self.frost is not None:
             weather.frost_panes(self.frost)
 
     def __repr__(self) -> str:
-        panes = {} if self.frost is None else {str(i): pane for i, pane in enumerate(weather.frost_panes(self.frost))}
-        images = f", frost={fingerprint(panes)!r}" if panes else ""
+        images = ""
+        if self.frost is not None:
+            panes = weather.frost_panes(self.frost)
+            named = {str(i): pane for i, pane in enumerate(panes)}
+            images = f", frost={fingerprint(named)!r}"
         return f"Corruption(name={self.name!r}, severity={self.severity}{images})"
 
     @torch.no_grad()
     def __call__(
-        self, model: Any, x: Tensor, y: Tensor | None = None, *, eps: Any = None, generator: Any = None
+        self,
+        model: Any,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        eps: Any = None,
+        generator: Any = None,
     ) -> Tensor:
-        """x (N, C, H, W) float in [0, 1] -> the corrupted images, 8 bits deep, in x's dtype and on its device.
+        """x (N, C, H, W) float in [0, 1] -> the corrupted images, 8 bits deep, in x's dtype.
 
-        x is rounded to 8 bits first, and the result cut off to 8 bits (255 v rounded down), as the published images
-        are. model, y and eps are not read. generator: per-image streams (crat.attacks.PerImage), a torch.Generator or
-        None for seed 0: see tools.Draws. Computed in float64.
+        x is rounded to 8 bits first, and the result cut off to 8 bits (255 v rounded down), as the
+        published images are. model, y and eps are not read. generator: per-image streams
+        (crat.attacks.PerImage), a torch.Generator or None for seed 0: see tools.Draws. Computed in
+        float64.
         """
-        if not x.is_floating_point() or x.ndim != 4 or (x.numel() and not -1e-5 <= x.min() <= x.max() <= 1 + 1e-5):
-            raise CorruptionError(f"images are floats (N, C, H, W) in [0, 1], not {x.dtype} of shape {tuple(x.shape)}")
+        inside = not x.numel() or -1e-5 <= x.min() <= x.max() <= 1 + 1e-5
+        if not x.is_floating_point() or x.ndim != 4 or not inside:
+            raise CorruptionError(
+                f"images are floats (N, C, H, W) in [0, 1], not {x.dtype} of shape {tuple(x.shape)}"
+            )
         function, constants = KINDS[self.name]
         whole = (x.double() * 255).round().contiguous() / 255
         extra = {"folder": self.frost} if self.name == "frost" else {}
@@ -117,14 +136,22 @@ class Corruption:
 
 
 def corruption_battery(
-    names: Iterable[str] | None = None, severities: Iterable[int] = SEVERITIES, frost: str | None = None
+    names: Iterable[str] | None = None,
+    severities: Iterable[int] = SEVERITIES,
+    frost: str | None = None,
 ) -> dict[str, Corruption]:
-    """Corruptions by the names that `crat.mce` reads: {"gaussian_noise-1": ..., "fog-3": ...}.
+    """Corruptions by the names that `crat.analysis.mce` reads: {"gaussian_noise-1": ..., "fog-3":
+    ...}.
 
-    names: without them the fifteen, of which "frost" only with a folder of images for it (`frost`): what is left out
-    then, `mce` tells. Asked for by name, frost without a folder raises CorruptionError.
+    names: without them the fifteen, of which "frost" only with a folder of images for it (`frost`):
+    what is left out then, `mce` tells. Asked for by name, frost without a folder raises
+    CorruptionError.
     """
     severities = tuple(severities)
     if names is None:
         names = [n for n in CORRUPTIONS if n != "frost" or frost is not None]
-    return {f"{n}-{s}": Corruption(n, s, frost if n == "frost" else None) for n in names for s in severities}
+    return {
+        f"{n}-{s}": Corruption(n, s, frost if n == "frost" else None)
+        for n in names
+        for s in severities
+    }

@@ -1,8 +1,13 @@
-"""Defocus, glass, motion, zoom and Gaussian blur: x (N, C, H, W) float64 in [0, 1] -> the same. Lengths in pixels."""
+"""Defocus, glass, motion, zoom and Gaussian blur: x (N, C, H, W) float64 in [0, 1] -> the same.
+
+Lengths are in pixels.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from math import exp
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +20,14 @@ from crat.corruptions.tools import Draws, at, edge, gaussian, separable, smear, 
 def defocus_blur(x: Tensor, draws: Draws, radius: float, alias: float) -> Tensor:
     """A disk of `radius`, its edge softened by a 3 x 3 Gaussian of sigma `alias`; outside mirrored.
 
-    The kernel is float32, as OpenCV's: it sums to 1 only nearly, which decides where a flat patch is cut off to.
+    The kernel is float32, as OpenCV's: it sums to 1 only nearly, which decides where a flat patch
+    is cut off to.
     """
     reach = int(radius) + 1  # the disk and one pixel of soft edge
     place = torch.arange(-reach, reach + 1)
     disk = (place[:, None] ** 2 + place**2 <= radius**2).float()
-    soft = torch.tensor([exp(-1 / (2 * alias**2)), 1.0, exp(-1 / (2 * alias**2))], dtype=torch.float64)
+    side = exp(-1 / (2 * alias**2))
+    soft = torch.tensor([side, 1.0, side], dtype=torch.float64)
     soft = (soft / soft.sum()).float()
     kernel = (disk / disk.sum())[None, None]
     for along in (soft[None, None, None], soft[None, None, :, None]):
@@ -35,19 +42,22 @@ def gaussian_blur(x: Tensor, draws: Draws, sigma: float) -> Tensor:
 
 
 def glass_blur(x: Tensor, draws: Draws, sigma: float, times: int) -> Tensor:
-    """Blurs, so many times gives each pixel the value of itself or of a neighbour above or to the left, blurs again.
+    """Blurs, moves pixels about so many times, and blurs again.
 
-    The authors' code is a loop that means to swap neighbours up to one pixel away on any side. It draws offsets of -1
-    and 0 only, and its swap copies (numpy's right-hand side is a view); going from the last pixel to the first it
-    reads what it has not written yet. The published images are made so, and so are ours, all pixels at once; the
-    first two rows and columns stay as they are.
+    A move gives each pixel its own value or that of a neighbour above or to the left.
+    The authors' code is a loop that means to swap neighbours up to one pixel away on any side. It
+    draws offsets of -1 and 0 only, and its swap copies (numpy's right-hand side is a view); going
+    from the last pixel to the first it reads what it has not written yet. The published images are
+    made so, and so are ours, all pixels at once; the first two rows and columns stay as they are.
     """
     x = (gaussian(x, sigma) * 255).floor() / 255
     height, width = x.shape[-2:]
-    rows, columns = torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device)
+    rows = torch.arange(height, device=x.device)[:, None]
+    columns = torch.arange(width, device=x.device)
     inside = (rows > 1) & (columns > 1)
     for _ in range(times):
-        right, down = (((draws.uniform(height, width) * 2).floor().long() - 1) * inside for _ in range(2))
+        right = ((draws.uniform(height, width) * 2).floor().long() - 1) * inside
+        down = ((draws.uniform(height, width) * 2).floor().long() - 1) * inside
         x = at(x, rows + down, columns + right, edge)
     return gaussian(x, sigma)
 
@@ -58,7 +68,7 @@ def motion_blur(x: Tensor, draws: Draws, radius: int, sigma: float) -> Tensor:
 
 
 def zoom_blur(x: Tensor, draws: Draws, most: float) -> Tensor:
-    """The mean of the image and of its zooms by 1, 1.01, 1.02 ... up to `most`, as numpy counts them."""
-    factors = np.arange(1, most, 0.01).tolist()
-    zoomed = sum(separable(x, lambda size, f=f: zoom_matrix(size, f)) for f in factors)  # type: ignore[misc]
+    """The mean of the image and of its zooms by 1, 1.01, 1.02 ... up to `most`."""
+    factors = np.arange(1, most, 0.01).tolist()  # as numpy counts them
+    zoomed: Any = sum(separable(x, partial(zoom_matrix, factor=factor)) for factor in factors)
     return (x + zoomed) / (len(factors) + 1)

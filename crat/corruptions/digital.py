@@ -1,4 +1,7 @@
-"""Contrast, elastic transform, pixelation, JPEG and saturation: x (N, C, H, W) float64 in [0, 1] -> the same."""
+"""Contrast, elastic transform, pixelation, JPEG and saturation.
+
+x (N, C, H, W) float64 in [0, 1] -> the same.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,10 @@ def contrast(x: Tensor, draws: Draws, keep: float) -> Tensor:
 
 
 def saturate(x: Tensor, draws: Draws, times: float, add: float) -> Tensor:
-    """Scales and shifts the saturation of (hue, saturation, value); a grey pixel counts as red, as elsewhere.
+    """Scales and shifts the saturation of (hue, saturation, value).
 
-    Raises CorruptionError for images that have no colours.
+    A grey pixel counts as red, as elsewhere.     Raises CorruptionError for images that have no
+    colours.
     """
     if x.shape[1] != 3:
         raise CorruptionError(f"saturate needs 3 channels, not {x.shape[1]}")
@@ -38,40 +42,51 @@ def saturate(x: Tensor, draws: Draws, times: float, add: float) -> Tensor:
     return value * (1 - changed * torch.where(chroma > 0, (value - x) / chroma, red))
 
 
-def elastic_transform(x: Tensor, draws: Draws, strength: float, sigma: float, affine: float) -> Tensor:
-    """A random affine map, then a smooth random displacement; all three numbers are shares of the image's size.
+def elastic_transform(
+    x: Tensor, draws: Draws, strength: float, sigma: float, affine: float
+) -> Tensor:
+    """A random affine map, then a smooth random displacement.
 
-    The affine map moves three points by up to `affine` in each direction; it looks up places to a 32nd of a pixel,
-    as OpenCV does for the authors, and mirrors outside. The displacement is uniform noise blurred with `sigma`, times
+    All three numbers are shares of the image's size.     The affine map moves three points by up to
+    `affine` in each direction; it looks up places to a 32nd of a pixel, as OpenCV does for the
+    authors, and mirrors outside. The displacement is uniform noise blurred with `sigma`, times
     `strength`. (The authors' severity 1 has strength 0.)
     """
     height, width = x.shape[-2:]
     size = min(height, width)
     rows, columns = _affine_places(draws, height, width, affine * size)
     x = sample(x, rows, columns, mirror)
-    noise = (draws.between(-1, 1, height, width) for _ in range(2))
+    noise = [draws.between(-1, 1, height, width) for _ in range(2)]
     right, down = (strength * size * gaussian(n, sigma * size, "reflect", 3.0) for n in noise)
-    own_rows, own_columns = (torch.arange(s, device=x.device, dtype=x.dtype) for s in (height, width))
-    return sample(x, own_rows[:, None] + down, own_columns + right, reflect)
+    own_rows = torch.arange(height, device=x.device, dtype=x.dtype)[:, None]
+    own_columns = torch.arange(width, device=x.device, dtype=x.dtype)
+    return sample(x, own_rows + down, own_columns + right, reflect)
 
 
 def _affine_places(draws: Draws, height: int, width: int, reach: float) -> tuple[Tensor, Tensor]:
-    """Rows and columns (N, H, W) where the affine map that moves three points by up to `reach` looks each pixel up."""
-    x, y, arm = width // 2, height // 2, min(height, width) // 3
+    """Rows and columns (N, H, W) where a random affine map looks each pixel up.
+
+    The map moves three points by up to `reach`.
+    """
+    x, y = width // 2, height // 2
+    arm = min(height, width) // 3
     moved = draws.between(-reach, reach, 3, 2)
     points = moved.new_tensor([[x + arm, y + arm], [x + arm, y - arm], [x - arm, y - arm]])
     moved = points + moved.float()
     ones = torch.ones_like(moved[..., :1])
-    back = torch.linalg.solve(torch.cat([moved, ones], -1), points.expand_as(moved))  # (N, 3, 2): [x, y, 1] -> (x, y)
-    grid_y, grid_x = (torch.arange(s, device=moved.device, dtype=moved.dtype) for s in (height, width))
-    along, down, fixed = (1024 * back[:, i, :, None, None] for i in range(3))  # (N, 2, 1, 1), in 1024ths of a pixel
-    place = (along * grid_x).round() + (down * grid_y[:, None] + fixed).round()
+    # (N, 3, 2): [x, y, 1] -> (x, y)
+    back = torch.linalg.solve(torch.cat([moved, ones], -1), points.expand_as(moved))
+    grid_x = torch.arange(width, device=moved.device, dtype=moved.dtype)
+    grid_y = torch.arange(height, device=moved.device, dtype=moved.dtype)[:, None]
+    # in 1024ths of a pixel: along x, along y, and what is added; (N, 2, 1, 1) each
+    parts = 1024 * back[..., None, None]
+    place = (parts[:, 0] * grid_x).round() + (parts[:, 1] * grid_y + parts[:, 2]).round()
     place = ((place + 16) / 32).floor() / 32
     return place[:, 1], place[:, 0]
 
 
 def pixelate(x: Tensor, draws: Draws, keep: float) -> Tensor:
-    """Shrinks each side to this share (rounded down) and enlarges it again, by Pillow's box filter."""
+    """Shrinks each side to this share, rounded down, and enlarges it, by Pillow's box filter."""
 
     def change(image: Image) -> Image:
         from PIL.Image import Resampling
@@ -84,7 +99,10 @@ def pixelate(x: Tensor, draws: Draws, keep: float) -> Tensor:
 
 
 def jpeg_compression(x: Tensor, draws: Draws, quality: int) -> Tensor:
-    """Writes each image as JPEG of this quality (Pillow: colours at half resolution) and reads it again."""
+    """Writes each image as JPEG of this quality and reads it again.
+
+    Pillow keeps colours at half resolution.
+    """
 
     def change(image: Image) -> Image:
         from PIL import Image as images
@@ -97,7 +115,7 @@ def jpeg_compression(x: Tensor, draws: Draws, quality: int) -> Tensor:
 
 
 def _each(x: Tensor, change: Callable[[Image], Image]) -> Tensor:
-    """A change of 8-bit Pillow images, image by image; an image without 3 channels goes channel by channel."""
+    """A change of 8-bit Pillow images; an image without 3 channels goes channel by channel."""
     from PIL import Image as images
 
     pixels = (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -107,5 +125,6 @@ def _each(x: Tensor, change: Callable[[Image], Image]) -> Tensor:
             after[:] = np.asarray(change(images.fromarray(before)))
         else:
             for c in range(before.shape[2]):
-                after[:, :, c] = np.asarray(change(images.fromarray(np.ascontiguousarray(before[:, :, c]))))
+                channel = images.fromarray(np.ascontiguousarray(before[:, :, c]))
+                after[:, :, c] = np.asarray(change(channel))
     return torch.from_numpy(done).to(x.device).permute(0, 3, 1, 2).double() / 255

@@ -1,4 +1,7 @@
-"""Gaussian, shot, impulse and speckle noise of every channel: x (N, C, H, W) float64 in [0, 1] -> unclipped."""
+"""Gaussian, shot, impulse and speckle noise of every channel.
+
+x (N, C, H, W) float64 in [0, 1] -> the same, unclipped.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,24 @@ def speckle_noise(x: Tensor, draws: Draws, scale: float) -> Tensor:
 
 
 def shot_noise(x: Tensor, draws: Draws, photons: float) -> Tensor:
-    """A Poisson count of mean x * photons for every value, over photons: the quantile of one uniform number."""
+    """A Poisson count of mean x * photons for every value, over photons.
+
+    It is the quantile of one uniform number.
+    """
     table = _poisson(photons).to(x.device)
     value = (x * 255).round().long()
-    # the 256 distribution functions lie one above the other, function v in [v, v + 1]: one search serves all pixels
+    # the 256 distribution functions lie one above the other, function v in [v, v + 1]: one search
+    # serves all pixels
     place = torch.searchsorted(table.flatten(), value + draws.uniform(*x.shape[1:]), right=True)
     return (place - value * table.shape[1]) / photons
 
 
 @lru_cache(maxsize=8)
 def _poisson(photons: float) -> Tensor:
-    """(256, counts): v + P(count <= k) for a mean of v / 255 * photons, k up to 12 standard deviations above 1."""
+    """(256, counts): v + P(count <= k) for a mean of v / 255 * photons.
+
+    k goes up to 12 standard deviations above a mean of `photons`.
+    """
     mean = torch.arange(256, dtype=torch.float64)[:, None] / 255 * photons
     count = torch.arange(int(photons + 12 * photons**0.5), dtype=torch.float64)
     return torch.arange(256)[:, None] + torch.from_numpy(pdtr(count.numpy(), mean.numpy()))

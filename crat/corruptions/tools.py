@@ -1,7 +1,8 @@
-"""What corruptions are made of: random numbers by image, linear maps of rows and columns, sampling at real places.
+"""Parts of corruptions: random numbers by image, linear maps of rows and columns, sampling.
 
-Images are float64 (N, C, H, W) here. A separable linear filter of a small image is two small matrices, so a blur or a
-zoom of a whole batch is two matrix products; the matrices are what scipy does to the unit vectors, to the last bit.
+Images are float64 (N, C, H, W) here. A separable linear filter of a small image is two small
+matrices, so a blur or a zoom of a whole batch is two matrix products; the matrices are what scipy
+does to the unit vectors, to the last bit.
 """
 
 from __future__ import annotations
@@ -16,34 +17,45 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-Place = Callable[[Tensor, int], Tensor]  # positions outside an axis of so many pixels -> positions inside
+Place = Callable[
+    [Tensor, int], Tensor
+]  # positions outside an axis of so many pixels -> positions inside
 
 
 class Draws:
-    """Random numbers for the N images of x, float64: from per-image streams, from a torch.Generator, or from seed 0.
+    """Float64 random numbers for the N images of x: per image, of a torch.Generator, or of seed 0.
 
-    generator: any object whose uniform(*shape) and normal(*shape) give (N, *shape), such as crat.attacks.PerImage
-    (each image then has its own numbers, whatever the batch), or a torch.Generator.
+    generator: any object whose uniform(*shape) and normal(*shape) give (N, *shape), such as
+    crat.attacks.PerImage (each image then has its own numbers, whatever the batch), or a
+    torch.Generator.
     """
 
     def __init__(self, x: Tensor, generator: Any = None) -> None:
         self.device, self.n = x.device, len(x)
         self.streams = generator if hasattr(generator, "uniform") else None
-        self.generator = generator if isinstance(generator, torch.Generator) else torch.Generator().manual_seed(0)
+        self.generator = (
+            generator
+            if isinstance(generator, torch.Generator)
+            else torch.Generator().manual_seed(0)
+        )
 
     def uniform(self, *shape: int) -> Tensor:
         """(N, *shape), uniform in [0, 1)."""
         if self.streams is not None:
             return self.streams.uniform(*shape).to(self.device, torch.float64)
         g = self.generator
-        return torch.rand(self.n, *shape, generator=g, device=g.device, dtype=torch.float64).to(self.device)
+        return torch.rand(self.n, *shape, generator=g, device=g.device, dtype=torch.float64).to(
+            self.device
+        )
 
     def normal(self, *shape: int) -> Tensor:
         """(N, *shape), standard normal."""
         if self.streams is not None:
             return self.streams.normal(*shape).to(self.device, torch.float64)
         g = self.generator
-        return torch.randn(self.n, *shape, generator=g, device=g.device, dtype=torch.float64).to(self.device)
+        return torch.randn(self.n, *shape, generator=g, device=g.device, dtype=torch.float64).to(
+            self.device
+        )
 
     def between(self, low: float, high: float, *shape: int) -> Tensor:
         """(N, *shape), uniform in [low, high)."""
@@ -52,7 +64,7 @@ class Draws:
 
 @lru_cache(maxsize=256)
 def zoom_matrix(size: int, factor: float) -> Tensor:
-    """(size, size): the central ceil(size / factor) pixels stretched linearly over the axis, ends on ends."""
+    """(size, size): the central ceil(size / factor) pixels, stretched over the axis."""
     crop = ceil(size / factor)
     top = (size - crop) // 2
     stretched = ndimage.zoom(np.eye(crop), (factor, 1), order=1)
@@ -63,10 +75,14 @@ def zoom_matrix(size: int, factor: float) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def gaussian_matrix(size: int, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> Tensor:
+def gaussian_matrix(
+    size: int, sigma: float, mode: str = "nearest", truncate: float = 4.0
+) -> Tensor:
     """(size, size): a Gaussian filter of an axis, cut off at `truncate` sigma; mode as scipy's."""
     eye = np.eye(size)
-    return torch.from_numpy(ndimage.gaussian_filter1d(eye, sigma, axis=0, mode=mode, truncate=truncate))  # type: ignore
+    return torch.from_numpy(
+        ndimage.gaussian_filter1d(eye, sigma, axis=0, mode=mode, truncate=truncate)
+    )  # type: ignore
 
 
 def separable(x: Tensor, matrix: Callable[[int], Tensor]) -> Tensor:
@@ -77,7 +93,9 @@ def separable(x: Tensor, matrix: Callable[[int], Tensor]) -> Tensor:
 
 def gaussian(x: Tensor, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> Tensor:
     """Gaussian blur of (..., H, W); sigma in pixels, 0 changes nothing."""
-    return separable(x, lambda size: gaussian_matrix(size, sigma, mode, truncate)) if sigma > 0 else x
+    return (
+        separable(x, lambda size: gaussian_matrix(size, sigma, mode, truncate)) if sigma > 0 else x
+    )
 
 
 def edge(place: Tensor, size: int) -> Tensor:
@@ -110,24 +128,31 @@ def sample(x: Tensor, rows: Tensor, columns: Tensor, outside: Place) -> Tensor:
     top, left = rows.floor(), columns.floor()
     down, right = (rows - top)[:, None], (columns - left)[:, None]
     top, left = top.long(), left.long()
-    above = at(x, top, left, outside) * (1 - right) + at(x, top, left + 1, outside) * right
-    below = at(x, top + 1, left, outside) * (1 - right) + at(x, top + 1, left + 1, outside) * right
-    return above * (1 - down) + below * down
+
+    def between(row: Tensor) -> Tensor:
+        """Between two pixels of one row."""
+        return at(x, row, left, outside) * (1 - right) + at(x, row, left + 1, outside) * right
+
+    return between(top) * (1 - down) + between(top + 1) * down
 
 
 def smear(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
-    """ImageMagick's motion blur, to 8 bits: 2 radius + 1 steps along angle (N,) in degrees, weights a half Gaussian.
+    """ImageMagick's motion blur, to 8 bits, along angle (N,) in degrees.
 
-    Each step is rounded to whole pixels; outside is the border pixel. The result is rounded to 16 bits, which are cut
-    off to 8, as ImageMagick 6.9.11 does; which version made the published images is not known.
+    There are 2 radius + 1 steps, weighted by a half Gaussian. Each step is rounded to whole pixels;
+    outside is the border pixel. The result is rounded to 16 bits, which are cut off to 8, as
+    ImageMagick 6.9.11 does; which version made the published images is not known.
     """
     step = torch.arange(2 * radius + 1, device=x.device, dtype=torch.float64)
     weight = torch.exp(-(step**2) / (2 * sigma**2))
     weight = weight / weight.sum()
     turn = torch.deg2rad(angle)[:, None]
-    down, right = (torch.ceil(step * part - 0.5).long() for part in (turn.sin(), turn.cos()))  # (N, steps)
+    down = torch.ceil(step * turn.sin() - 0.5).long()  # (N, steps)
+    right = torch.ceil(step * turn.cos() - 0.5).long()
     rows, columns = (torch.arange(size, device=x.device) for size in x.shape[-2:])
-    found = torch.zeros_like(x)
-    for i, w in enumerate(weight):
-        found += w * at(x, (rows + down[:, i : i + 1])[:, :, None], (columns + right[:, i : i + 1])[:, None], edge)
-    return ((found * 65535).round() / 257).floor() / 255
+    smeared = torch.zeros_like(x)
+    for i, share in enumerate(weight):
+        from_rows = (rows + down[:, i : i + 1])[:, :, None]
+        from_columns = (columns + right[:, i : i + 1])[:, None]
+        smeared += share * at(x, from_rows, from_columns, edge)
+    return ((smeared * 65535).round() / 257).floor() / 255

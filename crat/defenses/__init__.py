@@ -35,7 +35,17 @@ from crat.defenses.universal_at import UniversalAT
 from crat.defenses.wat import WAT
 from crat.names import did_you_mean, one_of
 
-__all__ = ["DEFENSES", "PRESETS", "ClassStats", "Defense", "Row", "Task", "make_defense", "method_named", "preset"]
+__all__ = [
+    "DEFENSES",
+    "PRESETS",
+    "ClassStats",
+    "Defense",
+    "Row",
+    "Task",
+    "make_defense",
+    "method_named",
+    "preset",
+]
 
 DEFENSES: dict[str, type[Defense]] = {
     "standard": Standard,
@@ -62,11 +72,13 @@ DEFENSES: dict[str, type[Defense]] = {
     "reat": REAT,
     "at_bsl": ATBSL,
 }
+CAME = dict(DEFENSES)  # as crat has them, whatever a session puts in their place
 PRESETS = ("paper", "released", "crat")
 
 
 def make_defense(config: TrainConfig, task: Task | int) -> Defense:
-    """The method that a resolved config names, ready to train on a task (a number: so many classes, equally large).
+    """The method that a resolved config names, ready to train on a task (a number: so many classes,
+    equally large).
 
     Raises ConfigError, one line with what is known, on an unknown method or setting.
     """
@@ -76,44 +88,74 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
     own, given = method.options(), dict(config.options)
     if stray := [name for name in given if name not in own]:
         known = ", ".join(own) or "no options"
-        raise ConfigError(f"{config.defense} has no option {stray[0]!r}; it has: {known}{did_you_mean(stray[0], own)}")
-    given = {f.name: _typed(config.defense, f, given[f.name]) for f in fields(method) if f.name in given}
+        raise ConfigError(
+            f"{config.defense} has no option {stray[0]!r}; it has: "
+            f"{known}{did_you_mean(stray[0], own)}"
+        )
+    given = {
+        f.name: _typed(config.defense, f, given[f.name]) for f in fields(method) if f.name in given
+    }
     start, mode = method.crafting(**given)
     mode = mode if config.batch_norm == "auto" else config.batch_norm
-    attack = PGD(number(config.eps), number(config.step_size), config.steps, start=start, batch_norm=mode)
+    attack = PGD(
+        number(config.eps), number(config.step_size), config.steps, start=start, batch_norm=mode
+    )
     if "beta" in own and own["beta"] != TrainConfig.beta != config.beta:
-        raise ConfigError(f"{config.defense} has a beta of its own, {own['beta']}: change it by options")
+        raise ConfigError(
+            f"{config.defense} has a beta of its own, {own['beta']}: change it by options"
+        )
     common = {"beta": config.beta} if own.get("beta") == TrainConfig.beta else {}
     defense = method(attack, **common | given)
     if config.awp and given.get("overwrites"):
-        raise ConfigError("overwrites and awp both move the weights of the head in one step: choose one")
+        raise ConfigError(
+            "overwrites and awp both move the weights of the head in one step: choose one"
+        )
     defense.prepare(Task(torch.ones(task)) if isinstance(task, int) else task)
     return defense
 
 
 def preset(defense: str, which: str = "crat", **chosen: Any) -> dict[str, Any]:
-    """The settings of a method as its paper, its released code or we have them, for `RunConfig.but(**preset(...))`.
+    """The settings of a method as its paper, its released code or we have them, for
+    `RunConfig.but(**preset(...))`.
 
     "crat" holds what a method needs beyond the profile, such as CFA's gated average.
-    chosen: options that decide between variants, such as base="trades" of CFA; they stay as they are given.
+    chosen: options that decide between variants, such as base="trades" of CFA; they stay as they
+    are given.
     """
     defense, which = one_of("defense", defense, DEFENSES), one_of("preset", which, PRESETS)
     method = method_named(defense)
-    said = {row.name: value for row in method.table(**chosen) if (value := getattr(row, which)) is not None}
+    said = {
+        row.name: value
+        for row in method.table(**chosen)
+        if (value := getattr(row, which)) is not None
+    }
     said = {name: value for name, value in said.items() if not isinstance(value, Words)}
     own = method.options()
     config = RunConfig()
-    of_the_run = {f.name for part in (config.data, config.model, config.train) for f in fields(part)} - {"name"}
+    of_the_run = {
+        f.name for part in (config.data, config.model, config.train) for f in fields(part)
+    } - {"name"}
     of_the_run |= {"data", "model"}
     options = {name: value for name, value in said.items() if name in own}
-    changes = {name: value for name, value in said.items() if name in of_the_run and name not in own}
+    changes = {
+        name: value for name, value in said.items() if name in of_the_run and name not in own
+    }
     return {"defense": defense, **changes, "options": options | chosen}
 
 
 def _typed(defense: str, field: Field, value: Any) -> Any:
-    """The value of an option as its annotation wants it: "no" is no bool, and 1 is the float 1.0."""
-    kinds: dict[str, Any] = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
-    annotation = getattr(field.type, "__name__", str(field.type))  # a class, or text where annotations are postponed
+    """The value of an option as its annotation wants it: "no" is no bool, and 1 is the float
+    1.0.
+    """
+    kinds: dict[str, Any] = {
+        "bool": bool,
+        "int": int,
+        "float": (int, float),
+        "str": str,
+        "None": type(None),
+    }
+    # a class, or text where annotations are postponed
+    annotation = getattr(field.type, "__name__", str(field.type))
     for kind in annotation.split(" | "):
         of = kinds.get(kind, tuple)
         if isinstance(value, of) and (kind == "bool" or not isinstance(value, bool)):

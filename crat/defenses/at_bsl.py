@@ -1,4 +1,6 @@
-"""AT-BSL (Yue et al. 2024): plain adversarial examples, and a loss that knows how frequent each class is."""
+"""AT-BSL (Yue et al. 2024): plain adversarial examples, and a loss that knows how frequent each
+class is.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,11 @@ from crat.defenses.stats import ClassStats
 
 @dataclass
 class ATBSL(Defense):
-    """min E[CE(z(x') + log n, y)], n_k the training images of class k; x' ascends the plain cross-entropy.
+    """min E[CE(z(x') + log n, y)], n_k the training images of class k; x' ascends the plain
+    cross-entropy.
 
-    The balanced softmax is used in training only: what answers is z, and so is what is attacked. A class without
-    images counts as one, as in REAT's code; log n stands in state["bias"] (K,).
+    The balanced softmax is used in training only: what answers is z, and so is what is attacked. A
+    class without images counts as one, as in REAT's code; log n stands in state["bias"] (K,).
     """
 
     paper = "Yue et al. 2024 (CVPR)"
@@ -32,22 +35,45 @@ class ATBSL(Defense):
         Row("epochs", None, 100),
         Row("lr", None, 0.1),
         Row("weight_decay", None, 5e-4),
-        Row("schedule", None, Words("0.1, 0.01 from epochs 75, 90 of 100"), why="one schedule for all methods"),
+        Row(
+            "schedule",
+            None,
+            Words("0.1, 0.01 from epochs 75, 90 of 100"),
+            why="one schedule for all methods",
+        ),
         Row("batch_size", None, 128),
         Row("imbalance_ratio", None, 50.0, why="CIFAR-10; CIFAR-100 has 10"),
         Row("padding", None, "zero"),
-        Row("augmentation", None, "AutoAugment, RandAugment(2, 8) or none", "crop and flip", "an option of the code's, "
-            "beside the loss"),
-        Row("cross-entropy that is ascended", None, "as it is", "its log-odds", "the same steps in eval mode, and no "
-            "part of the gradient lost where p_y rounds to 1"),
-        Row("best epoch chosen on", None, "test, from epoch 75 on", "validation", "the test set is for reporting"),
-    )  # fmt: skip
+        Row(
+            "augmentation",
+            None,
+            "AutoAugment, RandAugment(2, 8) or none",
+            "crop and flip",
+            "an option of the code's, beside the loss",
+        ),
+        Row(
+            "cross-entropy that is ascended",
+            None,
+            "as it is",
+            "its log-odds",
+            "the same steps in eval mode, and no part of the gradient lost where p_y rounds to 1",
+        ),
+        Row(
+            "best epoch chosen on",
+            None,
+            "test, from epoch 75 on",
+            "validation",
+            "the test set is for reporting",
+        ),
+    )
 
     def prepare(self, task: Task) -> None:
         """Notes log n."""
         self.state["bias"] = log_counts(task.class_counts)
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
         """Mean balanced-softmax loss of the adversarial images; counted are the answers of z."""
         logits = full(model(x_adv))
         losses = balanced_softmax_loss(logits, y, self.state["bias"])
@@ -60,5 +86,7 @@ def log_counts(class_counts: Tensor) -> Tensor:
 
 
 def balanced_softmax_loss(logits: Tensor, y: Tensor, bias: Tensor) -> Tensor:
-    """CE(z + bias, y) per sample (N,), bias (K,) = log n up to a constant: balanced softmax (Ren et al. 2020)."""
+    """CE(z + bias, y) per sample (N,), bias (K,) = log n up to a constant: balanced softmax (Ren
+    et al. 2020).
+    """
     return F.cross_entropy(logits + bias.to(logits.dtype), y, reduction="none")

@@ -1,4 +1,6 @@
-"""BAT, balance adversarial training (Sun et al. 2022): learns from both sides of the boundary an attack crosses."""
+"""BAT, balance adversarial training (Sun et al. 2022): learns from both sides of the boundary an
+attack crosses.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,14 @@ from crat.defenses.stats import ClassStats
 
 @dataclass
 class BAT(Defense):
-    """CE(f(x_last), y) + beta KL(p(x) || p(x_first)) + balance [KL(p(x_last) || u) + KL(p(x_first) || u)].
+    """CE(f(x_last), y) + beta KL(p(x) || p(x_first)) + balance [KL(p(x_last) || u) + KL(p(x_first)
+    || u)].
 
-    On the way of TRADES' attack, x_last is the last iterate before the first error, and x_first lies `tau` steps behind
-    that error; where none occurs both are the end of the way. u is uniform. `craft` returns the two as one tensor
-    (2, B, C, H, W), x_first before x_last.
-    All samples stay in the batch, and those that stopped do not move: no loop over samples, no host synchronisation.
+    On the way of TRADES' attack, x_last is the last iterate before the first error, and x_first
+    lies `tau` steps behind that error; where none occurs both are the end of the way. u is uniform.
+    `craft` returns the two as one tensor (2, B, C, H, W), x_first before x_last.
+    All samples stay in the batch, and those that stopped do not move: no loop over samples, no host
+    synchronisation.
     """
 
     beta: float = 6.0
@@ -33,18 +37,44 @@ class BAT(Defense):
     tau: int = 1
 
     paper = "Sun et al. 2022 (arXiv 2209.07534)"
-    code = ("silvercherry/Improving-Robust-Fairness-via-Balance-Adversarial-Training@9bcee67aedeea64cd5c3790e88d292f7"
-            "dafe8a8f (train.py, train_mode/; whether its owner is an author we do not know)")  # fmt: skip
+    code = (
+        "silvercherry/Improving-Robust-Fairness-via-Balance-Adversarial-Training@9bcee67aedeea64cd5c3790e88d292f7"
+        "dafe8a8f (train.py, train_mode/; whether its owner is an author we do not know)"
+    )
     start = "gaussian"
     batch_norm = "eval"
     rows = (
-        Row("tau", None, 1, 1, "by the name of x_first it should be 0; the one code that we know has 1"),
+        Row(
+            "tau",
+            None,
+            1,
+            1,
+            "by the name of x_first it should be 0; the one code that we know has 1",
+        ),
         Row("beta", None, 6.0),
         Row("balance", None, 1.0),
-        Row("random starts", None, "one for x_first, another for x_last", "one way gives both", "half the passes"),
-        Row("x_last without an error", None, "the end of the way, not checked", "the same", "a check costs a pass; it "
-            "may be the first wrong iterate where only the last step crossed"),
-        Row("order of the batch", None, "x_first shuffled against x_last", "kept", "only the rounding of sums changes"),
+        Row(
+            "random starts",
+            None,
+            "one for x_first, another for x_last",
+            "one way gives both",
+            "half the passes",
+        ),
+        Row(
+            "x_last without an error",
+            None,
+            "the end of the way, not checked",
+            "the same",
+            "a check costs a pass; it "
+            "may be the first wrong iterate where only the last step crossed",
+        ),
+        Row(
+            "order of the batch",
+            None,
+            "x_first shuffled against x_last",
+            "kept",
+            "only the rounding of sums changes",
+        ),
         Row("eps", None, "0.031"),
         Row("step_size", None, "0.007"),
         Row("steps", None, 10),
@@ -54,14 +84,24 @@ class BAT(Defense):
         Row("weight_decay", None, 2e-4, why="one value for all methods that are compared: CFA's"),
         Row("padding", None, "zero", why="CFA's crop, for all methods"),
         Row("mixup", None, "none at this commit", "none"),
-    )  # fmt: skip
+    )
 
     def prepare(self, task: Task) -> None:
         """Nothing to begin: the method keeps no class-wise values."""
         checked("tau of bat", self.tau, lambda t: t >= 0, "at least 0")
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
-        """PGD on KL(p(x) || p(x')) from x + 0.001 N(0, 1), cut to box and ball; (x_first, x_last) stacked."""
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
+        """PGD on KL(p(x) || p(x')) from x + 0.001 N(0, 1), cut to box and ball; (x_first,
+        x_last) stacked.
+        """
         a = self.attack
         generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
         eps = per_sample(self.of("eps", y, a.eps) * scale, x)
@@ -82,11 +122,17 @@ class BAT(Defense):
                 x_first = torch.where(over_images(goes, x), stepped, x_first)
         return torch.stack([x_first, torch.where(over_images(right, x), x_first, x_last)])
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
-        """Passes x_last, x_first and x in the code's order; the statistics count x_first as what was attacked."""
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
+        """Passes x_last, x_first and x in the code's order; the statistics count x_first as what
+        was attacked.
+        """
         x_first, x_last = x_adv
         last, first, clean = full(model(x_last)), full(model(x_first)), full(model(x))
-        losses = F.cross_entropy(last, y, reduction="none") + self.beta * kl_divergence(clean, first)
+        losses = F.cross_entropy(last, y, reduction="none") + self.beta * kl_divergence(
+            clean, first
+        )
         losses = losses + self.balance * (from_uniform(last) + from_uniform(first))
         return losses.mean(), ClassStats.of(y, losses, first, clean)
 

@@ -1,6 +1,7 @@
-"""CFA (Wei et al. 2023, CVPR): each class trains with its own margin and its own weight of the regulariser.
+"""CFA (Wei et al. 2023, CVPR): each class trains with its own margin and its own weight of the
+regulariser.
 
-The third part, FAWA, is a weight average behind a gate: `average="fawa"`, crat.averaging.
+The third part, FAWA, is a weight average behind a gate: `average="fawa"`, crat.training.averaging.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ BEGIN, EPOCHS = 10, 200  # the released code: class-wise from epoch 10 of 200
 class CFA(Defense):
     """eps_k = (lambda_1 + t_k) eps and, on TRADES, beta_k = (lambda_2 + t_k) beta (eq. 6 and 7).
 
-    t_k: the share of class k's training adversarial examples, those of the last epoch, that are still right. The loss
-    of the base is taken within eps_k; that of TRADES is [CE + beta_k KL] / (1 + beta_k) (eq. 8). A class that no batch
-    showed keeps its values.
+    t_k: the share of class k's training adversarial examples, those of the last epoch, that are
+    still right. The loss of the base is taken within eps_k; that of TRADES is [CE + beta_k KL] / (1
+    + beta_k) (eq. 8). A class that no batch showed keeps its values.
     """
 
     base: str = "pgd_at"
@@ -39,8 +40,10 @@ class CFA(Defense):
     tau: int = 3  # of FAT
     ccm: bool = True  # class-wise margin
     ccr: bool = True  # class-wise regularisation, on TRADES
-    begin: int | None = None  # epochs before the first class-wise one; None: the code's 10 of 200, in proportion
-    released_passes: bool = False  # the code's additional clean passes, which move BatchNorm's running statistics
+    # epochs before the first class-wise one; None: the code's 10 of 200, in proportion
+    begin: int | None = None
+    # the code's additional clean passes, which move BatchNorm's running statistics
+    released_passes: bool = False
 
     paper = "Wei et al. 2023 (CVPR), Algorithm 1, section 5.1"
     variants = ({"base": "pgd_at"}, {"base": "trades"}, {"base": "fat"})
@@ -49,7 +52,12 @@ class CFA(Defense):
     def prepare(self, task: Task) -> None:
         """Begins with the common eps and beta."""
         checked("base of cfa", self.base, lambda b: b in BASES, f"one of {', '.join(BASES)}")
-        checked("begin of cfa", self.begin, lambda b: b is None or b >= 1, "at least 1, for t_k needs an epoch")
+        checked(
+            "begin of cfa",
+            self.begin,
+            lambda b: b is None or b >= 1,
+            "at least 1, for t_k needs an epoch",
+        )
         own = {
             "pgd_at": {},
             "trades": {"beta": self.beta, "normalised": True},
@@ -63,11 +71,21 @@ class CFA(Defense):
         if self.base == "trades":
             self.state["beta"] = torch.full((task.n_classes,), self.beta)
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
         """The base's attack within eps_k; the step keeps its size, as in the code."""
         return self.inner.craft(model, x, y, scale=scale, generator=generator)
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
         """The base's loss, with beta_k."""
         loss, stats = self.inner.loss(model, x, x_adv, y)
         if self.base == "trades":
@@ -88,9 +106,13 @@ class CFA(Defense):
         t, seen = train.accuracy("robust"), train.n > 0
         lambda_1 = LAMBDA_1[self.base] if self.lambda_1 is None else self.lambda_1
         if self.ccm:
-            self.state["eps"] = torch.where(seen, (lambda_1 + t) * self.attack.eps, self.state["eps"])
+            self.state["eps"] = torch.where(
+                seen, (lambda_1 + t) * self.attack.eps, self.state["eps"]
+            )
         if self.ccr and "beta" in self.state:
-            self.state["beta"] = torch.where(seen, (self.lambda_2 + t) * self.beta, self.state["beta"])
+            self.state["beta"] = torch.where(
+                seen, (self.lambda_2 + t) * self.beta, self.state["beta"]
+            )
 
     @classmethod
     def crafting(cls, **chosen: Any) -> tuple[str, str]:
@@ -104,16 +126,40 @@ class CFA(Defense):
         base = chosen.get("base", cls.base)
         crafting = "eval" if base == "trades" else "moving"
         return (
-            Row("lambda_1", LAMBDA_1.get(base), 0.5, Words("the paper's"), "the paper's text over the code's defaults"),
+            Row(
+                "lambda_1",
+                LAMBDA_1.get(base),
+                0.5,
+                Words("the paper's"),
+                "the paper's text over the code's defaults",
+            ),
             Row("lambda_2", 0.5, 0.5),
             Row("beta", 6.0, 6.0),
             Row("tau", None, 3),
-            Row("begin", 1, BEGIN, Words("10 of 200, in proportion"), "a proportion serves short schedules, too"),
+            Row(
+                "begin",
+                1,
+                BEGIN,
+                Words("10 of 200, in proportion"),
+                "a proportion serves short schedules, too",
+            ),
             Row("average", "fawa", "fawa", "fawa"),
-            Row("average_decay", 0.85, 0.88, Words("0.85^(200 / epochs)"), "0.85 an epoch is too slow for 12 epochs"),
+            Row(
+                "average_decay",
+                0.85,
+                0.88,
+                Words("0.85^(200 / epochs)"),
+                "0.85 an epoch is too slow for 12 epochs",
+            ),
             Row("average_start", 50, 0, Words("a quarter of the epochs"), "the paper's 50 of 200"),
-            Row("fawa_threshold", 0.2, 0.24, Words("the median so far"), "a fixed one may never be reached: then the "
-                "code returns a random initialisation, we the plain weights"),
+            Row(
+                "fawa_threshold",
+                0.2,
+                0.24,
+                Words("the median so far"),
+                "a fixed one may never be reached: then the "
+                "code returns a random initialisation, we the plain weights",
+            ),
             Row("eps", "8/255", "8/255"),
             Row("step_size", None, "2/255", why="the same for every class"),
             Row("steps", None, 10),
@@ -121,8 +167,30 @@ class CFA(Defense):
             Row("split", "first", "first"),
             Row("epochs", 200, 200),
             Row("schedule", "piecewise", "piecewise"),
-            Row("batch_norm", None, crafting, why="in the code each attack step of AT and FAT moves the statistics"),
-            Row("released_passes", None, True, why="running statistics there are mostly clean; nothing else changes"),
-            Row("t_k divides by", "its own count", "N / 10", "its own count", "the same for balanced classes"),
-            Row("best epoch chosen on", "validation", "test", "validation", "the test set is for reporting"),
-        )  # fmt: skip
+            Row(
+                "batch_norm",
+                None,
+                crafting,
+                why="in the code each attack step of AT and FAT moves the statistics",
+            ),
+            Row(
+                "released_passes",
+                None,
+                True,
+                why="running statistics there are mostly clean; nothing else changes",
+            ),
+            Row(
+                "t_k divides by",
+                "its own count",
+                "N / 10",
+                "its own count",
+                "the same for balanced classes",
+            ),
+            Row(
+                "best epoch chosen on",
+                "validation",
+                "test",
+                "validation",
+                "the test set is for reporting",
+            ),
+        )

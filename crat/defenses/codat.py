@@ -1,4 +1,6 @@
-"""CODAT (Zhi et al. 2025): adversarial training against the worst distribution over classes, solved in closed form."""
+"""CODAT (Zhi et al. 2025): adversarial training against the worst distribution over classes,
+solved in closed form.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ BASES: dict[str, type[Defense]] = {"pgd_at": PGDAT, "trades": TRADES}
 
 @dataclass
 class CODAT(Defense):
-    """min over theta of max over p of sum_k p_k L_k, p on the simplex with chi^2(p || uniform) <= rho.
+    """min over theta of max over p of sum_k p_k L_k, p on the simplex with chi^2(p || uniform) <=
+    rho.
 
-    L_k: the mean robust loss of class k in the batch, CE(f(x'), y), or that of TRADES. p is `worst_distribution`, fixed
-    in the gradient, which by Danskin's theorem is that of the maximum. Classes that the batch lacks have no part in p.
-    Only a description of the method was seen, and no code: the closed form and its constants are derived here.
+    L_k: the mean robust loss of class k in the batch, CE(f(x'), y), or that of TRADES. p is
+    `worst_distribution`, fixed in the gradient, which by Danskin's theorem is that of the maximum.
+    Classes that the batch lacks have no part in p. Only a description of the method was seen, and
+    no code: the closed form and its constants are derived here.
     """
 
     base: str = "pgd_at"
@@ -41,12 +45,24 @@ class CODAT(Defense):
         checked("rho of codat", self.rho, lambda r: r >= 0, "at least 0")
         self.inner = BASES[self.base](self.attack)
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
         """The base's attack."""
         return self.inner.craft(model, x, y, scale=scale, generator=generator)
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
-        """sum_k p_k L_k of the batch; a sample's loss in the statistics carries its factor B p_y / n_y."""
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
+        """sum_k p_k L_k of the batch; a sample's loss in the statistics carries its factor B p_y
+        / n_y.
+        """
         clean = full(model(x)) if self.base == "trades" else None
         adversarial = full(model(x_adv))
         losses = F.cross_entropy(adversarial if clean is None else clean, y, reduction="none")
@@ -67,29 +83,52 @@ class CODAT(Defense):
     def table(cls, **chosen: Any) -> tuple[Row, ...]:
         """What the description leaves open is ours."""
         return (
-            Row("rho", None, None, Words("0.25"), "ours: the objective is then the mean of the classes' losses plus "
-                "half their standard deviation, while no p_k reaches 0"),
-            Row("chi^2", None, None, "K sum_k (p_k - 1/K)^2", "derived; another constant rescales rho"),
-            Row("class losses", None, None, "means of the batch", "the epoch's would be a step late"),
-            Row("fairness elasticity coefficient", "compares the worst class's gain with the mean's cost", None,
-                "left out", "its formula was not found; it measures, it does not train"),
-        )  # fmt: skip
+            Row(
+                "rho",
+                None,
+                None,
+                Words("0.25"),
+                "ours: the objective is then the mean of the classes' losses plus "
+                "half their standard deviation, while no p_k reaches 0",
+            ),
+            Row(
+                "chi^2",
+                None,
+                None,
+                "K sum_k (p_k - 1/K)^2",
+                "derived; another constant rescales rho",
+            ),
+            Row(
+                "class losses", None, None, "means of the batch", "the epoch's would be a step late"
+            ),
+            Row(
+                "fairness elasticity coefficient",
+                "compares the worst class's gain with the mean's cost",
+                None,
+                "left out",
+                "its formula was not found; it measures, it does not train",
+            ),
+        )
 
 
 def class_means(values: Tensor, y: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-    """How many samples (K,) and the mean of their values (B,) per class (K,); 0 where a class has none."""
+    """How many samples (K,) and the mean of their values (B,) per class (K,); 0 where a class
+    has none.
+    """
     member = (y[:, None] == torch.arange(n_classes, device=y.device)).to(values)
     n = member.sum(0)
     return n, (member * values[:, None]).sum(0) / n.clamp_min(1)
 
 
 def worst_distribution(means: Tensor, present: Tensor, rho: float) -> Tensor:
-    """The p (K,) that maximises sum_k p_k L_k on the simplex with K sum_k (p_k - 1/K)^2 <= rho; K: classes present.
+    """The p (K,) that maximises sum_k p_k L_k on the simplex with K sum_k (p_k - 1/K)^2 <= rho; K:
+    classes present.
 
-    means (K,): L; present (K,): bool; p is 0 elsewhere. While nothing falls below 0, p_k = (1 + sqrt(rho) (L_k - Lbar)
-    / sigma) / K, with the value Lbar + sqrt(rho) sigma. Else only the m classes of largest L keep a share, p_k = 1/m +
-    c (L_k - Lbar_m) with c from sum p^2 = (1 + rho) / K; the largest m that gives no negative share is the maximum.
-    All m are tried at once. No host synchronisation.
+    means (K,): L; present (K,): bool; p is 0 elsewhere. While nothing falls below 0, p_k = (1 +
+    sqrt(rho) (L_k - Lbar) / sigma) / K, with the value Lbar + sqrt(rho) sigma. Else only the m
+    classes of largest L keep a share, p_k = 1/m + c (L_k - Lbar_m) with c from sum p^2 = (1 + rho)
+    / K; the largest m that gives no negative share is the maximum. All m are tried at once. No host
+    synchronisation.
     """
     order = means.masked_fill(~present, float("-inf")).argsort(descending=True)
     ranked, here, k = means[order], present[order], present.sum().to(means)
@@ -98,7 +137,9 @@ def worst_distribution(means: Tensor, present: Tensor, rho: float) -> Tensor:
     inside = (m[None, :] <= m[:, None]).to(means)  # row m - 1: the m largest
     deviation = inside * (ranked - (inside * ranked).sum(1, keepdim=True) / m[:, None])
     squares = deviation.square().sum(1)
-    c = (((1 + rho) / k - 1 / m).clamp_min(0) / squares.clamp_min(torch.finfo(means.dtype).tiny)).sqrt()
+    c = (
+        ((1 + rho) / k - 1 / m).clamp_min(0) / squares.clamp_min(torch.finfo(means.dtype).tiny)
+    ).sqrt()
     shares = inside * (1 / m[:, None] + c[:, None] * deviation)
     valid = (shares.amin(1) >= 0) & here  # row 1 always is
     chosen = (valid * m).argmax()

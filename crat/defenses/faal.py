@@ -1,4 +1,6 @@
-"""FAAL (Zhang et al. 2024, CVPR): each batch is trained on the worst distribution over classes in a KL ball."""
+"""FAAL (Zhang et al. 2024, CVPR): each batch is trained on the worst distribution over classes
+in a KL ball.
+"""
 
 from __future__ import annotations
 
@@ -25,28 +27,34 @@ BASES = ("pgd_at", "trades", "mart")
 
 @dataclass
 class FAAL(Defense):
-    """mean[K p_y l(x, x', y)] with p = argmax of sum_i p_{y_i} m_{y_i} over the batch, KL(u || p) <= radius.
+    """mean[K p_y l(x, x', y)] with p = argmax of sum_i p_{y_i} m_{y_i} over the batch, KL(u || p)
+    <= radius.
 
-    u: uniform over the K classes; m_k: the mean over class k's samples of max_{j != y} p_j(x') - p_y(x'); l: CE(f(x'),
-    y), TRADES' or MART's loss. p is fixed in the gradient. For `warmup` epochs p = u, which is the base.
-    As in the authors' code: eval mode while crafting, on the cross-entropy from a uniform start or (trades, mart) on
-    the KL from x + 0.001 N(0, 1); the adversarial pass before the clean one; a class counts as often as it has samples
-    in the batch, so that one the batch lacks enters with margin 0.
-    Deviation: the code hands the inner problem to a convex solver on the CPU; `worst_distribution` solves it in place.
+    u: uniform over the K classes; m_k: the mean over class k's samples of max_{j != y} p_j(x') -
+    p_y(x'); l: CE(f(x'), y), TRADES' or MART's loss. p is fixed in the gradient. For `warmup`
+    epochs p = u, which is the base. As in the authors' code: eval mode while crafting, on the
+    cross-entropy from a uniform start or (trades, mart) on the KL from x + 0.001 N(0, 1); the
+    adversarial pass before the clean one; a class counts as often as it has samples in the batch,
+    so that one the batch lacks enters with margin 0.
+    Deviation: the code hands the inner problem to a convex solver on the CPU; `worst_distribution`
+    solves it in place.
     """
 
     base: str = "pgd_at"
     radius: float = 0.5
     beta: float = 6.0
     warmup: int | None = None  # epochs on the base; None: half of them
-    released_passes: bool = False  # the code's clean pass on pgd_at, too; it moves BatchNorm's running statistics only
+    # the code's clean pass on pgd_at, too; it moves BatchNorm's running statistics only
+    released_passes: bool = False
 
     paper = "Zhang et al. 2024 (CVPR)"
     code = "TrustAI/FAAL@b20ee9dbe60c5ab700eaab3d41faa10e5295d39a (FAAL.py, ft_prn.py, utils.py)"
     batch_norm = "eval"
 
     def prepare(self, task: Task) -> None:
-        """Begins to count epochs. Raises ConfigError on an unknown base or a setting out of range."""
+        """Begins to count epochs. Raises ConfigError on an unknown base or a setting out of
+        range.
+        """
         checked("base of faal", self.base, lambda b: b in BASES, f"one of {', '.join(BASES)}")
         checked("radius of faal", self.radius, lambda r: 0 <= r <= 50, "between 0 and 50")
         checked("warmup of faal", self.warmup, lambda w: w is None or w >= 0, "at least 0")
@@ -54,11 +62,21 @@ class FAAL(Defense):
         self.inner = PGDAT(self.attack) if self.base == "pgd_at" else TRADES(self.attack)
         self.state["epoch"] = torch.zeros((), dtype=torch.long)
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
         """PGD on the cross-entropy; on trades and mart, TRADES' attack."""
         return self.inner.craft(model, x, y, scale=scale, generator=generator)
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
         """The base's loss, each sample times K p_y."""
         adversarial = full(model(x_adv))
         clean = None if self.base == "pgd_at" else full(model(x))
@@ -83,7 +101,9 @@ class FAAL(Defense):
         kl = self.beta * kl_divergence(clean, adversarial)
         if self.base == "trades":
             return F.cross_entropy(clean, y, reduction="none") + kl
-        return boosted_cross_entropy(adversarial, y) + kl * (1 - true_logit(clean.softmax(1), y) + FLOOR)
+        return boosted_cross_entropy(adversarial, y) + kl * (
+            1 - true_logit(clean.softmax(1), y) + FLOOR
+        )
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
         """One epoch more."""
@@ -102,32 +122,70 @@ class FAAL(Defense):
             Row("base", None, "pgd_at", why="the released scripts'"),
             Row("radius", None, 0.5),
             Row("beta", None, 6.0),
-            Row("warmup", tuned, tuned, Words("half of the epochs"),
-                "from scratch the base comes first, in the same run; the rate is then still high"),
-            Row("epochs", few, few, None, "behind the checkpoint's; compare at equal epochs in all"),
+            Row(
+                "warmup",
+                tuned,
+                tuned,
+                Words("half of the epochs"),
+                "from scratch the base comes first, in the same run; the rate is then still high",
+            ),
+            Row(
+                "epochs", few, few, None, "behind the checkpoint's; compare at equal epochs in all"
+            ),
             Row("lr", None, Words("0.01, then 0.001"), None, "a tuning's"),
-            Row("released_passes", None, True, False, "running statistics there are half clean; nothing else changes"),
+            Row(
+                "released_passes",
+                None,
+                True,
+                False,
+                "running statistics there are half clean; nothing else changes",
+            ),
             Row("eps", "8/255", "8/255"),
             Row("step_size", None, "2/255"),
             Row("steps", None, 10),
             Row("model", "preact_resnet18", "preact_resnet18", why="and WRN-34-10"),
             Row("weight_decay", None, 5e-4),
-            Row("awp", None, None, None, "its second variant, gamma 0.005: the run's awp=0.005, which moves weights "
-                "by the weighted loss, the code by the plain mean; not compared"),
-            Row("inner problem", None, "ECOS, then MOSEK or SCS where it fails; in float32", "exact, on the device",
-                "the same optimum"),
-            Row("MART's log p(x')", None, "log(p + 1e-12)", "log p", "log-softmax is finite by itself"),
-            Row("best epoch chosen on", None, "20 test batches", "validation", "the test set is for reporting"),
-        )  # fmt: skip
+            Row(
+                "awp",
+                None,
+                None,
+                None,
+                "its second variant, gamma 0.005: the run's awp=0.005, which moves weights "
+                "by the weighted loss, the code by the plain mean; not compared",
+            ),
+            Row(
+                "inner problem",
+                None,
+                "ECOS, then MOSEK or SCS where it fails; in float32",
+                "exact, on the device",
+                "the same optimum",
+            ),
+            Row(
+                "MART's log p(x')",
+                None,
+                "log(p + 1e-12)",
+                "log p",
+                "log-softmax is finite by itself",
+            ),
+            Row(
+                "best epoch chosen on",
+                None,
+                "20 test batches",
+                "validation",
+                "the test set is for reporting",
+            ),
+        )
 
 
 def worst_distribution(gain: Tensor, radius: float, rounds: int = 8, points: int = 257) -> Tensor:
-    """The p (K,) that maximises sum_k p_k a_k on the simplex with KL(u || p) <= radius, u uniform; gain (K,): a.
+    """The p (K,) that maximises sum_k p_k a_k on the simplex with KL(u || p) <= radius, u uniform;
+    gain (K,): a.
 
-    Lagrange's conditions give p_k proportional to 1 / (s + d_k), d_k = max a - a_k, for one s > 0, and KL(u || p) =
-    mean_k log(s + d_k) + log mean_k 1 / (s + d_k) falls in s: t = log(s / max d) is found on a grid of `points` that
-    narrows onto one of its cells, `rounds` times. All in logarithms, in gain's dtype, with no host
-    synchronisation. Equal gains give u; a radius of 0 gives u up to rounding.
+    Lagrange's conditions give p_k proportional to 1 / (s + d_k), d_k = max a - a_k, for one s > 0,
+    and KL(u || p) = mean_k log(s + d_k) + log mean_k 1 / (s + d_k) falls in s: t = log(s / max d)
+    is found on a grid of `points` that narrows onto one of its cells, `rounds` times. All in
+    logarithms, in gain's dtype, with no host synchronisation. Equal gains give u; a radius of 0
+    gives u up to rounding.
     """
     d = gain.max() - gain
     log_d = (d / d.max().clamp_min(torch.finfo(d.dtype).tiny)).log()

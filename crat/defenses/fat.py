@@ -1,4 +1,6 @@
-"""Friendly adversarial training (Zhang et al. 2020, ICML): the attack stops soon after it has succeeded."""
+"""Friendly adversarial training (Zhang et al. 2020, ICML): the attack stops soon after it has
+succeeded.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,15 @@ from crat.distributed import whole
 
 @dataclass
 class FAT(Defense):
-    """Cross-entropy of adversarial examples whose ascent ends tau steps after the first error (Algorithm 1).
+    """Cross-entropy of adversarial examples whose ascent ends tau steps after the first error
+    (Algorithm 1).
 
-    All samples stay in the batch, and those that stopped do not move: no loop over samples, no host synchronisation.
+    All samples stay in the batch, and those that stopped do not move: no loop over samples, no host
+    synchronisation.
     """
 
-    tau: int | None = None  # None: 0, 1 and 2 from 0, 50/120 and 90/120 of the epochs on, as in the code
+    # None: 0, 1 and 2 from 0, 50/120 and 90/120 of the epochs on, as in the code
+    tau: int | None = None
     omega: float = 0.001  # sd of the noise that each step adds
     resumes: bool = True  # a sample that is right again goes on; CFA's own FAT stops it for good
 
@@ -33,7 +38,12 @@ class FAT(Defense):
     code = "zjfheart/Friendly-Adversarial-Training@80a064074891775146bca8c4d8a6b99c1499285a (earlystop.py, FAT.py)"
     batch_norm = "eval"
     rows = (
-        Row("tau", None, Words("0, 1, 2 from epochs 1, 51, 91 of 120"), Words("the same, in proportion")),
+        Row(
+            "tau",
+            None,
+            Words("0, 1, 2 from epochs 1, 51, 91 of 120"),
+            Words("the same, in proportion"),
+        ),
         Row("omega", None, 0.001),
         Row("eps", None, "0.031"),
         Row("step_size", None, "0.007"),
@@ -41,9 +51,20 @@ class FAT(Defense):
         Row("model", None, "wrn_34_10", why="the code's WRN-32-10 counts its layers otherwise"),
         Row("epochs", None, 120),
         Row("lr", None, 0.1),
-        Row("schedule", None, Words("0.1, 0.01, 0.005 of it from epochs 60, 90, 110 of 120"), why="one for all"),
+        Row(
+            "schedule",
+            None,
+            Words("0.1, 0.01, 0.005 of it from epochs 60, 90, 110 of 120"),
+            why="one for all",
+        ),
         Row("weight_decay", None, 2e-4),
-        Row("order of the batch", None, "by when a sample stopped", "kept", "only the rounding of sums changes"),
+        Row(
+            "order of the batch",
+            None,
+            "by when a sample stopped",
+            "kept",
+            "only the rounding of sums changes",
+        ),
     )
 
     def prepare(self, task: Task) -> None:
@@ -51,7 +72,15 @@ class FAT(Defense):
         self.epochs = task.epochs
         self.state["epoch"] = torch.zeros((), dtype=torch.long)
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
         """PGD on the cross-entropy, each sample until tau steps behind its first error."""
         a = self.attack
         generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
@@ -64,10 +93,13 @@ class FAT(Defense):
                 gradient, _, logits = forward_backward(model, x_adv, y, self.ascended())
                 wrong = logits.argmax(1) != y
                 goes = (slack > 0) | (~wrong & self.resumes)
-                if a.batch_norm == "moving" and not whole(goes.long()).any():  # CFA's code: each pass counts there
+                # CFA's code: each pass counts there
+                if a.batch_norm == "moving" and not whole(goes.long()).any():
                     break
                 slack -= (wrong & goes).long()
-                stepped = project(x_adv + step * gradient.sign() + self._noise(x, generator), x, eps, a.norm)
+                stepped = project(
+                    x_adv + step * gradient.sign() + self._noise(x, generator), x, eps, a.norm
+                )
                 x_adv = torch.where(over_images(goes, x), stepped, x_adv)
             else:
                 if a.batch_norm == "moving":
@@ -84,7 +116,9 @@ class FAT(Defense):
         done = 120 * self.state["epoch"]
         return (done >= 50 * self.epochs).long() + (done >= 90 * self.epochs).long()
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
         """Mean cross-entropy of the friendly adversarial images."""
         logits = full(model(x_adv))
         losses = F.cross_entropy(logits, y, reduction="none")

@@ -1,6 +1,8 @@
-"""FRL, fair robust learning (Xu et al. 2021, ICML): classes found unfairly wrong gain weight, or margin too.
+"""FRL, fair robust learning (Xu et al. 2021, ICML): classes found unfairly wrong gain weight, or
+margin too.
 
-A class's error is its clean error plus its boundary error, the loss of accuracy that the attack brings.
+A class's error is its clean error plus its boundary error, the loss of accuracy that the attack
+brings.
 """
 
 from __future__ import annotations
@@ -20,33 +22,39 @@ from crat.defenses.stats import ClassStats
 from crat.defenses.trades import TRADES
 from crat.distributed import whole
 
-BOUND = {False: 0.1, True: 0.07}  # the released code's, without and with remargin, as are the two rates
+# the released code's, without and with remargin, as are the two rates
+BOUND = {False: 0.1, True: 0.07}
 RATE_1, RATE_2, EPOCHS = 0.05, 0.2, 40
-FASTEST = 10  # how much larger the rates of a short training may be: beyond, one epoch would widen eps_k to the limit
+# how much larger the rates of a short training may be: beyond, one epoch would widen eps_k to the
+# limit
+FASTEST = 10
 NARROWEST, WIDEST = 0.98, 3.0  # eps_k / eps
 
 
 @dataclass
 class FRL(Defense):
-    """wmean(CE; u_y) + beta wmean(KL; v_y), each weighted mean over the batch, and with remargin eps_y for eps.
+    """wmean(CE; u_y) + beta wmean(KL; v_y), each weighted mean over the batch, and with remargin
+    eps_y for eps.
 
-    After each epoch behind the warm-up, on validation, with e_k the clean error of class k less that of all images,
-    b_k the same of the boundary error, and the bounds d:
-        lambda_k = lambda_k + rate_1 (e_k - d), mu_k = mu_k + 2 rate_1 (b_k - d), both >= 0 and their sums <= limit;
-        u_k = (1 - sum_j lambda_j) / K + lambda_k, v_k the same of mu;
-        phi_k = phi_k + rate_2 (b_k - d), eps_k = eps clamp(exp(2 phi_k), 0.98, 3), and the step grows with the widest
-        eps_k of the batch.
+    After each epoch behind the warm-up, on validation, with e_k the clean error of class k less
+    that of all images, b_k the same of the boundary error, and the bounds d:
+        lambda_k = lambda_k + rate_1 (e_k - d), mu_k = mu_k + 2 rate_1 (b_k - d), both >= 0 and
+        their sums <= limit; u_k = (1 - sum_j lambda_j) / K + lambda_k, v_k the same of mu;
+        phi_k = phi_k + rate_2 (b_k - d), eps_k = eps clamp(exp(2 phi_k), 0.98, 3), and the step
+        grows with the widest eps_k of the batch.
     A class that validation lacks keeps its multipliers.
     """
 
     remargin: bool = True  # False: the weights only
     beta: float = 1.5
     bound: float | None = None  # None: 0.1, with remargin 0.07
-    rate_1: float | None = None  # None: 0.05 over 40 epochs behind the warm-up; faster, up to 10 times, over fewer
+    # None: 0.05 over 40 epochs behind the warm-up; faster, up to 10 times, over fewer
+    rate_1: float | None = None
     rate_2: float | None = None  # None: 0.2 with remargin, scaled alike
     limit: float = 0.5
     warmup: int | None = None  # epochs of plain TRADES before; None: three quarters of all
-    released_passes: bool = False  # the code passes the clean images once more, which moves the running statistics
+    # the code passes the clean images once more, which moves the running statistics
+    released_passes: bool = False
 
     paper = "Xu et al. 2021 (ICML)"
     code = "hannxu123/fair_robust@a80547def881cb4ca99b50e7544f997f9a0210a7 (frlrw.py, frlrmrw.py, utils_frl*.py)"
@@ -55,8 +63,18 @@ class FRL(Defense):
 
     def prepare(self, task: Task) -> None:
         """Begins with equal weights and the common eps."""
-        checked("warmup of frl", self.warmup, lambda w: w is None or w >= 1, "at least 1, for the errors need an epoch")
-        checked("limit of frl", self.limit, lambda v: 0 <= v < 1, "in [0, 1), so that weights stay positive")
+        checked(
+            "warmup of frl",
+            self.warmup,
+            lambda w: w is None or w >= 1,
+            "at least 1, for the errors need an epoch",
+        )
+        checked(
+            "limit of frl",
+            self.limit,
+            lambda v: 0 <= v < 1,
+            "in [0, 1), so that weights stay positive",
+        )
         early = max(1, min(round(0.75 * task.epochs), task.epochs - 1))
         self.first = early if self.warmup is None else self.warmup
         scale = min(FASTEST, EPOCHS / max(1, task.epochs - self.first))
@@ -65,29 +83,55 @@ class FRL(Defense):
         k = task.n_classes
         self.state["epoch"] = torch.zeros((), dtype=torch.long)
         self.state |= {name: torch.zeros(k) for name in ("clean_multiplier", "boundary_multiplier")}
-        self.state |= {name: torch.full((k,), 1 / k) for name in ("clean_weight", "boundary_weight")}
+        self.state |= {
+            name: torch.full((k,), 1 / k) for name in ("clean_weight", "boundary_weight")
+        }
         if self.remargin:
-            self.state |= {"margin_exponent": torch.zeros(k), "eps": torch.full((k,), self.attack.eps)}
+            self.state |= {
+                "margin_exponent": torch.zeros(k),
+                "eps": torch.full((k,), self.attack.eps),
+            }
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
-        """As TRADES, within eps_k; with remargin one step size for the batch, that of its widest eps_k."""
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
+        """As TRADES, within eps_k; with remargin one step size for the batch, that of its widest
+        eps_k.
+        """
         with frozen(model, self.attack.batch_norm), torch.no_grad():
             target = KLFrom(full(model(x)))
         eps = self.of("eps", y, self.attack.eps) * scale
-        step = self.attack.step_size * scale * (self.widths()[whole(y)].max() if self.remargin else 1.0)
-        return self.attack.perturb(model, x, y, eps=eps, step_size=step, objective=target, generator=generator)
+        step = (
+            self.attack.step_size
+            * scale
+            * (self.widths()[whole(y)].max() if self.remargin else 1.0)
+        )
+        return self.attack.perturb(
+            model, x, y, eps=eps, step_size=step, objective=target, generator=generator
+        )
 
     def widths(self) -> Tensor:
         """eps_k / eps (K,)."""
         return (2 * self.state["margin_exponent"]).exp().clamp(NARROWEST, WIDEST)
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
         """The two weighted means; the statistics hold CE + beta KL as it is without weights."""
         clean, adversarial = full(model(x)), full(model(x_adv))
         if self.released_passes:
             with torch.no_grad():
                 model(x)
-        errors, divergences = F.cross_entropy(clean, y, reduction="none"), kl_divergence(clean, adversarial)
+        errors, divergences = (
+            F.cross_entropy(clean, y, reduction="none"),
+            kl_divergence(clean, adversarial),
+        )
         u, v = self.state["clean_weight"][y], self.state["boundary_weight"][y]
         loss = weighted_mean(errors, u) + self.beta * weighted_mean(divergences, v)
         return loss, ClassStats.of(y, errors + self.beta * divergences, adversarial, clean)
@@ -98,14 +142,19 @@ class FRL(Defense):
         if self.state["epoch"] < self.first or valid is None or not valid.n.any():
             return
         clean, robust = valid.accuracy("clean"), valid.accuracy("robust")
-        all_clean, all_robust = valid.clean.sum() / valid.n.sum(), valid.robust.sum() / valid.n.sum()
+        all_clean, all_robust = (
+            valid.clean.sum() / valid.n.sum(),
+            valid.robust.sum() / valid.n.sum(),
+        )
         bound = BOUND[self.remargin] if self.bound is None else self.bound
         unfair_clean = (all_clean - clean - bound).nan_to_num(0.0)
         unfair_boundary = ((clean - robust) - (all_clean - all_robust) - bound).nan_to_num(0.0)
         self._weigh("clean", self.rates[0] * unfair_clean)
         self._weigh("boundary", 2 * self.rates[0] * unfair_boundary)
         if self.remargin:
-            self.state["margin_exponent"] = self.state["margin_exponent"] + self.rates[1] * unfair_boundary
+            self.state["margin_exponent"] = (
+                self.state["margin_exponent"] + self.rates[1] * unfair_boundary
+            )
             self.state["eps"] = self.attack.eps * self.widths()
 
     def _weigh(self, which: str, change: Tensor) -> None:
@@ -121,35 +170,100 @@ class FRL(Defense):
         return (
             Row("remargin", None, remargin, why="frlrw.py is False, frlrmrw.py is True"),
             Row("bound", None, BOUND[remargin], Words("the code's for the choice of remargin")),
-            Row("rate_1", None, RATE_1, Words("0.05, times 40 over the epochs behind the warm-up, at most times 10"),
-                "the multipliers go as far as in the code's 40 epochs"),
-            Row("rate_2", None, RATE_2 if remargin else 0.1, Words("0.2, scaled as rate_1"), "unread without remargin"),
-            Row("halving of rate_1", None, "from each 40th epoch on", "none", "the last of 40 epochs; the rest scales"),
+            Row(
+                "rate_1",
+                None,
+                RATE_1,
+                Words("0.05, times 40 over the epochs behind the warm-up, at most times 10"),
+                "the multipliers go as far as in the code's 40 epochs",
+            ),
+            Row(
+                "rate_2",
+                None,
+                RATE_2 if remargin else 0.1,
+                Words("0.2, scaled as rate_1"),
+                "unread without remargin",
+            ),
+            Row(
+                "halving of rate_1",
+                None,
+                "from each 40th epoch on",
+                "none",
+                "the last of 40 epochs; the rest scales",
+            ),
             Row("limit", None, 0.5),
             Row("beta", None, 1.5, 1.5),
-            Row("where it starts", None, "hot_start.pt, a robust network given for download, how it was trained not "
-                "said", "no checkpoint: `warmup` epochs of TRADES with this beta come first, in the same run", "the "
-                "whole training is one run, of as many epochs as what it is compared with"),
-            Row("warmup", None, Words("none, the checkpoint comes first"), Words("three quarters of the epochs"),
-                "with 200 epochs, piecewise, the policy moves in the last 50, at the code's rate 0.001"),
-            Row("lr", None, Words("0.001, constant over 40 epochs"), Words("the profile's, warm-up included")),
+            Row(
+                "where it starts",
+                None,
+                "hot_start.pt, a robust network given for download, how it was trained not said",
+                "no checkpoint: `warmup` epochs of TRADES with this beta come first, in the same "
+                "run",
+                "the whole training is one run, of as many epochs as what it is compared with",
+            ),
+            Row(
+                "warmup",
+                None,
+                Words("none, the checkpoint comes first"),
+                Words("three quarters of the epochs"),
+                "with 200 epochs, piecewise, the policy moves in the last 50, at the code's rate "
+                "0.001",
+            ),
+            Row(
+                "lr",
+                None,
+                Words("0.001, constant over 40 epochs"),
+                Words("the profile's, warm-up included"),
+            ),
             Row("eps", None, "8/255"),
-            Row("step_size", None, "2/255", why="with remargin max eps_k / 4 of the batch, the same at this eps"),
+            Row(
+                "step_size",
+                None,
+                "2/255",
+                why="with remargin max eps_k / 4 of the batch, the same at this eps",
+            ),
             Row("steps", None, 10),
             Row("model", None, "preact_resnet18", why="a WRN-28 is the code's other choice"),
             Row("weight_decay", None, 5e-4),
-            Row("valid_per_class", None, 300, why="the code's are the last of each class; here as `split` says"),
+            Row(
+                "valid_per_class",
+                None,
+                300,
+                why="the code's are the last of each class; here as `split` says",
+            ),
             Row("widest eps_k / eps", None, WIDEST, WIDEST, "frlrw.py has 2.5, but never moves it"),
-            Row("attack on validation", None, "PGD-20 on the cross-entropy", "the protocol's: PGD-10 on CIFAR"),
-            Row("weights that validation judges", None, "the present ones", "the average, where one is kept", "one "
-                "validation serves the policy and the choice of the best epoch"),
-            Row("robust on validation", None, "right under attack", "right on the clean image and under attack",
-                "the house's R_k; they differ where an attack turns a wrong prediction right"),
-            Row("released_passes", None, True, why="p(x) is computed twice there; only running statistics change"),
-        )  # fmt: skip
+            Row(
+                "attack on validation",
+                None,
+                "PGD-20 on the cross-entropy",
+                "the protocol's: PGD-10 on CIFAR",
+            ),
+            Row(
+                "weights that validation judges",
+                None,
+                "the present ones",
+                "the average, where one is kept",
+                "one validation serves the policy and the choice of the best epoch",
+            ),
+            Row(
+                "robust on validation",
+                None,
+                "right under attack",
+                "right on the clean image and under attack",
+                "the house's R_k; they differ where an attack turns a wrong prediction right",
+            ),
+            Row(
+                "released_passes",
+                None,
+                True,
+                why="p(x) is computed twice there; only running statistics change",
+            ),
+        )
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """sum w l / sum w over the batch, of (B,) each; of several processes each gives what its mean is to be averaged."""
+    """sum w l / sum w over the batch, of (B,) each; of several processes each gives what its
+    mean is to be averaged.
+    """
     every = whole(weights)
     return len(every) / len(weights) * (weights * values).sum() / every.sum()

@@ -1,4 +1,6 @@
-"""Label augmentation (Amerehi and Healy 2024, 2025): the label says, too, what was done to the image. Its control."""
+"""Label augmentation (Amerehi and Healy 2024, 2025): the label says, too, what was done to the
+image. Its control.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,26 @@ Drawing = torch.Generator | PerImage | Share
 
 @dataclass
 class LabelSmoothing(Defense):
-    """AT with labels (1 - delta) onehot(y) + delta / K, on attacked and clean images: the control of Adv+.
+    """AT with labels (1 - delta) onehot(y) + delta / K, on attacked and clean images: the control
+    of Adv+.
 
-    It differs from LabelAugmentation only in where delta goes. delta = 0 and clean_share = 0 is PGDAT.
+    It differs from LabelAugmentation only in where delta goes. delta = 0 and clean_share = 0 is
+    PGDAT.
     """
 
     delta: float = 0.1
-    clean_share: float = 0.5  # weight of the clean images in the loss; 0: attacked ones only, as in AT
+    # weight of the clean images in the loss; 0: attacked ones only, as in AT
+    clean_share: float = 0.5
 
     paper = "Szegedy et al. 2016 (CVPR), section 7, on the images of Adv+; a control of ours"
     rows: ClassVar[tuple[Row, ...]] = (
-        Row("delta", 0.1, None, None, "Szegedy et al. smooth by 0.1; compare at the delta of label augmentation"),
+        Row(
+            "delta",
+            0.1,
+            None,
+            None,
+            "Szegedy et al. smooth by 0.1; compare at the delta of label augmentation",
+        ),
         Row("clean_share", None, None, None, "that of label augmentation"),
     )
 
@@ -42,7 +53,9 @@ class LabelSmoothing(Defense):
         checked("delta", self.delta, lambda v: 0 <= v < 1, "in [0, 1)")
         checked("clean_share", self.clean_share, lambda v: 0 <= v < 1, "in [0, 1)")
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
         """Mean over both kinds of images, which pass the network, and BatchNorm, as one batch."""
         share = self.clean_share
         if not share:
@@ -50,11 +63,15 @@ class LabelSmoothing(Defense):
             losses = self.cost(moved, y, self.operation(y))
             return losses.mean(), ClassStats.of(y, losses, self.answers(moved))
         clean, moved = full(model(torch.cat([x, x_adv]))).chunk(2)
-        losses = share * self.cost(clean, y, torch.zeros_like(y)) + (1 - share) * self.cost(moved, y, self.operation(y))
+        losses = share * self.cost(clean, y, torch.zeros_like(y)) + (1 - share) * self.cost(
+            moved, y, self.operation(y)
+        )
         return losses.mean(), ClassStats.of(y, losses, self.answers(moved), self.answers(clean))
 
     def operation(self, y: Tensor) -> Tensor:
-        """What was done to each image of x_adv, (B,): a number of the method's operations, 0 is none."""
+        """What was done to each image of x_adv, (B,): a number of the method's operations, 0 is
+        none.
+        """
         return torch.ones_like(y)
 
     def cost(self, logits: Tensor, y: Tensor, operation: Tensor) -> Tensor:
@@ -68,46 +85,93 @@ class LabelSmoothing(Defense):
 
 @dataclass
 class LabelAugmentation(LabelSmoothing):
-    """K + M outputs; L = -(1 - delta) log p_y - delta log p_{K + j} for operation j; the first K outputs decide.
+    """K + M outputs; L = -(1 - delta) log p_y - delta log p_{K + j} for operation j; the first K
+    outputs decide.
 
-    With the attack this is Adv+ (2025), without it LA (2024). Operation 0 is identity: each image counts as it is with
-    weight `clean_share` and under one other operation with the rest. Image i of a batch, which is drawn at random, gets
-    operation i modulo their number, so that each is as frequent.
+    With the attack this is Adv+ (2025), without it LA (2024). Operation 0 is identity: each image
+    counts as it is with weight `clean_share` and under one other operation with the rest. Image i
+    of a batch, which is drawn at random, gets operation i modulo their number, so that each is as
+    frequent.
     """
 
     adversarial: bool = True  # Adv+: the attack is the last operation
-    operations: tuple[str, ...] = ()  # others, of OPERATIONS; (): none beside the attack, without it all
+    # others, of OPERATIONS; (): none beside the attack, without it all
+    operations: tuple[str, ...] = ()
     attacked: str = "classes"  # outputs whose cross-entropy the attack ascends: classes | all
 
     paper = "Amerehi and Healy 2024 (CoLLAs), arXiv 2408.01977, and 2025, arXiv 2503.16179"
     head = "augmented"
     rows = (
-        Row("delta", None, None, None, "the value was not found; 0.1 is what labels are usually smoothed by"),
-        Row("clean_share", None, None, None, "not found; with attacked images only, one operation's output is always "
-            "on and says nothing. At 0.5 as many attacked images are seen as in AT, and as many clean ones"),
-        Row("operations", Words("identity, attack (2025)"), None, Words("the same; LA: identity, all of OPERATIONS"),
-            "those of LA (2024) were not found: noise, blur, contrast and brightness at medium strength; do not judge "
-            "on these corruptions what trained on them"),
-        Row("attacked", None, None, None, "not found. The classes decide; over all outputs the attack may spend its "
-            "budget on raising p_{K + j}, which lowers p_y and changes no answer"),
-        Row("what decides", None, None, Words("the first K outputs"), "the natural reading; and attacks must be on "
-            "them, for cross-entropy over all outputs is weak"),
+        Row(
+            "delta",
+            None,
+            None,
+            None,
+            "the value was not found; 0.1 is what labels are usually smoothed by",
+        ),
+        Row(
+            "clean_share",
+            None,
+            None,
+            None,
+            "not found; with attacked images only, one operation's output is always "
+            "on and says nothing. At 0.5 as many attacked images are seen as in AT, and as many "
+            "clean ones",
+        ),
+        Row(
+            "operations",
+            Words("identity, attack (2025)"),
+            None,
+            Words("the same; LA: identity, all of OPERATIONS"),
+            "those of LA (2024) were not found: noise, blur, contrast and brightness at medium "
+            "strength; do not judge "
+            "on these corruptions what trained on them",
+        ),
+        Row(
+            "attacked",
+            None,
+            None,
+            None,
+            "not found. The classes decide; over all outputs the attack may spend its "
+            "budget on raising p_{K + j}, which lowers p_y and changes no answer",
+        ),
+        Row(
+            "what decides",
+            None,
+            None,
+            Words("the first K outputs"),
+            "the natural reading; and attacks must be on "
+            "them, for cross-entropy over all outputs is weak",
+        ),
         Row("eps", "0.03", why="7.65/255 is large for ImageNet"),
         Row("steps", 10),
         Row("model", "resnet50"),
         Row("data", "imagenet"),
         Row("epochs", 10, why="from a pretrained network"),
         Row("schedule", "cosine"),
-        Row("BatchNorm in the loss", None, None, Words("clean and attacked images as one batch"), "not found"),
-    )  # fmt: skip
+        Row(
+            "BatchNorm in the loss",
+            None,
+            None,
+            Words("clean and attacked images as one batch"),
+            "not found",
+        ),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         known = ", ".join(OPERATIONS)
-        checked("operations", self.operations, lambda v: set(v) <= set(OPERATIONS), f"a tuple of {known}")
+        checked(
+            "operations",
+            self.operations,
+            lambda v: set(v) <= set(OPERATIONS),
+            f"a tuple of {known}",
+        )
         others = self.operations or (() if self.adversarial else tuple(OPERATIONS))
         self.names = ("identity", *others, *(("attack",) if self.adversarial else ()))
-        vars(self).update(extra_outputs=len(self.names), selects_on="robust" if self.adversarial else "clean")
+        vars(self).update(
+            extra_outputs=len(self.names), selects_on="robust" if self.adversarial else "clean"
+        )
 
     def prepare(self, task: Task) -> None:
         """Learns K. Raises ConfigError where a setting is out of range."""
@@ -115,7 +179,15 @@ class LabelAugmentation(LabelSmoothing):
         checked("attacked", self.attacked, lambda v: v in ("classes", "all"), "'classes' or 'all'")
         self.n_classes = task.n_classes
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
         """Each image under its operation; the attack ascends the cross-entropy of y."""
         drawing = torch.Generator(x.device).manual_seed(0) if generator is None else generator
         moved, operation = x, self.operation(y)
@@ -139,14 +211,18 @@ class LabelAugmentation(LabelSmoothing):
     def cost(self, logits: Tensor, y: Tensor, operation: Tensor) -> Tensor:
         """Cross-entropy with the label of class and operation, (B,)."""
         log_p = logits.log_softmax(1)
-        return -(1 - self.delta) * true_logit(log_p, y) - self.delta * true_logit(log_p, self.n_classes + operation)
+        return -(1 - self.delta) * true_logit(log_p, y) - self.delta * true_logit(
+            log_p, self.n_classes + operation
+        )
 
     def answers(self, logits: Tensor) -> Tensor:
         """The class outputs. Raises ConfigError where the head has not K + M outputs."""
         expected = self.n_classes + len(self.names)
         if logits.shape[1] != expected:
-            raise ConfigError(f"label_augmentation needs {expected} outputs, {self.n_classes} classes and "
-                              f"{len(self.names)} operations; the head has {logits.shape[1]}")  # fmt: skip
+            raise ConfigError(
+                f"label_augmentation needs {expected} outputs, {self.n_classes} classes and "
+                f"{len(self.names)} operations; the head has {logits.shape[1]}"
+            )
         return logits[:, : self.n_classes]
 
 

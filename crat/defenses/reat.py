@@ -1,4 +1,6 @@
-"""REAT (Li et al. 2023): re-balanced attacks, balanced softmax, and a term on the features of the rarest classes."""
+"""REAT (Li et al. 2023): re-balanced attacks, balanced softmax, and a term on the features of
+the rarest classes.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,24 @@ from crat.defenses.at_bsl import balanced_softmax_loss, log_counts
 from crat.defenses.base import Defense, Row, Task, Words
 from crat.defenses.stats import ClassStats
 from crat.distributed import whole
-from crat.models import plain
+from crat.nets.models import plain
 
 
 @dataclass
 class REAT(Defense):
-    """min E[CE(z(x') + log n, y)] + TAIL, x' ascending w_y CE; what is stated of the method is the code's.
+    """min E[CE(z(x') + log n, y)] + TAIL, x' ascending w_y CE; what is stated of the method is the
+    code's.
 
-    w_k = 1 / E_k up to a common factor, E_k = (1 - b_k^a_k) / (1 - b_k) with b_k = (n_k - 1) / n_k is the effective
-    number of class k, a_k how many training adversarial examples the last epoch's model answered by k (n_k at first);
-    w stands in state["weight"]. A positive weight of a sample's loss changes the length of its gradient, not its sign:
-    in eval mode, where samples do not meet, the L-inf steps are those of PGD. batch_norm="train" lets w matter.
-    TAIL (`tail_term`): for each image i of the rarest classes the mean KL(softmax(f_i) || softmax(f_j)) of its features
-    (f_i detached) to those of the batch, per feature, times the mean over j of s_ij (v_i + v_j), s_ij = -1 within a
-    class and 1 else, v_k = sqrt(N / n_k); the mean over these images. Of the pairs' own signs nothing is left in it,
-    because the code's KLDivLoss(size_average="none") is the mean over all pairs and features.
+    w_k = 1 / E_k up to a common factor, E_k = (1 - b_k^a_k) / (1 - b_k) with b_k = (n_k - 1) / n_k
+    is the effective number of class k, a_k how many training adversarial examples the last epoch's
+    model answered by k (n_k at first); w stands in state["weight"]. A positive weight of a sample's
+    loss changes the length of its gradient, not its sign: in eval mode, where samples do not meet,
+    the L-inf steps are those of PGD. batch_norm="train" lets w matter.
+    TAIL (`tail_term`): for each image i of the rarest classes the mean KL(softmax(f_i) ||
+    softmax(f_j)) of its features (f_i detached) to those of the batch, per feature, times the mean
+    over j of s_ij (v_i + v_j), s_ij = -1 within a class and 1 else, v_k = sqrt(N / n_k); the mean
+    over these images. Of the pairs' own signs nothing is left in it, because the code's
+    KLDivLoss(size_average="none") is the mean over all pairs and features.
     """
 
     tail_term: bool = True
@@ -44,16 +49,26 @@ class REAT(Defense):
         Row("epochs", None, 80),
         Row("lr", None, 0.1),
         Row("weight_decay", None, 5e-4),
-        Row("schedule", None, Words("0.1, 0.01 from epochs 60, 75 of 80"), why="one schedule for all methods"),
+        Row(
+            "schedule",
+            None,
+            Words("0.1, 0.01 from epochs 60, 75 of 80"),
+            why="one schedule for all methods",
+        ),
         Row("batch_size", None, 128),
         Row("imbalance_ratio", None, 50.0),
         Row("padding", None, "zero"),
-        Row("rarest classes", "the tail", "the last (K - 1) - 2 [K / 3] by number", "as many, by training images",
-            "labels need not be sorted by frequency; at least one"),
+        Row(
+            "rarest classes",
+            "the tail",
+            "the last (K - 1) - 2 [K / 3] by number",
+            "as many, by training images",
+            "labels need not be sorted by frequency; at least one",
+        ),
         Row("random start", None, "not cut to [0, 1]", "cut", "an image has no values outside"),
         Row("weights of the attack", "1 / E", "1 / (E + 1e-5), in float32", "the same, in float64"),
         Row("best epoch chosen on", None, "test", "validation", "the test set is for reporting"),
-    )  # fmt: skip
+    )
 
     def prepare(self, task: Task) -> None:
         """Notes log n and the rarest classes, and begins with a_k = n_k."""
@@ -63,7 +78,15 @@ class REAT(Defense):
         self.state["rare"] = (rank >= min(2 * (k // 3) + 1, k - 1)).double()
         self.state["weight"] = effective_weights(n, n)
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
         """PGD on the weighted cross-entropy."""
         return self.search(model, x, y, scale, generator, self._weighted(self.ascended()))
 
@@ -73,14 +96,20 @@ class REAT(Defense):
 
         return ascended
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
-        """Mean balanced-softmax loss plus TAIL, from one pass; without torch.compile, which hides the features."""
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
+        """Mean balanced-softmax loss plus TAIL, from one pass; without torch.compile, which
+        hides the features.
+        """
         network = plain(model)
         features = network.features(x_adv)
         logits = full(network.head(features))
         losses = balanced_softmax_loss(logits, y, self.state["bias"])
         if self.tail_term:
-            losses = losses + tail_terms(full(features), y, self.state["rare"].to(logits), self.state["bias"])
+            losses = losses + tail_terms(
+                full(features), y, self.state["rare"].to(logits), self.state["bias"]
+            )
         return losses.mean(), ClassStats.of(y, losses, logits)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
@@ -90,7 +119,9 @@ class REAT(Defense):
 
 
 def effective_weights(n: Tensor, a: Tensor) -> Tensor:
-    """Weights (K,), of mean 1, proportional to 1 / (E + 1e-5): n (K,) >= 1 training images, a (K,) >= 0 answers."""
+    """Weights (K,), of mean 1, proportional to 1 / (E + 1e-5): n (K,) >= 1 training images, a
+    (K,) >= 0 answers.
+    """
     b = (n - 1) / n
     inverse = 1 / ((1 - b**a) / (1 - b) + 1e-5)
     return inverse / inverse.mean()
@@ -99,8 +130,8 @@ def effective_weights(n: Tensor, a: Tensor) -> Tensor:
 def tail_terms(features: Tensor, y: Tensor, rare: Tensor, bias: Tensor) -> Tensor:
     """REAT's TAIL of each image (N,), whose mean is the batch's: 0 for images of common classes.
 
-    features (N, D); y (N,); rare (K,) 1.0 or 0.0; bias (K,) = log n. Of several processes each has some of the i, and
-    the j are those of all.
+    features (N, D); y (N,); rare (K,) 1.0 or 0.0; bias (K,) = log n. Of several processes each has
+    some of the i, and the j are those of all.
     """
     every, of_class = whole(y), (0.5 * (bias.logsumexp(0) - bias)).exp().to(features)
     v, log_q = of_class[y], features.log_softmax(1)

@@ -1,4 +1,6 @@
-"""RoBal (Wu et al. 2021): cosine logits, class-aware margins while training, and a calibration of what answers."""
+"""RoBal (Wu et al. 2021): cosine logits, class-aware margins while training, and a calibration
+of what answers.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,24 @@ from crat.attacks.objectives import Objective, full, kl_divergence, true_logit
 from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
-from crat.models import CosineHead, plain
+from crat.nets.models import CosineHead, plain
 
 
 @dataclass
 class RoBal(Defense):
-    """min E[CE(u, y)] + beta KL, u_k = s cos_k(x') - 1[k = y] (s m + tau_m log(n_k / n_min)) + tau_b log pi_k.
+    """min E[CE(u, y)] + beta KL, u_k = s cos_k(x') - 1[k = y] (s m + tau_m log(n_k / n_min)) +
+    tau_b log pi_k.
 
-    pi = n / N are the class frequencies; a class without images counts as one. s is the head's scale (10 in the
-    configurations). In the code the classifier gives cos, and only this loss multiplies by s: its KL(p(x) || p(x')) is
-    of the softmax of cos, nearly flat, hence about 1 / s^2 of what `kl_scaled` takes, the softmax of s cos that
-    answers; and its attack ascends the loss of cos, a temperature of s, from x + eps U(0, 1), half of the ball, not
-    cut to [0, 1] (`released_attack`). Here the attack sees s cos, from a uniform start.
-    gamma: the code divides the weights by ||w_k|| + gamma, so that cos_k is what it was times ||w_k|| / (||w_k|| +
-    gamma) in loss and attack. The network itself gives s cos; judge a run with gamma by `calibrated`.
-    The defaults are "N" for CIFAR-10 of the configurations; "R" has tau_m 0.3, tau_b 1.5. CIFAR-100: tau_b and tau_m 0
-    and, for N, m 0.2, beta 3; for R, m 0.3, beta 6, gamma 1/16.
+    pi = n / N are the class frequencies; a class without images counts as one. s is the head's
+    scale (10 in the configurations). In the code the classifier gives cos, and only this loss
+    multiplies by s: its KL(p(x) || p(x')) is of the softmax of cos, nearly flat, hence about 1 /
+    s^2 of what `kl_scaled` takes, the softmax of s cos that answers; and its attack ascends the
+    loss of cos, a temperature of s, from x + eps U(0, 1), half of the ball, not cut to [0, 1]
+    (`released_attack`). Here the attack sees s cos, from a uniform start.
+    gamma: the code divides the weights by ||w_k|| + gamma, so that cos_k is what it was times
+    ||w_k|| / (||w_k|| + gamma) in loss and attack. The network itself gives s cos; judge a run with gamma by `calibrated`.
+    The defaults are "N" for CIFAR-10 of the configurations; "R" has tau_m 0.3, tau_b 1.5.
+    CIFAR-100: tau_b and tau_m 0 and, for N, m 0.2, beta 3; for R, m 0.3, beta 6, gamma 1/16.
     """
 
     m: float = 0.1
@@ -41,12 +45,15 @@ class RoBal(Defense):
     gamma: float = 0.0
     kl_scaled: bool = False
     released_attack: bool = False
-    released_passes: bool = False  # two forward passes more, which move BatchNorm's running statistics
+    # two forward passes more, which move BatchNorm's running statistics
+    released_passes: bool = False
 
     paper = "Wu et al. 2021 (CVPR); its formulas were not seen by us, the configurations were"
     code = (
-        "wutong16/Adversarial_Long-Tail@ab2f3a792aede2bd2a3e57657c787ec542165be1 (methods/train_modes.py: "
-        "add_reg_train, methods/losses_inclass.py: MultiMarginLoss, models/classifiers/basic_classifiers.py, configs)"
+        "wutong16/Adversarial_Long-Tail@ab2f3a792aede2bd2a3e57657c787ec542165be1 "
+        "(methods/train_modes.py: "
+        "add_reg_train, methods/losses_inclass.py: MultiMarginLoss, "
+        "models/classifiers/basic_classifiers.py, configs)"
     )
     head = "hypersphere"
     batch_norm = "eval"
@@ -56,13 +63,35 @@ class RoBal(Defense):
         Row("tau_b", None, 1.2),
         Row("beta", None, 6.0),
         Row("scale", None, 10.0, 10.0),
-        Row("gamma", None, 1 / 32, why="with it the logits are no cosines and depend on the weights' lengths"),
-        Row("tau_p", None, "0.1 (N), 0 (R); on CIFAR-100 1.5 and 1.7", "an argument of `calibrated`"),
+        Row(
+            "gamma",
+            None,
+            1 / 32,
+            why="with it the logits are no cosines and depend on the weights' lengths",
+        ),
+        Row(
+            "tau_p", None, "0.1 (N), 0 (R); on CIFAR-100 1.5 and 1.7", "an argument of `calibrated`"
+        ),
         Row("kl_scaled", None, False, why="beta was chosen with it"),
-        Row("released_attack", None, True, why="an attack must see the logits that are trained and answer"),
-        Row("released_passes", None, True, why="one pass of each kind gives the same loss and gradient"),
-        Row("scale of the logits that are judged", "as in training", "10, but 1 in CIFAR-10's configuration R", "as in "
-            "training", "PGD on unscaled cosines flatters, as the authors' README warns"),
+        Row(
+            "released_attack",
+            None,
+            True,
+            why="an attack must see the logits that are trained and answer",
+        ),
+        Row(
+            "released_passes",
+            None,
+            True,
+            why="one pass of each kind gives the same loss and gradient",
+        ),
+        Row(
+            "scale of the logits that are judged",
+            "as in training",
+            "10, but 1 in CIFAR-10's configuration R",
+            "as in training",
+            "PGD on unscaled cosines flatters, as the authors' README warns",
+        ),
         Row("eps", None, "0.031"),
         Row("step_size", None, "0.0078"),
         Row("steps", None, 5),
@@ -71,21 +100,39 @@ class RoBal(Defense):
         Row("batch_size", None, 64),
         Row("lr", None, 0.1),
         Row("weight_decay", None, 2e-4),
-        Row("schedule", None, Words("tenfold down in every epoch from 60, hundredfold from 75 of 80"), why="the code "
-            "multiplies the rate it has by the drop in each epoch: training ends near epoch 63"),
+        Row(
+            "schedule",
+            None,
+            Words("tenfold down in every epoch from 60, hundredfold from 75 of 80"),
+            why="the code "
+            "multiplies the rate it has by the drop in each epoch: training ends near epoch 63",
+        ),
         Row("imbalance_ratio", None, 50.0),
         Row("padding", None, "zero"),
-    )  # fmt: skip
+    )
 
     def prepare(self, task: Task) -> None:
         """Notes the margins and the prior: state["margin"], state["bias"], (K,) each."""
         for name in ("m", "tau_m", "tau_b", "gamma"):
-            checked(f"{name} of robal", getattr(self, name), lambda v: 0 <= v < float("inf"), "at least 0 and finite")
+            checked(
+                f"{name} of robal",
+                getattr(self, name),
+                lambda v: 0 <= v < float("inf"),
+                "at least 0 and finite",
+            )
         n = task.class_counts.double().clamp_min(1)
         self.state["margin"] = self.tau_m * (n / n.min()).log()
         self.state["bias"] = self.tau_b * (n / n.sum()).log()
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
         """PGD on the cross-entropy of the logits without margins and prior."""
         head = cosine_head(model)
         shrink = shrinkage(head, self.gamma).detach() / (head.scale if self.released_attack else 1)
@@ -99,15 +146,25 @@ class RoBal(Defense):
         return self.search(model, x, y, scale, generator, objective)
 
     def _from_half_the_ball(
-        self, model: nn.Module, x: Tensor, y: Tensor, scale: float, generator: Source, objective: Objective
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        scale: float,
+        generator: Source,
+        objective: Objective,
     ) -> Tensor:
         a = self.attack
         generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
         start = x + a.eps * scale * uniform(tuple(x.shape), x, generator)
         with frozen(model, a.batch_norm):
-            return ascend(model, x, start, y, a.eps * scale, a.step_size * scale, a.steps, a.norm, objective)
+            return ascend(
+                model, x, start, y, a.eps * scale, a.step_size * scale, a.steps, a.norm, objective
+            )
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
         """The margin loss of the adversarial images plus beta KL, both averaged over the batch."""
         head = cosine_head(model)
         shrink = shrinkage(head, self.gamma)
@@ -128,7 +185,9 @@ class RoBal(Defense):
 
 
 def margin_loss(logits: Tensor, y: Tensor, margin: Tensor, bias: Tensor) -> Tensor:
-    """CE of z - 1[k = y] margin + bias per sample (N,): logits (N, K), margin (N,), bias (K,) = tau_b log pi."""
+    """CE of z - 1[k = y] margin + bias per sample (N,): logits (N, K), margin (N,), bias (K,) =
+    tau_b log pi.
+    """
     lowered = logits.scatter(1, y[:, None], (true_logit(logits, y) - margin)[:, None])
     return F.cross_entropy(lowered + bias.to(logits.dtype), y, reduction="none")
 
@@ -149,11 +208,14 @@ def cosine_head(model: nn.Module) -> CosineHead:
     return head
 
 
-def calibrated(model: nn.Module, class_counts: Tensor, tau_p: float = 0.1, gamma: float = 0.0) -> LogitBias:
-    """The decision of RoBal at inference, z - tau_p log pi: a model, so that attacks on it are white-box.
+def calibrated(
+    model: nn.Module, class_counts: Tensor, tau_p: float = 0.1, gamma: float = 0.0
+) -> LogitBias:
+    """The decision of RoBal at inference, z - tau_p log pi: a model, so that attacks on it are
+    white-box.
 
-    model: a trained network of ours with its cosine head; class_counts (K,): its training images; gamma: that of the
-    training. Nothing is trained or copied.
+    model: a trained network of ours with its cosine head; class_counts (K,): its training images;
+    gamma: that of the training. Nothing is trained or copied.
     """
     n = class_counts.double().clamp_min(1)
     head = cosine_head(model)

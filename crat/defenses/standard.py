@@ -19,12 +19,24 @@ class Standard(Defense):
 
     selects_on = "clean"  # robust accuracy is noise near zero here
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
         """The image itself."""
         return x
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
-        """Mean cross-entropy of the clean images; `robust` in the statistics is the clean count here."""
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
+        """Mean cross-entropy of the clean images; `robust` in the statistics is the clean count
+        here.
+        """
         logits = full(model(x))
         losses = F.cross_entropy(logits, y, reduction="none")
         return losses.mean(), ClassStats.of(y, losses, logits, logits)

@@ -1,4 +1,6 @@
-"""Class-wise sums of an epoch: what a class-wise policy moves by, and what history.csv is written from."""
+"""Class-wise sums of an epoch: what a class-wise policy moves by, and what history.csv is
+written from.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ from crat.attacks.objectives import full, kl_divergence
 class ClassStats:
     """Class-wise sums of one epoch, on the device; read once an epoch.
 
-    n, clean, robust, loss: (K,) sums of samples, of clean-correct, of adversarially correct and of the loss;
-    clean is NaN where the method never sees clean logits, as are clean_loss and divergence, the sums of CE(f(x), y)
-    and KL(p(x) || p(x')). confusion (K, K): true class x prediction under attack; soft_confusion: the same summed in
-    probabilities. `robust` counts the training adversarial examples themselves (CFA's t_k), whether or not the clean
-    image was right.
+    n, clean, robust, loss: (K,) sums of samples, of clean-correct, of adversarially correct and of
+    the loss; clean is NaN where the method never sees clean logits, as are clean_loss and
+    divergence, the sums of CE(f(x), y) and KL(p(x) || p(x')). confusion (K, K): true class x
+    prediction under attack; soft_confusion: the same summed in probabilities. `robust` counts the
+    training adversarial examples themselves (CFA's t_k), whether or not the clean image was right.
     """
 
     n: Tensor
@@ -33,14 +35,20 @@ class ClassStats:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, y: Tensor, losses: Tensor, adv_logits: Tensor, clean_logits: Tensor | None = None) -> ClassStats:
-        """Statistics of one batch: y (B,), losses (B,), logits (B, K). Small matrix products, no host sync."""
+    def of(
+        cls, y: Tensor, losses: Tensor, adv_logits: Tensor, clean_logits: Tensor | None = None
+    ) -> ClassStats:
+        """Statistics of one batch: y (B,), losses (B,), logits (B, K). Small matrix products, no
+        host sync.
+        """
         with torch.autocast(y.device.type, enabled=False):  # bfloat16 does not count beyond 256
             clean = None if clean_logits is None else full(clean_logits.detach())
             return cls._of(y, losses, full(adv_logits.detach()), clean)
 
     @classmethod
-    def _of(cls, y: Tensor, losses: Tensor, adv_logits: Tensor, clean_logits: Tensor | None) -> ClassStats:
+    def _of(
+        cls, y: Tensor, losses: Tensor, adv_logits: Tensor, clean_logits: Tensor | None
+    ) -> ClassStats:
         n_classes = adv_logits.shape[1]
         member = _one_hot(y, n_classes).to(adv_logits)
         predicted = adv_logits.argmax(1)
@@ -48,7 +56,11 @@ class ClassStats:
         seen = [torch.full_like(losses, float("nan"))] * 3
         if clean_logits is not None:
             clean_loss = F.cross_entropy(clean_logits, y, reduction="none")
-            seen = [clean_logits.argmax(1) == y, clean_loss, kl_divergence(clean_logits, adv_logits)]
+            seen = [
+                clean_logits.argmax(1) == y,
+                clean_loss,
+                kl_divergence(clean_logits, adv_logits),
+            ]
         columns = torch.stack([column.to(adv_logits) for column in counted + seen], 1)
         n, robust, loss, clean, clean_loss, divergence = _by_class(member, columns).unbind(1)
         confusion = member.T @ _one_hot(predicted, n_classes).to(adv_logits)
@@ -56,19 +68,25 @@ class ClassStats:
         return cls(n, clean, robust, loss, clean_loss, divergence, confusion, soft)
 
     def __add__(self, other: ClassStats) -> ClassStats:
-        return ClassStats(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return ClassStats(
+            *(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
 
     def times(self, factor: float) -> ClassStats:
         """All sums times a number."""
         return ClassStats(*(factor * value for value in vars(self).values()))
 
     def accuracy(self, which: str = "robust", absent: float = float("nan")) -> Tensor:
-        """Share (K,) of `which` ("robust" or "clean") among a class's samples; `absent` where there were none."""
+        """Share (K,) of `which` ("robust" or "clean") among a class's samples; `absent` where
+        there were none.
+        """
         return torch.where(self.n > 0, getattr(self, which) / self.n.clamp_min(1), absent)
 
 
 def judged_stats(y: Tensor, clean: Tensor, robust: Tensor) -> ClassStats:
-    """Sums of judged images, logits (N, K); `robust` is R_k's count: clean-correct and correct under attack."""
+    """Sums of judged images, logits (N, K); `robust` is R_k's count: clean-correct and correct
+    under attack.
+    """
     stats = ClassStats.of(y, F.cross_entropy(robust, y, reduction="none"), robust, clean)
     both = (clean.argmax(1) == y) & (robust.argmax(1) == y)
     stats.robust = y[both].bincount(minlength=clean.shape[1]).float()
@@ -80,7 +98,9 @@ def _one_hot(y: Tensor, n_classes: int) -> Tensor:
 
 
 def _by_class(member: Tensor, columns: Tensor) -> Tensor:
-    """Sums of columns (B, M) by class, (K, M); a NaN column stays NaN in the classes that are present."""
+    """Sums of columns (B, M) by class, (K, M); a NaN column stays NaN in the classes that are
+    present.
+    """
     sums = member.T @ columns.nan_to_num()
     missing = columns.isnan().any(0)
     return sums.masked_fill(missing[None, :], float("nan"))

@@ -1,7 +1,9 @@
-"""Tian et al. 2021 (KDD): one change of the training and one of the inference for the most vulnerable class.
+"""Tian et al. 2021 (KDD): one change of the training and one of the inference for the most
+vulnerable class.
 
-The paper's abstract says that both exist and whom they help; its formulae were not found and no code is public. What
-stands here are forms that fit the description. They are ours, and no number of theirs speaks for the paper.
+The paper's abstract says that both exist and whom they help; its formulae were not found and no
+code is public. What stands here are forms that fit the description. They are ours, and no number of
+theirs speaks for the paper.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ FORMS = ("weight", "temperature")
 
 @dataclass
 class Tian2021(Defense):
-    """AT in which the class that is most vulnerable after an epoch trains with a larger factor u_k in the next.
+    """AT in which the class that is most vulnerable after an epoch trains with a larger factor u_k
+    in the next.
 
-    form "weight": mean[u_y CE(f(x'), y)]. form "temperature": mean[CE(f(x') / T_y, y)] with T_k = 1 / u_k, whose
-    gradient in the logits is u_y (softmax(u_y z) - onehot(y)): it, too, weighs errors by u, and leaves alone what is
-    safely right. After an epoch u of the class with the lowest R_k (on validation where there is one) grows by `rate`
-    up to `limit`, and u is divided by its mean. The attack is AT's, on the plain cross-entropy.
+    form "weight": mean[u_y CE(f(x'), y)]. form "temperature": mean[CE(f(x') / T_y, y)] with T_k = 1
+    / u_k, whose gradient in the logits is u_y (softmax(u_y z) - onehot(y)): it, too, weighs errors
+    by u, and leaves alone what is safely right. After an epoch u of the class with the lowest R_k
+    (on validation where there is one) grows by `rate` up to `limit`, and u is divided by its mean.
+    The attack is AT's, on the plain cross-entropy.
     """
 
     form: str = "weight"
@@ -36,12 +40,30 @@ class Tian2021(Defense):
 
     paper: ClassVar[str] = "Tian et al. 2021 (KDD): its abstract"
     rows = (
-        Row("form", None, None, Words("weight"), "the paper's formula was not found: a weight or a temperature per "
-            "class fits its description"),
-        Row("rate", None, None, Words("0.1"), "ours: the worst class doubles its factor in about eight epochs"),
+        Row(
+            "form",
+            None,
+            None,
+            Words("weight"),
+            "the paper's formula was not found: a weight or a temperature per "
+            "class fits its description",
+        ),
+        Row(
+            "rate",
+            None,
+            None,
+            Words("0.1"),
+            "ours: the worst class doubles its factor in about eight epochs",
+        ),
         Row("limit", None, None, Words("3"), "ours: no class may take the training over"),
-        Row("R_k that decides", None, None, "validation's (of the average, where one is kept)", "ours"),
-    )  # fmt: skip
+        Row(
+            "R_k that decides",
+            None,
+            None,
+            "validation's (of the average, where one is kept)",
+            "ours",
+        ),
+    )
 
     def prepare(self, task: Task) -> None:
         """Begins with u = 1. Raises ConfigError on an unknown form or a setting out of range."""
@@ -50,7 +72,9 @@ class Tian2021(Defense):
         checked("limit of tian2021", self.limit, lambda v: v >= 1, "at least 1")
         self.state[self.form] = torch.ones(task.n_classes)
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
         """Mean cross-entropy of the adversarial images, weighted or at the class's temperature."""
         logits, of_class = full(model(x_adv)), self.state[self.form][y]
         if self.form == "weight":
@@ -60,29 +84,44 @@ class Tian2021(Defense):
         return losses.mean(), ClassStats.of(y, losses, logits)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """Raises the factor of the most vulnerable class, of equals each; an absent class is not judged."""
+        """Raises the factor of the most vulnerable class, of equals each; an absent class is not
+        judged.
+        """
         robust = (train if valid is None else valid).accuracy("robust", absent=float("inf"))
         value = self.state[self.form]
         factor = value if self.form == "weight" else 1 / value
-        raised = torch.where(robust == robust.min(), (factor * (1 + self.rate)).clamp_max(self.limit), factor)
+        raised = torch.where(
+            robust == robust.min(), (factor * (1 + self.rate)).clamp_max(self.limit), factor
+        )
         factor = raised / raised.mean()
         self.state[self.form] = factor if self.form == "weight" else 1 / factor
 
 
 def fit_bias(
-    logits: Tensor, y: Tensor, *, rounds: int = 500, step: float = 0.03, max_drop: float | None = None
+    logits: Tensor,
+    y: Tensor,
+    *,
+    rounds: int = 500,
+    step: float = 0.03,
+    max_drop: float | None = None,
 ) -> Tensor:
-    """The bias b (K,) for `LogitBias` that lifts the worst class's robust accuracy on held-out images, with mean 0.
+    """The bias b (K,) for `LogitBias` that lifts the worst class's robust accuracy on held-out
+    images, with mean 0.
 
-    logits (N, K) under attack, y (N,). Each round raises b of the worst class by step * sd(logits) / sqrt(round); kept
-    is the best b on the way, by the worst class, then by the mean over classes. It begins with b = 0, so on these
-    logits the worst class never falls. Classes without images are not judged. Deterministic.
+    logits (N, K) under attack, y (N,). Each round raises b of the worst class by step * sd(logits)
+    / sqrt(round); kept is the best b on the way, by the worst class, then by the mean over classes.
+    It begins with b = 0, so on these logits the worst class never falls. Classes without images are
+    not judged. Deterministic.
     max_drop: the mean over classes may fall by at most this share (None: by any).
-    The attack must see b in the end: fit on logits under attack on `LogitBias(model, b)` again to go on from there
-    (its bias is then b plus what is found). Raises ValueError where nothing can be fitted.
+    The attack must see b in the end: fit on logits under attack on `LogitBias(model, b)` again to
+    go on from there (its bias is then b plus what is found). Raises ValueError where nothing can be
+    fitted.
     """
     if logits.ndim != 2 or len(y) != len(logits) or len(y) == 0:
-        raise ValueError(f"fit_bias takes logits (N, K) and labels (N,), not {tuple(logits.shape)}, {tuple(y.shape)}")
+        raise ValueError(
+            f"fit_bias takes logits (N, K) and labels (N,), not {tuple(logits.shape)}, "
+            f"{tuple(y.shape)}"
+        )
     z = full(logits.detach())
     bias = best = z.new_zeros(z.shape[1])
     value = first = _worst_and_mean(z, y)[0]
@@ -97,7 +136,9 @@ def fit_bias(
 
 
 def _worst_and_mean(z: Tensor, y: Tensor) -> tuple[tuple[float, float], Tensor]:
-    """Lowest and mean accuracy over the classes that are present, and the lowest one's index (1,)."""
+    """Lowest and mean accuracy over the classes that are present, and the lowest one's index
+    (1,).
+    """
     n = y.bincount(minlength=z.shape[1])
     right = y[z.argmax(1) == y].bincount(minlength=z.shape[1])
     accuracy = (right / n).masked_fill(n == 0, float("inf"))

@@ -1,4 +1,6 @@
-"""TRADES (Zhang et al. 2019): clean cross-entropy plus beta times the divergence of the output under attack."""
+"""TRADES (Zhang et al. 2019): clean cross-entropy plus beta times the divergence of the output
+under attack.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,19 @@ from crat.attacks.objectives import full, kl_divergence
 from crat.defenses.base import Defense, Row, Task, checked
 from crat.defenses.stats import ClassStats
 
-PASSES = ("clean adversarial", "clean adversarial clean", "adversarial clean clean")  # crat's, TRADES', AWP's code
+# crat's, TRADES', AWP's code
+PASSES = ("clean adversarial", "clean adversarial clean", "adversarial clean clean")
 
 
 @dataclass
 class TRADES(Defense):
     """min E[CE(f(x), y) + beta max_{|x' - x| <= eps} KL(p(x) || p(x'))].
 
-    As in the authors' code: eval mode while crafting, start x + 0.001 N(0, 1), gradients through both outputs of the
-    KL, and the clean pass before the adversarial one.
-    Deviations: inside the attack p(x) is computed once, not once a step; it is the same number, for eval mode is fixed.
-    The code passes the clean images once more for the KL, which moves nothing but BatchNorm's running statistics;
-    `passes` tells which passes there are, in their order.
+    As in the authors' code: eval mode while crafting, start x + 0.001 N(0, 1), gradients through
+    both outputs of the KL, and the clean pass before the adversarial one.
+    Deviations: inside the attack p(x) is computed once, not once a step; it is the same number, for
+    eval mode is fixed. The code passes the clean images once more for the KL, which moves nothing
+    but BatchNorm's running statistics; `passes` tells which passes there are, in their order.
     """
 
     beta: float = 6.0
@@ -38,9 +41,20 @@ class TRADES(Defense):
     batch_norm = "eval"
     rows = (
         Row("beta", None, 6.0),
-        Row("normalised", None, False, why="CFA divides by 1 + beta, in its TRADES, too: a smaller rate in effect"),
-        Row("passes", None, "clean adversarial clean", "clean adversarial", "the third repeats the first: BatchNorm's "
-            "running statistics lean to clean images, and a step takes longer"),
+        Row(
+            "normalised",
+            None,
+            False,
+            why="CFA divides by 1 + beta, in its TRADES, too: a smaller rate in effect",
+        ),
+        Row(
+            "passes",
+            None,
+            "clean adversarial clean",
+            "clean adversarial",
+            "the third repeats the first: BatchNorm's "
+            "running statistics lean to clean images, and a step takes longer",
+        ),
         Row("eps", None, "0.031"),
         Row("step_size", None, "0.007"),
         Row("steps", None, 10),
@@ -49,29 +63,54 @@ class TRADES(Defense):
         Row("lr", None, 0.1),
         Row("weight_decay", None, 2e-4, why="one value for all methods that are compared: CFA's"),
         Row("padding", None, "zero", why="CFA's crop, for all methods"),
-        Row("clean logits inside the attack", None, "once a step", "once", "the same number in eval mode"),
-    )  # fmt: skip
+        Row(
+            "clean logits inside the attack",
+            None,
+            "once a step",
+            "once",
+            "the same number in eval mode",
+        ),
+    )
 
     def prepare(self, task: Task) -> None:
         """Refuses other passes than are known."""
-        checked("passes of trades", self.passes, lambda p: p in PASSES, f"one of {', '.join(map(repr, PASSES))}")
+        checked(
+            "passes of trades",
+            self.passes,
+            lambda p: p in PASSES,
+            f"one of {', '.join(map(repr, PASSES))}",
+        )
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
         """PGD on KL(p(x) || p(x'))."""
         with frozen(model, self.attack.batch_norm), torch.no_grad():
             target = KLFrom(full(model(x)))
         return self.search(model, x, y, scale, generator, target)
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
         """CE + beta KL, both averaged over the batch; beta per class where state has one."""
         clean, adversarial = self._outputs(model, x, x_adv)
         beta = self.of("beta", y, self.beta)
-        losses = F.cross_entropy(clean, y, reduction="none") + beta * kl_divergence(clean, adversarial)
+        losses = F.cross_entropy(clean, y, reduction="none") + beta * kl_divergence(
+            clean, adversarial
+        )
         losses = losses / (1 + beta) if self.normalised else losses
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
 
     def _outputs(self, model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean and adversarial logits; what passes again is not differentiated again, for its output is the same."""
+        """Clean and adversarial logits; what passes again is not differentiated again, for its
+        output is the same.
+        """
         logits: dict[str, Tensor] = {}
         for which in self.passes.split():
             images = x if which == "clean" else x_adv

@@ -1,4 +1,6 @@
-"""Universal adversarial training: one perturbation for all images, or one per class (Benz et al. 2021)."""
+"""Universal adversarial training: one perturbation for all images, or one per class (Benz et al.
+2021).
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,16 @@ from crat.defenses.stats import ClassStats
 
 @dataclass
 class UniversalAT(Defense):
-    """min E[CE(f(x + delta_y), y)], while each delta_k climbs the summed loss of its own images in every batch.
+    """min E[CE(f(x + delta_y), y)], while each delta_k climbs the summed loss of its own images in
+    every batch.
 
-    delta lasts over the whole training: state["delta"] (K, C, H, W), or (1, C, H, W) with class_wise=False, which is
-    the universal adversarial training of Shafahi et al. 2020. Judge it by `crat.attacks.universal`: fit_universal, of
-    either kind, and fooling_rates; PGD, an attack on each image, is not what it defends against.
-    Of Benz et al. the abstract was read, and there is no code: a delta per class is theirs. Ours are the start at 0,
-    the sign step of step_size and the clipping to eps (crat.attacks.universal, from Shafahi et al.), eval mode while
-    crafting, and that the step comes before the training pass.
+    delta lasts over the whole training: state["delta"] (K, C, H, W), or (1, C, H, W) with
+    class_wise=False, which is the universal adversarial training of Shafahi et al. 2020. Judge it
+    by `crat.attacks.universal`: fit_universal, of either kind, and fooling_rates; PGD, an attack on
+    each image, is not what it defends against. Of Benz et al. the abstract was read, and there is
+    no code: a delta per class is theirs. Ours are the start at 0, the sign step of step_size and
+    the clipping to eps (crat.attacks.universal, from Shafahi et al.), eval mode while crafting, and
+    that the step comes before the training pass.
     """
 
     class_wise: bool = True
@@ -37,22 +41,48 @@ class UniversalAT(Defense):
     selects_on = "clean"  # PGD on validation, which decides else, is another threat
     rows = (
         Row("class_wise", True, None),
-        Row("steps", None, None, 1, "one step of delta a batch; it gathers them over the whole training"),
-        Row("cross-entropy that is ascended", None, None, "its log-odds", "as in fit_universal: bounded gradients, so "
-            "that no few images rule the sum"),
+        Row(
+            "steps",
+            None,
+            None,
+            1,
+            "one step of delta a batch; it gathers them over the whole training",
+        ),
+        Row(
+            "cross-entropy that is ascended",
+            None,
+            None,
+            "its log-odds",
+            "as in fit_universal: bounded gradients, so that no few images rule the sum",
+        ),
         Row("best epoch chosen on", None, None, "clean validation", "PGD is not the threat"),
-    )  # fmt: skip
+    )
 
     def prepare(self, task: Task) -> None:
         """Begins with deltas of 0."""
-        self.state["delta"] = torch.zeros(task.n_classes if self.class_wise else 1, *task.image_shape)
+        self.state["delta"] = torch.zeros(
+            task.n_classes if self.class_wise else 1, *task.image_shape
+        )
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
-        """Moves the deltas by `steps` ascent steps on this batch and adds them; a class not in it keeps its own.
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
+        """Moves the deltas by `steps` ascent steps on this batch and adds them; a class not in it
+        keeps its own.
 
         Nothing is drawn. With several processes all of them take the step of the whole batch.
         """
-        eps, step, objective = self.attack.eps * scale, self.attack.step_size * scale, self.ascended()
+        eps, step, objective = (
+            self.attack.eps * scale,
+            self.attack.step_size * scale,
+            self.ascended(),
+        )
         delta = self.state["delta"]
         with frozen(model, self.attack.batch_norm):
             for _ in range(self.attack.steps):
@@ -60,7 +90,9 @@ class UniversalAT(Defense):
                 delta.copy_(_into_ball(delta + step * gradient.sign(), eps, "Linf"))
         return apply_universal(x, y, delta)
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
         """Mean cross-entropy of the perturbed images."""
         logits = full(model(x_adv))
         losses = F.cross_entropy(logits, y, reduction="none")

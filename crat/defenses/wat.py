@@ -1,4 +1,6 @@
-"""WAT, worst-class adversarial training (Li and Liu 2023, AAAI): classes weighted by what they have cost so far."""
+"""WAT, worst-class adversarial training (Li and Liu 2023, AAAI): classes weighted by what they
+have cost so far.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,14 @@ ETA, EPOCHS = 0.1, 100  # the released code's rate, and the epochs that it is me
 
 @dataclass
 class WAT(Defense):
-    """mean of (w_y + w_0) l over the batch, with the TRADES loss l = CE(f(x), y) + beta KL(p(x) || p(x')).
+    """mean of (w_y + w_0) l over the batch, with the TRADES loss l = CE(f(x), y) + beta KL(p(x) ||
+    p(x')).
 
-    After each epoch (w_1, ..., w_K, w_0) = K softmax(eta C), where C sums over the epochs the mean l of each class, and
-    behind them that of all images, on validation: exponential weights among K + 1 experts, the last being the plain
-    mean. All weights are 1 in the first epoch, as in the code;
-    the loss is about twice that of TRADES at first, and goes towards once as the weights gather on a few experts.
-    A class that validation lacks is taken to cost the mean.
+    After each epoch (w_1, ..., w_K, w_0) = K softmax(eta C), where C sums over the epochs the mean
+    l of each class, and behind them that of all images, on validation: exponential weights among K
+    + 1 experts, the last being the plain mean. All weights are 1 in the first epoch, as in the
+    code; the loss is about twice that of TRADES at first, and goes towards once as the weights
+    gather on a few experts. A class that validation lacks is taken to cost the mean.
     """
 
     beta: float = 6.0
@@ -36,8 +39,14 @@ class WAT(Defense):
     start = TRADES.start
     batch_norm = TRADES.batch_norm
     rows = (
-        Row("eta", None, ETA, Words("0.1 sqrt(100 / epochs)"), "the rate of exponential weights falls with the square "
-            "root of the rounds, which are epochs; at 100 it is the code's"),
+        Row(
+            "eta",
+            None,
+            ETA,
+            Words("0.1 sqrt(100 / epochs)"),
+            "the rate of exponential weights falls with the square "
+            "root of the rounds, which are epochs; at 100 it is the code's",
+        ),
         Row("beta", None, 6.0),
         Row("eps", None, "0.031"),
         Row("step_size", None, "0.007"),
@@ -47,13 +56,27 @@ class WAT(Defense):
         Row("lr", None, 0.1, why="the code divides it by 10 from epochs 75 and 90 on"),
         Row("weight_decay", None, 2e-4, why="one value for all methods that are compared: CFA's"),
         Row("valid_per_class", None, 300),
-        Row("attack on validation", None, "that of training, on the divergence", "the protocol's PGD on the "
-            "cross-entropy", "the one validation that every run makes; it moves the cost a little"),
-        Row("cost of a class", None, "its sum over a K-th of the images, the last batch counted as full",
-            "its mean", "the same where validation is balanced and fills its batches"),
-        Row("choice of the method", None, "--alg wat; without it the code trains with all weights 1, no update",
-            "defense=\"wat\""),
-    )  # fmt: skip
+        Row(
+            "attack on validation",
+            None,
+            "that of training, on the divergence",
+            "the protocol's PGD on the cross-entropy",
+            "the one validation that every run makes; it moves the cost a little",
+        ),
+        Row(
+            "cost of a class",
+            None,
+            "its sum over a K-th of the images, the last batch counted as full",
+            "its mean",
+            "the same where validation is balanced and fills its batches",
+        ),
+        Row(
+            "choice of the method",
+            None,
+            "--alg wat; without it the code trains with all weights 1, no update",
+            'defense="wat"',
+        ),
+    )
 
     def prepare(self, task: Task) -> None:
         """Begins with weights of 1 and no cost."""
@@ -61,17 +84,32 @@ class WAT(Defense):
         self.rate = ETA * (EPOCHS / task.epochs) ** 0.5 if self.eta is None else self.eta
         self.inner = TRADES(self.attack, self.beta)
         self.inner.state = self.state
-        self.state["weight"], self.state["plain_weight"] = torch.ones(task.n_classes), torch.ones(())
+        self.state["weight"], self.state["plain_weight"] = (
+            torch.ones(task.n_classes),
+            torch.ones(()),
+        )
         self.state["cost"], self.state["plain_cost"] = torch.zeros(task.n_classes), torch.zeros(())
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, *, scale: float = 1.0, generator: Source = None) -> Tensor:
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
         """As TRADES: PGD on KL(p(x) || p(x'))."""
         return self.inner.craft(model, x, y, scale=scale, generator=generator)
 
-    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, ClassStats]:
+    def loss(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
+    ) -> tuple[Tensor, ClassStats]:
         """The weighted mean; the statistics hold the losses as they are without weights."""
         clean, adversarial = full(model(x)), full(model(x_adv))
-        losses = F.cross_entropy(clean, y, reduction="none") + self.beta * kl_divergence(clean, adversarial)
+        losses = F.cross_entropy(clean, y, reduction="none") + self.beta * kl_divergence(
+            clean, adversarial
+        )
         weights = self.state["weight"][y] + self.state["plain_weight"]
         return (weights * losses).mean(), ClassStats.of(y, losses, adversarial, clean)
 
@@ -81,7 +119,9 @@ class WAT(Defense):
             return
         costs = valid.clean_loss + self.beta * valid.divergence
         mean = costs.sum() / valid.n.sum()
-        self.state["cost"] = self.state["cost"] + torch.where(valid.n > 0, costs / valid.n.clamp_min(1), mean)
+        self.state["cost"] = self.state["cost"] + torch.where(
+            valid.n > 0, costs / valid.n.clamp_min(1), mean
+        )
         self.state["plain_cost"] = self.state["plain_cost"] + mean
         cost = torch.cat([self.state["cost"], self.state["plain_cost"][None]])
         weights = len(valid.n) * (self.rate * cost).softmax(0)

@@ -1,7 +1,8 @@
-"""Which runs each notebook asks for, by profile: one list for the notebook, the plan that is shown, and publishing.
+"""Which runs each notebook asks for, by profile: one list for the notebook, the plan that is shown,
+and publishing.
 
-Each plan is a function (profile, seed) -> {key: RunConfig}; notebooks ask by key. A run that two notebooks ask for is
-one run: its name is the hash of its settings.
+Each plan is a function (profile, seed) -> {key: RunConfig}; notebooks ask by key. A run that two
+notebooks ask for is one run: its name is the hash of its settings.
 """
 
 from __future__ import annotations
@@ -20,11 +21,37 @@ from crat.plans.tian2021 import METHODS, REMOVED, tian2021, tian2021_evidence
 from crat.plans.universal import universal, universal_evidence
 
 __all__ = [
-    "EMA", "LIVE", "METHODS", "PLANS", "REMOVED", "SEEDS", "STRONG", "TRIED", "Runs", "all_methods",
-    "all_methods_evidence", "attacks_side_by_side", "beyond", "beyond_evidence", "cfa", "cfa_evidence", "codat_sweep",
-    "label_augmentation", "label_augmentation_evidence", "long_tail", "long_tail_evidence", "shown_live", "spat",
-    "spat_evidence", "start_here", "sweep", "tian2021", "tian2021_evidence", "universal", "universal_evidence",
-]  # fmt: skip
+    "EMA",
+    "LIVE",
+    "METHODS",
+    "PLANS",
+    "REMOVED",
+    "SEEDS",
+    "STRONG",
+    "TRIED",
+    "Runs",
+    "all_methods",
+    "all_methods_evidence",
+    "attacks_side_by_side",
+    "beyond",
+    "beyond_evidence",
+    "cfa",
+    "cfa_evidence",
+    "codat_sweep",
+    "label_augmentation",
+    "label_augmentation_evidence",
+    "long_tail",
+    "long_tail_evidence",
+    "shown_live",
+    "spat",
+    "spat_evidence",
+    "start_here",
+    "sweep",
+    "tian2021",
+    "tian2021_evidence",
+    "universal",
+    "universal_evidence",
+]
 
 
 def start_here(profile_name: str, seed: int = 0) -> Runs:
@@ -34,7 +61,9 @@ def start_here(profile_name: str, seed: int = 0) -> Runs:
 
 
 def attacks_side_by_side(profile_name: str, seed: int = 0) -> Runs:
-    """Notebook 02: one adversarially trained net to look into, and the published ones of notebook 01 to count on."""
+    """Notebook 02: one adversarially trained net to look into, and the published ones of
+    notebook 01 to count on.
+    """
     live = {"live": shown_live(profile_name).but(defense="pgd_at", seed=seed)}
     base = profile(evidence(profile_name))
     return live | {f"pgd_at-s{s}": base.but(defense="pgd_at", seed=s) for s in SEEDS}

@@ -1,6 +1,6 @@
 """Notebook 06: what the papers claim of their methods, asked of all methods at one protocol."""
 
-from crat.claims import Claim
+from crat.analysis.claims import Claim
 
 FAMILY = "06"
 CFA, SPAT, LA, CODAT = (
@@ -11,31 +11,59 @@ CFA, SPAT, LA, CODAT = (
 )
 DAFA = "Lee et al. 2024 (DAFA), result figure"  # where the numbers of these two were read
 SMALLEST = {"average": 0.01, "worst": 0.02, "spread": 0.005}
-CFA_PAIRS = (("CFA (AT)", "AT"), ("CFA (AT)", "AT+EMA"), ("CFA (TRADES)", "TRADES"), ("CFA (TRADES)", "TRADES+EMA"))
+CFA_PAIRS = (
+    ("CFA (AT)", "AT"),
+    ("CFA (AT)", "AT+EMA"),
+    ("CFA (TRADES)", "TRADES"),
+    ("CFA (TRADES)", "TRADES+EMA"),
+)
 ADV = ("Adv+ +EMA", "AT+EMA")
 
 
 def _claim(
-    paper: str, where: str, statement: str, functional: str, direction: str = "greater", number: str = ""
+    paper: str,
+    where: str,
+    statement: str,
+    functional: str,
+    direction: str = "greater",
+    number: str = "",
 ) -> Claim:
     smallest = SMALLEST[functional]
-    return Claim(paper, where, statement, functional, direction, FAMILY, number=number, smallest_difference=smallest)
+    return Claim(
+        paper,
+        where,
+        statement,
+        functional,
+        direction,
+        FAMILY,
+        number=number,
+        smallest_difference=smallest,
+    )
 
 
-# (method, the one it is compared with, functional, under what) -> the claim; in the order of the notebook's table
+# (method, the one it is compared with, functional, under what) -> the claim; in the order of the
+# notebook's table
 COMPARED: dict[tuple[str, str, str, str], Claim] = {}
 for _a, _b in CFA_PAIRS:
     for _f, _how in (("average", "on average"), ("worst", "in the worst class")):
-        COMPARED[_a, _b, _f, "PGD"] = _claim(CFA, "abstract, Table 1", f"{_a} is more robust than {_b} {_how}", _f)
+        COMPARED[_a, _b, _f, "PGD"] = _claim(
+            CFA, "abstract, Table 1", f"{_a} is more robust than {_b} {_how}", _f
+        )
 for _f in ("average", "worst"):
     for _b in ("AT", "TRADES"):
-        COMPARED[f"{_b}+EMA", _b, _f, "PGD"] = _claim(CFA, "Table 1", f"{_b}+EMA above {_b} ({_f})", _f)
+        COMPARED[f"{_b}+EMA", _b, _f, "PGD"] = _claim(
+            CFA, "Table 1", f"{_b}+EMA above {_b} ({_f})", _f
+        )
 for _b in ("AT", "TRADES"):
     _said = f"SPAT is more robust than {_b} on average (all with EMA)"
     COMPARED["SPAT+EMA", f"{_b}+EMA", "average", "PGD"] = _claim(SPAT, "abstract", _said, "average")
 COMPARED |= {
-    (*ADV, "average", "PGD"): _claim(LA, "abstract", "Adv+ is more robust than Adv (with EMA)", "average"),
-    (*ADV, "average", "clean"): _claim(LA, "abstract", "Adv+ is more accurate than Adv on clean images", "average"),
+    (*ADV, "average", "PGD"): _claim(
+        LA, "abstract", "Adv+ is more robust than Adv (with EMA)", "average"
+    ),
+    (*ADV, "average", "clean"): _claim(
+        LA, "abstract", "Adv+ is more accurate than Adv on clean images", "average"
+    ),
 }
 for _under in ("clean", "PGD"):
     _said = f"Adv+ spreads the classes less than Adv ({_under}, sd)"

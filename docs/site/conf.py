@@ -16,7 +16,12 @@ nb_ipywidgets_js = {}
 nb_render_markdown_format = "myst"  # the claims tables that notebooks print
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header", "myst.xref_missing", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
+suppress_warnings = [
+    "myst.header",
+    "myst.xref_missing",
+    "mystnb.unknown_mime_type",
+    "misc.highlighting_failure",
+]
 
 mathjax_path = "mathjax/tex-svg.js"
 # the context menu would load its parts from beside tex-svg.js, where they are not

@@ -1,0 +1,232 @@
+"""A paper's statement, its number, ours, and the verdict.
+
+`decide` joins an `Estimate` (crat.analysis.comparisons) to a `Claim`, whose direction its sign is
+read against; `settle` applies Holm inside each family. Fractions, not percent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isnan, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from crat.analysis.comparisons import (
+    LEVEL,
+    ClaimError,
+    Estimate,
+    against_published,
+    compare,
+    mcnemar,
+    pearson,
+    rank_correlation,
+    share,
+)
+from crat.store import as_published, published_home, write_text
+
+__all__ = [
+    "Claim",
+    "ClaimError",
+    "Estimate",
+    "Verdict",
+    "against_published",
+    "claims_table",
+    "compare",
+    "decide",
+    "holm",
+    "markdown",
+    "mcnemar",
+    "ours",
+    "pearson",
+    "rank_correlation",
+    "read",
+    "settle",
+    "share",
+    "write",
+]
+
+SETTINGS = ("paper's setting", "other setting")  # only the first may be read against the paper
+# the smallest difference that matters, where a claim names no other
+SMALLEST = {"average": 0.01, "worst": 0.02}
+# shown in percentage points
+POINTS = ("average", "worst", "crossfit", "tail", "gap", "spread", "share")
+# the numeric columns of a claims table
+NUMBERS = ["value", "low", "high", "p", "detectable", "df", "p_holm"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, declared before the number is seen.
+
+    direction is the sign claimed ("greater" or "less" than 0) for A - B, a correlation, or a share
+    minus its reference; number is the paper's own, as printed; smallest_difference is needed unless
+    the functional is in SMALLEST.
+    """
+
+    paper: str
+    where: str  # section, figure, table or abstract
+    statement: str  # in our words
+    functional: str  # average, worst, tail, spread, rank correlation, share ...
+    direction: str = "greater"
+    family: str = "main"  # Holm's, usually the notebook
+    setting: str = SETTINGS[1]
+    number: str = ""
+    smallest_difference: float = nan
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("direction", ("greater", "less")), ("setting", SETTINGS)):
+            if getattr(self, name) not in allowed:
+                raise ClaimError(
+                    f"{name} {getattr(self, name)!r}: it is {allowed[0]!r} or {allowed[1]!r}"
+                )
+        smallest = (
+            SMALLEST.get(self.functional, nan)
+            if isnan(self.smallest_difference)
+            else self.smallest_difference
+        )
+        if not smallest > 0:
+            raise ClaimError(
+                f"{self.functional!r} needs a smallest_difference above 0; built in: {SMALLEST}"
+            )
+        object.__setattr__(self, "smallest_difference", smallest)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim and its estimate (None: not run); p_holm is set by `settle`, until then the plain
+    p counts.
+    """
+
+    claim: Claim
+    estimate: Estimate | None
+    p_holm: float = nan
+
+    @property
+    def verdict(self) -> str:
+        """Supported, reversed, no effect, undecided or not run."""
+        if self.estimate is None:
+            return "not run"
+        if self.estimate.kind == "checkpoints":
+            return "undecided"  # two checkpoints say nothing about two methods
+        sign = 1 if self.claim.direction == "greater" else -1
+        low, high = sorted((sign * self.estimate.low, sign * self.estimate.high))
+        found = (self.estimate.p if isnan(self.p_holm) else self.p_holm) < 1 - LEVEL
+        if found and (low > 0 or high < 0):
+            return "supported" if low > 0 else "reversed"
+        return "no effect" if max(-low, high) < self.claim.smallest_difference else "undecided"
+
+
+def decide(claim: Claim, estimate: Estimate | None) -> Verdict:
+    """The verdict before Holm; raises ClaimError for a published number met with another
+    selection or attack.
+    """
+    if estimate and estimate.kind == "published" and claim.setting != SETTINGS[0]:
+        raise ClaimError(
+            "a published number may only be compared in the paper's setting (equal selection and "
+            "attack)"
+        )
+    return Verdict(claim, estimate)
+
+
+def holm(p: ArrayLike) -> NDArray:
+    """Holm's adjusted p-values; nan stays nan and is not counted. Holm 1979 (Scand. J. Statist.
+    6).
+    """
+    p = np.asarray(p, float)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]
+    adjusted = np.full(p.shape, nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1)), 1)
+    return adjusted
+
+
+def settle(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The same verdicts with p_holm by Holm inside each family; what was not run or has one seed
+    is no test.
+    """
+    p = np.array(
+        [v.estimate.p if v.estimate and v.estimate.kind != "checkpoints" else nan for v in verdicts]
+    )
+    families = np.array([v.claim.family for v in verdicts])
+    for family in set(families):
+        p[families == family] = holm(p[families == family])
+    return [replace(v, p_holm=float(q)) for v, q in zip(verdicts, p, strict=True)]
+
+
+def claims_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """A row per claim, Holm applied: what the paper says, its number, ours with its interval,
+    the verdict.
+    """
+    nothing = Estimate(nan, nan, nan, nan, kind="")
+    return pd.DataFrame(
+        asdict(v.claim) | asdict(v.estimate or nothing) | {"p_holm": v.p_holm, "verdict": v.verdict}
+        for v in settle(verdicts)
+    )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table "paper / ours / verdict" from `claims_table`; fractions of POINTS are written in
+    points.
+    """
+    lines = ["| the paper says | its number | ours | verdict | setting |", "|---|---|---|---|---|"]
+    for row in table.itertuples():
+        cells = (
+            f"{row.statement} ({row.paper}, {row.where})",
+            row.number or "-",
+            ours(row),
+            row.verdict,
+            row.setting,
+        )
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ours(row: Any) -> str:
+    """A row's estimate in words: "+16.1 [10.1, 22.1] points"; and, where it is undecided, why.
+
+    That is one seed, or an interval that Holm's correction does not let pass, or what would have
+    been detected.
+    """
+    if row.verdict == "not run":
+        return "-"
+    scale, unit, form = (100, " points", ".1f") if row.functional in POINTS else (1, "", ".3f")
+    value, *low_high, seen = (
+        round(scale * v, 6) for v in (row.value, row.low, row.high, row.detectable)
+    )
+    text = f"{value:+{form}} [{', '.join(f'{v:{form}}' for v in low_high)}]{unit}"
+    if row.verdict != "undecided":
+        return text
+    if row.kind == "checkpoints":
+        return f"{text}, one seed"
+    if row.p < 1 - LEVEL:
+        return f"{text}, p {row.p_holm:.3f} after Holm"
+    return text if isnan(seen) else f"{text}, detectable {seen:{form}}"
+
+
+def write(verdicts: Sequence[Verdict], path: str | Path) -> None:
+    """The claims table as JSON records (nan is null), replaced in one step: a reader never sees
+    half a file.
+    """
+    write_text(
+        Path(path), claims_table(verdicts).to_json(orient="records", indent=1, double_precision=15)
+    )
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """The table that `write` wrote; raises ClaimError in one line where it is missing or damaged.
+
+    One that lies in results/ is as it was published, or a StoreError.
+    """
+    if published_home() in Path(path).resolve().parents and Path(path).exists():
+        as_published(Path(path).resolve(), published_home())
+    try:
+        return pd.DataFrame(json.loads(Path(path).read_text())).astype(
+            dict.fromkeys(NUMBERS, float)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ClaimError(f"no claims table in {path} ({error}): run its notebook again") from None

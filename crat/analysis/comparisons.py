@@ -1,0 +1,251 @@
+"""Comparisons on which a verdict may rest: each gives an `Estimate`, a number with its interval and
+p.
+
+Fractions, not percent. y is (N,) labels; runs are (S, N) bool, S seeds on N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf, nan
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from crat.analysis.metrics import (
+    Functional,
+    checked,
+    evaluate,
+    must_be_bool,
+    per_run,
+    permutation_p,
+    resample,
+    spearman,
+    wilson,
+)
+
+LEVEL, POWER = 0.95, 0.8
+
+
+class ClaimError(ValueError):
+    """A claim that cannot be decided as it stands: one line that says what is wrong and what is
+    allowed.
+    """
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A difference (or correlation, or share minus its reference), its 95 % interval and two-sided
+    p.
+
+    kind says what the interval covers: runs | checkpoints (one seed: images only) | correlation |
+    published. detectable is the true value that would be found with probability .8.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    kind: str = "runs"
+    detectable: float = nan
+    df: float = nan
+    note: str = ""
+
+
+def _by_t(value: float, variance: float, df: float, kind: str = "runs", note: str = "") -> Estimate:
+    """value +- t_df sqrt(variance), its p, and what would be detected with probability POWER."""
+    se, t = float(np.sqrt(variance)), stats.t.isf((1 - LEVEL) / 2, df)
+    p = 2 * stats.t.sf(abs(value) / se, df) if se > 0 else float(value == 0)
+    detectable = float((t + stats.t.isf(1 - POWER, df)) * se)
+    return Estimate(
+        float(value),
+        float(value - t * se),
+        float(value + t * se),
+        float(p),
+        kind,
+        detectable,
+        df,
+        note,
+    )
+
+
+def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
+    """Exact two-sided p that two checkpoints, right on (N,) bool a and b, are right equally
+    often.
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    must_be_bool(a, b)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def compare(
+    y: ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
+    functional: Functional = "average",
+    *,
+    same_runs: bool = False,
+    others: Sequence[ArrayLike] = (),
+    draws: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean over runs of the functional, A - B, on the same images: a, b (S_A, N), (S_B, N) bool.
+
+    The variance is s2 (1/S_A + 1/S_B), the seed variance pooled over a, b and `others`, plus a
+    class-stratified paired bootstrap over images with any minimum inside. same_runs: a[s] and b[s]
+    are one network twice (two attacks), and the seed variance is that of their differences. "worst"
+    must hold for the plug-in minimum and for the cross-fit one: the interval is the hull of both.
+    With one seed kind is "checkpoints", the interval covers images, p is McNemar's. Runs of
+    `others` that keep under 1 % or over 99 % of the images lend nothing: at the floor seeds cannot
+    differ.
+    """
+    y, a, b = checked(y, np.atleast_2d(a), np.atleast_2d(b))
+    if same_runs and len(a) != len(b):
+        raise ClaimError(f"same_runs needs as many runs of each, not {len(a)} and {len(b)}")
+    others = [other for other in map(np.asarray, others) if 0.01 < other.mean() < 0.99]
+    if one_seed := min(len(a), len(b)) == 1:
+        a, b = a[:1], b[:1]
+    counts, sizes = resample(y, np.vstack([a, b]), draws, seed)
+
+    def estimate(f: Functional) -> Estimate:
+        values = evaluate(f, counts, sizes)
+        in_a, in_b = values[:, : len(a)], values[:, len(a) :]
+        difference = in_a.mean(1) - in_b.mean(1)
+        if one_seed:
+            seeds, df = 0.0, inf
+        elif same_runs:
+            seeds, df = (in_a - in_b)[0].var(ddof=1) / len(a), len(a) - 1
+        else:
+            groups = [in_a[0], in_b[0], *(per_run(y, np.atleast_2d(other), f) for other in others)]
+            df = sum(g.size - 1 for g in groups)
+            seeds = (
+                sum(((g - g.mean()) ** 2).sum() for g in groups) / df * (1 / len(a) + 1 / len(b))
+            )
+        return _by_t(difference[0], seeds + difference[1:].var(ddof=1), df)
+
+    found = (
+        _both(estimate("worst"), estimate("crossfit"))
+        if functional == "worst"
+        else estimate(functional)
+    )
+    return (
+        replace(found, p=mcnemar(a[0], b[0]), kind="checkpoints", note="one seed")
+        if one_seed
+        else found
+    )
+
+
+def _both(plug_in: Estimate, cross_fit: Estimate) -> Estimate:
+    """The worst class by plug-in (biased low) and cross-fit (biased high): beyond 0 only where
+    both are.
+    """
+    low, high = min(plug_in.low, cross_fit.low), max(plug_in.high, cross_fit.high)
+    p = max(plug_in.p, cross_fit.p) if plug_in.value * cross_fit.value > 0 else 1.0
+    seen, note = max(plug_in.detectable, cross_fit.detectable), f"cross-fit {cross_fit.value:+.4f}"
+    return replace(plug_in, low=low, high=high, p=p, detectable=seen, note=note)
+
+
+def against_published(ours: ArrayLike, mean: float, sd: float, n: int = 5) -> Estimate:
+    """Our per-run values (m,) minus a published mean +- sd of n runs: +- t_{n-1} sd sqrt(1/m +
+    1/n).
+    """
+    ours = np.asarray(ours, float)
+    return _by_t(ours.mean() - mean, sd**2 * (1 / ours.size + 1 / n), n - 1, "published")
+
+
+def share(k: ArrayLike, n: ArrayLike, reference: float, *, shared: bool = True) -> Estimate:
+    """Mean over runs of k_s / n_s (S,), minus a reference share: t_{S-1}, over seeds and images.
+
+    shared: the runs share their images, so the binomial variance is not divided by S; False for
+    what each run has of its own, such as its epochs. With one run, kind is "checkpoints".
+    """
+    k, n = np.atleast_1d(k).astype(float), np.atleast_1d(n).astype(float)
+    if not n.all():
+        return Estimate(nan, nan, nan, nan, note="no image to count")
+    value = (k / n).mean() - reference
+    low, high = wilson(k, n)
+    if k.size == 1:
+        p = stats.binomtest(int(k[0]), int(n[0]), reference).pvalue
+        return Estimate(
+            value, low[0] - reference, high[0] - reference, p, "checkpoints", note="one seed"
+        )
+    images = (((high - low) / 2 / stats.norm.isf((1 - LEVEL) / 2)) ** 2).mean()
+    return _by_t(
+        value, (k / n).var(ddof=1) / k.size + images / (1 if shared else k.size), k.size - 1
+    )
+
+
+def _correlated(
+    value: float, low: float, high: float, p: float, n_classes: int, note: str = ""
+) -> Estimate:
+    """A correlation over n_classes with what would be detected, by Fisher's z."""
+    detectable = np.tanh(
+        stats.norm.isf([(1 - LEVEL) / 2, 1 - POWER]).sum() / np.sqrt(max(n_classes - 3, 1))
+    )
+    return Estimate(
+        float(value), float(low), float(high), float(p), "correlation", float(detectable), note=note
+    )
+
+
+def _orders(y: NDArray, groups: Sequence[ArrayLike], draws: int, seed: int) -> list[NDArray]:
+    """Class values (1 + draws, K), observed first: bool per image is resampled, all groups
+    alike; (K,) is fixed.
+    """
+    arrays, present = [np.atleast_2d(group) for group in groups], np.unique(y)
+    for group in arrays:
+        if group.dtype != bool and not present[-1] < group.shape[-1] < y.size:
+            raise ClaimError(
+                f"an order is bool per image ({y.size}) or one number per class, not {group.shape}"
+            )
+    sampled = [checked(y, group)[1] for group in arrays if group.dtype == bool]
+    counts, sizes = resample(y, np.vstack(sampled), draws, seed)
+    counts = counts.sum(-1)  # of 1,000 classes a hundred megabytes: one array at a time
+    counts /= sizes.sum(-1)
+    acc = iter(np.split(counts, np.cumsum([len(s) for s in sampled])[:-1], axis=1))
+    return [
+        next(acc).mean(1) if g.dtype == bool else np.tile(g[0, present], (1 + draws, 1))
+        for g in arrays
+    ]
+
+
+def rank_correlation(
+    y: ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
+    beat: ArrayLike | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Spearman's rho of the class orders a and b: permutation p over classes, bootstrap interval
+    over images.
+
+    a is (N,) or (S, N) bool (class accuracies, mean over runs); so are b and `beat`, or they are
+    (K,) numbers. With `beat`, usually clean correctness, the value is rho(a, b) - rho(a, beat), and
+    p is the bootstrap's.
+    """
+    (y,) = checked(y)
+    orders = _orders(y, [a, b] if beat is None else [a, b, beat], draws, seed)
+    if any(np.ptp(order[0]) == 0 for order in orders):
+        return Estimate(nan, nan, nan, nan, "correlation", note="all classes tie: no order")
+    rho = spearman(orders[0], orders[1])
+    note = f"rho {rho[0]:+.3f}"
+    if beat is None:
+        p = permutation_p(orders[0][0], orders[1][0], seed)
+    else:
+        baseline = spearman(orders[0], orders[2])
+        rho, note = rho - baseline, f"{note}, baseline {baseline[0]:+.3f}"
+        p = min(1.0, 2 * (1 + min((rho[1:] <= 0).sum(), (rho[1:] >= 0).sum())) / (1 + draws))
+    low, high = np.nanquantile(rho, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    # images add noise to a noisy order, so the bootstrap lies below rho: the interval is widened to
+    # hold it
+    return _correlated(rho[0], min(low, rho[0]), max(high, rho[0]), p, orders[0].shape[1], note)
+
+
+def pearson(x: ArrayLike, y: ArrayLike) -> Estimate:
+    """Pearson's r of (K,) and (K,) with Fisher's interval."""
+    r = stats.pearsonr(np.asarray(x, float), np.asarray(y, float))
+    low, high = r.confidence_interval(LEVEL)
+    return _correlated(r.statistic, low, high, r.pvalue, np.size(x))

@@ -1,0 +1,118 @@
+"""Accuracy under a long tail: balanced over classes, and in the head, the medium and the tail of
+the training counts.
+
+Pure, as crat.analysis.metrics: labels, predictions and training counts in, numpy and pandas out.
+Every class counts the same, however many test images it has; a class without any has no accuracy
+and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from crat.analysis.metrics import (
+    Attacks,
+    MetricError,
+    checked,
+    class_accuracy,
+    must_be_bool,
+    outcomes,
+    wilson,
+)
+
+GROUPS = ("head", "medium", "tail")
+
+
+def groups(class_counts: ArrayLike, edges: tuple[float, float] | None = None) -> NDArray:
+    """The group of each class, (K,) of "head", "medium", "tail", by its training images (K,), in
+    any order.
+
+    edges None: thirds of the classes by rank, the middle one the larger where K is no multiple of 3
+    (K = 2: none); ties keep the order of the labels. edges (low, high): tail below `low` images,
+    head above `high`; (20, 100) are those of Liu et al. 2019 (Open long-tailed recognition). Raises
+    MetricError on negative counts, or where low is above high.
+    """
+    counts = np.asarray(class_counts, float)
+    if counts.ndim != 1 or counts.size == 0 or not (counts >= 0).all():
+        raise MetricError(f"class_counts is a non-empty vector of counts, not {class_counts!r}")
+    if edges is not None:
+        low, high = edges
+        if not low <= high:
+            raise MetricError(f"edges are (low, high) with low <= high, not {edges!r}")
+        return np.where(counts < low, "tail", np.where(counts > high, "head", "medium"))
+    rank = np.argsort(np.argsort(-counts, kind="stable"))
+    third = max(1, counts.size // 3)
+    return np.where(rank < third, "head", np.where(rank >= counts.size - third, "tail", "medium"))
+
+
+def balanced_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArray:
+    """Mean over the classes present of each one's share correct: (..., N) bool -> (...)."""
+    y, correct = checked(y, correct, n_classes=n_classes)
+    must_be_bool(correct)
+    return np.nanmean(class_accuracy(y, correct, n_classes), -1)
+
+
+def mean_interval(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of the proportions k / n of several classes, (K,) each, and an interval of it; nan where
+    all n are 0.
+
+    Recovered from Wilson's limits l_k, u_k of each class: m - |p - l| / K to m + |u - p| / K, |.|
+    Euclidean (Zou and Donner 2008, Statistics in Medicine 27). Classes may have different n; for a
+    single one it is Wilson's interval.
+    """
+    k, n = np.asarray(k, float), np.asarray(n, float)
+    k, n = k[n > 0], n[n > 0]
+    if not n.size:
+        return (float("nan"),) * 3
+    p, (low, high) = k / n, wilson(k, n, level)
+    below, above = (np.sqrt(((p - limit) ** 2).sum()) / n.size for limit in (low, high))
+    return float(p.mean()), max(float(p.mean() - below), 0.0), min(float(p.mean() + above), 1.0)
+
+
+def group_table(
+    y: ArrayLike,
+    clean_pred: ArrayLike,
+    attacks: Attacks,
+    class_counts: ArrayLike,
+    named: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """A row per (attack, group): classes, train_n, n (test images), accuracy with its 95 % interval
+    [low, high].
+
+    Accuracy is the balanced one of the group's classes, of images right when clean and under the
+    attack (attack "clean" is none, "union" all together); group "all" is that of all classes. named
+    (K,): the group of each class, None: as `groups` gives it; each name that occurs gets a row,
+    head, medium and tail first.
+    """
+    counts = np.asarray(class_counts)
+    of = groups(counts) if named is None else np.asarray(named)
+    if of.shape != counts.shape:
+        raise MetricError(f"{counts.size} classes but {of.size} groups")
+    y, clean_pred = checked(y, clean_pred, n_classes=counts.size)
+    n, rows = np.bincount(y, minlength=counts.size), []
+    present = [*(g for g in GROUPS if g in of), *sorted(set(of.tolist()) - set(GROUPS))]
+    for attack, correct in outcomes(y, clean_pred, attacks).items():
+        right = np.bincount(y, correct, counts.size)
+        for name in [*present, "all"]:
+            own = np.ones(of.shape, bool) if name == "all" else of == name
+            accuracy, low, high = mean_interval(right[own], n[own])
+            sizes = {
+                "classes": int(own.sum()),
+                "train_n": int(counts[own].sum()),
+                "n": int(n[own].sum()),
+            }
+            rows.append(
+                {
+                    "attack": attack,
+                    "group": name,
+                    **sizes,
+                    "accuracy": accuracy,
+                    "low": low,
+                    "high": high,
+                }
+            )
+    return pd.DataFrame(rows)

@@ -1,0 +1,397 @@
+"""Class-wise numbers with intervals: labels and predictions in, numpy and pandas out. No torch, no
+files.
+
+Accuracies are fractions in [0, 1]. y is (N,) integer labels; `correct` is (N,) bool, or (S, N) for
+S runs (seeds) on the same N images. A class with no image has accuracy nan and enters no
+functional. Minima over classes are biased low, most where classes nearly tie: hence the cross-fit
+beside every worst class, and intervals with the minimum inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil, inf, nan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Attacks = Mapping[str, ArrayLike]  # name -> predictions (N,)
+Functional = str | Callable[[NDArray], float]
+EXACT_CLASSES = 10  # up to here every permutation is counted; above, 99,999 seeded draws
+
+
+class MetricError(ValueError):
+    """Labels, predictions or options that give no number: one line that says what is wrong and
+    what is allowed.
+    """
+
+
+def checked(y: ArrayLike, *arrays: ArrayLike, n_classes: int | None = None) -> list[NDArray]:
+    """Labels and per-image arrays, their lengths and label range checked."""
+    labels = np.asarray(y)
+    if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
+        raise MetricError(
+            f"labels must be a non-empty 1-D integer array, not {labels.dtype} of shape "
+            f"{labels.shape}"
+        )
+    if labels.min() < 0 or labels.max() >= (n_classes or inf):
+        raise MetricError(
+            f"classes {labels.min()} to {labels.max()} found, allowed are 0 to "
+            f"{(n_classes or inf) - 1}"
+        )
+    for other in (others := [np.asarray(array) for array in arrays]):
+        if other.shape[-1:] != labels.shape:
+            raise MetricError(
+                f"{labels.size} labels but an array of shape {other.shape}: the last axis is the "
+                f"image"
+            )
+    return [labels.astype(np.int64, copy=False), *others]
+
+
+def must_be_bool(*arrays: NDArray) -> None:
+    """Predictions passed for correctness would give a number, a wrong one."""
+    if wrong := [array.dtype for array in arrays if array.dtype != bool]:
+        raise MetricError(
+            f"correctness must be bool, not {wrong[0]}: compare predictions with the labels first"
+        )
+
+
+def class_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArray:
+    """Share correct of each class by the class's own count: (..., N) -> (..., n_classes), nan
+    for an absent class.
+    """
+    y, correct = checked(y, correct, n_classes=n_classes)
+    counts = np.stack([np.bincount(y, row, n_classes) for row in correct.reshape(-1, y.size)])
+    with np.errstate(invalid="ignore"):
+        return (counts / np.bincount(y, minlength=n_classes)).reshape(
+            *correct.shape[:-1], n_classes
+        )
+
+
+def wilson(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray, NDArray]:
+    """Wilson's score interval of k successes in n trials, elementwise; nan where n = 0. Wilson
+    1927 (JASA 22).
+    """
+    k, n = np.asarray(k, float), np.asarray(n, float)
+    z = stats.norm.isf((1 - level) / 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre = (k + z**2 / 2) / (n + z**2)
+        half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+
+
+def worst_interval(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """[min L_k, min U_k] of the worst of K classes, each by Wilson at 1 - (1 - level) / K;
+    absent classes left out.
+    """
+    k, n = np.asarray(k)[np.asarray(n) > 0], np.asarray(n)[np.asarray(n) > 0]
+    low, high = wilson(k, n, 1 - (1 - level) / n.size)
+    return float(low.min()), float(high.min())
+
+
+def robust_correct(y: ArrayLike, clean_pred: ArrayLike, *adv_preds: ArrayLike) -> NDArray:
+    """(N,) bool: right on the clean image and under every attack given (several: the worst case
+    per sample).
+    """
+    y, *preds = checked(y, clean_pred, *adv_preds)
+    return np.logical_and.reduce([pred == y for pred in preds])
+
+
+def outcomes(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> dict[str, NDArray]:
+    """Robust correctness (N,) by name: "clean", each attack, and "union" of all where there are
+    several.
+    """
+    if taken := {"clean", "union"} & set(attacks):
+        raise MetricError(
+            f"an attack may not be called {taken.pop()!r}: the tables use that name themselves"
+        )
+    table = {"clean": robust_correct(y, clean_pred)}
+    table |= {name: robust_correct(y, clean_pred, pred) for name, pred in attacks.items()}
+    return table | (
+        {"union": robust_correct(y, clean_pred, *attacks.values())} if len(attacks) > 1 else {}
+    )
+
+
+def tail(acc: NDArray) -> NDArray:
+    """Mean accuracy of the worst 20 % of the K classes present (30 % for K = 10), rounded up:
+    (..., K) -> (...).
+    """
+    n_classes = int((~np.isnan(acc)).sum(-1).min())
+    # 0.2 * 15 is a hair above 3
+    worst = ceil(round((0.3 if n_classes == 10 else 0.2) * n_classes, 9))
+    return np.sort(acc, -1)[..., :worst].mean(-1)
+
+
+def nsd(acc: NDArray) -> NDArray:
+    """Normalised spread std_k / mean_k, (..., K) -> (...); nan where the mean is 0."""
+    mean = np.nanmean(acc, -1)
+    return np.nanstd(acc, -1) / np.where(mean > 0, mean, nan)
+
+
+# over classes, each counting the same; variance and spread divide by K, as the papers' code does
+# (np.var, np.std)
+FUNCTIONALS: dict[str, Callable[[NDArray], NDArray]] = {
+    "average": lambda acc: np.nanmean(acc, -1),
+    "worst": lambda acc: np.nanmin(acc, -1),
+    "tail": tail,
+    "variance": lambda acc: np.nanvar(acc, -1),
+    "spread": lambda acc: np.nanstd(acc, -1),
+    "gap": lambda acc: np.nanmax(acc, -1) - np.nanmin(acc, -1),
+    "nsd": nsd,
+}
+
+
+def halves(y: ArrayLike, seed: int = 0) -> NDArray:
+    """(N,) 0 or 1: two random halves of every class (an odd image goes to half 0); the same for
+    the same seed.
+    """
+    y = checked(y)[0]
+    order = np.lexsort((np.random.default_rng(seed).random(y.size), y))
+    first = np.searchsorted(y[order], y[order])  # where the class begins in the sorted labels
+    half = np.empty(y.size, int)
+    half[order] = (np.arange(y.size) - first) % 2
+    return half
+
+
+def _crossfit(half_acc: NDArray) -> NDArray:
+    """(..., K, 2) accuracies on two halves -> (...): argmin on one half, value on the other, and
+    swapped.
+    """
+    chosen = half_acc.argmin(-2)[..., None, ::-1]
+    return np.take_along_axis(half_acc, chosen, -2)[..., 0, :].mean(-1)
+
+
+def resample(y: NDArray, runs: NDArray, draws: int, seed: int) -> tuple[NDArray, NDArray]:
+    """Paired bootstrap over images: correct counts (1 + draws, S, K, 2) by run, class and half, and
+    sizes (K, 2).
+
+    Row 0 is what was observed; K counts present classes only. All runs see the same resampled
+    images. Images of a stratum with the same outcome in all runs are exchangeable, so their
+    multiplicities are drawn together, as one cell.
+    """
+    must_be_bool(runs)
+    classes, index = np.unique(y, return_inverse=True)
+    half, rng = halves(y), np.random.default_rng(seed)
+    counts = np.zeros((1 + draws, len(runs), classes.size, 2))
+    sizes = np.zeros((classes.size, 2))
+    for k, h in np.ndindex(classes.size, 2):
+        members = runs[:, (index == k) & (half == h)]
+        sizes[k, h] = members.shape[1]
+        if members.size:
+            patterns, times = np.unique(members, axis=1, return_counts=True)
+            drawn = rng.multinomial(times.sum(), times / times.sum(), size=draws)
+            counts[:, :, k, h] = np.vstack([times, drawn]) @ patterns.T
+    return counts, sizes
+
+
+def evaluate(functional: Functional, counts: NDArray, sizes: NDArray) -> NDArray:
+    """The functional of each run: counts (..., K, 2) -> (...)."""
+    if functional == "crossfit":
+        # a class of one image cannot be chosen on one half and judged on the other
+        both = (sizes > 0).all(-1)
+        return (
+            _crossfit(counts[..., both, :] / sizes[both])
+            if both.any()
+            else np.full(counts.shape[:-2], nan)
+        )
+    acc = counts.sum(-1) / sizes.sum(-1)
+    if callable(functional):
+        return np.apply_along_axis(functional, -1, acc)
+    if functional not in FUNCTIONALS:
+        raise MetricError(
+            f"unknown functional {functional!r}; known: crossfit, {', '.join(FUNCTIONALS)}"
+        )
+    return FUNCTIONALS[functional](acc)
+
+
+def per_run(y: ArrayLike, correct: ArrayLike, functional: Functional) -> NDArray:
+    """The functional of every run, (S, N) -> (S,): a name of FUNCTIONALS, "crossfit", or a
+    function of (K,).
+    """
+    y, correct = checked(y, correct)
+    return evaluate(functional, *resample(y, np.atleast_2d(correct), 0, 0))[0]
+
+
+def summary(
+    y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks, classes: Sequence[str]
+) -> pd.DataFrame:
+    """Tidy table, a row per (attack, class): n, clean_acc, robust_acc with Wilson's 95 %,
+    boundary_error, adv_acc.
+
+    robust_acc is clean-correct and correct under attack, boundary_error clean-correct but broken;
+    adv_acc counts the attacked image alone, as CFA's tables do. Attack "clean" is none, "union" all
+    together.
+    """
+    y, clean_pred = checked(y, clean_pred, n_classes=len(classes))
+    n, frames = np.bincount(y, minlength=len(classes)), []
+    for name, correct in outcomes(y, clean_pred, attacks).items():
+        shown = {"clean": [clean_pred], "union": attacks.values()}.get(name) or [attacks[name]]
+        plain = np.logical_and.reduce([np.asarray(pred) == y for pred in shown])
+        clean, acc, adv = class_accuracy(
+            y, np.array([clean_pred == y, correct, plain]), len(classes)
+        )
+        low, high = wilson(np.nan_to_num(acc) * n, n)
+        columns = {
+            "attack": name,
+            "class": list(classes),
+            "n": n,
+            "clean_acc": clean,
+            "robust_acc": acc,
+        }
+        columns |= {"low": low, "high": high, "boundary_error": clean - acc, "adv_acc": adv}
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def totals(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> pd.DataFrame:
+    """A row per attack: every functional, the cross-fit worst, and [low, high] in which the
+    worst class lies.
+    """
+    rows, (y,) = [], checked(y)
+    for name, correct in outcomes(y, clean_pred, attacks).items():
+        counts, sizes = resample(y, correct[None], 0, 0)
+        row: dict[str, Any] = {
+            f: evaluate(f, counts, sizes).item() for f in [*FUNCTIONALS, "crossfit"]
+        }
+        row["worst_low"], row["worst_high"] = worst_interval(
+            np.bincount(y, weights=correct), np.bincount(y)
+        )
+        rows.append({"attack": name, **row})
+    return pd.DataFrame(rows)
+
+
+def confusion(y: ArrayLike, pred: ArrayLike, n_classes: int, normalise: bool = False) -> NDArray:
+    """(K, K) counts M[true, predicted]; normalised, each row sums to 1 (nan for an absent
+    class).
+    """
+    y, pred = checked(y, pred, n_classes=n_classes)
+    checked(pred, n_classes=n_classes)
+    matrix = np.bincount(y * n_classes + pred, minlength=n_classes**2).reshape(n_classes, n_classes)
+    if not normalise:
+        return matrix
+    with np.errstate(invalid="ignore"):
+        return matrix / matrix.sum(1, keepdims=True)
+
+
+def asymmetry(matrix: ArrayLike) -> NDArray:
+    """|M_ij - M_ji| of a confusion matrix, (K, K) -> (K, K)."""
+    return np.abs(np.asarray(matrix) - np.asarray(matrix).T)
+
+
+def top_share(matrix: ArrayLike, top: int = 1, chosen_on: ArrayLike | None = None) -> NDArray:
+    """(K,) share of each class's errors that end in its `top` wrong classes; nan without errors.
+
+    The wrong classes are ranked by `chosen_on`, the counts (K, K) of other images (another half,
+    another seed); without it by the same matrix, which biases the share up. Chance is top / (K -
+    1).
+    """
+    errors = np.array(matrix, float)
+    ranked = np.array(matrix if chosen_on is None else chosen_on, float)
+    np.fill_diagonal(errors, 0)
+    np.fill_diagonal(ranked, -1)
+    hit = np.take_along_axis(errors, np.argsort(-ranked, 1, kind="stable")[:, :top], 1).sum(1)
+    with np.errstate(invalid="ignore"):
+        return hit / errors.sum(1)
+
+
+def runner_up(logits: ArrayLike, y: ArrayLike) -> NDArray:
+    """(N,) the wrong class with the highest logit: where an untargeted attack is expected to
+    end.
+    """
+    logits = np.array(logits, float)
+    (y,) = checked(y, n_classes=logits.shape[-1])
+    logits[np.arange(y.size), y] = -np.inf
+    return logits.argmax(-1)
+
+
+def homing_set(
+    y: ArrayLike, clean_pred: ArrayLike, adv_pred: ArrayLike, label: int, ends_in: int
+) -> NDArray:
+    """(N,) bool: images of class `label`, right when clean, that the attack turns into class
+    `ends_in`.
+
+    The removal test is `summary` and `confusion` of these images under a model without that class,
+    and under its
+    controls: a new seed, the logit masked.
+    """
+    y, clean_pred, adv_pred = checked(y, clean_pred, adv_pred)
+    return (y == label) & (clean_pred == label) & (adv_pred == ends_in)
+
+
+def hazard(
+    y: ArrayLike, robust: ArrayLike, robust_strong: ArrayLike, classes: Sequence[str]
+) -> pd.DataFrame:
+    """How many of the survivors of one attack the stronger one breaks, per class, with Wilson's 95
+    %.
+
+    Both (N,) bool; a sample counts as strong-robust only where it also survived the first attack.
+    Columns class, survivors, robust_acc, gain (R - R_strong), share_of_gain, hazard = gain / R
+    (free of R on both axes), low, high.
+    """
+    y, robust, robust_strong = checked(y, robust, robust_strong, n_classes=len(classes))
+    must_be_bool(robust, robust_strong)
+    before, lost = (
+        np.bincount(y, mask, len(classes)) for mask in (robust, robust & ~robust_strong)
+    )
+    n, (low, high) = np.bincount(y, minlength=len(classes)), wilson(lost, before)
+    with np.errstate(invalid="ignore"):
+        gains = {"robust_acc": before / n, "gain": lost / n, "share_of_gain": lost / lost.sum()}
+        hazards = {"hazard": lost / before, "low": low, "high": high}
+    return pd.DataFrame(
+        {"class": list(classes), "survivors": before.astype(int), **gains, **hazards}
+    )
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> NDArray:
+    """Spearman's rho along the last axis, ties by mid-ranks; nan where one side is constant."""
+    r, q = (stats.rankdata(v, axis=-1) - (np.shape(v)[-1] + 1) / 2 for v in (a, b))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (r * q).sum(-1) / np.sqrt((r**2).sum(-1) * (q**2).sum(-1))
+
+
+def permutation_p(x: ArrayLike, y: ArrayLike, seed: int = 0) -> float:
+    """Two-sided p of Spearman's rho of (K,) and (K,): exact up to EXACT_CLASSES, ties included,
+    else 99,999 draws.
+    """
+    # exact: the sum of rank products, built up position by position over the subsets of ranks used
+    # so far doubled, so that mid-ranks are whole
+    a, b = (np.round(2 * stats.rankdata(v)).astype(int) for v in (x, y))
+    size, centre = a.size, a.sum() * b.sum() / a.size
+    distance = abs(a @ b - centre) - 1e-9
+    if size > EXACT_CLASSES:
+        # 8 MB of permutations at a time
+        rng, block = np.random.default_rng(seed), max(1, 10**6 // size)
+        drawn = (
+            rng.permuted(np.tile(b, (min(block, 99_999 - i), 1)), axis=1) @ a
+            for i in range(0, 99_999, block)
+        )
+        return float(
+            (1 + sum((np.abs(sums - centre) >= distance).sum() for sums in drawn)) / 100_000
+        )
+    top = int(np.sort(a) @ np.sort(b)) + 1
+    ways = np.zeros((1 << size, top))
+    ways[0, 0] = 1
+    for used in range((1 << size) - 1):
+        for j in (j for j in range(size) if not used >> j & 1):
+            step = a[used.bit_count()] * b[j]
+            ways[used | 1 << j, step:] += ways[used, : top - step]
+    return float(ways[-1][np.abs(np.arange(top) - centre) >= distance].sum() / ways[-1].sum())
+
+
+def split_half(y: ArrayLike, correct: ArrayLike, splits: int = 200) -> float:
+    """The ceiling of a rank correlation: rho between two halves of the images, stepped up to all
+    (Spearman-Brown).
+
+    correct (N,) or (S, N) bool; the mean over `splits` class-stratified random halves.
+    """
+    y, correct = checked(y, np.atleast_2d(correct))
+    index = np.unique(y, return_inverse=True)[1]
+    strata = (2 * index + halves(y, seed) for seed in range(splits))
+    acc = np.array(
+        [class_accuracy(stratum, correct.mean(0), 2 * index.max() + 2) for stratum in strata]
+    )
+    rho = float(np.nanmean(spearman(acc[:, ::2], acc[:, 1::2])))
+    return 2 * rho / (1 + rho) if rho > 0 else rho

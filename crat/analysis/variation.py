@@ -1,0 +1,154 @@
+"""What a class-wise number is made of besides its method: noise between seeds, a see-saw of two
+classes, the radius.
+
+Pure, as crat.analysis.metrics: numpy and scipy, fractions in [0, 1], no torch, no files.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from crat.analysis.metrics import MetricError, class_accuracy
+
+
+def detectable_gain(
+    seeds: int, sd_a: float, sd_b: float, level: float = 0.95, power: float = 0.8
+) -> float:
+    """The true difference of two methods' means that a test on `seeds` runs of each finds with this
+    probability.
+
+    Two-sided t test at 1 - level on independent runs with standard deviations sd_a and sd_b, t with
+    2 (seeds - 1) degrees of freedom. The unit is that of the deviations. Raises MetricError below
+    two seeds: one has no deviation.
+    """
+    if seeds < 2:
+        raise MetricError(f"at least two seeds of each method, not {seeds}")
+    df = 2 * (seeds - 1)
+    t = stats.t.isf((1 - level) / 2, df) + stats.t.isf(1 - power, df)
+    return float(t * np.sqrt((sd_a**2 + sd_b**2) / seeds))
+
+
+def seeds_needed(gain: float, sd_a: float, sd_b: float, *, most: int = 1000, **test: float) -> int:
+    """The fewest seeds of each method with which `detectable_gain` is at most the gain; `most`
+    where none is.
+    """
+    if not gain > 0:
+        raise MetricError(f"a gain is above 0, not {gain!r}")
+    return next((n for n in range(2, most) if detectable_gain(n, sd_a, sd_b, **test) <= gain), most)
+
+
+def beyond_chance(acc: ArrayLike, n: ArrayLike) -> NDArray:
+    """Variance over classes of accuracies (..., K), less what counting n images a class (K,) gives:
+    (...).
+
+    The mean of p (1 - p) / n over the classes present is taken off; below 0, classes differ by less
+    than chance.
+    """
+    acc, n = np.asarray(acc, float), np.asarray(n, float)
+    if acc.shape[-1:] != n.shape:
+        raise MetricError(f"accuracies of {acc.shape[-1]} classes, but sizes of shape {n.shape}")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        counted = acc * (1 - acc) / n  # an absent class is nan in both
+    return np.nanvar(acc, -1) - np.nanmean(counted, -1)
+
+
+class SeeSaw(NamedTuple):
+    """How two classes move from epoch to epoch: correlation of their steps, how many are
+    opposite, what cancels.
+    """
+
+    correlation: float
+    opposite: int  # steps in which one class rose and the other fell
+    steps: int  # steps in which both moved
+    # 1 - var(sum of the steps) / sum of their variances: 1 at a fixed sum, 0 if unrelated
+    cancelled: float
+
+
+def see_saw(a: ArrayLike, b: ArrayLike) -> SeeSaw:
+    """Of two classes' accuracies after each epoch, (E,) each. Raises MetricError where no step
+    can be compared.
+    """
+    a, b = np.diff(np.asarray(a, float)), np.diff(np.asarray(b, float))
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
+        raise MetricError(
+            f"two series of one length, at least three epochs each, not {a.size + 1} and "
+            f"{b.size + 1}"
+        )
+    both = (a != 0) & (b != 0)
+    parts = a.var() + b.var()
+    if not (a.var() and b.var()):
+        raise MetricError("a class that never moves has no see-saw")
+    opposite = int((a * b < 0).sum())
+    return SeeSaw(
+        float(np.corrcoef(a, b)[0, 1]), opposite, int(both.sum()), float(1 - (a + b).var() / parts)
+    )
+
+
+def grid_radius(robust: ArrayLike, grid: ArrayLike) -> NDArray:
+    """The smallest radius of a grid that breaks each image, (..., N): 0 if it is wrong when clean,
+    inf if none does.
+
+    robust (E, ..., N) bool: right under the attack at each radius of grid (E,), ascending, the
+    first of them 0. What is broken at one radius counts as broken at every larger one, as it is in
+    truth whatever the attack finds.
+    """
+    robust, grid = np.asarray(robust), np.asarray(grid, float)
+    if len(robust) != len(grid) or grid[0] != 0 or not (np.diff(grid) > 0).all():
+        raise MetricError(
+            f"a grid of radii begins at 0, ascends and has a row of outcomes each, not "
+            f"{grid.tolist()}"
+        )
+    broken = ~robust
+    return np.where(broken.any(0), grid[broken.argmax(0)], np.inf)
+
+
+def crossings(
+    y: ArrayLike, robust: ArrayLike, grid: ArrayLike, level: float = 0.95
+) -> pd.DataFrame:
+    """The pairs of classes of which each is the more robust one somewhere on the grid, beyond
+    doubt.
+
+    y (N,); robust (E, S, N) bool, S seeds at each radius of grid (E,). At each radius a pair's
+    difference of class accuracies (mean over seeds) is divided by its standard error, from images
+    (binomial, not divided by S, as seeds share them) and seeds; a pair crosses where that is beyond
+    the normal quantile for all K (K - 1) / 2 pairs and E radii together (Bonferroni) on both sides
+    of 0. Columns first, second (labels), before, after (radii at which first, second is ahead most
+    clearly), ahead, behind (the differences there). Rows by how clear the weaker side is.
+    """
+    y = np.asarray(y)
+    robust = np.asarray(robust)
+    grid = np.asarray(grid)
+    k = int(y.max()) + 1
+    acc = class_accuracy(y, robust, k)  # (E, S, K)
+    mean, n = acc.mean(1), np.bincount(y, minlength=k)
+    seeds = acc.var(1, ddof=1) / acc.shape[1] if acc.shape[1] > 1 else 0.0
+    variance = mean * (1 - mean) / n + seeds
+    limit = stats.norm.isf((1 - level) / (k * (k - 1) * len(mean)))
+    rows = []
+    for i in range(k):
+        for j in range(k):
+            difference = mean[:, i] - mean[:, j]
+            se = np.sqrt(variance[:, i] + variance[:, j])
+            z = np.divide(difference, se, out=np.zeros_like(se), where=se > 0)
+            top, low = int(z.argmax()), int(z.argmin())
+            if top < low and z[top] > limit and z[low] < -limit:
+                rows.append(
+                    (
+                        i,
+                        j,
+                        grid[top],
+                        grid[low],
+                        difference[top],
+                        difference[low],
+                        min(z[top], -z[low]),
+                    )
+                )
+    table = pd.DataFrame(
+        rows, columns=["first", "second", "before", "after", "ahead", "behind", "z"]
+    )
+    return table.sort_values("z", ascending=False, ignore_index=True).drop(columns="z")

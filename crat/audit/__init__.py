@@ -1,0 +1,7 @@
+"""A robustness audit of a model that is not ours."""
+
+from crat.audit.model import audit, main
+from crat.audit.plan import Plan
+from crat.audit.report import class_table
+
+__all__ = ["Plan", "audit", "class_table", "foreign", "main"]

@@ -1,0 +1,81 @@
+"""What a model answers around some images, logits and gradients: by it a model is known again whose
+code says less.
+
+A forward pass may depend on what no key can hold (a file, the environment, state in C), and differ
+off the clean images only; a backward pass may differ alone (a straight-through gradient). Both are
+asked here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crat import store
+from crat.attacks import frozen
+from crat.attacks.gradient import forward_backward
+from crat.attacks.judge import as_images
+from crat.attacks.noise import PerImage
+from crat.attacks.objectives import Margin
+from crat.attacks.threat import over_images, size
+
+PROBED = 8  # images
+STEPS = (0.0, 0.25, -0.25, 0.5, -0.5, 1.0, -1.0)  # of eps, along one direction an image
+SAME = 1e-3  # of the largest value: what rounding may change from run to run
+
+Answers = dict[str, np.ndarray]
+
+
+def probe(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str) -> Answers:
+    """Logits (steps, n, K) of the first images x (N, C, H, W), moved by shares of eps, and of each
+    image's gradient of the margin its sum of sizes, its largest and its part along two directions,
+    (steps, n, 4).
+
+    Whatever the model draws from torch's generator is the same in every call.
+    """
+    images, labels = as_images(x[:PROBED]), y[:PROBED]
+    cuda = [x.device] if x.device.type == "cuda" else []
+    logits, gradients = [], []
+    with torch.random.fork_rng(devices=cuda), frozen(model):
+        torch.manual_seed(0)
+        draws = PerImage(0, torch.arange(len(images), device=images.device))
+        signs = torch.stack([draws.uniform(*images.shape[1:]) for _ in range(2)]).round() * 2 - 1
+        direction = signs[0] / over_images(size(signs[0], norm), images)
+        for step in STEPS:
+            moved = (images + step * eps * direction).clamp(0, 1)
+            gradient, _, answer = forward_backward(model, moved, labels, Margin())
+            along = (gradient * signs).flatten(2).sum(2)
+            gradients.append(torch.stack([size(gradient, "L1"), size(gradient, "Linf"), *along], 1))
+            logits.append(answer)
+    return {
+        "logits": torch.stack(logits).cpu().numpy(),
+        "gradients": torch.stack(gradients).cpu().numpy(),
+    }
+
+
+def recognised(folder: Path, answers: Answers) -> str:
+    """The name under which these answers are kept in a folder: theirs from before, but for
+    rounding, or a new one.
+    """
+    for path in sorted(folder.glob("probe-*.npz")):
+        if _same(store.read_arrays(path), answers):
+            return path.stem
+    tensors = {key: torch.from_numpy(value) for key, value in answers.items()}
+    name = f"probe-{store.fingerprint(tensors)}"
+    store.write_arrays(folder / f"{name}.npz", answers)
+    return name
+
+
+def _same(a: Answers, b: Answers) -> bool:
+    """Whether all differences are within rounding, of each image's and step's largest value."""
+    return a.keys() == b.keys() and all(
+        a[key].shape == b[key].shape and _near(a[key], b[key]) for key in a
+    )
+
+
+def _near(a: np.ndarray, b: np.ndarray) -> bool:
+    largest = np.nanmax(np.abs(a), axis=-1, keepdims=True, initial=0)
+    return bool(((np.abs(a - b) <= SAME * largest) | (a == b) | (np.isnan(a) & np.isnan(b))).all())

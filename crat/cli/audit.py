@@ -1,0 +1,49 @@
+"""`crat audit`: any model, judged class by class."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import fields
+
+from crat.cli.parsing import count
+from crat.config import DATASETS, DTYPES, MODELS
+
+
+def add_to(parser: ArgumentParser) -> None:
+    """The flags of the command."""
+    parser.set_defaults(command=run)
+    add = parser.add_argument
+    add("subject", help="module:function, file.py:function, or a weights file with --model")
+    add("--model", help=f"the architecture of the weights: {' | '.join(MODELS)}")
+    add("--key", metavar="NAME", help="which of several weights in the file, such as ema")
+    add("--data", required=True, help=" | ".join(DATASETS))
+    add("--eps", help="the radius, such as 8/255 (default: the data set's protocol, L-inf)")
+    add("--norm", default="Linf", help="Linf (default), L2 or L1")
+    add(
+        "--images",
+        type=count,
+        default=1000,
+        help="so many test images, spread over the classes (default 1000); 0: all",
+    )
+    add(
+        "--attacks",
+        nargs="+",
+        default=(),
+        metavar="ATTACK",
+        help="only these (default: with PGD and AA)",
+    )
+    add("--logit-slice", type=int, metavar="K", help="the first K logits are the answers")
+    add("--scale", type=float, default=1.0, help="that cosine logits were trained with")
+    add("--dtype", default="auto", help=f"of the search: {' | '.join(DTYPES)}")
+    add("--device", help="such as cpu or cuda:1")
+    add("--seed", type=int, default=0)
+    add("--out", metavar="FOLDER", help="of the report (default: audits/ among the runs)")
+
+
+def run(a: Namespace) -> None:
+    """Judges the model and writes its report."""
+    from crat import audit
+
+    asked = {field.name: getattr(a, field.name) for field in fields(audit.Plan)}
+    plan = audit.Plan(**asked | {"attacks": tuple(a.attacks)})
+    audit.main(a.subject, a.model, plan, a.device, a.out, a.key)

@@ -1,0 +1,124 @@
+"""`crat evaluate`: a trained or published run under attack, class by class."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING, Any
+
+from crat.cli.parsing import count
+from crat.names import one_of
+
+if TYPE_CHECKING:
+    from crat.outcomes.batteries import Battery
+    from crat.outcomes.cache import Outcomes
+
+CHOICES = {
+    "split": ("test", "valid"),
+    "which": ("best", "last"),
+    "dtype": ("float32", "bfloat16"),
+}
+
+
+def add_to(parser: ArgumentParser) -> None:
+    """The flags of the command."""
+    parser.set_defaults(command=run)
+    add = parser.add_argument
+    add("run", help="a run's folder, its name or a part of the name (crat runs lists them)")
+    add("--split", default="test", help="test (default) or valid")
+    add("--which", default="best", help="the epoch: best (default) or last")
+    add(
+        "--attacks",
+        nargs="+",
+        metavar="ATTACK",
+        help="only these: FGSM, PGD-20, CW-20 (default: the three), Square, AA",
+    )
+    add(
+        "--images",
+        type=count,
+        metavar="N",
+        help="so many, spread over the classes (AA takes hours for all on a CPU)",
+    )
+    add(
+        "--dtype",
+        help="of the search: float32 or bfloat16 (default: as it was published, else float32)",
+    )
+    add(
+        "--corruptions",
+        action="store_true",
+        help="the fifteen of CIFAR-10-C instead: error and mean error",
+    )
+    add("--frost", metavar="FOLDER", help="textures for frost, which is left out without them")
+    add(
+        "--recompute",
+        action="store_true",
+        help="leave published results aside: the run as `crat train --recompute` made it",
+    )
+    add("--device", help="such as cpu or cuda:1")
+
+
+def run(a: Namespace) -> int:
+    """Prints a table of the classes; 1 where a part of what was asked for is not there."""
+    from crat.cli import published
+    from crat.cli.runs import find_run
+    from crat.data import DataError
+    from crat.outcomes.evaluation import MissingWeights, evaluate, judged_as_published
+
+    asked = find_run(a.run, a.recompute)
+    battery = chosen_battery(a, asked.config.data.name)
+    for setting, allowed in CHOICES.items():
+        if getattr(a, setting) is not None:
+            setattr(a, setting, one_of(setting, getattr(a, setting), allowed))
+    settings = {"split": a.split, "which": a.which, "first": a.images, "device": a.device}
+    # published: the first images as they come, some searched in bfloat16
+    decided = {name: settings[name] for name in ("split", "which", "first")}
+    searches = [a.dtype] if a.dtype else CHOICES["dtype"]
+    as_published = [d for d in searches if judged_as_published(asked, battery, **decided, dtype=d)]
+    settings["spread"] = not as_published
+    settings["dtype"] = as_published[0] if as_published else a.dtype or "float32"
+    lacking = ""
+    try:
+        found = evaluate(asked, battery, **settings, loud=True, progress=sys.stderr.isatty())
+    except (MissingWeights, DataError) as error:
+        found, lacking = published.at_hand(asked, battery, settings, error)
+    images = f"{_amount(a.images, settings['spread'])}{a.split} images"
+    print(f"{asked.name}, {images}, {a.which} epoch, search in {settings['dtype']}")
+    print((corruption_table if a.corruptions else attack_table)(found) + lacking)
+    # of the default attacks, the published ones are a whole answer
+    return 1 if lacking and (a.corruptions or a.attacks) else 0
+
+
+def chosen_battery(a: Namespace, dataset: str) -> Battery:
+    """The attacks or corruptions that are asked for, by name; raises ConfigError."""
+    from crat.corruptions import corruption_battery
+    from crat.outcomes.batteries import standard_battery, strong_battery
+
+    standard = standard_battery(dataset)
+    attacks: dict[str, Any] = standard | strong_battery(dataset)
+    names = [one_of("attack", name, attacks) for name in a.attacks or standard]
+    if a.corruptions:
+        return corruption_battery(frost=a.frost)
+    return {name: attacks[name] for name in names}
+
+
+def _amount(images: int | None, spread: bool) -> str:
+    if images is None:
+        return ""
+    return f"{images} spread " if spread else f"the first {images} "
+
+
+def attack_table(found: Outcomes) -> str:
+    """A row for each class: accuracies and their intervals, clean and under each attack."""
+    from crat.audit import class_table
+
+    return class_table(found)
+
+
+def corruption_table(found: Outcomes) -> str:
+    """Errors in percent by corruption and severity, and their means."""
+    from crat.analysis import mce
+
+    attacked = {name: logits for name, logits in found.predictions.items() if name != "clean"}
+    errors = mce.corruption_errors(found.y, found.clean, attacked)
+    table = errors.pivot(index="corruption", columns="severity", values="error")
+    return f"{(100 * table).round(1).to_string(na_rep='')}\n\n{mce.mce(errors).to_string()}"

@@ -1,0 +1,141 @@
+"""The flags of `crat train`: one for each field of the config's dataclasses, and the way back."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import shlex
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import Field, fields
+from typing import Any
+
+from crat import config as c
+from crat.cli.recipes import recipe
+from crat.config import PROFILES, RunConfig, profile
+from crat.names import one_of
+
+KNOWN = {
+    "data": c.DATASETS,
+    "model": c.MODELS,
+    "head": c.HEADS,
+    "schedule": c.SCHEDULES,
+    "average": c.AVERAGES,
+    "defense": ("one that crat methods lists",),
+    "split": ("stratified", "first"),
+    "padding": ("reflect", "zero"),
+    "augment": ("auto", "none", "crop", "crop_flip"),
+    "batch_norm": c.BATCH_NORMS,
+    "dtype": c.DTYPES,
+}
+METAVARS = {str: "TEXT", float: "X", int: "N"}
+WORDS = {"true": True, "false": False, "none": None}
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """One flag for each field of the config; its help shows the values of the profiles."""
+    for part, setting, name in settings():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            default=argparse.SUPPRESS,
+            help=_help(part, setting, name),
+            **_kind(setting),
+        )
+
+
+def settings() -> Iterator[tuple[str, Field, str]]:
+    """Part of the config, field, and the name by which `RunConfig.but` knows it."""
+    for part in ("data", "model", "train"):
+        for setting in fields(getattr(RunConfig(), part)):
+            yield part, setting, part if setting.name == "name" else setting.name
+
+
+def _help(part: str, setting: Field, name: str) -> str:
+    """The known values of a setting, and its value in each profile."""
+    values = []
+    for profile_name in PROFILES:
+        value = getattr(getattr(profile(profile_name), part), setting.name)
+        values.append(str(value).replace("None", "its own"))
+    if len(set(values)) == 1:
+        text = values[0]
+    else:
+        text = ", ".join(map(" ".join, zip(PROFILES, values, strict=True)))
+    return f"{' | '.join(KNOWN[name])}: {text}" if name in KNOWN else text
+
+
+def _kind(setting: Field) -> dict[str, Any]:
+    """argparse's arguments for a field: how its text becomes a value; "8/255" stays as written."""
+    annotation = str(setting.type)
+    if annotation == "Options":
+        return {"type": option, "nargs": "*", "metavar": "NAME=VALUE"}
+    if annotation.startswith("tuple"):
+        return {"type": int, "nargs": "*", "metavar": "LABEL"}
+    kind: type = int
+    if "str" in annotation:
+        kind = str
+    elif "float" in annotation:
+        kind = float
+    return {"type": kind, "metavar": METAVARS[kind]}
+
+
+def option(text: str) -> tuple[str, Any]:
+    """A setting of a method: "lambda_1=0.5"."""
+    name, _, value = text.partition("=")
+    try:
+        return name, WORDS[value] if value in WORDS else ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
+
+
+def words_for(config: RunConfig) -> str:
+    """The flags with which `crat train` makes the run of a config.
+
+    They are the settings that differ from the profile and the method's preset.
+    """
+    from crat.training.run import Run
+
+    chosen: dict[str, Any] = {"defense": config.train.defense}
+    # the first turn makes the method's preset known, the second undoes what differs from it
+    for _ in range(2):
+        asked = Namespace(profile="quick", recipe=None, preset=None, **chosen)
+        made = Run.of(asked_for(asked)).config
+        for part, setting, name in settings():
+            value = getattr(getattr(config, part), setting.name)
+            if value != getattr(getattr(made, part), setting.name):
+                chosen[name] = value
+    words = (f"--{name.replace('_', '-')} {_typed(value)}" for name, value in chosen.items())
+    return " ".join(map(str.rstrip, words))
+
+
+def _typed(value: Any) -> str:
+    """A setting as it is typed after its flag."""
+    if not isinstance(value, tuple):
+        return str(value)
+    words = ("=".join(map(str, item)) if isinstance(item, tuple) else str(item) for item in value)
+    return " ".join(map(shlex.quote, words))
+
+
+def asked_for(a: Namespace) -> RunConfig:
+    """The config that the flags ask for: profile or recipe, then preset, then single settings."""
+    names = {name for _, _, name in settings()}
+    given = {name: value for name, value in vars(a).items() if name in names}
+    config = recipe(a.recipe) if a.recipe else profile(a.profile)
+    if a.preset or "defense" in given:
+        config = _with_preset(config, a.preset or "crat", given)
+    return config.but(**given)
+
+
+def _with_preset(config: RunConfig, name: str, given: dict[str, Any]) -> RunConfig:
+    """The config with a method's preset; removes from `given` the settings that it takes over."""
+    from crat.defenses import DEFENSES, method_named, preset
+
+    defense = one_of("defense", given.get("defense", config.train.defense), DEFENSES)
+    given["defense"] = defense
+    options = dict(given.pop("options", ()))
+    default = c.TrainConfig.beta
+    if "beta" in given and method_named(defense).options().get("beta", default) != default:
+        options["beta"] = given.pop("beta")  # an option of the method, whose own default is another
+    changes = preset(defense, name, **options)
+    if "beta" in given:  # a flag goes before the preset
+        changes["options"].pop("beta", None)
+    return config.but(**changes)

@@ -1,0 +1,70 @@
+"""argparse with errors of one line that name the nearest command or flag."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+from argparse import Namespace
+from typing import Any
+
+from crat.names import ConfigError, did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with errors of one line; a mistyped command or flag is told the nearest ones."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> Any:
+        """Raises ConfigError instead of printing the usage."""
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            message += did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Each command refuses a flag that it does not know: it knows which of its own are near."""
+        namespace, stray = super().parse_known_args(args, namespace)
+        if stray:
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            near = ""
+            if stray[0].startswith("-"):
+                near = did_you_mean(stray[0].partition("=")[0], flags)
+            self.error(f"unrecognized arguments: {' '.join(stray)}{near}")
+        return namespace, stray
+
+
+class Command(Parser):
+    """The parser of `crat NAME`, whose flags `crat.cli.NAME` adds when the command is asked for."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Imports the command's module, lets it add its flags, and parses."""
+        if self.get_default("command") is None:
+            name = self.prog.rpartition(" ")[2]
+            importlib.import_module(f"crat.cli.{name}").add_to(self)
+        return super().parse_known_args(args, namespace)
+
+
+def commands(
+    parser: argparse.ArgumentParser,
+    names: str,
+    parser_class: type[Parser] = Parser,
+    **settings: Any,
+) -> Any:
+    """The function that adds a command to a parser, which alone prints its help."""
+
+    def help(_: Namespace) -> int:
+        parser.print_help()
+        return 2
+
+    parser.set_defaults(command=help)
+    return parser.add_subparsers(metavar=names, parser_class=parser_class, **settings).add_parser
+
+
+def count(text: str) -> int:
+    """A whole number that is not negative."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a number from 0 on, not {text!r}")
+    return int(text)

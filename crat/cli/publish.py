@@ -1,0 +1,19 @@
+"""`crat publish`: a finished run's small files become part of results/."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+
+def add_to(parser: ArgumentParser) -> None:
+    """The flags of the command."""
+    parser.set_defaults(command=run)
+    parser.add_argument("run", help="as for crat evaluate")
+
+
+def run(a: Namespace) -> None:
+    """Publishes the run and prints its folder."""
+    from crat.cli.runs import find_run
+    from crat.outcomes.publishing import publish
+
+    print(publish(find_run(a.run)))

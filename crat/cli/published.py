@@ -1,0 +1,92 @@
+"""`crat evaluate` of a published run of which neither the weights nor the images are here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from crat import store
+from crat.cli.flags import words_for
+from crat.outcomes.batteries import Battery
+from crat.outcomes.cache import Outcomes
+from crat.outcomes.evaluation import at_hand as readable
+from crat.outcomes.evaluation import evaluate
+from crat.sources import found
+from crat.store import Store
+from crat.training.run import Run
+
+SETTINGS = {
+    "crafted_on": "examples crafted on another network",
+    "keep": "some classes",
+    "bias": "a bias on the logits",
+}
+
+
+def at_hand(
+    run: Run, battery: Battery, settings: dict[str, Any], error: Exception
+) -> tuple[Outcomes, str]:
+    """The outcomes of a battery that can be read without computing, and lines on the others.
+
+    error: why those cannot be made; raised where nothing can be read.
+    """
+    decided = {name: value for name, value in settings.items() if name != "device"}
+    names = readable(run, battery, **decided)
+    there = {name: attack for name, attack in battery.items() if {"clean", name} <= set(names)}
+    missing = [name for name in battery if name not in there]
+    if not there and run.published:
+        line = f"`crat evaluate {run.name}` shows what is, and how to make the rest"
+        more = f" and {len(missing) - 3} more" if missing[3:] else ""
+        what = f"{', '.join(missing[:3])}{more} of {run.name}"
+        raise type(error)(f"{what}: not published as asked, nor is its network; {line}")
+    if not there:
+        raise error
+    return evaluate(run, there, **settings, loud=True), _lacking(run, missing, settings)
+
+
+def _lacking(run: Run, names: list[str], settings: dict[str, Any]) -> str:
+    """Lines on the outcomes that are missing, how to make them, and which others were published."""
+    flags = f"--split {settings['split']} --which {settings['which']}"
+    if settings["first"]:
+        flags += f" --images {settings['first']}"
+    flags += f" --dtype {settings['dtype']} --attacks {' '.join(names)}"
+    apart = ""
+    made = run
+    if run.published:  # outcomes of other weights may not be mixed with the published ones
+        apart = " --recompute"
+        made = replace(run, folder=Store.recomputed().root / run.name, published=None)
+    data = run.config.data.name
+    attacks = ", ".join(names)
+    lines = [f"not published: {attacks}, nor the network that would be attacked; to have them:"]
+    if not found(data):
+        lines.append(f"  crat data fetch {data}")
+    if not made.trained_here:
+        lines.append(f"  crat train{apart} {words_for(run.config)}")
+    lines.append(f"  crat evaluate {run.name}{apart} {flags}")
+    lines += [f"published: {line}" for line in others(run)]
+    return "\n\n" + "\n".join(lines)
+
+
+def others(run: Run) -> list[str]:
+    """The names of the published outcomes; one line for the same images and the same search."""
+    groups: dict[str, list[str]] = {}
+    for path in sorted((run.published / "eval").glob("*.npz")) if run.published else ():
+        meta = json.loads(str(store.read_arrays(path)["meta"]))
+        name = meta["name"]
+        if meta["attack"].startswith("Corruption("):  # without its severity
+            name = name.rpartition("-")[0]
+        names = groups.setdefault(_settings_of(meta), [])
+        if name not in names:
+            names.append(name)
+    return [f"{settings}: {', '.join(names)}" for settings, names in groups.items()]
+
+
+def _settings_of(meta: dict[str, Any]) -> str:
+    """Which images were judged, in which search."""
+    words = [f"{meta['split']} images", f"{meta['which']} epoch"]
+    if meta.get("first"):
+        words.append(f"the first {meta['first']}")
+    if meta.get("dtype") not in (None, "float32"):
+        words.append(f"search in {meta['dtype']}")
+    words += [text for name, text in SETTINGS.items() if meta.get(name) is not None]
+    return ", ".join(words)

@@ -1,0 +1,103 @@
+"""`crat reproduce`: all notebooks, or some, with their runs."""
+
+from __future__ import annotations
+
+import signal
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from crat.config import DATASETS, PROFILES, Selection
+
+
+def add_to(parser: ArgumentParser) -> None:
+    """The flags of the command."""
+    parser.set_defaults(command=run)
+    _add_what(parser)
+    _add_how(parser)
+
+
+def _add_what(parser: ArgumentParser) -> None:
+    """Which notebooks, with which parameters."""
+    add = parser.add_argument
+    add(
+        "numbers",
+        nargs="*",
+        metavar="NN",
+        help="which notebooks, such as 01 or 04 (default: all)",
+    )
+    add(
+        "--papers",
+        nargs="+",
+        default=[],
+        metavar="PAPER",
+        help="the same by name, such as spat or tian",
+    )
+    add("--profile", help=f"{' | '.join(PROFILES)} (default: the parameter file's, else quick)")
+    add(
+        "--data",
+        metavar="NAME",
+        help=f"another data set for all runs: {' | '.join(DATASETS)}",
+    )
+    add(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="of the runs that are repeated (default: 0 1 2)",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of the notebooks",
+    )
+    add(
+        "--parameters",
+        type=Path,
+        metavar="FILE",
+        help="parameters in YAML, as papermill -f takes them",
+    )
+
+
+def _add_how(parser: ArgumentParser) -> None:
+    """Where the runs are trained, and which of them."""
+    add = parser.add_argument
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes here (default: a GPU each, or up to 4 cores)",
+    )
+    add("--dask", metavar="ADDRESS|FILE", help="train on the workers of this dask scheduler")
+    add("--shard", metavar="I/N", help="only the I-th of N parts of the runs, and no notebook")
+    add(
+        "--recompute",
+        action="store_true",
+        help="train everything again, published runs included",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="show the plan only: notebooks, runs, time",
+    )
+
+
+def run(a: Namespace) -> int:
+    """Runs the command; a polite kill stops it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    selection = Selection(a.data or "", tuple(a.seeds or Selection.seeds))
+    from crat.batch import reproduce
+
+    return reproduce.run(
+        [*a.numbers, *a.papers],
+        a.profile,
+        a.set,
+        selection=selection,
+        parameters=a.parameters,
+        workers=a.workers,
+        dask=a.dask,
+        shard=a.shard,
+        recompute=a.recompute,
+        dry_run=a.dry_run,
+    )

@@ -1,0 +1,86 @@
+"""`crat train`: one model, with a flag for each field of the config."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+from crat.cli.flags import add_settings, asked_for
+from crat.cli.recipes import RECIPES
+from crat.config import PROFILES
+from crat.text import aligned, percent, shown
+
+if TYPE_CHECKING:
+    from crat.training.run import Run
+
+
+def add_to(parser: ArgumentParser) -> None:
+    """The flags of the command."""
+    parser.set_defaults(command=run)
+    add = parser.add_argument
+    add("--profile", default="quick", help=" | ".join(PROFILES))
+    add(
+        "--recipe",
+        help=f"start from a speed recipe instead of a profile: {' | '.join(RECIPES)}",
+    )
+    add("--device", help="such as cpu or cuda:1 (default: the first GPU, else the CPU)")
+    add(
+        "--compile",
+        action="store_true",
+        help="torch.compile, worth its start-up time on long runs",
+    )
+    add(
+        "--max-minutes",
+        type=float,
+        help="stop at the end of the epoch in which they have passed",
+    )
+    add(
+        "--recompute",
+        action="store_true",
+        help="train it even if it was published, in a store of its own",
+    )
+    add("--progress", help="bar | line | none (default: bar in a terminal, else line)")
+    add("--preset", help="whose settings of the method: paper | released | crat (default)")
+    add_settings(parser)
+
+
+def run(a: Namespace) -> None:
+    """Trains the model, and prints its best epoch class by class."""
+    config = asked_for(a)
+    from crat import distributed
+    from crat.store import Store, must_be_writable
+    from crat.training.trainer import train
+
+    where = Store.chosen(a.recompute)
+    must_be_writable(where.root, "CRAT_RUNS")
+    finished = train(
+        config,
+        compile=a.compile or bool(a.recipe),
+        device=a.device,
+        max_minutes=a.max_minutes,
+        progress=a.progress,
+        store=where,
+    )
+    first = distributed.rank() == 0
+    distributed.leave()
+    if first:
+        print(summary(finished))
+
+
+def summary(run: Run) -> str:
+    """The run's name, folder and epochs, and the accuracies of its best epoch as a table."""
+    card = run.here.card()
+    history = run.here.history()
+    best = card["best"]["epoch"]
+    epochs = f"epoch {card['epochs_done']} of {run.config.train.epochs}"
+    if not card["finished"]:
+        epochs += ", not finished: the same command resumes it"
+    rows = history[(history.epoch == best) & (history.split == "valid")]
+    clean = map(percent, rows.clean_acc)
+    robust = map(percent, rows.robust_acc)
+    header = ("class", "images", "clean %", "robust %")
+    table = aligned(header, zip(rows["class"], rows.n, clean, robust, strict=True))
+    return (
+        f"\n{run.name}\n{shown(run.folder)}: {epochs}\n"
+        f"the best epoch on validation images is {best}:\n{table}"
+    )

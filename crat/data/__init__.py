@@ -1,0 +1,58 @@
+"""The images: `data.load(DataConfig("cifar10"))`, `data.Batches(...)`, `data.fetch("cifar10")`.
+
+The names of this face are looked up when they are used, so that a config, which asks the registry
+only, imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crat.data import imagenet_labels, superclasses
+    from crat.data.augment import resolve_augment
+    from crat.data.files import DataError, data_home
+    from crat.data.folder import decoded, imagenet_loader
+    from crat.data.images import Batches, Dataset, imagenet_validation, load, long_tail
+    from crat.data.registry import DATASETS, DatasetSpec, Protocol
+    from crat.data.sources import fetch, found, listing, not_here
+
+__all__ = [
+    "DATASETS",
+    "Batches",
+    "DataError",
+    "Dataset",
+    "DatasetSpec",
+    "Protocol",
+    "data_home",
+    "decoded",
+    "fetch",
+    "found",
+    "imagenet_labels",
+    "imagenet_loader",
+    "imagenet_validation",
+    "listing",
+    "load",
+    "long_tail",
+    "not_here",
+    "resolve_augment",
+    "superclasses",
+]
+_PLACES = {
+    "augment": ("resolve_augment",),
+    "files": ("DataError", "data_home"),
+    "folder": ("decoded", "imagenet_loader"),
+    "images": ("Batches", "Dataset", "imagenet_validation", "load", "long_tail"),
+    "registry": ("DATASETS", "DatasetSpec", "Protocol"),
+    "sources": ("fetch", "found", "listing", "not_here"),
+}
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"crat.data.{_MODULES[name]}"), name)
+    if name in __all__:  # a module of its own
+        return import_module(f"crat.data.{name}")
+    raise AttributeError(f"crat.data has no {name!r}")

@@ -1,0 +1,262 @@
+"""Images by name, split per class as the papers do, and batches of them on the device.
+
+    data = load(DataConfig("cifar10", split="first")).to(device)
+    for x, y in Batches(data.x_train, data.y_train, 128, generator, augment="crop_flip"): ...
+
+Where the files come from is in `sources`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crat.config import ConfigError, DataConfig
+from crat.data.augment import random_crop, random_flip
+from crat.data.files import DataError
+from crat.data.folder import imagenet_loader
+from crat.data.registry import DATASETS
+from crat.data.sources import read
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three disjoint splits: images uint8 (N, C, H, W) in 0..255, labels int64 (N,) in 0..K-1."""
+
+    x_train: Tensor
+    y_train: Tensor
+    x_valid: Tensor
+    y_valid: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: tuple[str, ...]  # names in the order of the labels
+    name: str
+    original_labels: tuple[int, ...]  # of each class in the whole data set, before class removal
+
+    @property
+    def n_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, *shape = self.x_train.shape
+        return tuple(shape)  # type: ignore[return-value]
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same with every tensor on the device: one move, before the first epoch."""
+        tensors: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
+
+    def counts(self) -> pd.DataFrame:
+        """Images per split and class: columns split, label, class, n."""
+        import pandas as pd
+
+        rows = []
+        parts = {"train": self.y_train, "valid": self.y_valid, "test": self.y_test}
+        for split, y in parts.items():
+            n = y.bincount(minlength=self.n_classes).tolist()
+            rows += [(split, k, name, n[k]) for k, name in enumerate(self.classes)]
+        return pd.DataFrame(rows, columns=["split", "label", "class", "n"])
+
+
+def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
+    """The images of a configuration, or of a data set by its name.
+
+    Each class is drawn on its own (first: in file order; stratified: in an order seeded by
+    split_seed and the class), validation before training. So a class has the same validation images
+    whatever else is asked, and a smaller subset is part of a larger one. Class removal renumbers
+    the labels. A long tail thins the training images only. Raises DataError where files or images
+    are missing, ConfigError on an unknown name or class.
+    """
+    if isinstance(config, str):
+        config = DataConfig(config)
+    spec = DATASETS[config.name]
+    if not spec.fits_memory:
+        raise DataError(
+            f"{config.name} does not fit in memory: iterate crat.data.imagenet_loader(split, "
+            "batch_size, generator), or judge a model on some of it by `crat audit`"
+        )
+    kept = config.kept_classes()
+    arrays = read(config.name)
+    names = spec.classes or tuple(arrays["classes"].tolist())
+    train, valid = _split(arrays["y_train"], kept, names, config)
+    test = np.flatnonzero(np.isin(arrays["y_test"], kept))
+    renumber = np.full(len(names), -1, np.int64)
+    renumber[list(kept)] = np.arange(len(kept))
+    tensors = {}
+    chosen = (("train", "train", train), ("valid", "train", valid), ("test", "test", test))
+    for split, source, index in chosen:
+        images = torch.from_numpy(arrays[f"x_{source}"]).index_select(0, torch.from_numpy(index))
+        tensors[f"x_{split}"] = images.permute(0, 3, 1, 2).contiguous()
+        tensors[f"y_{split}"] = torch.from_numpy(renumber[arrays[f"y_{source}"][index]])
+    classes = tuple(names[k] for k in kept)
+    return Dataset(**tensors, classes=classes, name=config.name, original_labels=kept)
+
+
+def imagenet_validation(images: int = 1000, folder: Path | None = None, size: int = 224) -> Dataset:
+    """ImageNet's validation images to judge a model on: so many (0: all, 7.5 GB), over all classes.
+
+    They are the test set; as many others, next to them in the files, are the validation set; none
+    is for training. folder, size and what is raised: as `imagenet_loader` has them.
+    """
+    every: Any = imagenet_loader("val", 1, torch.Generator(), folder, workers=0, size=size).dataset
+    n = min(images or len(every), len(every))
+    chosen = np.arange(n) * len(every) // max(n, 1)
+    tensors: dict[str, Any] = {}
+    parts = {"test": chosen, "valid": (chosen + 1) % len(every), "train": chosen[:0]}
+    for split, index in parts.items():
+        x = torch.empty((len(index), 3, size, size), dtype=torch.uint8)
+        for i, j in enumerate(index):
+            x[i] = (255 * every[j][0]).round()
+        tensors[f"x_{split}"] = x
+        tensors[f"y_{split}"] = torch.tensor(every.targets)[torch.from_numpy(index)]
+    classes = tuple(every.classes)
+    labels = tuple(range(len(classes)))
+    return Dataset(**tensors, classes=classes, name="imagenet", original_labels=labels)
+
+
+def _split(
+    y: np.ndarray, kept: Sequence[int], names: tuple[str, ...], config: DataConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and the validation images, each in file order."""
+    n_valid = config.valid_per_class
+    drawn = {k: _drawn(y, k, config) for k in kept}
+    spare = {k: len(index) - n_valid for k, index in drawn.items()}
+    _require(dict.fromkeys(kept, 1), spare, names, config)
+    sizes = spare
+    if config.train_per_class is not None or config.imbalance_ratio > 1:
+        n_max = min(spare.values()) if config.train_per_class is None else config.train_per_class
+        sizes = dict(zip(kept, long_tail(n_max, len(kept), config.imbalance_ratio), strict=True))
+        _require(sizes, spare, names, config)
+    valid = [index[:n_valid] for index in drawn.values()]
+    train = [index[n_valid : n_valid + sizes[k]] for k, index in drawn.items()]
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(valid))
+
+
+def _require(
+    sizes: dict[int, int], spare: dict[int, int], names: tuple[str, ...], config: DataConfig
+) -> None:
+    """Raise DataError unless each class has so many images beside those for validation."""
+    n_valid = config.valid_per_class
+    for k, size in sizes.items():
+        if spare[k] < size:
+            raise DataError(
+                f"class {k} ({names[k]}) of {config.name} has {spare[k] + n_valid} training "
+                f"images, not the {n_valid} for validation and {size} for training that are asked"
+            )
+
+
+def _drawn(y: np.ndarray, label: int, config: DataConfig) -> np.ndarray:
+    """The images of one class in the order of their use: validation first, then training."""
+    index = np.flatnonzero(y == label)
+    if config.split == "stratified":
+        # Sorted by uniform numbers, which numpy has less reason to change than permutation().
+        numbers = np.random.default_rng([config.split_seed, label]).random(len(index))
+        index = index[numbers.argsort()]
+    return index
+
+
+def long_tail(n_max: int, n_classes: int, imbalance_ratio: float) -> list[int]:
+    """Images per class that fall off exponentially: n_k = n_max * IR^(-k / (K - 1)), rounded down.
+
+    IR = n_max / n_min. Raises ConfigError where the last class would have none. Source: Cui et al.
+    2019, section 5.1.
+    """
+    steps = max(n_classes - 1, 1)
+    sizes = [int(n_max * imbalance_ratio ** (-k / steps) + 1e-9) for k in range(n_classes)]
+    if sizes[-1] < 1:
+        raise ConfigError(
+            f"{n_max} images in the largest class and imbalance ratio {imbalance_ratio:g} "
+            "leave the last empty"
+        )
+    return sizes
+
+
+class Batches:
+    """An epoch of batches: x float32 (B, C, H, W) in [0, 1], y int64 (B,), on the device of x.
+
+    augment: none | crop | crop_flip; crops pad by an eighth of the image's height (4 pixels of 32).
+    With class_probs (K,) each image's class is drawn from these probabilities, then the image
+    uniformly within it, with replacement. Only the generator is random (its device may differ from
+    that of x); between batches nothing waits for the device. Raises ConfigError where a generator
+    is needed and missing, or on sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        augment: str = "none",
+        padding: str = "reflect",
+        drop_last: bool = False,
+        shuffle: bool = True,
+        class_probs: Tensor | None = None,
+    ) -> None:
+        if augment not in ("none", "crop", "crop_flip"):
+            known = "none, crop, crop_flip (see resolve_augment)"
+            raise ConfigError(f"unknown augmentation {augment!r}; known: {known}")
+        if generator is None and (shuffle or augment != "none" or class_probs is not None):
+            fixed = "a fixed order is shuffle=False, augment='none'"
+            raise ConfigError(f"random batches need a torch.Generator; {fixed}")
+        if len(x) != len(y) or batch_size < 1 or x.dtype != torch.uint8:
+            given = f"{len(x)} {x.dtype} images (uint8) and {len(y)} labels"
+            raise ConfigError(f"cannot batch {given} by {batch_size}")
+        self.x = x
+        self.y = y
+        self.batch_size = batch_size
+        self.generator = generator or torch.Generator()  # a fixed order draws nothing from it
+        self.augment = augment
+        self.padding = padding
+        self.drop_last = drop_last
+        self.shuffle = shuffle
+        self.class_probs = class_probs
+
+    def __len__(self) -> int:
+        if self.drop_last:
+            return len(self.x) // self.batch_size
+        return math.ceil(len(self.x) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = self._order()
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            batch: Any = slice(start, start + self.batch_size)
+            if order is not None:
+                batch = order[batch]
+            yield self._augmented(self.x[batch]).to(torch.float32).div_(255), self.y[batch]
+
+    def _order(self) -> Tensor | None:
+        """Indices of one epoch (N,), drawn where the generator lives; None: in order."""
+        generator = self.generator
+        if self.class_probs is not None:
+            y = self.y.to(generator.device)
+            probs = self.class_probs.to(generator.device, torch.float64)
+            weights = (probs / y.bincount(minlength=len(probs)))[y]
+            order = torch.multinomial(weights, len(y), replacement=True, generator=generator)
+        elif self.shuffle:
+            order = torch.randperm(len(self.x), generator=generator, device=generator.device)
+        else:
+            return None
+        return order.to(self.x.device, non_blocking=True)
+
+    def _augmented(self, x: Tensor) -> Tensor:
+        if self.augment != "none":
+            x = random_crop(x, x.shape[-2] // 8, self.padding, self.generator)
+        if self.augment == "crop_flip":
+            x = random_flip(x, self.generator)
+        return x

@@ -1,0 +1,79 @@
+"""The table "paper / released code / crat" of every training method: for the terminal and for
+docs/methods.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from crat.defenses import DEFENSES, Defense, Row
+
+HEAD = """# The training methods
+
+Each section says what a method minimises, where it comes from, and what three sides set: the paper, its released code
+and crat. A dash means that the value is not stated, or that we have not seen it. `crat methods --markdown >
+docs/methods.md` writes this page from the presets in `crat/defenses/`, and a test holds the page to them.
+
+On the command line, `crat train --defense NAME` trains with crat's settings. `--preset paper` and `--preset released`
+take those of the paper or of its code. `--options name=value` changes a setting of the method's own.
+
+In Python, `config.but(**preset("cfa", "released", base="trades"))` does the same. Without its preset a method has the
+settings of the run: `but(defense="cfa")` has no gated average, `but(**preset("cfa"))` has it.
+"""
+
+
+def listing() -> list[tuple[str, str, str]]:
+    """Name, what it is, and its options with their defaults, of each method."""
+    return [(name, _first_line(method), _options(method)) for name, method in DEFENSES.items()]
+
+
+def markdown(names: list[str] | None = None) -> str:
+    """A section for each method: what it minimises, its sources, and a table for each of its
+    variants.
+    """
+    return HEAD + "".join(_section(name, DEFENSES[name]) for name in names or DEFENSES)
+
+
+def _section(name: str, method: type[Defense]) -> str:
+    text = f"\n## `{name}`\n\n{inspect.getdoc(method)}\n\n"
+    sources = {
+        "Paper": method.paper,
+        "Code": method.code,
+        "Head": method.head,
+        "Options": _options(method),
+    }
+    text += "".join(f"- {what}: {said}\n" for what, said in sources.items() if said)
+    for chosen in method.variants:
+        rows = method.table(**chosen)
+        if rows:
+            title = ", ".join(f"{key}={value}" for key, value in chosen.items())
+            text += f"\nWith {title}:\n\n" if title else "\n"
+            text += "| | paper | released code | crat | why |\n|---|---|---|---|---|\n"
+            text += "".join(_line(row, method) for row in rows)
+    return text
+
+
+def _line(row: Row, method: type[Defense]) -> str:
+    own = method.options()
+    ours = row.crat
+    if ours is None:
+        ours = own.get(row.name, "as the profile says")
+    cells = (row.name, _said(row.paper), _said(row.released), _said(ours), row.why)
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _options(method: type[Defense]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in method.options().items())
+
+
+def _first_line(method: type[Defense]) -> str:
+    return " ".join((inspect.getdoc(method) or "").split("\n\n")[0].split())

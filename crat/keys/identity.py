@@ -1,0 +1,383 @@
+"""What decides a result besides its config: the whole state of an object, and the code of what is
+not crat's.
+
+A key of the store must hold all of that. Code of crat, of Python and of installed packages is named
+(crat.keys.ours); what else is reached (a class, its bases and helpers, globals, closures, hooks;
+from a file, a notebook or exec) is read as it runs: bytecode (another Python has another),
+constants, values, tensors. What cannot be read (a lock, an open file, a compiled callable) is told
+in `unread`, and then nothing that was kept is used again.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import hashlib
+import os
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import Field, fields, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+)
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from crat.keys import ours
+
+ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
+# whose repr is all of them
+NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)
+SCALARS = (str, bytes, int, float, complex)
+CONTAINERS = (list, dict, tuple, set, frozenset, *SCALARS)
+
+ours.changes()  # notes what is there now
+_PROCESS = os.urandom(8).hex()
+_HELD: list[Any] = []  # what could not be read, so that no other object gets its id
+
+
+class Identity(NamedTuple):
+    """What a value is: 16 hex digits of a SHA-256 over all of it (or its repr), and what in it
+    could not be read.
+    """
+
+    text: str
+    unread: tuple[str, ...] = ()
+
+
+def identity(value: Any) -> Identity:
+    """The identity of any value; the same for what the same code makes again, in another
+    process, too.
+    """
+    walk = _Walk()
+    try:
+        walk.value(value)
+    except RecursionError:
+        walk.cannot(value)
+    return Identity(walk.hash.hexdigest()[:16], tuple(dict.fromkeys(walk.unread)))
+
+
+def attack_identity(attack: Any) -> Identity:
+    """What names an attack in keys: its repr where that says all (ours, with plain settings),
+    else all of it.
+    """
+    changes = ours.changes()
+    if is_plain(attack) and not changes:
+        return Identity(repr(attack))
+    found = identity((attack, changes))
+    return Identity(f"{type(attack).__qualname__} {found.text}", found.unread)
+
+
+def put_in_place(**values: tuple[Any, Any]) -> dict[str, Identity]:
+    """The identities of what is not crat's own, or not as it came; {} where all is.
+
+    values: name -> (what stands in crat's table now, what came with crat). "changes" in the answer
+    is of crat's classes and functions, changed in this session.
+    """
+    foreign = {name: now for name, (now, came) in values.items() if now is not came}
+    if changes := ours.changes():
+        foreign["changes"] = changes
+    return {name: identity(value) for name, value in foreign.items()}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether the repr says all: a plain value, or an object of a dataclass of crat whose fields
+    are plain.
+    """
+    if isinstance(value, np.generic) or type(value) in ATOMS:
+        return True
+    if type(value) is tuple:
+        return all(map(is_plain, value))
+    if not (is_dataclass(value) and ours.of_crat(type(value))):
+        return False
+    known = {field.name for field in fields(value)}
+    return vars(value).keys() <= known and all(
+        is_plain(getattr(value, f.name)) for f in _that_decide(value)
+    )
+
+
+def _that_decide(value: Any) -> list[Field]:
+    """The fields of a dataclass of crat but for its caches: those that it fills itself and does
+    not compare.
+    """
+    return [field for field in fields(value) if field.init or field.compare]
+
+
+class _Walk:
+    """One pass over all that a value reaches, each object once, into a hash. unread: what could
+    not be read.
+    """
+
+    def __init__(self, seen: dict[Any, int] | None = None) -> None:
+        self.hash = hashlib.sha256()
+        self.seen = dict(seen or {})
+        self.alive: list[Any] = []  # so that no id is given again during the walk
+        self.unread: list[str] = []
+
+    def put(self, *words: str | bytes) -> None:
+        for word in words:
+            data = word if isinstance(word, bytes) else word.encode("utf-8", "surrogatepass")
+            self.hash.update(b"%d:" % len(data) + data)
+
+    def again(self, value: Any, *more: Any) -> bool:
+        """Whether an object was met before; if so, which one it was is put."""
+        key = (id(value), *more)
+        if key in self.seen:
+            self.put("again", str(self.seen[key]))
+            return True
+        self.seen[key] = len(self.seen)
+        self.alive.append(value)
+        return False
+
+    def value(self, value: Any, used: frozenset[str] = frozenset()) -> None:
+        """Anything. used: attributes that the code uses which names it; of a module that is
+        read, these are.
+        """
+        if type(value) in ATOMS or isinstance(value, NAMED):
+            self.put(type(value).__name__, value if isinstance(value, bytes) else repr(value))
+        elif type(value) is tuple:
+            self.items("tuple", value)
+        elif isinstance(value, ModuleType):
+            self.module(value, used)
+        elif not self.again(value):
+            next((how for kinds, how in _HOW if isinstance(value, kinds)), _Walk.object)(
+                self, value
+            )
+
+    def items(self, what: str, values: Iterable[Any]) -> None:
+        values = list(values)
+        self.put(what, str(len(values)))
+        for value in values:
+            self.value(value)
+
+    def tensor(self, value: Tensor) -> None:
+        try:
+            plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+            self.put(
+                "tensor",
+                str(value.dtype),
+                str(tuple(value.shape)),
+                plain.view(torch.uint8).numpy().tobytes(),
+            )
+        except (RuntimeError, NotImplementedError, TypeError):
+            return self.cannot(value)
+        hooks = list((getattr(value, "_backward_hooks", None) or {}).values())
+        if vars(value) or hooks or not ours.is_named(type(value)):
+            self.items("more", (type(value), vars(value), hooks))
+
+    def array(self, value: np.ndarray | np.generic) -> None:
+        value = np.asarray(value)
+        self.put("array", str(value.dtype), str(value.shape))
+        if value.dtype.hasobject:
+            self.items("objects", value.ravel().tolist())
+        else:
+            self.put(np.ascontiguousarray(value).tobytes())
+
+    def module(self, value: ModuleType, used: frozenset[str]) -> None:
+        self.put("module", value.__name__)
+        if not ours.named_module(value.__name__) and not self.again(value, used):
+            names = (
+                {name for name in vars(value) if not name.startswith("__")}
+                if ours.ANY in used
+                else used
+            )
+            for name in sorted(names & vars(value).keys()):
+                self.put(name)
+                self.value(vars(value)[name], used)
+
+    def function(self, value: FunctionType) -> None:
+        closure = [_content(cell) for cell in value.__closure__ or ()]
+        if ours.is_named(value):  # a wrapper of a library may hold a function that is not
+            self.put(
+                "function",
+                str(value.__module__),
+                value.__qualname__,
+                ours.version(value.__module__),
+            )
+            return self.items("holds", [*closure, getattr(value, "__wrapped__", None)])
+        self.code(value.__code__)
+        self.items("function", (value.__defaults__, value.__kwdefaults__, vars(value), *closure))
+        read, used = ours.globals_of(value.__code__)
+        if ours.ANY in read:
+            read = {name for name in value.__globals__ if not name.startswith("__")}
+        for name in sorted(read & value.__globals__.keys()):
+            self.put(name)
+            self.value(value.__globals__[name], used)
+        for name in sorted(ours.imports_of(value.__code__)):
+            self.imported(name, str(value.__globals__.get("__package__") or ""))
+
+    def imported(self, name: str, package: str) -> None:
+        """A module that a function imports when it runs: its name, and its file where it is
+        read.
+        """
+        file = ours.file_to_read(name, package)
+        self.put(name, Path(file).read_bytes() if file else b"")
+
+    def code(self, code: CodeType) -> None:
+        counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        self.put("code", code.co_name, code.co_code, code.co_exceptiontable, repr((counts, names)))
+        self.items("constants", code.co_consts)
+
+    def cls(self, value: type) -> None:
+        if ours.is_named(value):
+            return self.put(
+                "class", value.__module__, value.__qualname__, ours.version(value.__module__)
+            )
+        self.put("class", value.__qualname__)
+        self.items("bases", (type(value), *value.__bases__))
+        own = {k: v for k, v in vars(value).items() if k not in ours.NOT_CODE and not _is_slot(v)}
+        for field in own.pop("__dataclass_fields__", {}).values():
+            self.items(
+                "field",
+                (field.name, field.default, field.default_factory, str(field.type), field.init),
+            )
+        for name in sorted(own):
+            self.put(name)
+            self.value(own[name])
+
+    def object(self, value: Any) -> None:
+        """Whatever else: its class, its attributes, what it contains, and what a pickle would
+        hold of C's state.
+        """
+        cls = type(value)
+        self.value(cls)
+        pickles = cls in copyreg.dispatch_table or any(
+            map(_pickles, filter(ours.is_named, cls.__mro__))
+        )
+        if not (pickles and ours.is_named(cls)) or isinstance(value, nn.Module):
+            self.items("state", sorted(_state(value).items()))
+        if isinstance(value, nn.Module):
+            return None
+        if isinstance(value, CONTAINERS) and not pickles:
+            return self.contents(value)
+        by_table: Any = copyreg.dispatch_table.get(cls)
+        reduce: Any = (cls if pickles else object).__reduce_ex__
+        try:
+            found = by_table(value) if by_table else reduce(value, 4)
+        except Exception:  # each has its own way to say that it cannot be pickled
+            return self.cannot(value)
+        if isinstance(found, str):
+            return self.by_name(found, value)
+        return self.items(
+            "pickled", [list(p) if hasattr(p, "__next__") else p for p in found] if pickles else ()
+        )
+
+    def by_name(self, name: str, value: Any) -> None:
+        """What a pickle would only name: a wrapped function is read, what is installed is found
+        by its name.
+        """
+        self.put(name)
+        if hasattr(value, "__wrapped__"):
+            self.value(value.__wrapped__)
+        elif not ours.found_by_name(value) and getattr(np, name, None) is not value:
+            self.cannot(value)
+
+    def contents(self, value: Any) -> None:
+        if isinstance(value, (set, frozenset)):
+            self.unordered(value)
+        elif isinstance(value, dict):
+            self.items("dict", dict.items(value))
+        elif isinstance(value, (list, tuple)):
+            self.items("list", value)
+        else:
+            self.put(next(kind.__repr__(value) for kind in SCALARS if isinstance(value, kind)))
+
+    def unordered(self, values: Iterable[Any]) -> None:
+        walks = [(_Walk(self.seen), value) for value in values]
+        for walk, value in walks:
+            walk.value(value)
+            self.unread += walk.unread
+        self.put("set", *sorted(walk.hash.hexdigest() for walk, _ in walks))
+
+    def cannot(self, value: Any) -> None:
+        """Something that differs from all that was ever kept, and is equal to itself as long as
+        this process lives.
+        """
+        _HELD.append(value)
+        cls = type(value)
+        self.unread.append(
+            f"{getattr(value, '__name__', None) or 'an object'} of type "
+            f"{cls.__module__}.{cls.__name__}"
+        )
+        self.put("unread", _PROCESS, str(id(value)))
+
+
+_HOW: tuple[tuple[Any, Callable[[_Walk, Any], None]], ...] = (
+    (Tensor, _Walk.tensor),
+    ((np.ndarray, np.generic), _Walk.array),
+    (type, _Walk.cls),
+    (FunctionType, _Walk.function),
+    (CodeType, _Walk.code),
+    (CellType, lambda walk, cell: walk.value(_content(cell))),
+    (MethodType, lambda walk, method: walk.items("method", (method.__func__, method.__self__))),
+    (
+        (BuiltinFunctionType, MethodWrapperType),
+        lambda walk, f: walk.items("builtin", (f.__name__, f.__self__)),
+    ),
+    (property, lambda walk, p: walk.items("property", (p.fget, p.fset, p.fdel))),
+    ((staticmethod, classmethod), lambda walk, m: walk.items(type(m).__name__, (m.__func__,))),
+    (cached_property, lambda walk, p: walk.value(p.func)),
+    (weakref.ref, lambda walk, ref: walk.items("weak", (ref(),))),
+    (RemovableHandle, lambda walk, handle: walk.put("handle")),
+    (torch.Generator, lambda walk, g: walk.items("generator", (str(g.device), g.get_state()))),
+)
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return "an empty cell"
+
+
+def _is_slot(value: Any) -> bool:
+    return type(value).__name__ in ("member_descriptor", "getset_descriptor")
+
+
+def _pickles(cls: type) -> bool:
+    """Whether a class brings its own pickling, as those do that hold state in C."""
+    own = {"__reduce__", "__reduce_ex__", "__getstate__"} & vars(cls).keys()
+    return bool(own) and cls not in (object, *CONTAINERS)
+
+
+def _state(value: Any) -> dict[str, Any]:
+    """The attributes of an object that decide: no caches, and of torch's hooks not the running
+    numbers.
+    """
+    cls, state = type(value), dict(getattr(value, "__dict__", {}))
+    for base in cls.__mro__:
+        slots = [
+            name
+            for name, found in vars(base).items()
+            if type(found).__name__ == "member_descriptor"
+        ]
+        state |= {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    cached = {
+        name
+        for base in cls.__mro__
+        for name, found in vars(base).items()
+        if isinstance(found, cached_property)
+    }
+    if is_dataclass(value) and ours.of_crat(cls):
+        cached |= {field.name for field in fields(value)} - {
+            field.name for field in _that_decide(value)
+        }
+    state = {name: kept for name, kept in state.items() if name not in cached}
+    if isinstance(value, nn.Module):
+        hooks = {
+            name for name, kept in state.items() if "_hooks" in name and isinstance(kept, dict)
+        }
+        state |= {name: list(state[name].values()) for name in hooks}
+    return state

@@ -1,0 +1,220 @@
+"""Which code is named in a key, and which is read: crat's, Python's and what is installed is named,
+the rest read.
+
+A method's `revision` and the attacks' REVISION stand for crat's own code, as long as nobody has put
+something else in its place in this session (`changes`, from when this module was imported on).
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+import crat
+
+# of a class: bookkeeping, and what the fields of a dataclass say themselves
+NOT_CODE = {
+    "__module__",
+    "__dict__",
+    "__weakref__",
+    "__doc__",
+    "__annotations__",
+    "__match_args__",
+    "__dataclass_params__",
+    "__abstractmethods__",
+    "_abc_impl",
+    "__firstlineno__",
+    "__static_attributes__",
+    "__parameters__",
+    "__slotnames__",
+    "_autograd_function_id",
+}
+DECIDING = (
+    "attacks",
+    "defenses",
+    "nets",
+    "data.augment",
+    "corruptions",
+    "training.averaging",
+    "training.awp",
+    "training.schedules",
+)
+ANY = "*"  # in place of a name: code that looks names up by a string may mean any
+LOOK_UP = {"getattr", "vars", "dir", "attrgetter", "methodcaller"}  # of a module, say
+LOOK_ABOUT = {"globals", "locals", "eval", "exec"}  # among what the code itself sees
+HEAP = 1 << 9  # the flag of a class that was made while Python ran
+
+
+def installed(file: str) -> bool:
+    """Whether a source file belongs to crat, to Python or to an installed package."""
+    return file.startswith("<frozen ") or _under_roots(file)
+
+
+@lru_cache(maxsize=4096)
+def _under_roots(file: str) -> bool:
+    return os.path.realpath(file).startswith(_ROOTS)
+
+
+def _roots() -> tuple[str, ...]:
+    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    places |= {
+        str(Path(file).parent)
+        for file in (crat.__file__, torch.__file__, np.__file__, os.__file__)
+        if file
+    }
+    return tuple(os.path.realpath(place) + os.sep for place in places if place)
+
+
+_ROOTS = _roots()
+
+
+def named_module(name: str | None) -> bool:
+    """Whether a module of this name is one that is named, not read."""
+    module = sys.modules.get(name or "")
+    if module is None or name is None or name == "__main__":
+        return False
+    if file := getattr(module, "__file__", None):
+        return installed(file)
+    origin = getattr(getattr(module, "__spec__", None), "origin", None)
+    return (
+        name in sys.builtin_module_names
+        or origin in ("built-in", "frozen")
+        or name.partition(".")[0] == "torch"
+    )
+
+
+def found_by_name(value: Any) -> bool:
+    """Whether the module that a class or function names has it under that name: then the name
+    says what it is.
+    """
+    module = str(getattr(value, "__module__", None))
+    if not named_module(module):
+        return False
+    place: Any = sys.modules[module]
+    for part in str(getattr(value, "__qualname__", None) or getattr(value, "__name__", "?")).split(
+        "."
+    ):
+        place = getattr(place, part, None)
+    return place is value
+
+
+def is_named(value: Any) -> bool:
+    """Whether a function or class is named, not read."""
+    if isinstance(value, FunctionType):
+        file = value.__code__.co_filename
+        return installed(file) or (file.startswith("<") and found_by_name(value))
+    return not value.__flags__ & HEAP or found_by_name(value)
+
+
+def of_crat(cls: type) -> bool:
+    """Whether a class is crat's own."""
+    return cls.__module__.startswith("crat.") and is_named(cls)
+
+
+def version(module: str | None) -> str:
+    """The version of an installed package; "" where a revision of ours stands for its changes,
+    or none matter.
+    """
+    root = str(module).partition(".")[0]
+    if root in ("crat", "torch", "numpy") or root in sys.stdlib_module_names:
+        return ""
+    return str(getattr(sys.modules.get(root), "__version__", ""))
+
+
+def _decides(module: str | None) -> bool:
+    """Whether a module of crat decides what a training or an attack gives (crat.training.trainer
+    knows epochs only).
+    """
+    return str(module).startswith(tuple(f"crat.{name}" for name in DECIDING))
+
+
+def _deciding() -> Iterator[Any]:
+    """The modules that decide, and their classes."""
+    for name, module in list(sys.modules.items()):
+        if _decides(name):
+            yield module
+            yield from (
+                cls
+                for cls in list(vars(module).values())
+                if isinstance(cls, type) and cls.__module__ == name
+            )
+
+
+_CAME: dict[Any, dict[str, Any]] = {}
+
+
+def changes() -> dict[str, Any]:
+    """What a session has put in place of crat's own, in a class or a module of attacks, defenses or
+    networks.
+
+    Name -> what is there now. {} where all is as it was imported (or first seen here).
+    """
+    changed: dict[str, Any] = {}
+    for place in _deciding():
+        now = vars(place)
+        came = _CAME.setdefault(place, dict(now))
+        # a module gains its submodules
+        added = set() if isinstance(place, ModuleType) else now.keys() - came.keys()
+        for name in (came.keys() | added) - NOT_CODE:
+            if came.get(name, ...) is not now.get(name, ...):
+                changed[f"{getattr(place, '__qualname__', place.__name__)}.{name}"] = now.get(name)
+    return dict(sorted(changed.items()))
+
+
+def instructions(code: CodeType) -> Iterable[dis.Instruction]:
+    """The instructions of code and of the code inside it."""
+    yield from dis.get_instructions(code)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from instructions(inner)
+
+
+def globals_of(code: CodeType) -> tuple[set[str], frozenset[str]]:
+    """The global names that code reads, and all attributes that it uses of anything; inner code
+    included.
+
+    ANY is among them where the code looks names up by strings: then all that is there counts.
+    """
+    steps = list(instructions(code))
+    read = {
+        str(s.argval)
+        for s in steps
+        if s.opname == "LOAD_NAME" or ("LOAD" in s.opname and "GLOBAL" in s.opname)
+    }
+    used = {
+        str(s.argval)
+        for s in steps
+        if "ATTR" in s.opname or s.opname in ("LOAD_METHOD", "IMPORT_FROM")
+    }
+    if read & LOOK_ABOUT:
+        read.add(ANY)
+    if (read | used) & (LOOK_UP | LOOK_ABOUT | {"__dict__"}):
+        used.add(ANY)
+    return read, frozenset(used)
+
+
+def imports_of(code: CodeType) -> set[str]:
+    """The modules that code imports when it runs."""
+    return {str(s.argval) for s in instructions(code) if s.opname == "IMPORT_NAME"}
+
+
+def file_to_read(name: str, package: str) -> str | None:
+    """The file of a module that is imported by this name from within a package; None where it is
+    named, or has none.
+    """
+    for full in (f"{package}.{name}".strip("."), name):
+        module = sys.modules.get(full)
+        if module is not None and not named_module(full):
+            file = getattr(module, "__file__", None)
+            return file if file and Path(file).is_file() else None
+    return None

@@ -1,0 +1,29 @@
+"""The networks: `build("resnet18", n_classes=10)`, weights saved and loaded, exchanged heads."""
+
+from crat.nets.bodies import BODIES
+from crat.nets.models import (
+    CheckpointError,
+    Classifier,
+    CosineHead,
+    Normalize,
+    build,
+    class_weight_norms,
+    load_checkpoint,
+    load_weights,
+    plain,
+    save_weights,
+)
+
+__all__ = [
+    "BODIES",
+    "CheckpointError",
+    "Classifier",
+    "CosineHead",
+    "Normalize",
+    "build",
+    "class_weight_norms",
+    "load_checkpoint",
+    "load_weights",
+    "plain",
+    "save_weights",
+]

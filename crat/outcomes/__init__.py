@@ -1,0 +1,28 @@
+"""The answers of a network on each image, clean and under attack: computed once, read ever after."""
+
+from crat.outcomes.batteries import (
+    Battery,
+    protocol_pgd,
+    standard_battery,
+    strong_battery,
+    temperature_battery,
+)
+from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
+from crat.outcomes.evaluation import MissingWeights, Question, evaluate, outcomes
+from crat.outcomes.publishing import publish
+
+__all__ = [
+    "Battery",
+    "MissingWeights",
+    "OutcomeCache",
+    "Outcomes",
+    "Question",
+    "Subject",
+    "evaluate",
+    "outcomes",
+    "protocol_pgd",
+    "publish",
+    "standard_battery",
+    "strong_battery",
+    "temperature_battery",
+]

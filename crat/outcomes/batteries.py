@@ -1,0 +1,40 @@
+"""Batteries: which attacks judge on which data set, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from crat.attacks.autoattack import AutoAttack
+from crat.attacks.gradient import FGSM, PGD, Attack, cw, temperature_pgd
+from crat.attacks.square import Square
+from crat.config import PROTOCOLS, number
+
+Battery = Mapping[str, Attack | AutoAttack]
+TEMPERATURES = (1 / 50, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1.0, 2.0, 5.0, 10.0)
+
+
+def protocol_pgd(dataset: str, restarts: int = 1) -> PGD:
+    """The test attack of a data set's protocol (PROTOCOLS): PGD-20 at 8/255 for CIFAR-10."""
+    p = PROTOCOLS[dataset]
+    return PGD(number(p.eps), number(p.test_step_size), p.test_steps, restarts=restarts)
+
+
+def standard_battery(dataset: str) -> dict[str, Attack]:
+    """FGSM, PGD and CW at the data set's test protocol, with names such as "PGD-20"."""
+    pgd = protocol_pgd(dataset)
+    return {"FGSM": FGSM(pgd.eps), f"PGD-{pgd.steps}": pgd, f"CW-{pgd.steps}": cw(pgd)}
+
+
+def strong_battery(dataset: str) -> dict[str, Attack | AutoAttack]:
+    """Square and AutoAttack at the data set's budget: hours on a CPU for 10,000 images, so mind
+    `first`.
+    """
+    eps = number(PROTOCOLS[dataset].eps)
+    return {"Square": Square(eps), "AA": AutoAttack(eps)}
+
+
+def temperature_battery(
+    dataset: str, temperatures: Sequence[float] = TEMPERATURES
+) -> dict[str, Attack]:
+    """Temperature-PGD at every temperature, named by it: "T=0.02" ... (T = 1 is PGD)."""
+    return {f"T={t:g}": temperature_pgd(protocol_pgd(dataset), t) for t in temperatures}

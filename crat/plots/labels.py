@@ -1,0 +1,158 @@
+"""Figures of notebook 05: a label's mass, sorted class errors, corruptions, calibration, the sweep
+over delta.
+
+Tables to figures, as crat.plots: fractions in, percent drawn; no file is read.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from crat.plots.base import BLUE, GREEN, GREY, ORANGE, PINK, SERIES, SKY
+
+COLOURS = {
+    "base": GREY,
+    "LA": GREEN,
+    "Adv": BLUE,
+    "Adv+": ORANGE,
+    "smoothing": PINK,
+    "half clean": SKY,
+}
+
+
+def _colour(method: str, place: int) -> str:
+    return COLOURS.get(method, SERIES[place % len(SERIES)])
+
+
+def label_heat(table: pd.DataFrame, title: str = "") -> Figure:
+    """Columns label, output, share: a row a kind of label, a column an output, the share of the
+    label's mass on it.
+    """
+    wide = 100 * table.pivot(index="label", columns="output", values="share")
+    wide = wide.loc[table.label.unique(), table.output.unique()]
+    figure, ax = plt.subplots(figsize=(0.5 * wide.shape[1] + 2.6, 0.34 * len(wide) + 0.9))
+    shown = wide.map(lambda v: f"{v:.0f}" if v else "")
+    sns.heatmap(
+        wide, annot=shown, fmt="", cmap="Blues", vmin=0, vmax=100, linewidths=0.5, cbar=False, ax=ax
+    )
+    ax.set(xlabel="", ylabel="", title=title)
+    ax.tick_params(length=0)
+    ax.set_xticklabels(ax.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
+    return figure
+
+
+def sorted_errors(table: pd.DataFrame) -> Figure:
+    """Columns panel, method, rank, error, low, high: each method's class errors in its own
+    order, 95 % over images.
+    """
+    panels = list(table.panel.unique())
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.5 * len(panels) + 0.4, 3), sharey=True, squeeze=False
+    )
+    for ax, panel in zip(axes[0], panels, strict=True):
+        part = table[table.panel == panel]
+        for i, (method, curve) in enumerate(part.groupby("method", sort=False)):
+            curve, colour = curve.sort_values("rank"), _colour(str(method), i)
+            ax.plot(curve["rank"], 100 * curve.error, marker="o", ms=3, color=colour, label=method)
+            ax.fill_between(
+                curve["rank"], 100 * curve.low, 100 * curve.high, color=colour, alpha=0.15, lw=0
+            )
+        ax.set(title=panel, xlabel="class, each method's worst first")
+    axes[0][0].set_ylabel("error (%)")
+    axes[0][0].set_ylim(0, 100)
+    axes[0][-1].legend(fontsize=8)
+    return figure
+
+
+def corruption_heat(table: pd.DataFrame, title: str = "", label: str = "points") -> Figure:
+    """Columns corruption, severity, difference: a row a corruption, a column a severity, in
+    percentage points.
+
+    Above 0 is orange; rows stand by their mean, the largest first.
+    """
+    wide = 100 * table.pivot(index="corruption", columns="severity", values="difference")
+    wide = wide.loc[wide.mean(axis=1).sort_values(ascending=False).index]
+    limit = max(1.0, float(np.nanmax(np.abs(wide.to_numpy()))))
+    figure, ax = plt.subplots(figsize=(0.62 * wide.shape[1] + 3, 0.27 * len(wide) + 1))
+    sns.heatmap(
+        wide,
+        annot=True,
+        fmt="+.1f",
+        cmap="PuOr_r",
+        vmin=-limit,
+        vmax=limit,
+        linewidths=0.5,
+        ax=ax,
+        annot_kws={"size": 7},
+        cbar_kws={"label": label},
+    )
+    ax.set(ylabel="", title=title)
+    ax.set_yticklabels(
+        [text.get_text().replace("_", " ") for text in ax.get_yticklabels()], rotation=0
+    )
+    return figure
+
+
+def severity_curves(table: pd.DataFrame) -> Figure:
+    """Columns method, severity, error (0 is clean): the mean over corruptions and runs, a line a
+    method.
+    """
+    figure, ax = plt.subplots(figsize=(4.6, 3))
+    for i, (method, part) in enumerate(table.groupby("method", sort=False)):
+        lines = 100 * part.groupby("severity")["error"].agg(["mean", "min", "max"])
+        colour = _colour(str(method), i)
+        ax.plot(lines.index, lines["mean"], marker="o", ms=3, color=colour, label=method)
+        ax.fill_between(lines.index, lines["min"], lines["max"], color=colour, alpha=0.15, lw=0)
+    ax.set(xlabel="severity (0: clean)", ylabel="error (%)")
+    ax.legend(fontsize=8)
+    return figure
+
+
+def reliability_curves(table: pd.DataFrame) -> Figure:
+    """Columns panel, method, confidence, accuracy: a point a bin; on the dotted line a network
+    is as right as sure.
+    """
+    panels = list(table.panel.unique())
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.2 * len(panels) + 0.4, 3), sharey=True, squeeze=False
+    )
+    for ax, panel in zip(axes[0], panels, strict=True):
+        part = table[table.panel == panel]
+        ax.plot([0, 100], [0, 100], color="black", lw=0.8, ls=":")
+        for i, (method, bins) in enumerate(part.groupby("method", sort=False)):
+            colour = _colour(str(method), i)
+            ax.plot(
+                100 * bins.confidence,
+                100 * bins.accuracy,
+                marker="o",
+                ms=3,
+                color=colour,
+                label=method,
+            )
+        ax.set(title=panel, xlabel="confidence (%)", xlim=(0, 100), ylim=(0, 100))
+    axes[0][0].set_ylabel("accuracy (%)")
+    axes[0][0].legend(fontsize=8)
+    return figure
+
+
+def delta_curves(table: pd.DataFrame) -> Figure:
+    """Columns delta, what, value, a row a run: a panel a quantity; dots are runs, the line joins
+    their means.
+    """
+    panels = list(table.what.unique())
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(2.7 * len(panels) + 0.4, 2.7), squeeze=False
+    )
+    for ax, panel in zip(axes[0], panels, strict=True):
+        part = table[table.what == panel].sort_values("delta")
+        mean = 100 * part.groupby("delta")["value"].mean()
+        ax.plot(mean.index, mean, color=ORANGE, lw=1.2)
+        ax.scatter(part.delta, 100 * part.value, s=18, color=ORANGE)
+        ax.set(title=panel, xlabel="δ")
+        ax.margins(y=0.2)
+    axes[0][0].set_ylabel("%")
+    return figure

@@ -1,0 +1,50 @@
+"""Figures of a long tail: what each method keeps in the head, the medium and the tail of the
+training counts.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from crat.plots.base import SERIES
+
+MARKS = "osD^vP*X"
+
+
+def group_points(table: pd.DataFrame, title: str = "") -> Figure:
+    """Columns method, group, accuracy, low, high (fractions): a point a method and group, whiskers
+    from low to high.
+
+    Groups stand in the order of the table, methods side by side within each.
+    """
+    groups, methods = list(table.group.unique()), list(table.method.unique())
+    x, width = np.arange(len(groups)), 0.7 / len(methods)
+    figure, ax = plt.subplots(figsize=(1.2 * len(groups) + 2, 3))
+    for i, method in enumerate(methods):
+        part = (
+            100
+            * table[table.method == method]
+            .set_index("group")
+            .loc[groups, ["accuracy", "low", "high"]]
+        )
+        whiskers = [(part.accuracy - part.low).clip(0), (part.high - part.accuracy).clip(0)]
+        places = x + (i - (len(methods) - 1) / 2) * width
+        ax.errorbar(
+            places,
+            part.accuracy,
+            whiskers,
+            fmt=MARKS[i % len(MARKS)],
+            ms=5,
+            color=SERIES[i % len(SERIES)],
+            elinewidth=1,
+            label=method,
+        )
+    for edge in x[1:] - 0.5:
+        ax.axvline(edge, color="black", lw=0.4, ls=":")
+    ax.set_xticks(x, groups)
+    ax.set(title=title, ylabel="accuracy (%)", ylim=(0, 100))
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

@@ -1,0 +1,359 @@
+"""The working store: one folder a run, named by the hash of what was asked; files appear whole or
+not at all.
+
+A run's folder holds card.json (what it is), checkpoint.safetensors (everything needed to go on),
+best.safetensors, history.csv, trace.npz and, under eval/, the outcome of each attack on each
+sample. Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SUMS = "SHA256SUMS"  # what was published, in each run's folder and at the top of results/
+TEMPORARY = ".half-"  # begins the names of files that are being written
+# raise it when the meaning of what is stored changes: old runs are then trained anew, never misread
+FORMAT = 1
+
+
+class StoreError(RuntimeError):
+    """A file of the store that is missing, damaged or cannot be written: one line with the file
+    and what to do.
+    """
+
+
+def home() -> Path:
+    """Where runs live: CRAT_RUNS, else runs/ in a checkout, else the working directory's runs/."""
+    if "CRAT_RUNS" in os.environ:
+        return Path(os.environ["CRAT_RUNS"]).expanduser()
+    return root() / "runs"
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where runs are: root holds those that are made here, published those of results/ (None:
+    they are left aside).
+    """
+
+    root: Path
+    published: Path | None = None
+
+    @classmethod
+    def usual(cls) -> Store:
+        """The store of CRAT_RUNS, with the published runs before it, so that one run's numbers
+        have one origin.
+        """
+        return cls(home(), published_home())
+
+    @classmethod
+    def recomputed(cls) -> Store:
+        """The store in which everything is trained again, whatever was published."""
+        return cls(home() / "recomputed")
+
+    @classmethod
+    def chosen(cls, recompute: bool) -> Store:
+        """`recomputed` or `usual`."""
+        return cls.recomputed() if recompute else cls.usual()
+
+    def published_run(self, dataset: str, name: str) -> Path | None:
+        """The folder of a run under results/, where it was published."""
+        folder = self.published and self.published / dataset / name
+        return folder if folder and folder.is_dir() else None
+
+
+def figures_home() -> Path:
+    """Where figures/<profile>/<notebook> go: CRAT_FIGURES, else figures/ in a checkout or the
+    working directory.
+    """
+    return (
+        Path(given).expanduser()
+        if (given := os.environ.get("CRAT_FIGURES"))
+        else root() / "figures"
+    )
+
+
+def must_be_writable(folder: Path, variable: str) -> None:
+    """Raises StoreError, with the environment variable that names another folder, where nothing
+    can be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise StoreError(
+            f"cannot write to {folder}: {why}; set {variable} to a folder of yours"
+        ) from None
+
+
+def root() -> Path:
+    """The checkout that this package is part of, else (installed from a wheel) the working
+    directory.
+    """
+    checkout = Path(__file__).parents[2]
+    return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+
+
+def results_home() -> Path:
+    """The published results of a checkout: the folder whose tables and claims are as they were
+    published.
+
+    Raises StoreError for an installed package, which ships none, and where one of them was altered
+    (`as_published`).
+    """
+    folder = published_home()
+    if not folder.is_dir():
+        raise StoreError(
+            f"no published results at {folder}: they come with a clone of the repository, not with "
+            f"the wheel"
+        )
+    for path in loose_results(folder):
+        as_published(path, folder)
+    return folder
+
+
+def published_home() -> Path:
+    """Where published results lie in a checkout, whether or not there are any."""
+    return Path(__file__).resolve().parents[2] / "results"
+
+
+def loose_results(results: Path) -> list[Path]:
+    """The files of results/ that are part of no run: claims of a data set, tables of what papers
+    print.
+    """
+    found = [*results.glob("*"), *results.glob("*/*")]
+    return sorted(p for p in found if p.is_file() and p.name != SUMS and not p.name.startswith("."))
+
+
+def files_of_run(folder: Path) -> set[str]:
+    """The relative names of all files of a published run but its SHA256SUMS and hidden ones."""
+    found = set()
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = os.path.relpath(place, folder).replace(os.sep, "/") + "/"
+        found |= {(inside + name).removeprefix("./") for name in names if not name.startswith(".")}
+    return found - {SUMS}
+
+
+def published_file(run: Path, name: str) -> Path | None:
+    """A file of a published run, as it was published; None where no such was.
+
+    Raises StoreError, one line, where it was altered, and where any file of the run is missing or
+    was added.
+    """
+    said, there = _said(run), files_of_run(run)
+    as_published(run / SUMS, run.parents[1])
+    if missing := sorted(said.keys() - there):
+        raise StoreError(
+            f"{run / missing[0]} was published and is missing; `git checkout` brings it back"
+        )
+    if added := sorted(there - said.keys()):
+        raise StoreError(
+            f"{run / added[0]} was never published ({SUMS} does not name it); remove it"
+        )
+    return as_published(run / name, run) if name in said else None
+
+
+def as_published(path: Path, folder: Path) -> Path:
+    """A published file that the SHA256SUMS of its folder names; raises StoreError, one line, where
+    it was altered.
+
+    folder: a published run's, or results/ itself, whose own SHA256SUMS names those of the runs.
+    """
+    if (digest := _said(folder).get(path.relative_to(folder).as_posix())) is None:
+        raise StoreError(
+            f"{path} was never published ({folder / SUMS} does not name it); remove it"
+        )
+    if sha256(path) != digest:
+        raise StoreError(
+            f"{path} is not as it was published (SHA-256 differs); `git checkout` brings it back"
+        )
+    return path
+
+
+def _said(folder: Path) -> dict[str, str]:
+    """Relative name -> SHA-256, as `sha256sum` writes it."""
+    try:
+        rows = [
+            line.partition("  ")
+            for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        ]
+    except OSError:
+        raise StoreError(
+            f"{folder} has no {SUMS}, so nobody knows what was published: `git checkout` it"
+        ) from None
+    return {name: digest for digest, _, name in rows}
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex digits; raises StoreError where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def write_sums(folder: Path, names: Iterable[str]) -> None:
+    """Writes SHA256SUMS over files in a folder, for `sha256sum -c SHA256SUMS` there."""
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in sorted(names)]
+    write_text(folder / SUMS, "".join(lines))
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def seed_for(*parts: int | str) -> int:
+    """A 63-bit seed derived from its parts (run seed, epoch, purpose ...), the same on every
+    machine.
+
+    Each epoch draws from its own seed, so a resumed run needs no saved generator state.
+    """
+    return int(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:15], 16)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that replaces it on a clean exit; raises StoreError
+    where it cannot.
+    """
+    handle, name = -1, ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f"{TEMPORARY}{path.name}.", suffix=path.suffix, dir=path.parent
+        )
+        os.close(handle)
+        yield Path(name)
+        with open(name, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}; what was there before is unchanged"
+        ) from error
+    finally:
+        if name and os.path.exists(name):
+            os.unlink(name)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Removes what a killed session left of its writings: the temporary names of
+    `written_whole`, eval/ included.
+    """
+    for path in folder.rglob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically, indented, for people to read."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON; raises StoreError where it is missing, damaged or cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}); remove it to make it anew") from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
+    """Writes named arrays as .npz, atomically and without pickle."""
+    save = np.savez_compressed if compressed else np.savez
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        save(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads a .npz without pickle; raises StoreError where it is missing or damaged (its CRC is
+    checked).
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except Exception as error:  # a damaged zip fails in many ways; all mean the same to the reader
+        raise StoreError(
+            f"{path} is damaged ({type(error).__name__}); remove it to make it anew"
+        ) from None
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any] | None = None
+) -> None:
+    """Writes torch tensors as safetensors with JSON metadata and a SHA-256 over both."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(dict(meta or {}), sort_keys=True)
+    with written_whole(path) as temporary:
+        try:
+            save_file(flat, temporary, metadata={"meta": text, "sha256": _checksum(flat, text)})
+        except SafetensorError as error:  # its own wording of a full disk
+            raise OSError(str(error)) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors (on the CPU) and metadata of `write_tensors`; raises StoreError on a missing
+    or altered file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            header = file.metadata() or {}
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except (SafetensorError, OSError, struct.error, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}); remove it to make it anew") from None
+    if header.get("sha256") != _checksum(tensors, header.get("meta", "")):
+        raise StoreError(
+            f"{path} was altered after it was written (SHA-256 differs); remove it to make it anew"
+        )
+    return tensors, json.loads(header["meta"])
+
+
+def fingerprint(tensors: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of named tensors: what outcomes are tied to."""
+    return _checksum(tensors, "")[:16]
+
+
+def _checksum(tensors: Mapping[str, Any], text: str) -> str:
+    import torch
+
+    total = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(
+            tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        )
+    return total.hexdigest()

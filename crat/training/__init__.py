@@ -1,0 +1,6 @@
+"""Training: from a config to a run."""
+
+from crat.training.run import Run
+from crat.training.trainer import TrainingError, train
+
+__all__ = ["Run", "TrainingError", "recipes", "run", "train"]

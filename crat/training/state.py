@@ -1,0 +1,101 @@
+"""All that changes while a run is trained, as tensors and numbers that a checkpoint can hold."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crat.defenses.base import Defense
+from crat.training.averaging import EMA, Gate
+from crat.training.run import part
+
+Meta = dict[str, Any]
+
+
+@dataclass
+class TrainState:
+    """A training after so many epochs.
+
+    average, gate: None where the config asks for none. seconds: of training, judging left out.
+    best: epoch, score, average accuracy and weights' fingerprint of the chosen epoch; {} before the
+    first. collapsed: epochs in which one class drew nearly all validation images. rows: those of
+    history.csv. trace: name -> an epoch's logits (N, K) each.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.SGD
+    defense: Defense
+    average: EMA | None = None
+    gate: Gate | None = None
+    epochs_done: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+    collapsed: list[int] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    trace: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that are judged: the average, once there is one."""
+        if self.average and self.average.state:
+            return self.average.state
+        return self.model.state_dict()
+
+    def state_dict(self) -> tuple[dict[str, Tensor], Meta]:
+        """The tensors, named "part/name", and the numbers; rows and trace have files of their
+        own.
+        """
+        parts = {
+            "model": self.model.state_dict(),
+            "momentum": self._momentum(),
+            "average": self.average.state if self.average else {},
+            "defense": self.defense.state_dict(),
+        }
+        tensors = {
+            f"{name_of_part}/{name}": value
+            for name_of_part, values in parts.items()
+            for name, value in values.items()
+        }
+        meta = {
+            "epoch": self.epochs_done,
+            "seconds": self.seconds,
+            "best": self.best,
+            "collapsed": self.collapsed,
+            "averaged": self.average.updates if self.average else 0,
+            "gate": vars(self.gate) if self.gate else {},
+        }
+        return tensors, meta
+
+    def load_state_dict(self, tensors: dict[str, Tensor], meta: Meta) -> None:
+        """The inverse of `state_dict`, onto the device of the model."""
+        device = next(self.model.parameters()).device
+        self.model.load_state_dict(part(tensors, "model"))
+        for name, buffer in part(tensors, "momentum").items():
+            parameter = self.model.get_parameter(name)
+            self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter)
+        if self.average:
+            self.average.state = _moved(part(tensors, "average"), device)
+            self.average.updates = meta["averaged"]
+        if self.gate:
+            vars(self.gate).update(meta["gate"])
+        self.defense.load_state_dict(_moved(part(tensors, "defense"), device))
+        self.epochs_done = meta["epoch"]
+        self.seconds = meta["seconds"]
+        self.best = meta["best"]
+        self.collapsed = meta["collapsed"]
+
+    def _momentum(self) -> dict[str, Tensor]:
+        buffers = {
+            name: self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            for name, parameter in self.model.named_parameters()
+        }
+        return {name: buffer for name, buffer in buffers.items() if buffer is not None}
+
+
+def _moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in tensors.items()}

@@ -1,0 +1,398 @@
+"""Training: the only file that knows epochs. `train(config) -> Run`, never twice, resumable at
+every epoch.
+
+All randomness of an epoch comes from (seed, epoch), so a resumed run draws what it would have
+drawn.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crat import data, distributed, store
+from crat.attacks import PGD, Decision
+from crat.attacks.judge import quick_logits
+from crat.attacks.noise import Share
+from crat.config import PROTOCOLS, ConfigError, RunConfig, number
+from crat.defenses import ClassStats, Defense, Task, make_defense
+from crat.defenses.stats import judged_stats
+from crat.device import autocast, compiled, pick_device
+from crat.outcomes.files import halved
+from crat.progress import Progress, dated, tell
+from crat.store import Store
+from crat.store.lease import Lease, held
+from crat.training.averaging import make_average, make_gate
+from crat.training.awp import perturbed
+from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, write_card
+from crat.training.run import Run, build_model, first_per_class, history_rows, unread
+from crat.training.schedules import learning_rate
+from crat.training.state import TrainState
+from crat.training.whole_batch import see_the_whole_batch
+
+# share of validation images that one class may draw before the epoch is called collapsed (K > 2)
+COLLAPSED = 0.9
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on: one line with the epoch, the batch and the last good
+    checkpoint.
+    """
+
+
+def train(
+    config: RunConfig,
+    *,
+    device: str | torch.device | None = None,
+    progress: str | None = None,
+    max_minutes: float | None = None,
+    compile: bool = False,
+    store: Store | None = None,
+) -> Run:
+    """Trains what the config says and returns its Run; a finished one is returned at once, an
+    unfinished one resumed.
+
+    One that is returned says so in a line with its date. A method of yours is told from others by
+    its code (crat.keys.identity), so an edited one is trained anew.
+    While another worker trains the same run, this one waits for it (crat.store.lease).
+    progress: "bar" (terminal), "line" (one line an epoch, notebooks), "none"; None chooses.
+    max_minutes: stop at the end of the epoch in which they have passed (the Run is then
+    unfinished).
+    compile: torch.compile the network (worth its start-up time on long runs).
+    store: where runs are (None: the usual one).
+    Raises ConfigError, data.DataError, store.StoreError, and TrainingError where the loss is not
+    finite.
+    """
+    if max_minutes is not None and not max_minutes >= 0:
+        raise ConfigError(f"max_minutes must be at least 0, not {max_minutes!r}")
+    where = distributed.join(pick_device(device))
+    run = Run.of(config, where, store)
+    style = "none" if distributed.rank() else progress
+    if not run.trained_here:
+        tell(style, *unread(run.config))
+        distributed.wait()
+        forked = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
+        with held(run.folder, where) as lease, forked:
+            # another may have done it meanwhile
+            if not distributed.decided_by_first(run.trained_here, where):
+                trainer = Trainer(run, where, compile=compile, lease=lease)
+                with distributed.failing_alone(but=TrainingError):  # of which all ranks know
+                    trainer.fit(Progress(style, run.name), max_minutes)
+                return run
+    tell(style, f"kept: {run.name}, trained {dated(run.folder / 'card.json')}")
+    return run
+
+
+class Trainer:
+    """One training in progress: an epoch, its validation, and what is written behind it.
+
+    network: the model as it is called, compiled or not. judged: a second network, which takes the
+    weights that validation judges (an average, once there is one).
+    """
+
+    def __init__(
+        self, run: Run, device: torch.device, *, compile: bool = False, lease: Lease | None = None
+    ):
+        self.run, self.config = run.here, run.config.train
+        self.device, self.lease = device, lease
+        self.images = data.load(run.config.data).to(device)
+        self.augment = data.resolve_augment(run.config.data)
+        self.model = self._untrained()
+        if distributed.world() > 1:
+            see_the_whole_batch(self.model, compiled=compile)
+        self.network: nn.Module = compiled(self.model) if compile else self.model
+        self.judged = self._untrained()
+        self.defense = self._make_defense()
+        self.state = TrainState(
+            self.model,
+            self._make_optimizer(),
+            self.defense,
+            make_average(self.config),
+            make_gate(self.config),
+        )
+        protocol = PROTOCOLS[run.config.data.name]
+        eps, step_size = number(self.config.eps or 0), number(protocol.step_size)
+        self.valid_attack = PGD(eps, step_size, protocol.steps)
+        if (run.folder / CHECKPOINT).exists():
+            self._restore()
+
+    def _untrained(self) -> nn.Module:
+        network = build_model(self.run.config)
+        return network.to(self.device).to(memory_format=torch.channels_last)
+
+    def _make_defense(self) -> Defense:
+        counts = self.images.y_train.bincount(minlength=self.images.n_classes)
+        task = Task(counts, self.images.image_shape, self.config.epochs)
+        return make_defense(self.config, task).to(self.device)
+
+    def _make_optimizer(self) -> torch.optim.SGD:
+        c = self.config
+        return torch.optim.SGD(
+            self.model.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay
+        )
+
+    def _restore(self) -> None:
+        """Best weights that are lost are written again by whoever holds the lease (rank 0 only)."""
+        best_is_lost = restore(self.run, self.state)
+        self.judged.load_state_dict(self.state.weights)
+        if best_is_lost and self.lease and self.lease.held:
+            write_best(self.run, self.state, self.judged.state_dict())
+
+    def fit(self, progress: Progress, max_minutes: float | None) -> None:
+        """All epochs that are missing."""
+        began = time.monotonic()
+        if distributed.rank() == 0:
+            store.remove_half_written(self.run.folder)
+            # killed between the last checkpoint and its card
+            if self.state.epochs_done >= self.config.epochs:
+                write_card(self.run, self.state, self.images)
+        progress.start(self.config.epochs, self.state.epochs_done, len(self.images.x_train))
+        for epoch in range(self.state.epochs_done, self.config.epochs):
+            epoch_began = time.monotonic()
+            stats = self.train_epoch(epoch, progress)
+            self.finish_epoch(epoch, stats, time.monotonic() - epoch_began, progress)
+            late = max_minutes is not None and time.monotonic() - began > 60 * max_minutes
+            if distributed.decided_by_first(late, self.device):
+                break
+        progress.close()
+
+    def train_epoch(self, epoch: int, progress: Progress) -> ClassStats:
+        """One pass over the training images; returns the class-wise sums. No host
+        synchronisation within a step.
+        """
+        torch.manual_seed(store.seed_for(self.config.seed, epoch, "dropout"))  # inside fork_rng
+        generator = torch.Generator(self.device).manual_seed(
+            store.seed_for(self.config.seed, epoch)
+        )
+        batches = data.Batches(
+            self.images.x_train,
+            self.images.y_train,
+            self.config.batch_size,
+            generator=generator,
+            augment=self.augment,
+            padding=self.run.config.data.padding,
+            class_probs=self.defense.class_probs(),
+        )
+        none = len(batches)
+        first_bad, total = torch.full((), none, device=self.device), None
+        self.network.train()
+        for i, (x, y) in enumerate(batches):
+            x = x.contiguous(memory_format=torch.channels_last)
+            rate = learning_rate(self.config, epoch * len(batches) + i, len(batches))
+            loss, stats = self.step(x, y, rate, self.eps_scale(epoch), generator)
+            total = stats if total is None else total + stats
+            first_bad = torch.where((first_bad == none) & ~loss.isfinite(), i, first_bad)
+            # about once a second, so the check costs nothing; several ranks must fail together,
+            # behind the epoch
+            if progress.step(len(x)) and distributed.world() == 1:
+                self._refuse_non_finite(epoch, first_bad, len(batches))
+        self._refuse_non_finite(epoch, distributed.smallest(first_bad), len(batches))
+        assert total is not None
+        return ClassStats(*distributed.sum_over_ranks(list(vars(total).values())))
+
+    def eps_scale(self, epoch: int) -> float:
+        """Share of eps and step size that an epoch trains with."""
+        return min(1.0, (epoch + 1) / (self.config.eps_warmup + 1))
+
+    def step(
+        self, x: Tensor, y: Tensor, rate: float, scale: float, generator: torch.Generator
+    ) -> tuple[Tensor, ClassStats]:
+        """Craft, loss, update; of several processes each takes its share of the batch."""
+        if distributed.world() == 1:
+            return self._update(x, y, rate, scale, generator)
+        part = distributed.share(len(x), self.device)
+        draws = Share(generator, part.own, part.total)
+        with distributed.sharing(part):
+            loss, stats = self._update(x[part.own], y[part.own], rate, scale, draws, part.weight)
+        return loss, stats if part.weight else stats.times(0)
+
+    def _update(
+        self,
+        x: Tensor,
+        y: Tensor,
+        rate: float,
+        scale: float,
+        generator: torch.Generator | Share,
+        weight: float = 1.0,
+    ) -> tuple[Tensor, ClassStats]:
+        """`weight` of the mean loss in the average over processes."""
+        with autocast(self.device, self.config.dtype):
+            x_adv = self.defense.craft(self.network, x, y, scale=scale, generator=generator)
+        with self._weights_moved(x, x_adv, y, weight):
+            with autocast(self.device, self.config.dtype):
+                loss, stats = self.defense.loss(self.network, x, x_adv, y)
+            self.state.optimizer.zero_grad(set_to_none=True)
+            (loss * weight if weight != 1 else loss).backward()
+            distributed.average_gradients(self.model)
+            self.state.optimizer.param_groups[0]["lr"] = rate
+            self.state.optimizer.step()
+        self.defense.after_step(self.network, x, y)
+        if self.state.average and self.config.average == "ema_update":
+            self.state.average.update(self.model)
+        return loss.detach(), stats
+
+    def _weights_moved(
+        self, x: Tensor, x_adv: Tensor, y: Tensor, weight: float
+    ) -> AbstractContextManager[None]:
+        """Adversarial weight perturbation around the update, where the config asks for it and
+        warm-up is over.
+        """
+        if not self.config.awp or self.state.epochs_done < self.config.awp_warmup:
+            return nullcontext()
+
+        def loss() -> Tensor:
+            with autocast(self.device, self.config.dtype):
+                return weight * self.defense.loss(self.model, x, x_adv, y)[0]
+
+        return perturbed(self.model, self.config.awp, loss)
+
+    def _refuse_non_finite(self, epoch: int, first_bad: Tensor, n_batches: int) -> None:
+        batch = int(first_bad)
+        if batch == n_batches:
+            return
+        kept = (
+            f"the checkpoint after epoch {self.state.epochs_done} is kept in {self.run.folder}"
+            if self.state.epochs_done
+            else "no checkpoint yet"
+        )
+        raise TrainingError(
+            f"the loss is not finite in epoch {epoch + 1}, batch {batch + 1} of {n_batches}; "
+            f"{kept}; "
+            "a smaller --lr, a longer --eps-warmup or --dtype float32 may help"
+        )
+
+    def finish_epoch(
+        self, epoch: int, stats: ClassStats, seconds: float, progress: Progress
+    ) -> None:
+        """Averages, validates, chooses the best epoch, and writes all of it."""
+        state = self.state
+        accepted = self._average_epoch()
+        self.judged.load_state_dict(state.weights)
+        clean, valid = self._validate()
+        state.epochs_done = epoch + 1
+        state.seconds += seconds
+        self._note(epoch, stats, valid, accepted)
+        self.defense.epoch_end(stats, valid)
+        counts = clean.argmax(1).bincount(minlength=self.images.n_classes)
+        top_share = counts.max().item() / len(clean)
+        if self.images.n_classes > 2 and top_share > COLLAPSED:
+            state.collapsed.append(state.epochs_done)
+        if self.lease:
+            self.lease.confirm()
+        self._choose(valid)
+        self._trace_epoch()
+        if distributed.rank() == 0:
+            save(self.run, state, self.judged.state_dict(), self.images)
+        distributed.wait()
+        progress.epoch(state.epochs_done, self._line(stats, valid, seconds, top_share))
+
+    def _note(
+        self, epoch: int, stats: ClassStats, valid: ClassStats, accepted: bool | None
+    ) -> None:
+        """The epoch's rows of history.csv, with the values of each class that it was trained by."""
+        done = self.state.epochs_done
+        classes = self.images.classes
+        rate = self.state.optimizer.param_groups[0]["lr"]
+        eps = number(self.config.eps or 0)
+        scale = self.eps_scale(epoch)
+        used = self.defense.class_values()
+        if "eps" in used:
+            used = used | {"eps": used["eps"] * scale}
+        trained = history_rows(done, "train", stats, classes, rate, eps * scale, used, accepted)
+        judged = history_rows(done, "valid", valid, classes, rate, eps)
+        self.state.rows += trained + judged
+
+    def _average_epoch(self) -> bool | None:
+        """Updates an average of epochs; returns whether its gate opened, None where it has none."""
+        average = self.state.average
+        if not average or self.config.average == "ema_update":
+            return None
+        if self.state.gate is None:
+            average.update(self.model)
+            return None
+        worst = 1.0
+        if self.config.average == "fawa":  # the gate asks the plain weights
+            self.judged.load_state_dict(self.model.state_dict())
+            worst = float(self._validate()[1].accuracy(absent=1.0).min())
+        accepted = self.state.gate.opens(worst)
+        if accepted:
+            average.update(self.model)
+            if self.config.average == "swa":
+                self._renew_statistics()
+        return accepted
+
+    def _renew_statistics(self) -> None:
+        """BatchNorm's statistics of the average, from one pass over the training images as they
+        are.
+        """
+        assert self.state.average
+        self.judged.load_state_dict(self.state.average.state)
+        batches = data.Batches(self.images.x_train, self.images.y_train, 500, shuffle=False)
+        torch.optim.swa_utils.update_bn(batches, self.judged)
+        self.state.average.state = {
+            name: value.clone() for name, value in self.judged.state_dict().items()
+        }
+
+    def _validate(self) -> tuple[Tensor, ClassStats]:
+        """Clean logits of the judged weights on validation, and what they and those under PGD
+        count up to.
+        """
+        self.judged.eval()
+        x, y = self.images.x_valid, self.images.y_valid
+        clean, robust = (
+            distributed.of_first(self._logits(x, y, attack)) for attack in (None, self.valid_attack)
+        )
+        return clean, judged_stats(y, clean, robust)
+
+    def _logits(self, x: Tensor, y: Tensor, attack: PGD | None) -> Tensor:
+        model = self.judged
+        if self.run.config.model.head == "augmented":
+            model = Decision(model, slice(self.images.n_classes))
+        return quick_logits(model, x, y, attack, seed=self.config.seed, dtype=self.config.dtype)
+
+    def _choose(self, valid: ClassStats) -> None:
+        """The best epoch by average + worst class on validation (CFA's index, on validation
+        instead of test).
+        """
+        counted = valid.clean if self.defense.selects_on == "clean" else valid.robust
+        accuracy = (counted / valid.n).cpu()
+        score = float(accuracy.nanmean() + accuracy[~accuracy.isnan()].min())
+        if not self.state.best or score > self.state.best["score"]:
+            weights = store.fingerprint(self.judged.state_dict())
+            self.state.best = {
+                "epoch": self.state.epochs_done,
+                "score": score,
+                "average": float(accuracy.nanmean()),
+                "weights": weights,
+            }
+
+    def _trace_epoch(self) -> None:
+        per_class = self.config.trace_per_class
+        if not per_class or distributed.rank():
+            return
+        index = first_per_class(self.images.y_test, per_class)
+        x, y = self.images.x_test[index], self.images.y_test[index]
+        for name, attack in (("clean", None), ("pgd", self.valid_attack)):
+            self.state.trace[name].append(halved(self._logits(x, y, attack).cpu().numpy()))
+        arrays = {"index": index.cpu().numpy(), "y": y.cpu().numpy()}
+        arrays |= {name: np.stack(epochs) for name, epochs in self.state.trace.items()}
+        store.write_arrays(self.run.folder / "trace.npz", arrays, compressed=True)
+
+    def _line(self, train: ClassStats, valid: ClassStats, seconds: float, top_share: float) -> str:
+        robust, clean = (valid.robust / valid.n).cpu(), (valid.clean / valid.n).cpu()
+        worst = int(robust.nan_to_num(2).argmin())
+        speed = float(train.n.sum()) / seconds
+        line = (
+            f"loss {float(train.loss.sum() / train.n.sum()):.3f}  valid clean "
+            f"{100 * clean.nanmean():.1f} %  "
+            f"robust {100 * robust.nanmean():.1f} %, worst {100 * robust[worst]:.1f} % "
+            f"({self.images.classes[worst]})  {speed:.0f} images/s"
+        )
+        if self.state.epochs_done in self.state.collapsed and self.defense.selects_on == "robust":
+            line += f"\n  collapsed: one class draws {100 * top_share:.0f} % of validation; "
+            line += "try a longer eps_warmup"
+        return line

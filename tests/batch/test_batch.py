@@ -1,0 +1,303 @@
+"""The graph of runs and notebooks, what chooses its parts, and what is refused in one line."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_notebook
+
+from crat import cli, store
+from crat.batch import jobs as batch
+from crat.batch import reproduce
+from crat.batch.executors import Local, perform
+from crat.batch.notebook import NotebookError
+from crat.batch.parameters import choose_parameters, declared, selection
+from crat.config import ConfigError, Selection, profile
+from crat.store import Store
+
+pytestmark = pytest.mark.usefixtures("own_store")
+
+PARAMETERS = (
+    'profile: str = "quick"\nseed: int = 0\neps: float = 0.1\ndata: str = ""\nseeds: str = "0 1 2"'
+)
+NAMES = ("00_start_here", "03_hou2023_spat", "04_wei2023_cfa")
+LIVE, FIRST, SECOND, THIRD = (profile("quick").but(seed=s) for s in range(4))
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """Three of them: all train the same network live, two share a run."""
+    monkeypatch.chdir(tmp_path)
+    runs = {
+        "00": {"live": LIVE},
+        "03": {"live": LIVE, "a": FIRST, "b": SECOND},
+        "04": {"live": LIVE, "x": SECOND},
+    }
+    runs["04"]["y"] = THIRD
+    monkeypatch.setattr(batch, "plan_of", lambda number, *_: (runs[number], ()))
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    cell = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    for name in NAMES:
+        nbformat.write(new_notebook(cells=[cell]), folder / f"{name}.ipynb")
+    return folder
+
+
+def jobs_of(notebooks, profile="quick"):
+    return [
+        batch.job(path, Path("figures"), profile, {}, "")
+        for path in reproduce.choose(notebooks, [])
+    ]
+
+
+def test_a_run_that_two_notebooks_ask_for_is_one_task(notebooks):
+    jobs = jobs_of(notebooks)
+    runs = batch.entries(jobs, True, Store.usual())
+    assert [(entry.notebooks, entry.live) for entry in runs] == [
+        (["00", "03", "04"], True),
+        (["03"], False),
+        (["03", "04"], False),
+        (["04"], False),
+    ]
+    live, a, b, y = (entry.run.name for entry in runs)
+    start, spat, cfa = batch.linked(jobs, runs)
+    assert (start.needs, start.after) == (set(), set())
+    assert (spat.needs, spat.after) == (
+        {a, b},
+        {"00_start_here"},
+    )  # the first shows it, the others find it
+    assert (cfa.needs, cfa.after) == ({b, y}, {"00_start_here"})
+    assert live in {
+        entry.run.name for entry in batch.entries(jobs, False, Store.usual()) if not entry.live
+    }
+    assert [entry.state for entry in runs] == [
+        "to be trained in notebook 00",
+        *["to be trained"] * 3,
+    ]
+
+
+def test_shards_deal_all_runs_alike(notebooks):
+    runs = batch.entries(jobs_of(notebooks), True, Store.usual())
+    parts = [batch.share(runs, i, 2) for i in (1, 2)]
+    assert [len(part) for part in parts] == [2, 1]
+    assert {entry.run.name for part in parts for entry in part} == {
+        entry.run.name for entry in runs[1:]
+    }
+    assert batch.share(runs, 5, 5) == []
+
+
+def test_a_task_is_the_same_run_for_the_worker(notebooks):
+    """The driver decides what "auto" means, so that all machines make what it asks for."""
+    from crat.config import RunConfig
+    from crat.training.run import Run
+
+    for entry in batch.entries(jobs_of(notebooks), True, Store.usual()):
+        task = entry.task(Store.usual())
+        config = RunConfig.from_dict(task.config)
+        assert config.train.dtype != "auto"
+        assert Run.of(config).name == task.name
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["03"], [1]),
+        (["spat"], [1]),
+        (["hou"], [1]),
+        (["hou2023", "CFA"], [1, 2]),
+        (["04_wei2023_cfa", "00"], [0, 2]),
+        ([], [0, 1, 2]),
+    ],
+)
+def test_notebooks_are_chosen_by_number_author_or_method(notebooks, names, found):
+    assert [path.stem for path in reproduce.choose(notebooks, names)] == [NAMES[i] for i in found]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            "--papers madry",
+            "no notebook 'madry'; known: 00_start_here, 03_hou2023_spat, 04_wei2023_cfa",
+        ),
+        (
+            "--set epsilon=1",
+            "no chosen notebook has a parameter 'epsilon'; known: data, eps, seed, seeds",
+        ),
+        ("--parameters none.yml", "--parameters none.yml: No such file or directory"),
+        ("--parameters bad.yml", "--parameters bad.yml is no YAML"),
+        ("--parameters list.yml", "--parameters list.yml: it holds lines such as seed: 1"),
+        ("--parameters typo.yml", "no chosen notebook has a parameter 'sed'"),
+        ("--parameters text.yml", "seed: '1' in the file: seed is of type int, such as 0"),
+        ("--shard 3/2", "--shard is i/n with i from 1 to n, such as 1/4, not '3/2'"),
+        ("--recompute", "--recompute: 00_start_here has no parameter recompute"),
+        ("--set recompute=true", "the recompute is chosen by --recompute"),
+        ("--workers 0", "--workers is at least 1, not 0"),
+        ("--data flowers", "'flowers'"),
+        (
+            "--data cifar10",
+            "--data cifar10: 00_start_here has runs that stay on fashion_mnist_mini",
+        ),
+        ("--seeds 1 2", "seeds are numbers, 0 among them for what is run once: 0 1 2, not 1 2"),
+        ("03 --seeds 0 1", "--seeds: 03_hou2023_spat has runs of the seeds 2"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_line(notebooks, monkeypatch, capsys, words, line):
+    for name, text in {"bad": "a: [", "list": "- 1", "typo": "sed: 1", "text": "seed: '1'"}.items():
+        Path(f"{name}.yml").write_text(text)
+    run = reproduce.run
+    monkeypatch.setattr(
+        reproduce, "run", lambda *given, **more: run(*given, **more, notebooks=notebooks)
+    )
+    assert cli.main(["reproduce", *words.split()]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("crat: ")
+    assert line in told.err
+    assert told.err.count("\n") == 1
+    assert told.out == ""
+
+
+def test_the_parameter_files_are_for_crat_and_papermill_alike():
+    root = Path(__file__).parents[2] / "notebooks"
+    every = sorted(root.glob("[0-9]*.ipynb"))
+    files = sorted((root / "parameters").glob("*.yml"))
+    assert [file.stem for file in files] == ["laptop", "paper", "quick"]
+    for file in files:
+        values = yaml.safe_load(file.read_text())
+        assert values["profile"] == file.stem
+        for path, given in choose_parameters(every, file.stem, [], values).items():
+            assert given == values
+            assert values.keys() <= declared(path).keys()
+
+
+def test_the_command_line_goes_before_the_file(notebooks, monkeypatch, capsys):
+    Path("own.yml").write_text("profile: laptop\nseed: 5\neps: 1\n")
+    seen = {}
+
+    class Enough(Exception):
+        pass
+
+    def job(path, figures, profile, given, again):
+        seen[profile] = given
+        raise Enough
+
+    monkeypatch.setattr(batch, "job", job)
+    asked = dict(parameters=Path("own.yml"), notebooks=notebooks, dry_run=True)
+    for given in (["seed=7"], []):
+        with pytest.raises(Enough):
+            reproduce.run(["03"], None if given else "paper", given, **asked)
+    assert seen["laptop"] == {"profile": "laptop", "seed": 7, "eps": 1.0}
+    assert seen["paper"] == {"profile": "paper", "seed": 5, "eps": 1.0}
+    Path("own.yml").write_text("profile: slow")
+    with pytest.raises(ConfigError, match="unknown profile 'slow'"):
+        reproduce.run(**asked)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(NotebookError, match="parameters are read by PyYAML"):
+        reproduce.run(**asked)
+
+
+def test_seeds_and_data_are_parameters():
+    assert selection({}) == Selection()
+    assert selection({"seeds": "0 4 4 2", "data": "MNIST"}) == Selection("mnist", (0, 2, 4))
+    for wrong in ("1 2", "0 x", "0 -1"):
+        with pytest.raises(ConfigError, match=re.escape(wrong)):
+            selection({"seeds": wrong})
+
+
+def test_a_notebook_on_another_data_set_is_another(notebooks, monkeypatch):
+    """What was done for one is not done for the other; its plan is asked for that data and those seeds."""
+    asked = []
+
+    def plan(number, profile, seed, chosen):
+        asked.append((number, profile, seed, chosen))
+        return {"a": chosen.on_data(FIRST)}, ("a",)
+
+    monkeypatch.setattr(batch, "plan_of", plan)
+    path = notebooks / "00_start_here.ipynb"
+
+    def job(**parameters):
+        return batch.job(path, Path("figures"), "quick", parameters, "")
+
+    plain, mnist = job(), job(data="mnist", seeds="0 4", seed=3)
+    assert {key for key in plain.made_from if plain.made_from[key] != mnist.made_from[key]} == {
+        "runs",
+        "parameters",
+    }
+    assert asked == [
+        ("00", "quick", 0, Selection()),
+        ("00", "quick", 3, Selection("mnist", (0, 4))),
+    ]
+    assert (plain.weights, job().made_from) == (("a",), plain.made_from)
+
+
+def test_flags_reach_the_notebooks_that_declare_them(notebooks, monkeypatch):
+    """--data, --seeds and --recompute become parameters; the environment decides nothing."""
+    given = []
+    monkeypatch.setattr(batch, "plan_of", lambda *asked: ({"a": asked[3].on_data(FIRST)}, ()))
+    right = batch.job
+    monkeypatch.setattr(batch, "job", lambda *asked: given.append(asked[3]) or right(*asked))
+    monkeypatch.setenv("CRAT_SEEDS", "0 9")
+    asked = dict(notebooks=notebooks, dry_run=True, selection=Selection("CIFAR-10", (0, 1, 2, 3)))
+    assert reproduce.run(["00"], **asked) == 0
+    assert given == [{"profile": "quick", "data": "cifar10", "seeds": "0 1 2 3"}]
+    recomputes = new_code_cell(
+        PARAMETERS + "\nrecompute: bool = False", metadata={"tags": ["parameters"]}
+    )
+    nbformat.write(new_notebook(cells=[recomputes]), notebooks / "00_start_here.ipynb")
+    assert reproduce.run(["00"], **asked, recompute=True) == 0
+    assert given[1] == given[0] | {"recompute": True}
+
+
+def test_what_a_notebook_wrote_is_what_changed(notebooks, monkeypatch):
+    """Whatever the clock of the disk says."""
+    job = jobs_of(notebooks)[0]
+    for name in ("before", "rewritten", "drawn"):
+        (job.folder / "deep").mkdir(parents=True, exist_ok=True)
+        (job.folder / "deep" / name).touch()
+        os.utime(job.folder / "deep" / name, (4e9, 4e9))  # as if of a day to come
+    (job.folder / "deep" / "drawn").unlink()
+    monkeypatch.setattr(batch.notebook, "start", lambda *_: SimpleNamespace(told=str))
+    assert job.lease.attempt()
+    child = job.begin({})
+    for name in ("rewritten", "drawn"):
+        (job.folder / "deep" / name).touch()
+        os.utime(job.folder / "deep" / name, (1e9, 1e9))  # as if of long ago
+    assert job.finish(child) == ""
+    assert job.record["files"] == ["deep/drawn", "deep/rewritten"]
+    job.lease.release()
+
+
+def test_what_cannot_be_removed_fails_that_notebook_only(notebooks, monkeypatch):
+    first, second, third = jobs_of(notebooks)
+    (first.folder / "bars.png").mkdir(parents=True)
+    store.write_json(first.folder / "success.json", {"files": ["bars.png"]})
+    began = []
+    monkeypatch.setattr(batch.Job, "steps", 1)
+    right = batch.Job.begin
+
+    def begin(job, env):
+        began.append(job.name)
+        if job.name != first.name:
+            raise store.StoreError("that far")
+        return right(job, env)
+
+    monkeypatch.setattr(batch.Job, "begin", begin)
+    local = Local(1)
+    errors = perform([first, second, third], local, local)
+    assert "bars.png" in errors.pop(first.name)
+    assert errors == dict.fromkeys((second.name, third.name), "that far")
+    assert began == list(NAMES)
+    assert not list(first.folder.glob(".lease"))
+
+
+def test_what_starts_tasks_imports_no_torch():
+    """A dask worker's own process stays small; what it starts imports what it needs."""
+    heavy = "any(m in sys.modules for m in ('torch', 'pandas'))"
+    code = f"import sys, crat.batch.cluster, crat.batch.reproduce; sys.exit({heavy})"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

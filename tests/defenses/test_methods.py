@@ -1,0 +1,84 @@
+"""The tables of the methods, the README's own method, and recipes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from crat import cli
+from crat.cli import flags, recipes
+from crat.config import ConfigError
+from crat.defenses import DEFENSES
+from crat.defenses import tables as methods
+from crat.training.trainer import train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_document_is_what_the_presets_say():
+    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == methods.markdown()
+
+
+def test_every_method_has_its_table_and_its_source():
+    text = methods.markdown()
+    for name, method in DEFENSES.items():
+        assert f"\n## `{name}`\n" in text
+        assert method.paper or name == "standard", name
+        if method.code:
+            assert re.search(r"\w+/[\w-]+@[0-9a-f]{40}", method.code), name
+    assert "| lambda_1 | 0.3 | 0.5 | the paper's |" in methods.markdown(["cfa"])
+
+
+def test_the_command_lists_and_explains(capsys):
+    assert cli.main(["methods"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in DEFENSES)
+    assert cli.main(["methods", "cfa"]) == 0
+    assert "released code" in capsys.readouterr().out
+    assert cli.main(["methods", "cfb"]) == 2
+    assert "unknown defense 'cfb'" in capsys.readouterr().err
+
+
+def asked(words):
+    return flags.asked_for(cli.parser().parse_args(["train", *words.split()]))
+
+
+def test_flags_choose_options_and_presets():
+    train = asked("--defense cfa --options ccm=false base=trades lambda_1=1").train
+    assert train.options == (("base", "trades"), ("ccm", False), ("lambda_1", 1))
+    assert train.average == "fawa"  # the crat preset's
+    assert asked("--preset released").train.epochs == 200  # of the profile's own method
+    assert asked("--defense mart --preset released --beta 3").train.beta == 3.0
+    assert asked("--defense frl --beta 6").train.options == (("beta", 6.0),)
+    assert asked("--recipe fast --seed 2").but(seed=0) == recipes.recipe("fast")
+    with pytest.raises(ConfigError, match="unknown preset 'papr'"):
+        asked("--preset papr")
+
+
+def test_the_readmes_own_method_trains(own_store, monkeypatch):
+    """The block of the README is run as it stands."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(# A method of your own.*?)```", text, re.DOTALL)
+    assert block.count("\n") <= 30
+    monkeypatch.setitem(DEFENSES, "lift", None)  # so that the method is gone again behind this test
+    scope: dict = {}
+    small = dict(train_per_class=26, valid_per_class=5, epochs=2, steps=2, width=4, dtype="float32")
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "crat.training.trainer.train", lambda config, **k: scope.setdefault("asked", config)
+        )
+        exec(block, scope)
+    run = train(scope["asked"].but(**small), progress="none", device="cpu")
+    assert run.history().loss.notna().all()
+    assert {"weight"} <= set(run.history().columns)
+
+
+def test_the_fast_recipe_is_a_run_of_cifar10():
+    config = recipes.recipe("fast")
+    assert (config.data.name, config.model.name, config.train.average) == (
+        "cifar10",
+        "preact_resnet18",
+        "ema_update",
+    )
+    with pytest.raises(ConfigError, match="unknown recipe 'faster'; known: fast"):
+        recipes.recipe("faster")
