@@ -24,7 +24,6 @@ import torch
 from measuring import EPS, at_least_one, markdown, measured, parser, peak_memory
 from peers import PEERS, Make, Measured, autoattack_sides, measure, pgd_sides, releases
 from precision import NOTE as PRECISION_NOTE
-from precision import precision_table
 from subjects import grey_subject, predicted, robust_acc, survivable, trained
 from torch import Tensor, nn
 
@@ -33,6 +32,7 @@ from crat.attacks.gradient import PGD
 from crat.attacks.judge import attacked_logits
 from crat.config import MODELS, ModelConfig
 from crat.device import describe, pick_device, pick_dtype
+from crat.outcomes.precision import precision_table
 from crat.store import write_text
 
 TURNS = 7  # at most

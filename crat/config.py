@@ -6,7 +6,6 @@ different numbers, and a card that says 0.0313725 helps nobody. `number("8/255")
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
@@ -304,44 +303,13 @@ def profile(name: str) -> RunConfig:
     """
     name = one_of("profile", name, PROFILES)
     if name == "quick":
-        base = RunConfig(train=TrainConfig(eps_warmup=1))
-    elif name == "laptop":
+        return RunConfig(train=TrainConfig(eps_warmup=1))
+    if name == "laptop":
         data = DataConfig("fashion_mnist", train_per_class=2000, valid_per_class=200)
-        base = RunConfig(
-            data, train=TrainConfig(epochs=12, eps_warmup=2, dtype="bfloat16", trace_per_class=50)
-        )
-    else:
-        train = TrainConfig(epochs=200, schedule="piecewise")
-        base = RunConfig(
-            DataConfig("cifar10", split="first"), ModelConfig("preact_resnet18"), train
-        )
-    return on_chosen_data(base)
-
-
-def on_chosen_data(base: RunConfig) -> RunConfig:
-    """A plan's base, with as many images a class, on the data set of CRAT_DATA_SET (`crat
-    reproduce --data`).
-    """
-    chosen, data = os.environ.get("CRAT_DATA_SET"), base.data
-    if not chosen or chosen == data.name:
-        return base
-    if data.name == "fashion_mnist_mini" and data.train_per_class is None:
-        base = base.but(train_per_class=800 - data.valid_per_class)  # it ships 800
-    return base.but(data=chosen)
-
-
-def chosen_seeds() -> tuple[int, ...]:
-    """The seeds of what a plan repeats: CRAT_SEEDS (`crat reproduce --seeds`), such as "0 1 2 3";
-    else 0, 1, 2.
-
-    Raises ConfigError where it holds anything else, or not 0: the seed of what a plan runs once.
-    """
-    words = (os.environ.get("CRAT_SEEDS") or "0 1 2").split()
-    if "0" not in words or not all(word.isdecimal() for word in words):
-        raise ConfigError(
-            f"seeds are numbers, 0 among them for what is run once: 0 1 2, not {' '.join(words)}"
-        )
-    return tuple(sorted(set(map(int, words))))
+        train = TrainConfig(epochs=12, eps_warmup=2, dtype="bfloat16", trace_per_class=50)
+        return RunConfig(data, train=train)
+    train = TrainConfig(epochs=200, schedule="piecewise")
+    return RunConfig(DataConfig("cifar10", split="first"), ModelConfig("preact_resnet18"), train)
 
 
 def different_from_default(config: RunConfig) -> dict[str, Any]:
@@ -377,6 +345,16 @@ class Selection:
                 f"seeds are numbers, 0 among them for what is run once: 0 1 2, not {given}"
             )
         object.__setattr__(self, "seeds", tuple(sorted(set(self.seeds))))
+
+    @classmethod
+    def read(cls, data: str = "", seeds: str = "0 1 2") -> Selection:
+        """From text, as a notebook's parameters hold it: the seeds with spaces between them."""
+        words = seeds.split()
+        if not words or not all(word.isdecimal() for word in words):
+            raise ConfigError(
+                f"seeds are numbers with spaces between them, such as 0 1 2, not {seeds!r}"
+            )
+        return cls(data, tuple(map(int, words)))
 
     def on_data(self, base: RunConfig) -> RunConfig:
         """A plan's base on the chosen data set, with as many images a class."""

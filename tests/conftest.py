@@ -40,7 +40,7 @@ NOT_NUMERIC = {
     ),
     "notebooks and their figures": "course notebooks plots plots_cfa plots_labels plots_tail",
     "NumPy alone, which the setting of torch's instructions does not reach": (
-        "calibration claims comparisons mce metrics statements statistics_by_hand toy variation"
+        "calibration claims comparisons mce metrics papers statistics_by_hand toy variation"
     ),
     "times, and tables of times": "bench_attacks bench_step bench_training",
 }

@@ -22,7 +22,7 @@ import crat
 from crat import store
 from crat.batch import notebook
 from crat.batch.children import Child
-from crat.batch.parameters import declared, selection
+from crat.batch.parameters import declared
 from crat.config import RunConfig, Selection
 from crat.data.files import data_home
 from crat.store import Store
@@ -38,13 +38,8 @@ def plan_of(
     number: str, profile: str, seed: int, chosen: Selection
 ) -> tuple[dict[str, RunConfig], Sequence[str]]:
     """The runs that a notebook asks for, by key, and the keys whose networks it uses itself."""
-    try:
-        from crat.papers import LIVE, PLANS
-    except ImportError:  # plans that know no selection yet
-        from crat import plans
+    from crat.papers import LIVE, PLANS
 
-        plan = plans.PLANS.get(number)
-        return plan(profile, seed) if plan else {}, plans.LIVE.get(number, ())
     plan = PLANS.get(number)
     return plan(profile, seed, chosen) if plan else {}, LIVE.get(number, ())
 
@@ -255,7 +250,8 @@ def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], aga
     """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     seed = parameters.get("seed", declared(path).get("seed", 0))
-    runs, weights = plan_of(path.stem[:2], profile, seed, selection(parameters))
+    chosen = Selection.read(parameters.get("data", ""), parameters.get("seeds", "0 1 2"))
+    runs, weights = plan_of(path.stem[:2], profile, seed, chosen)
     made_from = {
         "notebook": store.digest([(cell["cell_type"], "".join(cell["source"])) for cell in cells]),
         "parameters": parameters,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crat.batch.notebook import NotebookError
-from crat.config import ConfigError, Selection
+from crat.config import ConfigError
 from crat.names import did_you_mean
 
 FLAGS = ("profile", "recompute")  # parameters that a flag of their own chooses
@@ -117,12 +117,3 @@ def _value(name: str, given: Any, default: Any) -> Any:
     if isinstance(given, _Typed):
         what = f"--set {name}={given}"
     raise ConfigError(f"{what}: {name} is of type {kind.__name__}, such as {default!r}")
-
-
-def selection(parameters: Mapping[str, Any]) -> Selection:
-    """The data set and seeds among a notebook's parameters: data "cifar10", seeds "0 1 2"."""
-    words = str(parameters.get("seeds") or "0 1 2").split()
-    if not all(word.isdecimal() for word in words):
-        line = "seeds are numbers, 0 among them for what is run once: 0 1 2"
-        raise ConfigError(f"{line}, not {' '.join(words)}")
-    return Selection(parameters.get("data", ""), tuple(map(int, words)))

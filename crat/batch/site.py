@@ -27,7 +27,7 @@ from crat.batch.jobs import ROOT
 from crat.config import PROFILES
 from crat.config import profile as base_run
 from crat.names import one_of
-from crat.plans.common import evidence
+from crat.papers.common import evidence_profile
 
 SAVED = re.compile(r'plots\.save\(.*"(\w+)"\)')
 VERDICTS = ("supported", "reversed", "no effect", "undecided", "not run")
@@ -168,7 +168,7 @@ def _first_page(pages: list[Page], profile: str, docs: list[str]) -> str:
     """docs/site/index.md.jinja, filled in."""
     import jinja2
 
-    from crat import leaderboard
+    from crat.papers import leaderboard
 
     templates = jinja2.FileSystemLoader(ROOT / "docs" / "site")
     environment = jinja2.Environment(
@@ -176,7 +176,7 @@ def _first_page(pages: list[Page], profile: str, docs: list[str]) -> str:
     )
     return environment.get_template("index.md.jinja").render(
         profile=profile,
-        evidence=evidence(profile),
+        evidence=evidence_profile(profile),
         claims=_claims(pages, profile),
         verdicts=VERDICTS,
         board=leaderboard.leaderboard(profile).to_dict("records"),
@@ -236,7 +236,7 @@ def _claims(pages: list[Page], profile: str) -> list[dict[str, Any]]:
     """
     from crat.analysis import claims
 
-    published = ROOT / "results" / base_run(evidence(profile)).data.name
+    published = ROOT / "results" / base_run(evidence_profile(profile)).data.name
     rows = []
     for page in pages:
         own = page.folder / "claims.json"

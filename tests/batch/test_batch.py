@@ -1,7 +1,6 @@
 """The graph of runs and notebooks, what chooses its parts, and what is refused in one line."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from crat.batch import jobs as batch
 from crat.batch import reproduce
 from crat.batch.executors import Local, perform
 from crat.batch.notebook import NotebookError
-from crat.batch.parameters import choose_parameters, declared, selection
+from crat.batch.parameters import choose_parameters, declared
 from crat.config import ConfigError, Selection, profile
 from crat.store import Store
 
@@ -200,14 +199,6 @@ def test_the_command_line_goes_before_the_file(notebooks, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(NotebookError, match="parameters are read by PyYAML"):
         reproduce.run(**asked)
-
-
-def test_seeds_and_data_are_parameters():
-    assert selection({}) == Selection()
-    assert selection({"seeds": "0 4 4 2", "data": "MNIST"}) == Selection("mnist", (0, 2, 4))
-    for wrong in ("1 2", "0 x", "0 -1"):
-        with pytest.raises(ConfigError, match=re.escape(wrong)):
-            selection({"seeds": wrong})
 
 
 def test_a_notebook_on_another_data_set_is_another(notebooks, monkeypatch):

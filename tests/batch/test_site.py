@@ -15,9 +15,11 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from crat import cli, leaderboard, plans, store
+from crat import cli, store
 from crat.analysis import claims
 from crat.batch import site
+from crat.config import Selection
+from crat.papers import leaderboard
 
 ROOT = Path(__file__).parents[2]
 STEMS = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
@@ -102,7 +104,7 @@ def test_the_leaderboard_is_that_of_notebook_06(home):
     for method, seeds, *cells in shown:
         name = re.escape(method.removesuffix(" the one to beat"))
         (line,) = re.findall(rf"^ *{name} +(\d.*)$", printed, re.MULTILINE)
-        assert seeds == str(len(plans.SEEDS))
+        assert seeds == str(len(Selection.seeds))
         numbers = re.findall(r"\d+\.\d(?: ± \d+\.\d)?", line)
         del numbers[2]  # the union of two attacks, which the page leaves out
         assert cells == numbers

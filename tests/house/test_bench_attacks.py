@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import attacks
 import peers
-import precision
 import pytest
 import subjects
 import torch
@@ -17,6 +16,7 @@ from crat.attacks import PGD, AutoAttack
 from crat.config import ConfigError, ModelConfig
 from crat.device import describe, pick_device
 from crat.nets import models
+from crat.outcomes import precision
 
 EPS = 0.03
 

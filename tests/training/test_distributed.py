@@ -194,7 +194,7 @@ EACH_RANK = """
 import json, os, sys, torch
 from crat import distributed, store
 from crat.config import RunConfig
-from crat.progress import Progress
+from crat.training.progress import Progress
 from crat.training.run import Run
 from crat.training.trainer import Trainer
 torch.set_num_threads(1)

@@ -12,8 +12,8 @@ from torch import nn
 from crat import store
 from crat.config import ConfigError, TrainConfig
 from crat.defenses import ClassStats
-from crat.progress import Progress
 from crat.training.averaging import EMA
+from crat.training.progress import Progress
 from crat.training.run import Run, build_model
 from crat.training.schedules import learning_rate
 from crat.training.trainer import Trainer, TrainingError, train

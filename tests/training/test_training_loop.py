@@ -11,7 +11,7 @@ from crat import data, store
 from crat.attacks import PGD
 from crat.config import TrainConfig
 from crat.defenses import ClassStats
-from crat.progress import Progress
+from crat.training.progress import Progress
 from crat.training.run import Run, build_model
 from crat.training.schedules import learning_rate
 from crat.training.trainer import Trainer, train

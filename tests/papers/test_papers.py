@@ -1,8 +1,8 @@
-"""Every claim that a notebook decides, fed known effects: each verdict must be reachable, and noise
-must not decide.
+"""The papers' plans by selection, and every claim given known effects.
 
-A claim's functional says how it is decided: one of `metrics.per_run` by `claims.compare`, "share"
-by `claims.share`, "rank correlation" by `claims.rank_correlation`.
+Each verdict must be reachable, and noise must not decide. A claim's functional says how it is
+decided: one of `metrics.per_run` by `claims.compare`, "share" by `claims.share`, "rank correlation"
+by `claims.rank_correlation`.
 """
 
 import numpy as np
@@ -10,7 +10,9 @@ import pytest
 
 from crat.analysis import claims
 from crat.analysis.metrics import per_run
-from crat.statements import all_claims
+from crat.config import PROFILES, Selection
+from crat.papers import LIVE, PAPERS, PLANS, all_claims
+from crat.training.run import Run
 
 CLAIMS = all_claims()
 COMPARED = ("average", "worst", "crossfit", "tail", "spread", "gap")
@@ -62,8 +64,11 @@ def correlated(claim, by, noise):
     """An order against itself, its reverse, or one that has nothing to do with it; without noise
     on many images.
     """
-    # rho = -0.006
-    orders = {1: ORDER, -1: ORDER[::-1], 0: np.array([8, 2, 5, 1, 9, 0, 4, 7, 3, 6.0])}
+    orders = {
+        1: ORDER,
+        -1: ORDER[::-1],
+        0: np.array([8, 2, 5, 1, 9, 0, 4, 7, 3, 6.0]),
+    }  # rho = -0.006
     y = np.repeat(np.arange(K), 5 if noise else 4000)
     right = np.random.default_rng(1).random((SEEDS, y.size)) < ORDER[y]
     return claims.rank_correlation(y, right, orders[int(np.sign(by))], draws=400)
@@ -73,6 +78,40 @@ def estimate(claim, by, noise=0.0):
     if claim.functional in COMPARED:
         return compared(claim, by, noise)
     return {"share": shared_out, "rank correlation": correlated}[claim.functional](claim, by, noise)
+
+
+@pytest.mark.parametrize("number", PLANS)
+def test_a_plan_heeds_its_selection(number):
+    """Another data set for every run, the seeds for what is repeated; the usual plan is the
+    default.
+    """
+    plan = PLANS[number]
+    for name in PROFILES:
+        assert plan(name, 3) == plan(name, 3, Selection())
+        moved = plan(name, 3, Selection("svhn", (0, 5)))
+        assert {config.data.name for config in moved.values()} == {"svhn"}
+        assert {config.train.seed for config in moved.values()} <= {0, 3, 5}
+    assert set(LIVE.get(number, ())) <= plan("quick").keys()
+
+
+def test_each_paper_is_a_module_of_its_own_and_claims_its_number():
+    assert len({paper.__name__ for paper in PAPERS.values()}) == len(PAPERS)
+    for number, paper in PAPERS.items():
+        assert paper.__doc__
+        families = {claim.family for claim in getattr(paper, "CLAIMS", {}).values()}
+        assert families <= {number}
+
+
+def test_the_published_runs_are_those_of_the_plans():
+    """A change of a name would leave all published results behind."""
+    shown = {key: PLANS[key]("quick") for key in ("01", "04", "06", "08")}
+    lost = [
+        f"{number}: {key}"
+        for number, runs in shown.items()
+        for key, config in runs.items()
+        if key != "live" and not Run.of(config).published
+    ]
+    assert not lost
 
 
 @each_claim
@@ -148,6 +187,6 @@ def test_the_smallest_differences_that_matter_stay_what_was_declared():
     }
 
 
-def test_statements_are_told_apart_and_traced():
+def test_claims_are_distinct_and_name_their_source():
     assert len({(c.family, c.paper, c.statement) for c in CLAIMS.values()}) == len(CLAIMS)
     assert all(claim.where and claim.paper for claim in CLAIMS.values())

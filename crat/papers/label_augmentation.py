@@ -1,11 +1,72 @@
-"""Notebook 05: what the abstracts say of label augmentation with an attack (2025) and without
-(2024); a control.
+"""Notebook 05: Amerehi and Healy on label augmentation (2025: Adv, Adv+; 2024: LA, no attack).
 
-The numbers are relative changes of errors. The abstract of 2025 prints 53.50 and 5.73 %; the others
-of that paper are known from a summary.
+The papers' numbers are relative changes of errors. The abstract of 2025 prints 53.50 and 5.73 %;
+the others of that paper are known from a summary. One claim is a control of ours.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 from crat.analysis.claims import Claim
+from crat.config import RunConfig, Selection
+from crat.defenses import preset
+from crat.papers.common import (
+    EMA,
+    USUAL,
+    Runs,
+    base_of,
+    evidence_profile,
+    seeded,
+    shown_live,
+    sweep,
+)
+
+# the paper's three, LA of 2024, and two controls on the half-clean batches of Adv+: smooth labels,
+# and hard ones
+COMPARED: dict[str, dict[str, Any]] = {
+    "base": preset("standard"),
+    "LA": preset("label_augmentation", adversarial=False),
+    "Adv": preset("pgd_at"),
+    "Adv+": preset("label_augmentation"),
+    "smoothing": preset("label_smoothing"),
+    "half clean": preset("label_smoothing", delta=0.0),
+}
+DELTAS = (0.05, 0.2, 0.4)  # of Adv+, beside 0.1
+MAIN = {"Adv": preset("pgd_at"), "Adv+": preset("label_augmentation")}
+
+
+LIVE = ("live",)  # the network itself is used
+
+
+def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
+    """A short live training of Adv+, the methods that are compared, the sweep over delta."""
+    evidence = evidence_runs(evidence_profile(profile_name), selection)
+    return {"live": live(profile_name, seed, selection)} | evidence
+
+
+def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
+    """Adv+, a demonstration; in laptop the training that figures/laptop shows."""
+    base = shown_live(profile_name, selection)
+    if profile_name == "laptop":
+        base = base_of("quick", selection).but(train_per_class=300)
+    return base.but(**preset("label_augmentation")).but(seed=seed)
+
+
+def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
+    """Keys "base-s0", "delta 0.4" ... of the sweeps; "main base-s0" ... of the profile."""
+    base, main = sweep(profile_name, selection), base_of(profile_name, selection)
+    runs: Runs = {}
+    for name, changes in COMPARED.items():
+        runs |= seeded(name, base.but(**changes | EMA), selection.seeds)
+    runs |= {
+        f"delta {d:g}": base.but(**preset("label_augmentation", delta=d) | EMA) for d in DELTAS
+    }
+    runs |= seeded("main base", main.but(defense="standard"), selection.seeds)
+    for name, changes in MAIN.items():
+        runs |= seeded(f"main {name}", main.but(**changes | EMA), selection.seeds)
+    return runs
+
 
 LA25, LA24, CONTROL = "Amerehi and Healy 2025", "Amerehi and Healy 2024 (LA)", "crat (a control)"
 SUMMARY, PARTLY = "as a summary gives it", "abstract; the number as a summary gives it"

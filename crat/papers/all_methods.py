@@ -1,6 +1,63 @@
-"""Notebook 06: what the papers claim of their methods, asked of all methods at one protocol."""
+"""Notebook 06: every method at one protocol, and what the papers claim of them."""
+
+from __future__ import annotations
+
+from typing import Any
 
 from crat.analysis.claims import Claim
+from crat.config import Selection
+from crat.defenses import preset
+from crat.papers.common import (
+    EMA,
+    USUAL,
+    Runs,
+    base_of,
+    evidence_profile,
+    seeded,
+    shown_live,
+    sweep,
+)
+
+TRIED: dict[str, dict[str, Any]] = {
+    "AT": preset("pgd_at"),
+    "AT+EMA": preset("pgd_at") | EMA,
+    "CFA (AT)": preset("cfa"),
+    "TRADES": preset("trades"),
+    "TRADES+EMA": preset("trades") | EMA,
+    "CFA (TRADES)": preset("cfa", base="trades"),
+    "SPAT+EMA": preset("spat") | EMA,
+    "Adv+ +EMA": preset("label_augmentation") | EMA,
+    "WAT+EMA": preset("wat") | EMA,
+    "FRL+EMA": preset("frl") | EMA,
+}
+# runs of it that AutoAttack judged
+STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
+RADII = (0.25, 1.0)  # rho of CODAT's ball of class distributions
+
+
+def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
+    """One live training with a class-wise policy, every method at one protocol, CODAT's sweep."""
+    live = shown_live(profile_name, selection).but(**preset("cfa", base="trades")).but(seed=seed)
+    shown = evidence_profile(profile_name)
+    swept = {f"codat {key}": run for key, run in codat_sweep(shown, selection).items()}
+    return {"live": live} | evidence_runs(shown, selection) | swept
+
+
+def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
+    """Keys "AT-s0" ... "CFA (TRADES)-s2"."""
+    base = base_of(profile_name, selection)
+    runs: Runs = {}
+    for method, changes in TRIED.items():
+        runs |= seeded(method, base.but(**changes), selection.seeds)
+    return runs
+
+
+def codat_sweep(profile_name: str, selection: Selection = USUAL) -> Runs:
+    """Keys "rho 0.25-s0" and, for rho = 0, "AT-s0", of the sweeps."""
+    base = sweep(profile_name, selection)
+    changed = {f"rho {r:g}-s0": base.but(**preset("codat", rho=r) | EMA) for r in RADII}
+    return {"AT-s0": base} | changed
+
 
 FAMILY = "06"
 CFA, SPAT, LA, CODAT = (
@@ -78,7 +135,10 @@ for _paper, _a, _said in (
     COMPARED[*_pair, "worst", "PGD"] = _claim(_paper, DAFA, _lifts, "worst", number=_said)
 
 _BIAS = "a change at inference lifts the most vulnerable class (AT+EMA: a bias)"
-_WORST = "training on the worst distribution of classes lifts the worst class (sweep scale: rho 1, with EMA)"
+_WORST = (
+    "training on the worst distribution of classes lifts the worst class "
+    "(sweep scale: rho 1, with EMA)"
+)
 CLAIMS = {", ".join(key): claim for key, claim in COMPARED.items()} | {
     "bias": _claim("Tian et al. 2021", "abstract", _BIAS, "worst"),
     "codat": _claim(CODAT, "abstract", _WORST, "worst"),

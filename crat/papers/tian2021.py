@@ -1,14 +1,88 @@
-"""Notebook 01: Tian et al. 2021, its abstract, and that of its predecessor (ICLR 2021
-submission).
+"""Notebook 01: Tian et al. 2021, on any of its data sets.
+
+The claims are those of the paper's abstract, and of its predecessor's (ICLR 2021 submission).
 """
 
+from __future__ import annotations
+
 from crat.analysis.claims import Claim
+from crat.config import ConfigError, RunConfig, Selection, profile
+from crat.data.registry import DATASETS
+from crat.defenses import preset
+from crat.papers.common import (
+    EMA,
+    USUAL,
+    Runs,
+    base_of,
+    evidence_profile,
+    seeded,
+    shown_live,
+    sweep,
+)
+
+TRAINED = ("standard", "pgd_at", "trades")
+FORMS = ("weight",)  # forms of the lift of the most vulnerable class in training, which is ours
+
+
+def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
+    """One live run of the profile, then the evidence.
+
+    The quick profile decides nothing, so its figures are drawn from the laptop profile's published
+    runs; on a data set that has none, from runs at its own settings.
+    """
+    live = fitted(shown_live(profile_name, selection), profile_name).but(
+        defense="pgd_at", seed=seed
+    )
+    evidence = evidence_profile(profile_name)
+    if selection.data not in ("", profile(evidence).data.name):
+        evidence = profile_name
+    return {"live": live} | evidence_runs(evidence, selection)
+
+
+def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
+    """Keys "pgd_at-s0", "without-3-s0" (AT on all classes but 3), "AT-s0", "lift weight-s0" ..."""
+    base = fitted(base_of(profile_name, selection), profile_name)
+    short = fitted(sweep(profile_name, selection), profile_name)
+    runs: Runs = {}
+    for method in TRAINED:
+        runs |= seeded(method, base.but(defense=method), selection.seeds)
+    for k in DATASETS[base.data.name].removed_classes:
+        runs[f"without-{k}-s0"] = base.but(defense="pgd_at", drop_classes=(k,))
+    runs |= seeded("AT", short.but(**preset("pgd_at")), selection.seeds)
+    for form in FORMS:
+        lifted = short.but(**preset("tian2021", form=form) | EMA)
+        runs |= seeded(f"lift {form}", lifted, selection.seeds)
+    return runs
+
+
+def fitted(base: RunConfig, profile_name: str) -> RunConfig:
+    """The run with no more images of a class than there are, and the data set's own schedule.
+
+    Raises ConfigError on ImageNet, which is not trained here.
+    """
+    data = base.data
+    if data.name == "imagenet":
+        raise ConfigError(
+            "imagenet is not trained here: "
+            "`crat audit module:function --data imagenet` judges a model"
+        )
+    spec = DATASETS[data.name]
+    valid = min(data.valid_per_class, spec.smallest_class // 5)
+    train = data.train_per_class
+    if train is not None:
+        train = min(train, spec.smallest_class - valid)
+    own = spec.paper_settings if profile_name == "paper" else {}
+    return base.but(train_per_class=train, valid_per_class=valid, **own)
+
 
 FAMILY = "01"
 KDD, ICLR, RHO = "KDD abstract", "ICLR 2021 submission, abstract", "rank correlation"
 INSIDE = "attacks end in similar classes (share of errors inside {} superclasses, minus chance)"
-CONTROL = "... more than errors on clean images do (ours: share in the {}, under attack - on clean images)"
-METHODS = ("PGD-AT", "TRADES")
+CONTROL = (
+    "... more than errors on clean images do "
+    "(ours: share in the {}, under attack - on clean images)"
+)
+JUDGED = ("PGD-AT", "TRADES")
 LIFTS = {"training": "AT with a growing weight", "inference": "AT with a bias"}
 
 
@@ -25,9 +99,7 @@ def _claim(where: str, statement: str, functional: str, direction: str, smallest
 
 
 def removal(hard: str, confuser: str) -> Claim:
-    """The class removal test of one hard class and the class that its attacked images are turned
-    into.
-    """
+    """The class removal test of a hard class and the class its images are turned into."""
     statement = (
         f"without {confuser}, {hard} attacked into it keeps its class (share - another seed's)"
     )
@@ -37,8 +109,8 @@ def removal(hard: str, confuser: str) -> Claim:
 CLAIMS = {
     "gap": _claim(
         KDD,
-        "the classes lie further apart under attack than on clean images (AT: gap under PGD - "
-        "clean gap)",
+        "the classes lie further apart under attack than on clean images "
+        "(AT: gap under PGD - clean gap)",
         "gap",
         "greater",
         0.05,
@@ -66,7 +138,7 @@ CLAIMS = {
         0.3,
     ),
 }
-for _m in METHODS:
+for _m in JUDGED:
     _hazard = f"stronger attacks gain on vulnerable classes ({_m}: hazard, R_k)"
     _rate, _spread = (
         f"Temperature-PGD breaks more than PGD ({_m}: robust accuracy)",
