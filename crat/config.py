@@ -171,8 +171,6 @@ class TrainConfig:
     eps: str | float | None = None
     step_size: str | float | None = None
     steps: int | None = None
-    # weight of the regulariser, where a method has one (TRADES, MART, SPAT ...); FRL's is an option
-    beta: float = 6.0
     # settings of the method's own (crat.defenses), such as (("lambda_1", 0.5),); a dict will do
     options: Options = ()
     epochs: int = 4
@@ -209,7 +207,7 @@ class TrainConfig:
         _at_least("eps_warmup", self.eps_warmup, 0)
         _at_least("trace_per_class", self.trace_per_class, 0)
         _at_least("batch_size", self.batch_size, 1)
-        for name in ("lr", "beta", "momentum", "weight_decay", "awp", "awp_warmup"):
+        for name in ("lr", "momentum", "weight_decay", "awp", "awp_warmup"):
             _at_least(name, getattr(self, name), 0)
         object.__setattr__(self, "options", _options(self.options))
         if self.steps is not None:
@@ -257,7 +255,12 @@ class RunConfig:
     def but(self, **changes: Any) -> RunConfig:
         """A copy with some fields of data, model or train changed: `config.but(defense="trades",
         seed=1)`.
+
+        beta=3.0 is short for the option "beta" of the method, beside the options that it has.
         """
+        if "beta" in changes:
+            options = dict(_options(changes.get("options", self.train.options)))
+            changes["options"] = options | {"beta": number(changes.pop("beta"))}
         parts: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "train": {}}
         for key, value in changes.items():
             part, name = self._locate(key)
@@ -280,7 +283,7 @@ class RunConfig:
             for f in fields(part)
             if f.name != "name"
         ]
-        raise ConfigError(unknown("setting", key, ["data", "model", *known]))
+        raise ConfigError(unknown("setting", key, ["data", "model", "beta", *known]))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dict for JSON."""
@@ -288,11 +291,14 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `as_dict` after a trip through JSON."""
+        """The inverse of `as_dict` after a trip through JSON; cards of version 1 have beta
+        beside the options.
+        """
         data = {**values["data"], "drop_classes": tuple(values["data"]["drop_classes"])}
-        return cls(
-            DataConfig(**data), ModelConfig(**values["model"]), TrainConfig(**values["train"])
-        )
+        train = dict(values["train"])
+        beta = train.pop("beta", COMMON_BETA)
+        config = cls(DataConfig(**data), ModelConfig(**values["model"]), TrainConfig(**train))
+        return config if beta == COMMON_BETA else config.but(beta=beta)
 
 
 def profile(name: str) -> RunConfig:
@@ -312,17 +318,30 @@ def profile(name: str) -> RunConfig:
     return RunConfig(DataConfig("cifar10", split="first"), ModelConfig("preact_resnet18"), train)
 
 
+COMMON_BETA = 6.0  # of all methods, while beta was a field of TrainConfig
+# methods whose beta was an option even then, because their default is another
+ALWAYS_OPTION = ("frl",)
+
+
 def different_from_default(config: RunConfig) -> dict[str, Any]:
-    """The settings that differ from the defaults, for hashing: one added later leaves the names
-    of older runs alone.
+    """The settings that differ from the defaults, for hashing: one added later leaves the names of
+    older runs alone.
+
+    So does the option beta: it is hashed as "train.beta", the field that it was when the first runs
+    were published.
     """
     parts = ((name, getattr(config, name)) for name in ("data", "model", "train"))
-    return {
+    changed = {
         f"{name}.{f.name}": getattr(part, f.name)
         for name, part in parts
         for f in fields(part)
         if getattr(part, f.name) != f.default
     }
+    options = dict(config.train.options)
+    if "beta" in options and config.train.defense not in ALWAYS_OPTION:
+        changed["train.beta"] = options.pop("beta")
+        changed["train.options"] = tuple(options.items())
+    return {name: value for name, value in changed.items() if name != "train.options" or value}
 
 
 @dataclass(frozen=True)

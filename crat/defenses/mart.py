@@ -25,13 +25,16 @@ class MART(Defense):
     code: eval mode while crafting, start x + 0.001 N(0, 1), gradients through the weight 1 - p_y(x)
     and both outputs of the KL, and the clean pass before the adversarial one.
     Deviation: the code's further guards (1e-12 within two logarithms) are left out, for log-softmax
-    needs none.
+        needs none.
     """
 
     beta: float = 6.0
 
     paper = "Wang et al. 2020 (ICLR)"
-    code = "YisenWang/MART@2d83e17b381dd2ee52223695e517bf6d5ff09c2c (mart.py, train_wideresnet.py, train_resnet.py)"
+    code = (
+        "YisenWang/MART@2d83e17b381dd2ee52223695e517bf6d5ff09c2c (mart.py, train_wideresnet.py, "
+        "train_resnet.py)"
+    )
     start = "gaussian"
     batch_norm = "eval"
     rows = (
@@ -82,8 +85,9 @@ class MART(Defense):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """BCE + beta (1 - p_y(x)) KL, averaged over the batch; beta per class where state has
-        one.
+        """BCE + beta (1 - p_y(x)) KL, averaged over the batch.
+
+        Beta per class where state has one.
         """
         clean, adversarial = full(model(x)), full(model(x_adv))
         beta = self.of("beta", y, self.beta)

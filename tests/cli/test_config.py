@@ -80,6 +80,27 @@ def test_names_hash_only_what_differs_from_the_defaults():
     }
 
 
+def test_beta_is_an_option_and_keeps_the_names_of_published_runs():
+    """Cards of version 1 have it beside the options, and the names of their runs hash it as
+    "train.beta".
+    """
+    trades = RunConfig().but(defense="trades", options={"normalised": True}, beta=3)
+    assert trades.train.options == (("beta", 3.0), ("normalised", True))
+    assert trades.but(beta=1.0).train.options == (("beta", 1.0), ("normalised", True))
+    named = {"train.defense": "trades", "train.beta": 3.0, "train.options": (("normalised", True),)}
+    assert different_from_default(trades) == named
+    frl = RunConfig().but(defense="frl", beta=3.0)
+    assert different_from_default(frl) == {
+        "train.defense": "frl",
+        "train.options": (("beta", 3.0),),
+    }
+    card = trades.as_dict()
+    card["train"] |= {"beta": 3.0, "options": [["normalised", True]]}
+    assert RunConfig.from_dict(card) == trades
+    card["train"] |= {"beta": 6.0}
+    assert RunConfig.from_dict(card).train.options == (("normalised", True),)
+
+
 def test_bad_values_get_one_line():
     for make, message in (
         (lambda: number("a lot"), "'a lot' is not a number: write 0.1 or 8/255"),
