@@ -28,7 +28,7 @@ from crat.device import describe, pick_device, pick_dtype
 from crat.keys.identity import Identity, identity
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
-from crat.reproduce import shown
+from crat.text import shown
 from crat.training.run import classes_in_turn
 
 

@@ -13,7 +13,7 @@ from crat import store
 from crat.analysis import metrics
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import Outcomes
-from crat.reproduce import aligned
+from crat.text import aligned
 
 DRAWN = 20  # classes in a figure; of more, the worst
 

@@ -13,7 +13,7 @@ import pytest
 from nbval.plugin import get_sanitize_patterns
 
 from crat import data
-from crat.notebook import declared
+from crat.batch.parameters import declared
 from crat.papers import LIVE, PLANS
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,4 @@
-"""Processes that end with the one that started them, however it came to its end, and take their
-own with them.
-"""
+"""Processes that end with the one that started them, however it ended, and end their own, too."""
 
 from __future__ import annotations
 
@@ -27,8 +25,8 @@ TOLD = 3  # the exit code of a child whose log ends in one line that needs no tr
 class Child:
     """`python -m module argument`. Its standard input is held open: the end of its life.
 
-    What it says goes to a file without a name in the log's folder, which is gone with us, however
-    we end; it becomes the log where it tells of a fault. env is added to the environment. Raises
+    Its output goes to a file without a name in the log's folder, which is gone with us, however we
+    end; where it tells of a fault, it becomes the log. env is added to the environment. Raises
     StoreError where nothing can be written.
     """
 
@@ -39,16 +37,12 @@ class Child:
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.unlink(missing_ok=True)  # of an earlier try
-            self.noise = tempfile.TemporaryFile(dir=log.parent)  # noqa: SIM115 (as long as the child)
+            self.noise = tempfile.TemporaryFile(dir=log.parent)  # noqa: SIM115
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, argument],
-                stdin=subprocess.PIPE,
-                stdout=self.noise,
-                stderr=subprocess.STDOUT,
-                cwd=cwd,
-                env={**os.environ, **env},
+                [sys.executable, "-m", module, argument], stdin=subprocess.PIPE, stdout=self.noise,
+                stderr=subprocess.STDOUT, cwd=cwd, env={**os.environ, **env},
                 process_group=0,  # Ctrl-C is ours to pass on
-            )
+            )  # fmt: skip
         except OSError as error:
             raise StoreError(f"cannot write {log}: {error.strerror or error}") from error
         self.family = {psutil.Process(self.process.pid)}
@@ -65,9 +59,7 @@ class Child:
         return (self.process.returncode or 0) < 0
 
     def told(self) -> str:
-        """ "" after a clean end, else what went wrong, in a line. The log is kept where that
-        line is not enough.
-        """
+        """ "" after a clean end, else what went wrong, in a line; with a log, if that is little."""
         code = self.process.returncode
         with self.noise:
             self.noise.seek(0)
@@ -83,8 +75,9 @@ class Child:
             self.log.write_bytes(said)
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
-        # why the log may say little
-        line = (line or "it ended without a word") + _disk_error(self.log.parent)
+        line = (line or "it ended without a word") + _disk_error(
+            self.log.parent
+        )  # why the log may say little
         return line if code in (1, TOLD) else f"{line} (exit code {code})"
 
 
@@ -131,9 +124,7 @@ def descendants(pid: int) -> set[psutil.Process]:
 
 
 def end_with_starter(grace: float = 0.0) -> None:
-    """Called first thing in a child. grace: seconds for the main thread to end by
-    KeyboardInterrupt.
-    """
+    """To be called first in a child. grace: seconds for it to end by KeyboardInterrupt."""
     threading.Thread(target=_wait_for_end, args=(grace,), daemon=True).start()
 
 

@@ -1,10 +1,7 @@
-"""One notebook: the parameters it declares, how far its run is, and that run, which ends with
-whoever started it.
-"""
+"""One notebook's run: it ends with its starter, and tells how far it is."""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import sys
@@ -13,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crat.children import Child, end_with_starter, last_line
+from crat.batch.children import Child, end_with_starter, last_line
 
 
 class NotebookError(RuntimeError):
@@ -22,9 +19,7 @@ class NotebookError(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an output notebook is: cells done, cells in all, and the last line that its cells
-    printed.
-    """
+    """How far an output notebook is: cells done, cells in all, and the last line printed."""
 
     done: int = 0
     cells: int = 0
@@ -32,9 +27,7 @@ class Progress:
 
     @classmethod
     def read(cls, output: Path) -> Progress:
-        """From the notebook as papermill last saved it; nothing done where it is not there or
-        half written.
-        """
+        """From the notebook as papermill last saved it; nothing is done in a broken one."""
         try:
             cells = json.loads(output.read_text(encoding="utf-8"))["cells"]
         except (OSError, ValueError, KeyError):
@@ -50,29 +43,8 @@ class Progress:
         )
 
 
-def declared(notebook: Path) -> dict[str, Any]:
-    """Names and default values of the cell tagged "parameters", annotated literals such as `seed:
-    int = 0`.
-
-    Raises NotebookError where a value is none. (papermill's own inspection reads lines by regular
-    expressions.)
-    """
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-        nodes = [node for cell in tagged for node in ast.parse("".join(cell["source"])).body]
-        typed = [node for node in nodes if isinstance(node, ast.AnnAssign)]
-        return {ast.unparse(node.target): ast.literal_eval(node.value or node) for node in typed}
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
-        raise NotebookError(
-            f"{notebook}: no notebook with a cell of literal parameters ({error})"
-        ) from None
-
-
 def folders_of_jupyter(instead: Path) -> dict[str, str]:
-    """Where Jupyter and Matplotlib keep their own files, where they cannot write into the user's
-    home folder.
-    """
+    """The variables of Jupyter's and Matplotlib's own folders, if the home folder is read-only."""
     home = Path.home()
     if os.access(home, os.W_OK):
         return {}
@@ -93,8 +65,7 @@ def start(
 ) -> Child:
     """Begins to run a notebook in its own folder; papermill saves it to `output` as it goes.
 
-    However the caller ends (even by SIGKILL), the child, its kernel and the kernel's processes end
-    too.
+    However the caller ends (even by SIGKILL), the child, its kernel and the kernel's processes end.
     """
     output.unlink(missing_ok=True)
     job = json.dumps(
@@ -104,8 +75,9 @@ def start(
 
 
 def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) -> str:
-    """Executes a notebook in this process; returns "" or what went wrong. papermill's own word
-    is not enough.
+    """Executes a notebook in this process; returns "" or what went wrong.
+
+    papermill's own word is not enough: it takes a kernel that died, or a cell that exits, for done.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -118,8 +90,7 @@ def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) 
         return f"In [{error.exec_count}]: {error.ename}: {last_line(str(error.evalue))}"
     except DeadKernelError:
         cells = json.loads(Path(output_path).read_text(encoding="utf-8"))["cells"]
-        # it calls all cells completed, but only those that it started know whether there was an
-        # exception
+        # all cells are called completed, but only those that were started know of an exception
         started = [
             c
             for c in cells
@@ -131,11 +102,11 @@ def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) 
         for cell in notebook.cells
         if cell.cell_type == "code" and cell.source and not cell.execution_count
     ]
-    # a cell that exits is no error to it
     return f"it ended early: {len(left)} of its cells were not run" if left else ""
 
 
 if __name__ == "__main__":
     end_with_starter()
-    # a text goes to the log as its last line, and means code 1
-    sys.exit(by_papermill(**json.loads(sys.argv[1])) or 0)
+    sys.exit(
+        by_papermill(**json.loads(sys.argv[1])) or 0
+    )  # a text goes to the log as its last line, and means code 1
