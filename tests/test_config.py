@@ -10,6 +10,7 @@ from crat.config import (
     PROFILES,
     ConfigError,
     RunConfig,
+    Selection,
     TrainConfig,
     as_written,
     different_from_default,
@@ -86,3 +87,20 @@ def test_bad_values_get_one_line():
     ):
         with pytest.raises(ConfigError, match=message):
             make()
+
+
+def test_another_data_set_keeps_the_number_of_images_of_a_class():
+    bases = [Selection("mnist").on_data(profile(name)) for name in PROFILES]
+    assert [base.data.name for base in bases] == ["mnist"] * 3
+    assert [base.data.train_per_class for base in bases] == [700, 2000, None]
+    assert Selection().on_data(bases[0]) == bases[0]
+
+
+def test_a_selection_is_read_from_a_notebooks_parameters():
+    assert Selection.read() == Selection()
+    assert Selection.read("mnist", "4 0 2 4") == Selection("mnist", (0, 2, 4))
+    for wrong in ("1 2", "0 x", "0 -1", ""):
+        with pytest.raises(ConfigError, match="seeds are numbers"):
+            Selection.read(seeds=wrong)
+    with pytest.raises(ConfigError, match="unknown data set 'cifar'"):
+        Selection.read("cifar")

@@ -91,7 +91,7 @@ def test_a_method_is_its_runs_and_a_run_is_itself(test):
     assert test.keys("AT") == ["AT-s0"]
     assert test.keys("beta 6") == ["beta 6"]
     with pytest.raises(
-        ConfigError, match="unknown judged method 'main CFA'; known: main AT, .*did you mean"
+        ConfigError, match=r"unknown judged method 'main CFA'; known: main AT, .*did you mean"
     ):
         test.runs("main CFA")
     with pytest.raises(ConfigError, match="unknown run 'main AT-s9'"):
@@ -142,9 +142,10 @@ def test_a_comparison_pools_the_other_methods(test):
 
 def test_verdicts_are_settled_written_and_compared_with_the_published(test, tmp_path):
     gain = test.compare("main CFA (AT)", "main AT", "worst")
-    assert test.decide("at worst", gain).claim == CLAIMS["at worst"]
+    test.decide("at worst", gain)
     own = Claim("ours", "here", "a claim that the notebook makes", "average", family="04")
-    assert test.decide(own, None).verdict == "not run"
+    test.decide(own, None)
+    assert test.decided[1].verdict == "not run"
     assert [v.claim for v in test.judge({}, ()).decided] == [
         CLAIMS["at worst"],
         own,

@@ -46,6 +46,36 @@ def test_anatomy(path):
     assert 0.4 <= prose / len(code) <= 1.5
 
 
+PARAMETERS = {"profile": "quick", "seed": 0, "data": "", "seeds": "0 1 2", "recompute": False}
+BY_EVIDENCE = [path for path in NOTEBOOKS if "crat.papers.evidence" in path.read_text(encoding="utf-8")]
+each_by_evidence = pytest.mark.parametrize("path", BY_EVIDENCE, ids=lambda path: path.stem)
+
+
+@each_by_evidence
+def test_a_notebook_has_the_parameters_of_all_notebooks(path):
+    assert declared(path) == PARAMETERS
+
+
+@each_by_evidence
+def test_lines_are_of_100_columns(path):
+    """But for formulas and rows of tables, which cannot be broken."""
+    for kind in ("code", "markdown"):
+        for _, source in cells(path, kind):
+            lines = [line for line in source.splitlines() if not line.startswith(("|", "$$", "\\"))]
+            assert max(map(len, lines), default=0) <= 100, source
+
+
+def test_no_function_is_defined_in_two_notebooks():
+    defined = [
+        node.name
+        for path in BY_EVIDENCE
+        for _, source in cells(path, "code")
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("__") and node.name != "forward"
+    ]
+    assert len(defined) == len(set(defined)), sorted(name for name in set(defined) if defined.count(name) > 1)
+
+
 @each_notebook
 def test_cells_and_functions_are_short(path):
     for cell, source in cells(path, "code"):

@@ -1,15 +1,18 @@
-"""Every claim that a notebook decides, fed known effects: each verdict must be reachable, and noise must not decide.
+"""The papers' plans by selection, and every claim given known effects.
 
-A claim's functional says how it is decided: one of `metrics.per_run` by `claims.compare`, "share" by `claims.share`,
-"rank correlation" by `claims.rank_correlation`.
+Each verdict must be reachable, and noise must not decide. A claim's functional says how it is
+decided: one of `metrics.per_run` by `claims.compare`, "share" by `claims.share`, "rank correlation"
+by `claims.rank_correlation`.
 """
 
 import numpy as np
 import pytest
 
 from crat import claims
+from crat.config import PROFILES, Selection
 from crat.metrics import per_run
-from crat.papers import all_claims
+from crat.papers import LIVE, PAPERS, PLANS, all_claims
+from crat.run import Run
 
 CLAIMS = all_claims()
 COMPARED = ("average", "worst", "crossfit", "tail", "spread", "gap")
@@ -57,7 +60,11 @@ def shared_out(claim, by, noise):
 
 def correlated(claim, by, noise):
     """An order against itself, its reverse, or one that has nothing to do with it; without noise on many images."""
-    orders = {1: ORDER, -1: ORDER[::-1], 0: np.array([8, 2, 5, 1, 9, 0, 4, 7, 3, 6.0])}  # rho = -0.006
+    orders = {
+        1: ORDER,
+        -1: ORDER[::-1],
+        0: np.array([8, 2, 5, 1, 9, 0, 4, 7, 3, 6.0]),
+    }  # rho = -0.006
     y = np.repeat(np.arange(K), 5 if noise else 4000)
     right = np.random.default_rng(1).random((SEEDS, y.size)) < ORDER[y]
     return claims.rank_correlation(y, right, orders[int(np.sign(by))], draws=400)
@@ -67,6 +74,38 @@ def estimate(claim, by, noise=0.0):
     if claim.functional in COMPARED:
         return compared(claim, by, noise)
     return {"share": shared_out, "rank correlation": correlated}[claim.functional](claim, by, noise)
+
+
+@pytest.mark.parametrize("number", PLANS)
+def test_a_plan_heeds_its_selection(number):
+    """Another data set for every run, the seeds for what is repeated; the usual plan is the default."""
+    plan = PLANS[number]
+    for name in PROFILES:
+        assert plan(name, 3) == plan(name, 3, Selection())
+        moved = plan(name, 3, Selection("svhn", (0, 5)))
+        assert {config.data.name for config in moved.values()} == {"svhn"}
+        assert {config.train.seed for config in moved.values()} <= {0, 3, 5}
+    assert set(LIVE.get(number, ())) <= plan("quick").keys()
+
+
+def test_each_paper_is_a_module_of_its_own_and_claims_its_number():
+    assert len({paper.__name__ for paper in PAPERS.values()}) == len(PAPERS)
+    for number, paper in PAPERS.items():
+        assert paper.__doc__
+        families = {claim.family for claim in getattr(paper, "CLAIMS", {}).values()}
+        assert families <= {number}
+
+
+def test_the_published_runs_are_those_of_the_plans():
+    """A change of a name would leave all published results behind."""
+    shown = {key: PLANS[key]("quick") for key in ("01", "04", "06", "08")}
+    lost = [
+        f"{number}: {key}"
+        for number, runs in shown.items()
+        for key, config in runs.items()
+        if key != "live" and not Run.of(config).published
+    ]
+    assert not lost
 
 
 @each_claim
@@ -95,10 +134,17 @@ def test_one_seed_and_none_decide_nothing(claim):
     assert claims.decide(claim, None).verdict == "not run"
     if claim.functional in COMPARED:
         a, b = two_methods(claim, 0.2, 0.0)
-        assert claims.decide(claim, claims.compare(Y, a[:1], b[:1], claim.functional, draws=100)).verdict == "undecided"
+        assert (
+            claims.decide(
+                claim, claims.compare(Y, a[:1], b[:1], claim.functional, draws=100)
+            ).verdict
+            == "undecided"
+        )
 
 
-@pytest.mark.parametrize("functional", sorted({c.functional for c in CLAIMS.values()} & set(COMPARED)))
+@pytest.mark.parametrize(
+    "functional", sorted({c.functional for c in CLAIMS.values()} & set(COMPARED))
+)
 def test_runs_that_differ_in_seed_only_are_seldom_decided(functional):
     claim = next(c for c in CLAIMS.values() if c.functional == functional)
     decided = 0
@@ -111,8 +157,13 @@ def test_runs_that_differ_in_seed_only_are_seldom_decided(functional):
 
 def test_the_planted_difference_is_the_one_that_is_read():
     for functional in COMPARED:
-        a, b = (runs(changed(functional, by), 0, 0.0, np.random.default_rng(0).random(Y.size)) for by in (0.05, -0.05))
-        assert (per_run(Y, a, functional) - per_run(Y, b, functional)).mean() == pytest.approx(0.1, abs=0.05)
+        a, b = (
+            runs(changed(functional, by), 0, 0.0, np.random.default_rng(0).random(Y.size))
+            for by in (0.05, -0.05)
+        )
+        assert (per_run(Y, a, functional) - per_run(Y, b, functional)).mean() == pytest.approx(
+            0.1, abs=0.05
+        )
 
 
 def test_the_smallest_differences_that_matter_stay_what_was_declared():

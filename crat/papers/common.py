@@ -28,12 +28,12 @@ def evidence_profile(profile_name: str) -> str:
     return "laptop" if profile_name == "quick" else profile_name
 
 
-def base_of(profile_name: str, selection: Selection) -> RunConfig:
+def base_of(profile_name: str, selection: Selection = USUAL) -> RunConfig:
     """The profile's run on the selected data set."""
     return selection.on_data(profile(profile_name))
 
 
-def shown_live(profile_name: str, selection: Selection) -> RunConfig:
+def shown_live(profile_name: str, selection: Selection = USUAL) -> RunConfig:
     """The base of a live training: 15 s of one core in quick, else the profile's own.
 
     A slow laptop needs twice that. The gap between the classes shows at this size already; the run
@@ -43,7 +43,7 @@ def shown_live(profile_name: str, selection: Selection) -> RunConfig:
     return base.but(**SMALL) if profile_name == "quick" else base
 
 
-def sweep(profile_name: str, selection: Selection) -> RunConfig:
+def sweep(profile_name: str, selection: Selection = USUAL) -> RunConfig:
     """The base of ablations and sweeps: AT+EMA on the shipped images, two minutes a run.
 
     The weights are averaged in all of them, unless averaging is the question: single epochs of so

@@ -248,11 +248,10 @@ class Evidence:
         path = self._published
         return claims.markdown(claims.read(path)) if path.exists() else "None published."
 
-    def decide(self, claim: str | Claim, estimate: Estimate | None) -> Verdict:
-        """The verdict on a claim of the paper, by its key, or on another; None means not run."""
+    def decide(self, claim: str | Claim, estimate: Estimate | None) -> None:
+        """Joins an estimate (None: not run) to a claim of the paper, by its key, or to another."""
         declared = self.claims[claim] if isinstance(claim, str) else claim
         self.decided.append(claims.decide(declared, estimate))
-        return self.decided[-1]
 
     def settle(self, folder: Path) -> str:
         """Holm's correction of all verdicts: the table in markdown, and claims.json in folder."""
