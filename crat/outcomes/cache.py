@@ -21,7 +21,7 @@ from crat.keys.identity import Identity, attack_identity, is_plain
 from crat.outcomes import files
 from crat.outcomes.batteries import Battery
 from crat.outcomes.files import Arrays
-from crat.training.progress import dated
+from crat.text import dated
 
 BATCH = {"cpu": 500, "cuda": 2000}
 NAMED = 4  # outcomes, at most, in a line on what is read again

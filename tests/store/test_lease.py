@@ -210,7 +210,6 @@ def test_one_that_lost_it_stops_before_it_writes(own_store):
     with held(half.folder, CPU) as own:
         from_elsewhere(own.path, host="elsewhere", token="other")
         from crat.training.progress import Progress
-
         from crat.training.trainer import Trainer
 
         with pytest.raises(
