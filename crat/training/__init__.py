@@ -1,4 +1,4 @@
-"""Training: from a config to a run."""
+"""Training: from a config to a trained run."""
 
 from crat.training.run import Run
 from crat.training.trainer import TrainingError, train

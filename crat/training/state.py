@@ -1,4 +1,4 @@
-"""All that changes while a run is trained, as tensors and numbers that a checkpoint can hold."""
+"""The state of a training: everything that changes, as tensors and numbers for a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ Meta = dict[str, Any]
 
 @dataclass
 class TrainState:
-    """A training after so many epochs.
+    """The state of a training after `epochs_done` epochs.
 
-    average, gate: None where the config asks for none. seconds: of training, judging left out.
+    average, gate: None where the config asks for none.
+    seconds: time of training, without validation.
     best: epoch, score, average accuracy and weights' fingerprint of the chosen epoch; {} before the
-    first. collapsed: epochs in which one class drew nearly all validation images. rows: those of
-    history.csv. trace: name -> an epoch's logits (N, K) each.
+    first epoch.
+    collapsed: epochs after which nearly all validation images were assigned to one class.
+    rows: the rows of history.csv.
+    trace: name -> list of logits (N, K), one array per epoch.
     """
 
     model: nn.Module
@@ -41,15 +44,13 @@ class TrainState:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The weights that are judged: the average, once there is one."""
+        """The weights that validation judges: the average once it exists, else the model's."""
         if self.average and self.average.state:
             return self.average.state
         return self.model.state_dict()
 
     def state_dict(self) -> tuple[dict[str, Tensor], Meta]:
-        """The tensors, named "part/name", and the numbers; rows and trace have files of their
-        own.
-        """
+        """The tensors, named "part/name", and the numbers; rows and trace go to other files."""
         parts = {
             "model": self.model.state_dict(),
             "momentum": self._momentum(),
@@ -72,7 +73,7 @@ class TrainState:
         return tensors, meta
 
     def load_state_dict(self, tensors: dict[str, Tensor], meta: Meta) -> None:
-        """The inverse of `state_dict`, onto the device of the model."""
+        """Restores what `state_dict` returned, on the model's device."""
         device = next(self.model.parameters()).device
         self.model.load_state_dict(part(tensors, "model"))
         for name, buffer in part(tensors, "momentum").items():
