@@ -146,7 +146,7 @@ def at_hand(run: Run, battery: Battery, **question: Any) -> list[str]:
     if not run.finished:
         return []
     places = OutcomeCache(run.name, _folders(run), Question(**question).decided_by(run), _never)
-    return [name for name, attack in {"clean": None, **battery}.items() if places.is_kept(attack)]
+    return [name for name, attack in {"clean": None, **battery}.items() if places.is_stored(attack)]
 
 
 def judged_as_published(run: Run, battery: Battery, **question: Any) -> bool:
