@@ -1,4 +1,4 @@
-"""The outcomes of a model on each image, clean and under each attack: computed once and stored."""
+"""The outcomes of a model on each image, clean and attacked: computed once and stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from crat import store
-from crat.attacks import Attack, AutoAttack
+from crat.attacks.door import Attack, as_attack
 from crat.attacks.judge import REVISION, attacked_batches
 from crat.keys.identity import Identity, attack_identity, is_plain
 from crat.outcomes import files
@@ -137,8 +137,8 @@ class OutcomeCache:
         """The number of first images that the question asks for; None: all."""
         return self.decided_by.get("first")
 
-    def path(self, attack: Attack | AutoAttack | None) -> Path:
-        """The path of an outcome inside a folder, named by the hash of everything that decides it."""
+    def path(self, attack: Attack | None) -> Path:
+        """The path of an outcome in its folder, named by the hash of everything that decides it."""
         return self._place(attack_identity(attack), self.first)
 
     def _place(self, attack: Identity, first: int | None) -> Path:
@@ -155,7 +155,7 @@ class OutcomeCache:
             decided_by |= {"dtype": None, "crafted_on": None}
         return Path("eval") / f"{decided_by['split']}-{store.digest(decided_by)}.npz"
 
-    def outcome(self, name: str, attack: Attack | AutoAttack | None) -> Arrays:
+    def outcome(self, name: str, attack: Attack | None) -> Arrays:
         """The arrays of one attack's outcome (crat.outcomes.files), read or computed.
 
         An attack that no key can hold is computed each time and not stored.
@@ -172,12 +172,12 @@ class OutcomeCache:
             self._read[f"{name} (a part)"] = stored.fewer
         return self._compute(name, attack, key, stored.fewer)
 
-    def is_stored(self, attack: Attack | AutoAttack | None) -> bool:
+    def is_stored(self, attack: Attack | None) -> bool:
         """Whether `outcome` would read the whole outcome and compute nothing."""
         key = attack_identity(attack)
         return not key.unread and self._stored(attack, key).enough is not None
 
-    def _stored(self, attack: Attack | AutoAttack | None, key: Identity) -> Stored:
+    def _stored(self, attack: Attack | None, key: Identity) -> Stored:
         """The stored outcome to read or to continue.
 
         An outcome of exactly the images asked for is preferred to a longer one, and a published
@@ -224,14 +224,14 @@ class OutcomeCache:
         return self.published is not None and self.published in path.parents
 
     def _compute(
-        self, name: str, attack: Attack | AutoAttack | None, key: Identity, shorter: Path | None
+        self, name: str, attack: Attack | None, key: Identity, shorter: Path | None
     ) -> Arrays:
         """Computes an outcome, from the end of a shorter one where there is one, and writes it."""
         began = time.perf_counter()
         if self._subject is None:
             self._subject = self.load()
         labels = self._subject.y.cpu().numpy()
-        names = attack.names if isinstance(attack, AutoAttack) else None
+        names = as_attack(attack).names or None
         path = None if key.unread else self.folders[-1] / self._place(key, self.first)
         parts = files.Parts(path)
         if shorter is not None:
@@ -252,7 +252,7 @@ class OutcomeCache:
             )
         return arrays
 
-    def _judge(self, name: str, attack: Attack | AutoAttack | None, parts: files.Parts) -> None:
+    def _judge(self, name: str, attack: Attack | None, parts: files.Parts) -> None:
         """Adds the batches that are missing to `parts`, with a progress bar."""
         assert self._subject
         model, crafted_on, x, y = self._subject
@@ -280,7 +280,7 @@ class OutcomeCache:
         bar.close()
 
     def _tell_of_stored(self) -> None:
-        """Tells of the outcomes read, a line for each minute of their dates, and of those unkeyed."""
+        """Tells of outcomes read, a line for each minute of their dates, and of those unkeyed."""
         names: dict[tuple[str, str], list[str]] = {}  # beginning and end of a line -> attacks
         for name, path in self._read.items():
             if not self._is_published(path):
@@ -301,9 +301,9 @@ class OutcomeCache:
             self.tell(f"{beginning}: {listed} of {self.name}{end}")
 
 
-def one_by_one(attack: Attack | AutoAttack | None) -> bool:
+def one_by_one(attack: Attack | None) -> bool:
     """Whether an image's outcome is independent of the other images in its batch.
 
     True for crat's attacks with BatchNorm in eval mode.
     """
-    return is_plain(attack) and getattr(attack, "batch_norm", "eval") == "eval"
+    return is_plain(attack) and as_attack(attack).batch_norm == "eval"

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from crat import store
+from crat.training.state import halved
 
 # y (N,), prediction (N,), logits (N, K), meta; of a battery also broken_by (N,)
 Arrays = dict[str, np.ndarray]
@@ -44,15 +45,6 @@ def write(
         store.write_arrays(path, arrays, compressed=True)
         parts.remove()
     return arrays
-
-
-def halved(logits: np.ndarray) -> np.ndarray:
-    """Logits as float16; as float32 where some are beyond its 65504, which would become
-    infinite.
-    """
-    with np.errstate(over="ignore"):
-        half = logits.astype(np.float16)
-    return half if np.isfinite(half).all() else logits.astype(np.float32)
 
 
 def read(path: Path, attack: str, decided_by: dict[str, Any]) -> Arrays:

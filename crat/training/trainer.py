@@ -21,7 +21,6 @@ from crat.config import PROTOCOLS, ConfigError, RunConfig, number
 from crat.defenses import ClassStats, Defense, Task, make_defense
 from crat.defenses.stats import judged_stats
 from crat.device import autocast, compiled, pick_device
-from crat.outcomes.files import halved
 from crat.store import Store
 from crat.store.lease import Lease, held
 from crat.training.averaging import make_average, make_gate
@@ -30,7 +29,7 @@ from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, writ
 from crat.training.progress import Progress, dated, tell
 from crat.training.run import Run, build_model, first_per_class, history_rows, unread
 from crat.training.schedules import learning_rate
-from crat.training.state import TrainState
+from crat.training.state import TrainState, halved
 from crat.training.whole_batch import see_the_whole_batch
 
 # share of validation images that one class may draw before the epoch is called collapsed (K > 2)
