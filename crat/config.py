@@ -281,7 +281,7 @@ class RunConfig:
         return RunConfig(*(replace(getattr(self, part), **parts[part]) for part in parts))
 
     def _locate(self, key: str) -> tuple[str, str]:
-        """The part and the field that a key of `but` stands for; "data" and "model": their names."""
+        """The part and the field that a key of `but` means; "data" and "model": their names."""
         for part in ("data", "model", "train"):
             names = {f.name for f in fields(getattr(self, part))} - {"name"}
             if key in names:
