@@ -191,7 +191,8 @@ def examine(
     Raises AttackError on NaN logits and where the images get no gradient, ModelError where the
     gradient fails.
     """
-    few, labels = as_images(x[:CHECKED]), y[:CHECKED]
+    few = as_images(x[:CHECKED])
+    labels = y[:CHECKED]
     with frozen(model), noted() as lines:
         logits = attacked_logits(model, x, y, None)
         check_outputs(model, few)

@@ -71,19 +71,8 @@ def audit(
     answers = probes.probe(model, x, y, plan.radius, plan.norm)
     decided_by["answers"] = probes.recognised(folder / "eval", answers)
     unread = [f"{part} is part of the model and no key can hold it" for part in code.unread]
-    card = asdict(plan) | {
-        "audit": _digest(plan, decided_by),
-        "subject": subject,
-        "model": architecture or type(foreign).__name__,
-        "parameters": sum(parameter.numel() for parameter in foreign.parameters()),
-        "weights": decided_by["weights"],
-        "images": len(x),
-        "dtype": dtype,
-        "device": describe(where),
-        "attacks": {name: repr(attack) for name, attack in plan.battery.items()},
-        "warnings": doubts + more + unread,
-        "versions": _versions(),
-    }
+    name = architecture or type(foreign).__name__
+    card = _card(subject, name, foreign, plan, decided_by, where, doubts + more + unread)
     _tell_of(card, tell)
     cache = OutcomeCache(
         _label(subject),
@@ -100,6 +89,31 @@ def audit(
     card["seconds"] = {name: seconds[name] for name in plan.battery if name in seconds}
     report(folder, card, plan.battery, outcomes)
     return folder, outcomes
+
+
+def _card(
+    subject: str,
+    name: str,
+    model: nn.Module,
+    plan: Plan,
+    decided_by: dict[str, Any],
+    device: torch.device,
+    warnings: list[str],
+) -> dict[str, Any]:
+    """The card of an audit before its attacks; name: of the model's architecture or class."""
+    return asdict(plan) | {
+        "audit": _digest(plan, decided_by),
+        "subject": subject,
+        "model": name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights": decided_by["weights"],
+        "images": decided_by["first"],
+        "dtype": decided_by["dtype"],
+        "device": describe(device),
+        "attacks": {name: repr(attack) for name, attack in plan.battery.items()},
+        "warnings": warnings,
+        "versions": _versions(),
+    }
 
 
 def _images_of(plan: Plan) -> data.Dataset:

@@ -61,10 +61,13 @@ class Plan:
         object.__setattr__(self, setting, value)
 
     def _check_radius(self) -> None:
-        limit, allowed = inf, "above 0 and finite"
         if self.norm == "Linf":
-            limit, allowed = 1, "between 0 and 1, such as 8/255"
-        if not 0 < self.radius < limit:
+            inside = 0 < self.radius < 1
+            allowed = "between 0 and 1, such as 8/255"
+        else:
+            inside = 0 < self.radius < inf
+            allowed = "above 0 and finite"
+        if not inside:
             raise ConfigError(f"eps in {self.norm} is {allowed}, not {self.eps}")
 
     @property

@@ -35,9 +35,11 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str) -> Answ
     norm, its L-inf norm and its components along two directions.
     Draws from torch's generator are the same in every call.
     """
-    images, labels = as_images(x[:PROBED]), y[:PROBED]
+    images = as_images(x[:PROBED])
+    labels = y[:PROBED]
     cuda = [x.device] if x.device.type == "cuda" else []
-    logits, gradients = [], []
+    logits = []
+    gradients = []
     with torch.random.fork_rng(devices=cuda), frozen(model):
         torch.manual_seed(0)
         draws = PerImage(0, torch.arange(len(images), device=images.device))

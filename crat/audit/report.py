@@ -88,7 +88,8 @@ def _draw(folder: Path, found: Outcomes, last: pd.DataFrame, title: str) -> None
     if len(worst) < len(last):
         title += f"; the {len(worst)} worst classes"
     classes = [k for k, name in enumerate(found.classes) if name in set(worst["class"])]
-    matrices, tables = {}, []
+    matrices = {}
+    tables = []
     for name, predictions in found.predictions.items():
         counts = metrics.confusion(found.y, predictions, len(found.classes))
         matrices[name] = (counts / counts.sum(1, keepdims=True).clip(1))[np.ix_(classes, classes)]

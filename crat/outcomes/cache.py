@@ -143,10 +143,7 @@ class OutcomeCache:
 
     def _place(self, attack: Identity, first: int | None) -> Path:
         """`path` for an outcome on the first images (None: all)."""
-        decided_by = self.decided_by | {
-            "attack": attack.text,
-            "revision": [store.FORMAT, REVISION],
-        }
+        decided_by = self.decided_by | {"attack": attack.text, "revision": [store.FORMAT, REVISION]}
         if first:
             decided_by["first"] = first
         else:

@@ -144,7 +144,8 @@ class Run:
 
 def put_in_place(config: RunConfig) -> dict[str, Identity]:
     """The identities of the method and network of a config that are not crat's or were changed."""
-    method, network = config.train.defense, config.model.name
+    method = config.train.defense
+    network = config.model.name
     return identity.put_in_place(
         method=(DEFENSES.get(method), METHODS.get(method)),
         network=(bodies.BODIES.get(network), bodies.CAME.get(network)),

@@ -57,11 +57,10 @@ class TrainState:
             "average": self.average.state if self.average else {},
             "defense": self.defense.state_dict(),
         }
-        tensors = {
-            f"{name_of_part}/{name}": value
-            for name_of_part, values in parts.items()
-            for name, value in values.items()
-        }
+        tensors = {}
+        for name_of_part, values in parts.items():
+            for name, value in values.items():
+                tensors[f"{name_of_part}/{name}"] = value
         meta = {
             "epoch": self.epochs_done,
             "seconds": self.seconds,
