@@ -43,9 +43,13 @@ __all__ = [
     "Defense",
     "Row",
     "Task",
+    "base",
+    "fit_bias",
     "make_defense",
     "method_named",
     "preset",
+    "stats",
+    "tables",
 ]
 
 DEFENSES: dict[str, type[Defense]] = {

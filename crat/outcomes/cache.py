@@ -19,7 +19,7 @@ from crat.keys.identity import Identity, attack_identity, is_plain
 from crat.outcomes import files
 from crat.outcomes.batteries import Battery
 from crat.outcomes.files import Arrays
-from crat.training.progress import dated
+from crat.text import dated
 
 BATCH = {"cpu": 500, "cuda": 2000}
 NAMED = 4  # attacks, at most, that one line about stored outcomes names

@@ -36,7 +36,7 @@ def write(
     arrays = {
         "y": y.astype(np.int16),
         "prediction": prediction,
-        "logits": halved(logits),
+        "logits": store.halved(logits),
         "meta": np.array(json.dumps(meta)),
     }
     if names is not None:

@@ -27,7 +27,7 @@ from crat.papers import (
 )
 from crat.papers.common import Runs
 
-__all__ = ["LIVE", "PAPERS", "PLANS", "Runs", "all_claims"]
+__all__ = ["LIVE", "PAPERS", "PLANS", "Runs", "all_claims", "common", "evidence", "leaderboard"]
 
 # number of the notebook -> its module
 PAPERS: dict[str, ModuleType] = {

@@ -381,7 +381,7 @@ class Trainer:
         index = first_per_class(self.images.y_test, per_class)
         x, y = self.images.x_test[index], self.images.y_test[index]
         for name, attack in (("clean", None), ("pgd", self.valid_attack)):
-            self.state.trace[name].append(halved(self._logits(x, y, attack).cpu().numpy()))
+            self.state.trace[name].append(store.halved(self._logits(x, y, attack).cpu().numpy()))
         arrays = {"index": index.cpu().numpy(), "y": y.cpu().numpy()}
         arrays |= {name: np.stack(epochs) for name, epochs in self.state.trace.items()}
         store.write_arrays(self.run.folder / "trace.npz", arrays, compressed=True)
