@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 from crat import store
-from crat.training.state import halved
 
 # y (N,), prediction (N,), logits (N, K), meta; of a battery also broken_by (N,)
 Arrays = dict[str, np.ndarray]

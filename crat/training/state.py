@@ -99,10 +99,3 @@ class TrainState:
 
 def _moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in tensors.items()}
-
-
-def halved(logits: np.ndarray) -> np.ndarray:
-    """Logits as float16, or as float32 where one beyond 65504 would become infinite."""
-    with np.errstate(over="ignore"):
-        half = logits.astype(np.float16)
-    return half if np.isfinite(half).all() else logits.astype(np.float32)

@@ -29,7 +29,7 @@ from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, writ
 from crat.training.progress import Progress, dated, tell
 from crat.training.run import Run, build_model, first_per_class, history_rows, unread
 from crat.training.schedules import learning_rate
-from crat.training.state import TrainState, halved
+from crat.training.state import TrainState
 from crat.training.whole_batch import see_the_whole_batch
 
 # share of validation images that one class may draw before the epoch is called collapsed (K > 2)
