@@ -132,9 +132,7 @@ class DataConfig:
         n_classes = DATASETS[self.name].n_classes
         wrong = [k for k in self.drop_classes if not 0 <= k < n_classes]
         kept = tuple(k for k in range(n_classes) if k not in self.drop_classes)
-        problem = (
-            f"{wrong} are no labels of it" if wrong else "fewer than two classes would be left"
-        )
+        problem = f"{wrong} are not its labels" if wrong else "fewer than two classes would be left"
         if wrong or len(kept) < 2:
             allowed = f"among 0 to {n_classes - 1}"
             raise ConfigError(f"drop_classes of {self.name} must be {allowed}: {problem}")
@@ -185,7 +183,7 @@ class TrainConfig:
     eps: str | float | None = None
     step_size: str | float | None = None
     steps: int | None = None
-    # settings of the method's own (crat.defenses), such as (("lambda_1", 0.5),); a dict will do
+    # options of the method (crat.defenses), such as (("lambda_1", 0.5),); a dict will do
     options: Options = ()
     epochs: int = 4
     batch_size: int = 128
@@ -194,21 +192,21 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     eps_warmup: int = 0  # epochs over which eps and step_size grow linearly to their value
-    # ema_epoch | ema_update: a step an epoch (CFA) | an update; swa; fawa (CFA, gated)
+    # none | ema_epoch (after each epoch: CFA) | ema_update (after each update) | swa | fawa (gated)
     average: str = "none"
-    # None: CFA's 0.85 an epoch of 200, to the power 200 / epochs; 0.999 an update
+    # None: 0.999 for ema_update, else 0.85^(200 / epochs): CFA's 0.85 in 200 epochs
     average_decay: float | None = None
-    # epochs that do not enter swa and fawa (None: a half and a quarter of all)
+    # number of first epochs that do not enter swa and fawa (None: half and a quarter of all)
     average_start: int | None = None
-    # worst validation accuracy that opens fawa's gate (None: the median so far)
+    # least validation accuracy of the worst class for fawa's gate (None: the median so far)
     fawa_threshold: float | None = None
     awp: float = 0.0  # gamma of adversarial weight perturbation; 0: none
-    awp_warmup: int = 0  # epochs without it
-    # its mode while crafting: eval | train | moving | auto (the method's own)
+    awp_warmup: int = 0  # number of first epochs without awp
+    # BatchNorm's mode in the attack: eval | train | moving | auto (the mode of the method)
     batch_norm: str = "auto"
     seed: int = 0
     dtype: str = "auto"  # auto: bfloat16 autocast where the device multiplies it in hardware
-    # test images a class whose logits, clean and under PGD, are kept every epoch
+    # test images per class whose logits, clean and under PGD, are stored after every epoch
     trace_per_class: int = 0
 
     def __post_init__(self) -> None:
@@ -241,9 +239,7 @@ class TrainConfig:
             if value is not None:
                 object.__setattr__(self, name, as_written(value))
                 if not 0 <= number(value) <= 1:
-                    raise ConfigError(
-                        f"{name} is of images in [0, 1], such as 8/255, not {value!r}"
-                    )
+                    raise ConfigError(f"{name} lies in [0, 1], such as 8/255, not {value!r}")
 
 
 @dataclass(frozen=True)

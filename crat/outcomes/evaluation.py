@@ -54,7 +54,7 @@ class Question:
         if self.which not in ("best", "last"):
             raise ConfigError(f"which is 'best' or 'last', not {self.which!r}")
         if self.first is not None and self.first < 1:
-            raise ConfigError(f"the first so many images are at least 1, not {self.first}")
+            raise ConfigError(f"first is a number of images, at least 1, not {self.first}")
 
     @property
     def kept(self) -> list[int] | None:
