@@ -21,6 +21,7 @@ from crat.keys.identity import Identity
 from crat.names import one_of
 from crat.nets import bodies, models
 from crat.store import FORMAT, Store, digest
+from crat.training.state import part
 
 
 @dataclass(frozen=True)
@@ -208,15 +209,6 @@ def build_model(config: RunConfig, n_classes: int | None = None) -> nn.Module:
         std=spec.std,
         seed=store.seed_for(config.train.seed, "init"),
     )
-
-
-def part(tensors: dict[str, Tensor], name_of_part: str) -> dict[str, Tensor]:
-    """The tensors of one part of a checkpoint, without the part's prefix."""
-    return {
-        name.split("/", 1)[1]: value
-        for name, value in tensors.items()
-        if name.startswith(name_of_part + "/")
-    }
 
 
 def first_per_class(y: Tensor, n: int) -> Tensor:

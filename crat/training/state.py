@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from crat.defenses.base import Defense
 from crat.training.averaging import EMA, Gate
-from crat.training.run import part
 
 Meta = dict[str, Any]
 
@@ -99,3 +98,12 @@ class TrainState:
 
 def _moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in tensors.items()}
+
+
+def part(tensors: dict[str, Tensor], name_of_part: str) -> dict[str, Tensor]:
+    """The tensors of one part of a checkpoint, without the part's prefix."""
+    return {
+        name.split("/", 1)[1]: value
+        for name, value in tensors.items()
+        if name.startswith(name_of_part + "/")
+    }
