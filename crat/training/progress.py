@@ -8,9 +8,6 @@ import time
 from tqdm import tqdm
 
 from crat.names import one_of
-from crat.text import dated
-
-__all__ = ["STYLES", "Progress", "dated", "tell"]
 
 STYLES = ("bar", "line", "none")
 

@@ -23,10 +23,11 @@ from crat.defenses.stats import judged_stats
 from crat.device import autocast, compiled, pick_device
 from crat.store import Store
 from crat.store.lease import Lease, held
+from crat.text import dated
 from crat.training.averaging import make_average, make_gate
 from crat.training.awp import perturbed
 from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, write_card
-from crat.training.progress import Progress, dated, tell
+from crat.training.progress import Progress, tell
 from crat.training.run import Run, build_model, first_per_class, history_rows, unread
 from crat.training.schedules import learning_rate
 from crat.training.state import TrainState
