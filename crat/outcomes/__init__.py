@@ -1,4 +1,4 @@
-"""The answers of a network on each image, clean and under attack: computed once, read ever after."""
+"""The outcomes of a network on each image, clean and under attack: computed once and stored."""
 
 from crat.outcomes.batteries import (
     Battery,

@@ -317,8 +317,11 @@ def test_a_method_that_no_key_can_hold_is_trained_anew_by_the_next_session(
         "@dataclass", "import threading\nLOCK = threading.Lock()\n\n\n@dataclass"
     ).replace("        losses =", "        LOCK.locked()\n        losses =")
     run = train(lifted(source, monkeypatch), progress="line")
-    told = "type _thread.lock: cannot be read into the key of this run, so a later session will train it anew"
-    assert told in capsys.readouterr().out
+    warning = (
+        "type _thread.lock: cannot be read into the key of this run, "
+        "so a later session will train it anew"
+    )
+    assert warning in capsys.readouterr().out
     assert Run.of(lifted(source, monkeypatch)) != run
 
 
