@@ -1,7 +1,7 @@
-"""A paper's statement, its number, ours, and the verdict.
+"""Claims of the papers, our estimates of them, and the verdicts.
 
-`decide` joins an `Estimate` (crat.analysis.comparisons) to a `Claim`, whose direction its sign is
-read against; `settle` applies Holm inside each family. Fractions, not percent.
+`decide` joins an `Estimate` (crat.analysis.comparisons) to a `Claim`, whose direction gives the
+sign; `settle` applies Holm's correction inside each family. Fractions, not percent.
 """
 
 from __future__ import annotations
@@ -62,11 +62,14 @@ NUMBERS = ["value", "low", "high", "p", "detectable", "df", "p_holm"]
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says, declared before the number is seen.
+    """A statement of a paper, declared before our number is seen.
 
-    direction is the sign claimed ("greater" or "less" than 0) for A - B, a correlation, or a share
-    minus its reference; number is the paper's own, as printed; smallest_difference is needed unless
-    the functional is in SMALLEST.
+    direction: the sign claimed ("greater" or "less" than 0) for A - B, for a correlation, or for a
+        share minus its reference.
+    number: the paper's number as printed.
+    smallest_difference: the smallest difference that matters; needed unless the functional is in
+        SMALLEST.
+    Raises ClaimError on another direction or setting, or without a smallest difference above 0.
     """
 
     paper: str
@@ -99,8 +102,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and its estimate (None: not run); p_holm is set by `settle`, until then the plain
-    p counts.
+    """A claim with its estimate (None: not run).
+
+    p_holm: set by `settle`; until then the plain p counts.
     """
 
     claim: Claim
@@ -123,8 +127,10 @@ class Verdict:
 
 
 def decide(claim: Claim, estimate: Estimate | None) -> Verdict:
-    """The verdict before Holm; raises ClaimError for a published number met with another
-    selection or attack.
+    """The verdict on a claim before Holm's correction.
+
+    Raises ClaimError where a published number would be compared in another setting (selection or
+    attack) than the paper's.
     """
     if estimate and estimate.kind == "published" and claim.setting != SETTINGS[0]:
         raise ClaimError(
@@ -135,8 +141,9 @@ def decide(claim: Claim, estimate: Estimate | None) -> Verdict:
 
 
 def holm(p: ArrayLike) -> NDArray:
-    """Holm's adjusted p-values; nan stays nan and is not counted. Holm 1979 (Scand. J. Statist.
-    6).
+    """Holm's adjusted p-values; nan stays nan and is not counted.
+
+    Source: Holm 1979 (Scand. J. Statist. 6).
     """
     p = np.asarray(p, float)
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]
@@ -146,8 +153,9 @@ def holm(p: ArrayLike) -> NDArray:
 
 
 def settle(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The same verdicts with p_holm by Holm inside each family; what was not run or has one seed
-    is no test.
+    """The same verdicts with p_holm, by Holm's correction inside each family.
+
+    A claim that was not run or has one seed is not counted as a test.
     """
     p = np.array(
         [v.estimate.p if v.estimate and v.estimate.kind != "checkpoints" else nan for v in verdicts]
@@ -159,9 +167,7 @@ def settle(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """A row per claim, Holm applied: what the paper says, its number, ours with its interval,
-    the verdict.
-    """
+    """Table of claims after Holm's correction: statement, paper's number, estimate, verdict."""
     nothing = Estimate(nan, nan, nan, nan, kind="")
     return pd.DataFrame(
         asdict(v.claim) | asdict(v.estimate or nothing) | {"p_holm": v.p_holm, "verdict": v.verdict}
@@ -170,9 +176,7 @@ def claims_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table "paper / ours / verdict" from `claims_table`; fractions of POINTS are written in
-    points.
-    """
+    """Markdown table "paper / ours / verdict" of a `claims_table`; POINTS are in points."""
     lines = ["| the paper says | its number | ours | verdict | setting |", "|---|---|---|---|---|"]
     for row in table.itertuples():
         cells = (
@@ -187,10 +191,10 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def ours(row: Any) -> str:
-    """A row's estimate in words: "+16.1 [10.1, 22.1] points"; and, where it is undecided, why.
+    """A row's estimate in words, "+16.1 [10.1, 22.1] points", with the reason if undecided.
 
-    That is one seed, or an interval that Holm's correction does not let pass, or what would have
-    been detected.
+    The reason is one seed, an interval that Holm's correction does not let pass, or the difference
+    that would have been detected.
     """
     if row.verdict == "not run":
         return "-"
@@ -209,18 +213,17 @@ def ours(row: Any) -> str:
 
 
 def write(verdicts: Sequence[Verdict], path: str | Path) -> None:
-    """The claims table as JSON records (nan is null), replaced in one step: a reader never sees
-    half a file.
-    """
+    """Writes the claims table as JSON records (nan is null), atomically."""
     write_text(
         Path(path), claims_table(verdicts).to_json(orient="records", indent=1, double_precision=15)
     )
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """The table that `write` wrote; raises ClaimError in one line where it is missing or damaged.
+    """The table that `write` wrote.
 
-    One that lies in results/ is as it was published, or a StoreError.
+    Raises ClaimError where it is missing or damaged, StoreError where it lies in results/ and is
+    not as it was published.
     """
     if published_home() in Path(path).resolve().parents and Path(path).exists():
         as_published(Path(path).resolve(), published_home())

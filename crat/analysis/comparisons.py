@@ -1,5 +1,4 @@
-"""Comparisons on which a verdict may rest: each gives an `Estimate`, a number with its interval and
-p.
+"""Comparisons on which a verdict may rest: each gives an `Estimate`.
 
 Fractions, not percent. y is (N,) labels; runs are (S, N) bool, S seeds on N images.
 """
@@ -30,18 +29,17 @@ LEVEL, POWER = 0.95, 0.8
 
 
 class ClaimError(ValueError):
-    """A claim that cannot be decided as it stands: one line that says what is wrong and what is
-    allowed.
-    """
+    """A claim that cannot be decided as it stands; one line names the fault and what is allowed."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A difference (or correlation, or share minus its reference), its 95 % interval and two-sided
-    p.
+    """A difference, correlation, or share minus its reference, with 95 % interval and two-sided p.
 
-    kind says what the interval covers: runs | checkpoints (one seed: images only) | correlation |
-    published. detectable is the true value that would be found with probability .8.
+    kind: scope of the interval, runs | checkpoints (one seed: images only) | correlation |
+        published.
+    detectable: the true value that would be detected with probability .8.
+    df: degrees of freedom of the t interval.
     """
 
     value: float
@@ -55,7 +53,7 @@ class Estimate:
 
 
 def _by_t(value: float, variance: float, df: float, kind: str = "runs", note: str = "") -> Estimate:
-    """value +- t_df sqrt(variance), its p, and what would be detected with probability POWER."""
+    """value +- t_df sqrt(variance), its p, and the value detectable with probability POWER."""
     se, t = float(np.sqrt(variance)), stats.t.isf((1 - LEVEL) / 2, df)
     p = 2 * stats.t.sf(abs(value) / se, df) if se > 0 else float(value == 0)
     detectable = float((t + stats.t.isf(1 - POWER, df)) * se)
@@ -72,8 +70,9 @@ def _by_t(value: float, variance: float, df: float, kind: str = "runs", note: st
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """Exact two-sided p that two checkpoints, right on (N,) bool a and b, are right equally
-    often.
+    """McNemar's exact two-sided p that two checkpoints are equally often right.
+
+    a, b: (N,) bool, correctness of each on the same images.
     """
     a, b = np.asarray(a), np.asarray(b)
     must_be_bool(a, b)
@@ -92,15 +91,19 @@ def compare(
     draws: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Mean over runs of the functional, A - B, on the same images: a, b (S_A, N), (S_B, N) bool.
+    """Mean over runs of the functional, A - B, on the same images.
 
-    The variance is s2 (1/S_A + 1/S_B), the seed variance pooled over a, b and `others`, plus a
-    class-stratified paired bootstrap over images with any minimum inside. same_runs: a[s] and b[s]
-    are one network twice (two attacks), and the seed variance is that of their differences. "worst"
-    must hold for the plug-in minimum and for the cross-fit one: the interval is the hull of both.
-    With one seed kind is "checkpoints", the interval covers images, p is McNemar's. Runs of
-    `others` that keep under 1 % or over 99 % of the images lend nothing: at the floor seeds cannot
-    differ.
+    a, b: (S_A, N) and (S_B, N) bool.
+    same_runs: a[s] and b[s] are one network twice (two attacks); the seed variance is that of their
+        differences.
+    others: more runs for the pooled seed variance; runs with under 1 % or over 99 % of the images
+        right are left out, as seeds cannot differ at the floor.
+    The variance is s2 (1/S_A + 1/S_B), s2 the seed variance pooled over a, b and `others`, plus
+    that of a class-stratified paired bootstrap over images, with any minimum inside.
+    "worst" must hold for the plug-in minimum and for the cross-fit one: the interval is the hull of
+    both.
+    With one seed, kind is "checkpoints", the interval covers images, and p is McNemar's.
+    Raises ClaimError where same_runs is set and the numbers of runs differ.
     """
     y, a, b = checked(y, np.atleast_2d(a), np.atleast_2d(b))
     if same_runs and len(a) != len(b):
@@ -139,8 +142,9 @@ def compare(
 
 
 def _both(plug_in: Estimate, cross_fit: Estimate) -> Estimate:
-    """The worst class by plug-in (biased low) and cross-fit (biased high): beyond 0 only where
-    both are.
+    """The worst class by plug-in and by cross-fit: beyond 0 only where both are.
+
+    Plug-in is biased low, cross-fit high.
     """
     low, high = min(plug_in.low, cross_fit.low), max(plug_in.high, cross_fit.high)
     p = max(plug_in.p, cross_fit.p) if plug_in.value * cross_fit.value > 0 else 1.0
@@ -149,18 +153,20 @@ def _both(plug_in: Estimate, cross_fit: Estimate) -> Estimate:
 
 
 def against_published(ours: ArrayLike, mean: float, sd: float, n: int = 5) -> Estimate:
-    """Our per-run values (m,) minus a published mean +- sd of n runs: +- t_{n-1} sd sqrt(1/m +
-    1/n).
+    """Mean of our runs (m,) minus a published mean: +- t_{n-1} sd sqrt(1/m + 1/n).
+
+    mean, sd, n: the published mean, standard deviation and number of runs.
     """
     ours = np.asarray(ours, float)
     return _by_t(ours.mean() - mean, sd**2 * (1 / ours.size + 1 / n), n - 1, "published")
 
 
 def share(k: ArrayLike, n: ArrayLike, reference: float, *, shared: bool = True) -> Estimate:
-    """Mean over runs of k_s / n_s (S,), minus a reference share: t_{S-1}, over seeds and images.
+    """Mean over runs of k_s / n_s (S,) minus a reference share: t_{S-1}, over seeds and images.
 
-    shared: the runs share their images, so the binomial variance is not divided by S; False for
-    what each run has of its own, such as its epochs. With one run, kind is "checkpoints".
+    shared: the runs share their images, so the binomial variance is not divided by S; False where
+        each run has separate trials, such as epochs.
+    With one run, kind is "checkpoints".
     """
     k, n = np.atleast_1d(k).astype(float), np.atleast_1d(n).astype(float)
     if not n.all():
@@ -181,7 +187,7 @@ def share(k: ArrayLike, n: ArrayLike, reference: float, *, shared: bool = True) 
 def _correlated(
     value: float, low: float, high: float, p: float, n_classes: int, note: str = ""
 ) -> Estimate:
-    """A correlation over n_classes with what would be detected, by Fisher's z."""
+    """An estimate of a correlation over n_classes, with the detectable value by Fisher's z."""
     detectable = np.tanh(
         stats.norm.isf([(1 - LEVEL) / 2, 1 - POWER]).sum() / np.sqrt(max(n_classes - 3, 1))
     )
@@ -191,8 +197,9 @@ def _correlated(
 
 
 def _orders(y: NDArray, groups: Sequence[ArrayLike], draws: int, seed: int) -> list[NDArray]:
-    """Class values (1 + draws, K), observed first: bool per image is resampled, all groups
-    alike; (K,) is fixed.
+    """Class values (1 + draws, K) of each group, the observed ones first.
+
+    A bool group, per image, is resampled, all groups alike; a (K,) group is fixed.
     """
     arrays, present = [np.atleast_2d(group) for group in groups], np.unique(y)
     for group in arrays:
@@ -219,12 +226,13 @@ def rank_correlation(
     draws: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Spearman's rho of the class orders a and b: permutation p over classes, bootstrap interval
-    over images.
+    """Spearman's rho of two class orders: permutation p over classes, bootstrap over images.
 
-    a is (N,) or (S, N) bool (class accuracies, mean over runs); so are b and `beat`, or they are
-    (K,) numbers. With `beat`, usually clean correctness, the value is rho(a, b) - rho(a, beat), and
-    p is the bootstrap's.
+    a: (N,) or (S, N) bool; its class accuracies are averaged over runs.
+    b, beat: the same, or (K,) numbers.
+    With `beat`, usually clean correctness, the value is rho(a, b) - rho(a, beat), and p is the
+    bootstrap's.
+    Raises ClaimError on another shape.
     """
     (y,) = checked(y)
     orders = _orders(y, [a, b] if beat is None else [a, b, beat], draws, seed)

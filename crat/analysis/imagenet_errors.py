@@ -1,4 +1,4 @@
-"""ReaL accuracy, and errors by the factors of ImageNet-X. Pure numpy and pandas, no files.
+"""ReaL accuracy, and errors by the factors of ImageNet-X. No files.
 
 Predictions are a pandas Series: file name -> number of the class in 0 ... 999; the labels come from
 crat.data.imagenet_labels.
@@ -14,10 +14,10 @@ from crat.data.imagenet_labels import FACTORS
 
 
 def real_correct(labels: dict[str, frozenset[int]], predicted: pd.Series) -> pd.Series:
-    """file name -> whether the predicted class is one of the right ones.
+    """Series of file name -> whether the predicted class is one of the right ones.
 
-    An image without a right class is left out. The mean is ReaL accuracy. Raises MetricError on an
-    image that the labels do not know, or where none is left.
+    An image without a right class is left out. The mean is ReaL accuracy.
+    Raises MetricError on an image without a label entry, or where no image has a right class.
     """
     if unknown := [name for name in predicted.index if name not in labels]:
         raise MetricError(
@@ -30,11 +30,12 @@ def real_correct(labels: dict[str, frozenset[int]], predicted: pd.Series) -> pd.
 
 
 def factor_errors(factors: pd.DataFrame, predicted: pd.Series) -> pd.DataFrame:
-    """A row per factor: n, error, Wilson's 95 % (low, high), ratio.
+    """Error by factor, a row each: factor, n, error, Wilson's 95 % (low, high), ratio.
 
-    ratio = error / error over all annotated images. It is imagenetx's `error_ratio`: 1 where the
-    factor makes no difference; nan without an image or an error. factors: of `read_factors`. Raises
-    MetricError where annotated images have no prediction.
+    ratio: error / error over all annotated images, imagenetx's `error_ratio`: 1 where the factor
+        makes no difference; nan without an image or an error.
+    factors: the table of `read_factors`.
+    Raises MetricError where annotated images have no prediction.
     """
     if len(missing := factors.index.difference(predicted.index)):
         raise MetricError(

@@ -1,9 +1,8 @@
-"""Accuracy under a long tail: balanced over classes, and in the head, the medium and the tail of
-the training counts.
+"""Accuracy under a long tail: balanced, and in the head, medium and tail of the training counts.
 
-Pure, as crat.analysis.metrics: labels, predictions and training counts in, numpy and pandas out.
-Every class counts the same, however many test images it has; a class without any has no accuracy
-and is left out.
+Labels, predictions and training counts in, numpy and pandas out; no torch, no files. Every class
+counts the same, however many test images it has; a class without any has no accuracy and is left
+out.
 """
 
 from __future__ import annotations
@@ -28,13 +27,14 @@ GROUPS = ("head", "medium", "tail")
 
 
 def groups(class_counts: ArrayLike, edges: tuple[float, float] | None = None) -> NDArray:
-    """The group of each class, (K,) of "head", "medium", "tail", by its training images (K,), in
-    any order.
+    """Group of each class, (K,) of "head", "medium", "tail", by its number of training images.
 
-    edges None: thirds of the classes by rank, the middle one the larger where K is no multiple of 3
-    (K = 2: none); ties keep the order of the labels. edges (low, high): tail below `low` images,
-    head above `high`; (20, 100) are those of Liu et al. 2019 (Open long-tailed recognition). Raises
-    MetricError on negative counts, or where low is above high.
+    class_counts: (K,), in any order.
+    edges: None for thirds of the classes by rank, the middle one the larger where K is no multiple
+        of 3 (K = 2: none); ties follow the order of the labels. (low, high): tail below `low`
+        images, head above `high`; (20, 100) are those of Liu et al. 2019 (Open long-tailed
+        recognition).
+    Raises MetricError on negative counts, or where low is above high.
     """
     counts = np.asarray(class_counts, float)
     if counts.ndim != 1 or counts.size == 0 or not (counts >= 0).all():
@@ -57,12 +57,12 @@ def balanced_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArr
 
 
 def mean_interval(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of the proportions k / n of several classes, (K,) each, and an interval of it; nan where
-    all n are 0.
+    """Mean of the proportions k / n of several classes with its interval; nan where all n are 0.
 
-    Recovered from Wilson's limits l_k, u_k of each class: m - |p - l| / K to m + |u - p| / K, |.|
-    Euclidean (Zou and Donner 2008, Statistics in Medicine 27). Classes may have different n; for a
-    single one it is Wilson's interval.
+    k, n: (K,) each; classes may have different n.
+    The interval is recovered from Wilson's limits l_k, u_k of each class: m - |p - l| / K to m + |u
+    - p| / K, |.| Euclidean; for a single class it is Wilson's.
+    Source: Zou and Donner 2008 (Statistics in Medicine 27).
     """
     k, n = np.asarray(k, float), np.asarray(n, float)
     k, n = k[n > 0], n[n > 0]
@@ -80,13 +80,14 @@ def group_table(
     class_counts: ArrayLike,
     named: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """A row per (attack, group): classes, train_n, n (test images), accuracy with its 95 % interval
-    [low, high].
+    """A row per (attack, group): classes, train_n, n, accuracy with its 95 % interval [low, high].
 
-    Accuracy is the balanced one of the group's classes, of images right when clean and under the
-    attack (attack "clean" is none, "union" all together); group "all" is that of all classes. named
-    (K,): the group of each class, None: as `groups` gives it; each name that occurs gets a row,
-    head, medium and tail first.
+    n: the group's test images.
+    accuracy: the balanced one of the group's classes, of images right when clean and under the
+        attack; attack "clean" is none, "union" all together; group "all" is all classes.
+    named: (K,) the group of each class, None for those of `groups`; each name that occurs gets a
+        row, head, medium and tail first.
+    Raises MetricError where named has another length.
     """
     counts = np.asarray(class_counts)
     of = groups(counts) if named is None else np.asarray(named)

@@ -1,10 +1,10 @@
-"""Corruption errors and mCE, also class by class: labels and predictions in, pandas out. No torch,
-no files.
+"""Corruption errors and mCE, overall and by class; labels and predictions in, pandas out.
 
-Hendrycks and Dietterich 2019 (arXiv:1903.12261), section 4. Errors are fractions in [0, 1] over
-images (a class counts by its images, as there). Predictions come by the name "corruption-severity",
-as corruption_battery names them. A corruption of the fifteen that nobody evaluated is a row of nan,
-and `mce` names it under `left_out`.
+Errors are fractions in [0, 1] over images (a class counts by its images, as in the source).
+Predictions come by the name "corruption-severity", as corruption_battery names them. A corruption
+of the fifteen that was not evaluated is a row of nan, and `mce` names it under `left_out`. No
+torch, no files.
+Source: Hendrycks and Dietterich 2019 (arXiv:1903.12261), section 4.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ CLEAN = "clean"  # with severity 0: the row of the error without corruption
 def corruption_errors(
     y: ArrayLike, clean_pred: ArrayLike, preds: Mapping[str, ArrayLike]
 ) -> pd.DataFrame:
-    """A row for the clean images and for each corruption and severity: error, and Wilson's 95 %
-    (low, high).
+    """Error and Wilson's 95 % (low, high) of the clean images and of each corruption and severity.
 
-    y and predictions (N,); other names than "corruption-severity" raise MetricError, and so do
-    lengths that differ.
+    y and predictions: (N,).
+    preds: by the name "corruption-severity".
+    Raises MetricError on another name and on lengths that differ.
     """
     rows = []
     for (name, severity), pred in _named(clean_pred, preds).items():
@@ -60,8 +60,9 @@ def corruption_errors(
 def class_corruption_errors(
     y: ArrayLike, clean_pred: ArrayLike, preds: Mapping[str, ArrayLike], classes: Sequence[str]
 ) -> pd.DataFrame:
-    """As `corruption_errors`, a row per class as well: class, n, error (by the class's own
-    count; absent: nan).
+    """Error of each class by corruption and severity, a row each: class, n, error.
+
+    error: by the class's count; nan for an absent class. Arguments as in `corruption_errors`.
     """
     rows = []
     for (name, severity), pred in _named(clean_pred, preds).items():
@@ -77,14 +78,16 @@ def class_corruption_errors(
 
 
 def by_corruption(errors: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
-    """A row per corruption: error (mean over severities), relative_error (the same less the clean
-    error), CE, rel_CE.
+    """A row per corruption: error (mean over severities), relative_error, CE, rel_CE.
 
-    CE = sum_s E / sum_s E of the baseline; rel_CE = sum_s (E - clean) / sum_s (E - clean) of the
-    baseline: the paper's ratios, 1 = as bad as the baseline (there AlexNet's, times 100); without a
-    baseline they are nan, as they are where it never errs (or never gets worse). The fifteen come
-    first, those not evaluated as nan. errors, baseline: tables of `corruption_errors`. Raises
-    MetricError unless every corruption has the same severities, in both tables.
+    relative_error: error - clean error.
+    CE: sum_s E / sum_s E of the baseline.
+    rel_CE: sum_s (E - clean) / sum_s (E - clean) of the baseline.
+    CE and rel_CE are the paper's ratios, 1 = as bad as the baseline (there AlexNet's, times 100);
+    they are nan without a baseline, and where it never errs (or never gets worse).
+    The fifteen corruptions come first, those not evaluated as nan.
+    errors, baseline: tables of `corruption_errors`.
+    Raises MetricError unless every corruption has the same severities, in both tables.
     """
     means, clean, severities = _means(errors)
     names = [*CORRUPTIONS, *(name for name in means.index if name not in CORRUPTIONS)]
@@ -108,12 +111,12 @@ def by_corruption(errors: pd.DataFrame, baseline: pd.DataFrame | None = None) ->
 
 
 def mce(errors: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.Series:
-    """clean_error, mean_error (mCE without a baseline, as usual on CIFAR-10-C), mCE, relative_mCE
-    and what is in them.
+    """Summary over corruptions: clean_error, mean_error, mCE, relative_mCE, and which are included.
 
-    Means over the corruptions evaluated; corruptions: how many; left_out: those of the fifteen that
-    are not among them (mCE without frost is not mCE with it); extras: those beyond the fifteen,
-    which enter no mean.
+    mean_error: mCE without a baseline, as usual on CIFAR-10-C.
+    corruptions: how many of the fifteen were evaluated; the means are over these.
+    left_out: those of the fifteen that were not (mCE without frost is not mCE with it).
+    extras: corruptions beyond the fifteen, which enter no mean.
     """
     table = by_corruption(errors, baseline).set_index("corruption")
     ours, absent = table.loc[list(CORRUPTIONS)], table["error"].isna()
@@ -133,9 +136,7 @@ def mce(errors: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.Series
 
 
 def class_mce(errors: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
-    """`mce` of each class, from tables of `class_corruption_errors`: a row per class, in the
-    classes' order.
-    """
+    """`mce` of each class, a row each, from tables of `class_corruption_errors`."""
     rows = []
     for name, own in errors.groupby("class", sort=False):
         theirs = None if baseline is None else baseline[baseline["class"] == name]
@@ -161,7 +162,7 @@ def _named(
 
 
 def _means(errors: pd.DataFrame) -> tuple[pd.Series, float, list[int]]:
-    """Of each corruption its mean error over severities; the clean error; the severities."""
+    """Mean error over severities of each corruption; the clean error; the severities."""
     clean = errors["corruption"] == CLEAN
     if clean.sum() != 1:
         raise MetricError(f"{int(clean.sum())} rows of clean error for one model: one is needed")

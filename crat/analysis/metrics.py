@@ -1,10 +1,9 @@
-"""Class-wise numbers with intervals: labels and predictions in, numpy and pandas out. No torch, no
-files.
+"""Class-wise numbers with intervals: labels and predictions in, numpy and pandas out.
 
 Accuracies are fractions in [0, 1]. y is (N,) integer labels; `correct` is (N,) bool, or (S, N) for
 S runs (seeds) on the same N images. A class with no image has accuracy nan and enters no
 functional. Minima over classes are biased low, most where classes nearly tie: hence the cross-fit
-beside every worst class, and intervals with the minimum inside.
+beside every worst class, and intervals with the minimum inside. No torch, no files.
 """
 
 from __future__ import annotations
@@ -24,13 +23,15 @@ EXACT_CLASSES = 10  # up to here every permutation is counted; above, 99,999 see
 
 
 class MetricError(ValueError):
-    """Labels, predictions or options that give no number: one line that says what is wrong and
-    what is allowed.
-    """
+    """Labels, predictions or options that give no number; one line names the fault."""
 
 
 def checked(y: ArrayLike, *arrays: ArrayLike, n_classes: int | None = None) -> list[NDArray]:
-    """Labels and per-image arrays, their lengths and label range checked."""
+    """Labels (N,) as int64 and per-image arrays (..., N).
+
+    Raises MetricError on labels that are not whole numbers in 0 ... n_classes - 1, and on another
+    length.
+    """
     labels = np.asarray(y)
     if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
         raise MetricError(
@@ -52,7 +53,7 @@ def checked(y: ArrayLike, *arrays: ArrayLike, n_classes: int | None = None) -> l
 
 
 def must_be_bool(*arrays: NDArray) -> None:
-    """Predictions passed for correctness would give a number, a wrong one."""
+    """Raises MetricError unless all arrays are bool: predictions would give a wrong number."""
     if wrong := [array.dtype for array in arrays if array.dtype != bool]:
         raise MetricError(
             f"correctness must be bool, not {wrong[0]}: compare predictions with the labels first"
@@ -60,9 +61,7 @@ def must_be_bool(*arrays: NDArray) -> None:
 
 
 def class_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArray:
-    """Share correct of each class by the class's own count: (..., N) -> (..., n_classes), nan
-    for an absent class.
-    """
+    """Share correct of each class by its count: (..., N) -> (..., n_classes), nan if absent."""
     y, correct = checked(y, correct, n_classes=n_classes)
     counts = np.stack([np.bincount(y, row, n_classes) for row in correct.reshape(-1, y.size)])
     with np.errstate(invalid="ignore"):
@@ -72,8 +71,9 @@ def class_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArray:
 
 
 def wilson(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Wilson's score interval of k successes in n trials, elementwise; nan where n = 0. Wilson
-    1927 (JASA 22).
+    """Wilson's score interval of k successes in n trials, elementwise; nan where n = 0.
+
+    Source: Wilson 1927 (JASA 22).
     """
     k, n = np.asarray(k, float), np.asarray(n, float)
     z = stats.norm.isf((1 - level) / 2)
@@ -84,8 +84,9 @@ def wilson(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray, ND
 
 
 def worst_interval(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """[min L_k, min U_k] of the worst of K classes, each by Wilson at 1 - (1 - level) / K;
-    absent classes left out.
+    """[min L_k, min U_k] of the worst class, each by Wilson at 1 - (1 - level) / K.
+
+    k, n: (K,) successes and trials; absent classes are left out.
     """
     k, n = np.asarray(k)[np.asarray(n) > 0], np.asarray(n)[np.asarray(n) > 0]
     low, high = wilson(k, n, 1 - (1 - level) / n.size)
@@ -93,16 +94,15 @@ def worst_interval(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[flo
 
 
 def robust_correct(y: ArrayLike, clean_pred: ArrayLike, *adv_preds: ArrayLike) -> NDArray:
-    """(N,) bool: right on the clean image and under every attack given (several: the worst case
-    per sample).
-    """
+    """(N,) bool: right on the clean image and under every attack (the worst case per sample)."""
     y, *preds = checked(y, clean_pred, *adv_preds)
     return np.logical_and.reduce([pred == y for pred in preds])
 
 
 def outcomes(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> dict[str, NDArray]:
-    """Robust correctness (N,) by name: "clean", each attack, and "union" of all where there are
-    several.
+    """Robust correctness (N,) by name: "clean", each attack, and "union" where there are several.
+
+    Raises MetricError where an attack is called "clean" or "union".
     """
     if taken := {"clean", "union"} & set(attacks):
         raise MetricError(
@@ -116,8 +116,9 @@ def outcomes(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> dict[str,
 
 
 def tail(acc: NDArray) -> NDArray:
-    """Mean accuracy of the worst 20 % of the K classes present (30 % for K = 10), rounded up:
-    (..., K) -> (...).
+    """Mean accuracy of the worst 20 % of the classes present (30 % for K = 10), rounded up.
+
+    acc: (..., K) -> (...).
     """
     n_classes = int((~np.isnan(acc)).sum(-1).min())
     # 0.2 * 15 is a hair above 3
@@ -145,8 +146,9 @@ FUNCTIONALS: dict[str, Callable[[NDArray], NDArray]] = {
 
 
 def halves(y: ArrayLike, seed: int = 0) -> NDArray:
-    """(N,) 0 or 1: two random halves of every class (an odd image goes to half 0); the same for
-    the same seed.
+    """(N,) 0 or 1: two random halves of every class, the same for the same seed.
+
+    An odd image goes to half 0.
     """
     y = checked(y)[0]
     order = np.lexsort((np.random.default_rng(seed).random(y.size), y))
@@ -157,20 +159,20 @@ def halves(y: ArrayLike, seed: int = 0) -> NDArray:
 
 
 def _crossfit(half_acc: NDArray) -> NDArray:
-    """(..., K, 2) accuracies on two halves -> (...): argmin on one half, value on the other, and
-    swapped.
+    """Worst class by cross-fit: argmin on one half, value on the other, both ways, averaged.
+
+    half_acc: (..., K, 2) accuracies on two halves -> (...).
     """
     chosen = half_acc.argmin(-2)[..., None, ::-1]
     return np.take_along_axis(half_acc, chosen, -2)[..., 0, :].mean(-1)
 
 
 def resample(y: NDArray, runs: NDArray, draws: int, seed: int) -> tuple[NDArray, NDArray]:
-    """Paired bootstrap over images: correct counts (1 + draws, S, K, 2) by run, class and half, and
-    sizes (K, 2).
+    """Paired bootstrap over images: correct counts (1 + draws, S, K, 2) and sizes (K, 2).
 
-    Row 0 is what was observed; K counts present classes only. All runs see the same resampled
-    images. Images of a stratum with the same outcome in all runs are exchangeable, so their
-    multiplicities are drawn together, as one cell.
+    The axes are run, class (present ones only) and half; row 0 is the observed counts. All runs see
+    the same resampled images. Images of a stratum with the same outcome in all runs are
+    exchangeable, so their multiplicities are drawn together, as one cell.
     """
     must_be_bool(runs)
     classes, index = np.unique(y, return_inverse=True)
@@ -188,7 +190,10 @@ def resample(y: NDArray, runs: NDArray, draws: int, seed: int) -> tuple[NDArray,
 
 
 def evaluate(functional: Functional, counts: NDArray, sizes: NDArray) -> NDArray:
-    """The functional of each run: counts (..., K, 2) -> (...)."""
+    """Functional of each run: counts (..., K, 2) -> (...).
+
+    Raises MetricError on an unknown functional.
+    """
     if functional == "crossfit":
         # a class of one image cannot be chosen on one half and judged on the other
         both = (sizes > 0).all(-1)
@@ -208,8 +213,9 @@ def evaluate(functional: Functional, counts: NDArray, sizes: NDArray) -> NDArray
 
 
 def per_run(y: ArrayLike, correct: ArrayLike, functional: Functional) -> NDArray:
-    """The functional of every run, (S, N) -> (S,): a name of FUNCTIONALS, "crossfit", or a
-    function of (K,).
+    """Functional of every run, (S, N) -> (S,).
+
+    functional: a name of FUNCTIONALS, "crossfit", or a function of (K,).
     """
     y, correct = checked(y, correct)
     return evaluate(functional, *resample(y, np.atleast_2d(correct), 0, 0))[0]
@@ -218,12 +224,14 @@ def per_run(y: ArrayLike, correct: ArrayLike, functional: Functional) -> NDArray
 def summary(
     y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks, classes: Sequence[str]
 ) -> pd.DataFrame:
-    """Tidy table, a row per (attack, class): n, clean_acc, robust_acc with Wilson's 95 %,
-    boundary_error, adv_acc.
+    """Tidy table, a row per (attack, class), of class-wise accuracies and their intervals.
 
-    robust_acc is clean-correct and correct under attack, boundary_error clean-correct but broken;
-    adv_acc counts the attacked image alone, as CFA's tables do. Attack "clean" is none, "union" all
-    together.
+    Columns: attack, class, n, clean_acc, robust_acc with Wilson's 95 % (low, high), boundary_error,
+    adv_acc.
+    robust_acc: clean-correct and correct under attack.
+    boundary_error: clean-correct but broken.
+    adv_acc: right on the attacked image alone, as in CFA's tables.
+    Attack "clean" is none, "union" all together.
     """
     y, clean_pred = checked(y, clean_pred, n_classes=len(classes))
     n, frames = np.bincount(y, minlength=len(classes)), []
@@ -247,8 +255,9 @@ def summary(
 
 
 def totals(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> pd.DataFrame:
-    """A row per attack: every functional, the cross-fit worst, and [low, high] in which the
-    worst class lies.
+    """A row per attack: every functional, the cross-fit worst, and the worst class's interval.
+
+    worst_low, worst_high: the interval in which the worst class lies, of `worst_interval`.
     """
     rows, (y,) = [], checked(y)
     for name, correct in outcomes(y, clean_pred, attacks).items():
@@ -264,8 +273,9 @@ def totals(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> pd.DataFram
 
 
 def confusion(y: ArrayLike, pred: ArrayLike, n_classes: int, normalise: bool = False) -> NDArray:
-    """(K, K) counts M[true, predicted]; normalised, each row sums to 1 (nan for an absent
-    class).
+    """Confusion matrix (K, K), counts M[true, predicted].
+
+    normalise: each row sums to 1 (nan for an absent class).
     """
     y, pred = checked(y, pred, n_classes=n_classes)
     checked(pred, n_classes=n_classes)
@@ -284,9 +294,9 @@ def asymmetry(matrix: ArrayLike) -> NDArray:
 def top_share(matrix: ArrayLike, top: int = 1, chosen_on: ArrayLike | None = None) -> NDArray:
     """(K,) share of each class's errors that end in its `top` wrong classes; nan without errors.
 
-    The wrong classes are ranked by `chosen_on`, the counts (K, K) of other images (another half,
-    another seed); without it by the same matrix, which biases the share up. Chance is top / (K -
-    1).
+    chosen_on: counts (K, K) of other images (another half, another seed) by which wrong classes are
+        ranked; without it they are ranked by the same matrix, which biases the share up.
+    Chance is top / (K - 1).
     """
     errors = np.array(matrix, float)
     ranked = np.array(matrix if chosen_on is None else chosen_on, float)
@@ -298,9 +308,7 @@ def top_share(matrix: ArrayLike, top: int = 1, chosen_on: ArrayLike | None = Non
 
 
 def runner_up(logits: ArrayLike, y: ArrayLike) -> NDArray:
-    """(N,) the wrong class with the highest logit: where an untargeted attack is expected to
-    end.
-    """
+    """(N,) wrong class with the highest logit: where an untargeted attack is expected to end."""
     logits = np.array(logits, float)
     (y,) = checked(y, n_classes=logits.shape[-1])
     logits[np.arange(y.size), y] = -np.inf
@@ -310,12 +318,10 @@ def runner_up(logits: ArrayLike, y: ArrayLike) -> NDArray:
 def homing_set(
     y: ArrayLike, clean_pred: ArrayLike, adv_pred: ArrayLike, label: int, ends_in: int
 ) -> NDArray:
-    """(N,) bool: images of class `label`, right when clean, that the attack turns into class
-    `ends_in`.
+    """(N,) bool: images of class `label`, right when clean, that the attack turns into `ends_in`.
 
     The removal test is `summary` and `confusion` of these images under a model without that class,
-    and under its
-    controls: a new seed, the logit masked.
+    and under its controls: a new seed, the logit masked.
     """
     y, clean_pred, adv_pred = checked(y, clean_pred, adv_pred)
     return (y == label) & (clean_pred == label) & (adv_pred == ends_in)
@@ -324,10 +330,10 @@ def homing_set(
 def hazard(
     y: ArrayLike, robust: ArrayLike, robust_strong: ArrayLike, classes: Sequence[str]
 ) -> pd.DataFrame:
-    """How many of the survivors of one attack the stronger one breaks, per class, with Wilson's 95
-    %.
+    """Share of one attack's survivors that a stronger attack breaks, per class, with Wilson's 95 %.
 
-    Both (N,) bool; a sample counts as strong-robust only where it also survived the first attack.
+    robust, robust_strong: (N,) bool; a sample counts as strong-robust only where it also survived
+        the first attack.
     Columns class, survivors, robust_acc, gain (R - R_strong), share_of_gain, hazard = gain / R
     (free of R on both axes), low, high.
     """
@@ -353,8 +359,9 @@ def spearman(a: ArrayLike, b: ArrayLike) -> NDArray:
 
 
 def permutation_p(x: ArrayLike, y: ArrayLike, seed: int = 0) -> float:
-    """Two-sided p of Spearman's rho of (K,) and (K,): exact up to EXACT_CLASSES, ties included,
-    else 99,999 draws.
+    """Two-sided p of Spearman's rho of (K,) and (K,), ties included.
+
+    Exact up to EXACT_CLASSES classes, else by 99,999 seeded draws.
     """
     # exact: the sum of rank products, built up position by position over the subsets of ranks used
     # so far doubled, so that mid-ranks are whole
@@ -382,10 +389,11 @@ def permutation_p(x: ArrayLike, y: ArrayLike, seed: int = 0) -> float:
 
 
 def split_half(y: ArrayLike, correct: ArrayLike, splits: int = 200) -> float:
-    """The ceiling of a rank correlation: rho between two halves of the images, stepped up to all
-    (Spearman-Brown).
+    """Ceiling of a rank correlation: rho between two halves of the images, stepped up to all.
 
-    correct (N,) or (S, N) bool; the mean over `splits` class-stratified random halves.
+    correct: (N,) or (S, N) bool.
+    splits: the number of class-stratified random halves whose rho is averaged; the step is
+        Spearman-Brown's.
     """
     y, correct = checked(y, np.atleast_2d(correct))
     index = np.unique(y, return_inverse=True)[1]
