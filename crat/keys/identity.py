@@ -1,11 +1,11 @@
-"""What decides a result besides its config: the whole state of an object, and the code of what is
-not crat's.
+"""Identity of a value: the whole state of an object, and the code that is not crat's.
 
-A key of the store must hold all of that. Code of crat, of Python and of installed packages is named
-(crat.keys.ours); what else is reached (a class, its bases and helpers, globals, closures, hooks;
-from a file, a notebook or exec) is read as it runs: bytecode (another Python has another),
-constants, values, tensors. What cannot be read (a lock, an open file, a compiled callable) is told
-in `unread`, and then nothing that was kept is used again.
+A key of the store must hold all that decides a result besides the config. Code of crat, of Python
+and of installed packages is named (crat.keys.ours); any other code that is reached (a class, its
+bases and helpers, globals, closures, hooks; from a file, a notebook or exec) is read as it runs:
+bytecode (another Python has another), constants, values, tensors. A value that cannot be read (a
+lock, an open file, a compiled callable) is listed in `unread`, and then no stored result is used
+again.
 """
 
 from __future__ import annotations
@@ -48,18 +48,14 @@ _HELD: list[Any] = []  # what could not be read, so that no other object gets it
 
 
 class Identity(NamedTuple):
-    """What a value is: 16 hex digits of a SHA-256 over all of it (or its repr), and what in it
-    could not be read.
-    """
+    """Identity of a value: 16 hex digits of a SHA-256 (or its repr), and what could not be read."""
 
     text: str
     unread: tuple[str, ...] = ()
 
 
 def identity(value: Any) -> Identity:
-    """The identity of any value; the same for what the same code makes again, in another
-    process, too.
-    """
+    """Identity of any value; equal for values that the same code makes, in another process, too."""
     walk = _Walk()
     try:
         walk.value(value)
@@ -69,8 +65,9 @@ def identity(value: Any) -> Identity:
 
 
 def attack_identity(attack: Any) -> Identity:
-    """What names an attack in keys: its repr where that says all (ours, with plain settings),
-    else all of it.
+    """Identity of an attack in keys: its repr where that is complete, else a hash of all of it.
+
+    The repr is complete for crat's attacks with plain settings.
     """
     changes = ours.changes()
     if is_plain(attack) and not changes:
@@ -80,10 +77,11 @@ def attack_identity(attack: Any) -> Identity:
 
 
 def put_in_place(**values: tuple[Any, Any]) -> dict[str, Identity]:
-    """The identities of what is not crat's own, or not as it came; {} where all is.
+    """Identities of replaced parts: those that are not crat's, or not as they were imported.
 
-    values: name -> (what stands in crat's table now, what came with crat). "changes" in the answer
-    is of crat's classes and functions, changed in this session.
+    values: name -> (what stands in crat's table now, what came with crat).
+    Returns {} where nothing is replaced. "changes" holds crat's classes and functions that were
+    changed in this session.
     """
     foreign = {name: now for name, (now, came) in values.items() if now is not came}
     if changes := ours.changes():
@@ -92,9 +90,7 @@ def put_in_place(**values: tuple[Any, Any]) -> dict[str, Identity]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether the repr says all: a plain value, or an object of a dataclass of crat whose fields
-    are plain.
-    """
+    """Whether the repr is complete: a plain value, or a dataclass of crat with plain fields."""
     if isinstance(value, np.generic) or type(value) in ATOMS:
         return True
     if type(value) is tuple:
@@ -108,15 +104,14 @@ def is_plain(value: Any) -> bool:
 
 
 def _that_decide(value: Any) -> list[Field]:
-    """The fields of a dataclass of crat but for its caches: those that it fills itself and does
-    not compare.
-    """
+    """The fields of a dataclass of crat without its caches (neither init nor compare)."""
     return [field for field in fields(value) if field.init or field.compare]
 
 
 class _Walk:
-    """One pass over all that a value reaches, each object once, into a hash. unread: what could
-    not be read.
+    """One pass over all that a value reaches, each object once, into a hash.
+
+    unread: descriptions of the objects that could not be read.
     """
 
     def __init__(self, seen: dict[Any, int] | None = None) -> None:
@@ -131,7 +126,7 @@ class _Walk:
             self.hash.update(b"%d:" % len(data) + data)
 
     def again(self, value: Any, *more: Any) -> bool:
-        """Whether an object was met before; if so, which one it was is put."""
+        """Whether an object was met before; if so, its number is put into the hash."""
         key = (id(value), *more)
         if key in self.seen:
             self.put("again", str(self.seen[key]))
@@ -141,8 +136,9 @@ class _Walk:
         return False
 
     def value(self, value: Any, used: frozenset[str] = frozenset()) -> None:
-        """Anything. used: attributes that the code uses which names it; of a module that is
-        read, these are.
+        """Puts any value into the hash.
+
+        used: attributes that the naming code uses; of a module whose code is read, these are read.
         """
         if type(value) in ATOMS or isinstance(value, NAMED):
             self.put(type(value).__name__, value if isinstance(value, bytes) else repr(value))
@@ -218,9 +214,7 @@ class _Walk:
             self.imported(name, str(value.__globals__.get("__package__") or ""))
 
     def imported(self, name: str, package: str) -> None:
-        """A module that a function imports when it runs: its name, and its file where it is
-        read.
-        """
+        """Puts a module that a running function imports: its name, and its file if it is read."""
         file = ours.file_to_read(name, package)
         self.put(name, Path(file).read_bytes() if file else b"")
 
@@ -248,9 +242,7 @@ class _Walk:
             self.value(own[name])
 
     def object(self, value: Any) -> None:
-        """Whatever else: its class, its attributes, what it contains, and what a pickle would
-        hold of C's state.
-        """
+        """Puts any other object: its class, attributes, contents and pickled state in C."""
         cls = type(value)
         self.value(cls)
         pickles = cls in copyreg.dispatch_table or any(
@@ -275,8 +267,9 @@ class _Walk:
         )
 
     def by_name(self, name: str, value: Any) -> None:
-        """What a pickle would only name: a wrapped function is read, what is installed is found
-        by its name.
+        """Puts an object that a pickle would only name.
+
+        A wrapped function is read; an installed object is found by its name.
         """
         self.put(name)
         if hasattr(value, "__wrapped__"):
@@ -302,9 +295,7 @@ class _Walk:
         self.put("set", *sorted(walk.hash.hexdigest() for walk, _ in walks))
 
     def cannot(self, value: Any) -> None:
-        """Something that differs from all that was ever kept, and is equal to itself as long as
-        this process lives.
-        """
+        """Puts an object that cannot be read: equal only to itself, and in this process only."""
         _HELD.append(value)
         cls = type(value)
         self.unread.append(
@@ -353,9 +344,7 @@ def _pickles(cls: type) -> bool:
 
 
 def _state(value: Any) -> dict[str, Any]:
-    """The attributes of an object that decide: no caches, and of torch's hooks not the running
-    numbers.
-    """
+    """Attributes of an object that decide: no caches, and torch's hooks without numbers."""
     cls, state = type(value), dict(getattr(value, "__dict__", {}))
     for base in cls.__mro__:
         slots = [

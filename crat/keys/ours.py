@@ -1,8 +1,7 @@
-"""Which code is named in a key, and which is read: crat's, Python's and what is installed is named,
-the rest read.
+"""Code that a key names (of crat, Python and installed packages) and code that it reads (the rest).
 
-A method's `revision` and the attacks' REVISION stand for crat's own code, as long as nobody has put
-something else in its place in this session (`changes`, from when this module was imported on).
+A method's `revision` and the attacks' REVISION stand for crat's code, as long as nobody has
+replaced any of it in this session (`changes`, from when this module was imported on).
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ _ROOTS = _roots()
 
 
 def named_module(name: str | None) -> bool:
-    """Whether a module of this name is one that is named, not read."""
+    """Whether the code of a module of this name is named, not read."""
     module = sys.modules.get(name or "")
     if module is None or name is None or name == "__main__":
         return False
@@ -94,9 +93,7 @@ def named_module(name: str | None) -> bool:
 
 
 def found_by_name(value: Any) -> bool:
-    """Whether the module that a class or function names has it under that name: then the name
-    says what it is.
-    """
+    """Whether a class or function stands in its module under its name, which then identifies it."""
     module = str(getattr(value, "__module__", None))
     if not named_module(module):
         return False
@@ -117,14 +114,12 @@ def is_named(value: Any) -> bool:
 
 
 def of_crat(cls: type) -> bool:
-    """Whether a class is crat's own."""
+    """Whether a class belongs to crat."""
     return cls.__module__.startswith("crat.") and is_named(cls)
 
 
 def version(module: str | None) -> str:
-    """The version of an installed package; "" where a revision of ours stands for its changes,
-    or none matter.
-    """
+    """The version of an installed package; "" where none matters or a revision stands for it."""
     root = str(module).partition(".")[0]
     if root in ("crat", "torch", "numpy") or root in sys.stdlib_module_names:
         return ""
@@ -132,8 +127,9 @@ def version(module: str | None) -> str:
 
 
 def _decides(module: str | None) -> bool:
-    """Whether a module of crat decides what a training or an attack gives (crat.training.trainer
-    knows epochs only).
+    """Whether a module of crat decides the result of a training or an attack.
+
+    crat.training.trainer does not: it knows epochs only.
     """
     return str(module).startswith(tuple(f"crat.{name}" for name in DECIDING))
 
@@ -154,10 +150,10 @@ _CAME: dict[Any, dict[str, Any]] = {}
 
 
 def changes() -> dict[str, Any]:
-    """What a session has put in place of crat's own, in a class or a module of attacks, defenses or
-    networks.
+    """Replacements of crat's deciding code in this session: name -> what is there now.
 
-    Name -> what is there now. {} where all is as it was imported (or first seen here).
+    Names are those of a deciding module or class. Returns {} where everything is as it was imported
+    (or first seen here).
     """
     changed: dict[str, Any] = {}
     for place in _deciding():
@@ -180,10 +176,9 @@ def instructions(code: CodeType) -> Iterable[dis.Instruction]:
 
 
 def globals_of(code: CodeType) -> tuple[set[str], frozenset[str]]:
-    """The global names that code reads, and all attributes that it uses of anything; inner code
-    included.
+    """The global names that code reads, and all attributes that it uses; inner code included.
 
-    ANY is among them where the code looks names up by strings: then all that is there counts.
+    ANY is among them where the code looks names up by strings: then everything there counts.
     """
     steps = list(instructions(code))
     read = {
@@ -209,9 +204,7 @@ def imports_of(code: CodeType) -> set[str]:
 
 
 def file_to_read(name: str, package: str) -> str | None:
-    """The file of a module that is imported by this name from within a package; None where it is
-    named, or has none.
-    """
+    """The file of a module imported by this name within a package; None if named or fileless."""
     for full in (f"{package}.{name}".strip("."), name):
         module = sys.modules.get(full)
         if module is not None and not named_module(full):

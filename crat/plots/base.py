@@ -1,9 +1,8 @@
-"""Tables to figures. Reads no file, imports no torch; every figure is saved beside the table it was
-drawn from.
+"""Figures from tables; every figure is saved beside the table it was drawn from.
 
 One visual language: Okabe and Ito's colours, which colour-blind readers tell apart; clean light and
 robust dark; the worst class vermillion wherever classes are shown; accuracies in percent; whiskers
-are 95 % intervals.
+are 95 % intervals. Reads no file, imports no torch.
 """
 
 from __future__ import annotations
@@ -61,18 +60,16 @@ def use_style() -> None:
 
 
 def figures_folder(notebook: str) -> Path:
-    """Where a notebook's figures go: CRAT_FIGURES/<notebook>, else figures/quick/<notebook>.
+    """Folder of a notebook's figures: CRAT_FIGURES/<notebook>, else figures/quick/<notebook>.
 
-    `crat reproduce` gives each notebook the folder of the profile below its own CRAT_FIGURES.
+    `crat reproduce` gives each notebook the folder of the profile as its CRAT_FIGURES.
     """
     given = os.environ.get("CRAT_FIGURES")
     return (Path(given) if given else root() / "figures" / "quick") / notebook
 
 
 def save(figure: Figure, table: pd.DataFrame, notebook: str, name: str) -> None:
-    """Writes <name>.png, .pdf and the .csv it was drawn from into the notebook's folder, each
-    atomically.
-    """
+    """Writes <name>.png, .pdf and the table as .csv into the notebook's folder, each atomically."""
     folder = figures_folder(notebook)
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
         with written_whole(folder / f"{name}{suffix}") as temporary:
@@ -98,11 +95,12 @@ def _whiskers(
 
 
 def image_rows(rows: Mapping[str, NDArray], columns: Sequence[str] | None = None) -> Figure:
-    """Images in labelled rows: each (n, H, W) or (n, H, W, 3) in [0, 1]; a row that holds negatives
-    is a perturbation.
+    """Images in labelled rows; a row with negative values is drawn as a perturbation.
 
-    Perturbations are drawn from blue (darker) over white to red (brighter), scaled to their own
-    largest value.
+    rows: title -> images (n, H, W) or (n, H, W, 3) in [0, 1].
+    columns: n texts below the last row.
+    Perturbations are drawn from blue (darker) over white to red (brighter), scaled to their largest
+    absolute value.
     """
     n = len(next(iter(rows.values())))
     figure, axes = plt.subplots(
@@ -125,8 +123,9 @@ def image_rows(rows: Mapping[str, NDArray], columns: Sequence[str] | None = None
 
 
 def class_bars(summary: pd.DataFrame, title: str = "") -> Figure:
-    """One attack's class-wise table (metrics.summary): clean light, robust dark, sorted; the
-    worst class marked.
+    """Bars of one attack's class-wise accuracies: clean light, robust dark, worst class marked.
+
+    summary: rows of one attack from metrics.summary; drawn in the order of robust_acc.
     """
     table = summary.sort_values("robust_acc", ascending=False).reset_index(drop=True)
     x = np.arange(len(table))
@@ -147,10 +146,10 @@ def class_bars(summary: pd.DataFrame, title: str = "") -> Figure:
 
 
 def method_bars(table: pd.DataFrame, value: str = "robust_acc", title: str = "") -> Figure:
-    """Columns method, class, value, low, high: grouped bars, classes in order of the last method.
+    """Grouped bars of methods by class, classes in the order of the last method.
 
-    A method may be followed by a comma and what it was put under ("pgd_at, PGD-20"); it keeps its
-    colour.
+    table: columns method, class, `value`, and where known low, high. A method may be followed by a
+        comma and its condition ("pgd_at, PGD-20"); it has the method's colour.
     """
     methods = list(table.method.unique())
     last = table[table.method == methods[-1]].sort_values(value, ascending=False)
@@ -180,10 +179,11 @@ def class_curves(
     along: str = "epoch",
     named_at: float | None = None,
 ) -> Figure:
-    """Columns `along`, class, value and the panel's name: a line a class.
+    """Curves of every class, a panel for each value of the column `by`.
 
-    Best and worst are named as they are at the end, or at `named_at`, where a dotted line then
-    stands.
+    table: columns `along`, class, `value`, `by`.
+    named_at: the place on the axis `along` where best and worst class are determined (None: the
+        end), marked by a dotted line.
     """
     panels = list(table[by].unique())
     figure, axes = plt.subplots(
@@ -213,9 +213,7 @@ def class_curves(
 
 
 def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> Figure:
-    """Row-normalised confusion matrices (K, K) side by side: true class down, prediction across,
-    in percent.
-    """
+    """Row-normalised confusion matrices (K, K) side by side in percent: true class down."""
     size = 0.3 * len(classes) + 0.6
     figure, axes = plt.subplots(
         1, len(matrices), figsize=(size * len(matrices) + 1.2, size), sharey=True, squeeze=False
@@ -243,7 +241,7 @@ def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> F
 
 
 def rank_heat(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns row, column, rho: the rank correlations between class orders, square."""
+    """Square heat map of the rank correlations between class orders; columns row, column, rho."""
     wide = table.pivot(index="row", columns="column", values="rho")
     names = list(table.row.unique())
     wide = wide.loc[names, names]
@@ -276,11 +274,11 @@ def class_scatter(
     by: str = "panel",
     xscale: str = "linear",
 ) -> Figure:
-    """A point a class, named, one panel per value of `by`; y in percent with whiskers where low and
-    high are given.
+    """A named point for each class, a panel for each value of `by`, y in percent.
 
-    The class that is worst by the column `robust` is marked. xscale: given here, not afterwards, as
-    names depend on it.
+    table: columns `by`, class, `x`, `y`, `robust`, and for whiskers low, high.
+    robust: the column by which the worst class is marked.
+    xscale: set here and not afterwards, as the places of names depend on it.
     """
     panels = list(table[by].unique())
     figure, axes = plt.subplots(
@@ -306,9 +304,9 @@ def class_scatter(
 
 
 def _name_points(ax: Axes, points: NDArray, names: Sequence[str], unit: float) -> None:
-    """Each name at the nearest free place beside its point (x, y), further off with a line; no free
-    place, no name.
+    """Writes each name at the nearest free place beside its point; without a free place, no name.
 
+    points: (n, 2) of x and y. A name further off gets a line.
     unit: the pixels of a typographic point.
     """
     style: dict[str, Any] = {"fontsize": 6.5, "ha": "center", "va": "center", "in_layout": False}
@@ -345,8 +343,9 @@ def _name_points(ax: Axes, points: NDArray, names: Sequence[str], unit: float) -
 
 
 def temperature_curves(table: pd.DataFrame) -> Figure:
-    """Columns method, temperature, average, worst (and spread): robust accuracy under
-    Temperature-PGD; T = 1 is PGD.
+    """Robust accuracy under Temperature-PGD by temperature; T = 1 is PGD.
+
+    table: columns method, temperature, average, worst, spread.
     """
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8))
     labels = {
@@ -370,7 +369,10 @@ def temperature_curves(table: pd.DataFrame) -> Figure:
 
 
 def stacked_shares(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns bar, part, share: horizontal bars of 100 %, the parts in the order given."""
+    """Horizontal bars of 100 %, the parts in the table's order.
+
+    table: columns bar, part, share (fractions).
+    """
     parts = list(table.part.unique())
     wide = (
         100

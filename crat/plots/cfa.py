@@ -1,6 +1,4 @@
-"""Figures of notebook 04: CFA's toy model, jumps between epochs, methods in the plane of average
-and worst class.
-"""
+"""Figures of notebook 04 (CFA): toy model, jumps between epochs, average against worst class."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ EASY_HARD = {"+1": BLUE, "-1": RED}  # of the toy model: class +1 is the easier 
 
 
 def toy_points(table: pd.DataFrame, w: float) -> Figure:
-    """Columns panel, class ("+1", "-1"), x_1, x_2: the points of d = 1 and the border x_2 = -w x_1.
+    """Points of the toy model with d = 1 and the border x_2 = -w x_1.
 
+    table: columns panel, class ("+1", "-1"), x_1, x_2.
     x_1 takes few values, so points are spread around it, by an even comb and not by chance.
     """
     panels = list(table.panel.unique())
@@ -47,8 +46,10 @@ def toy_points(table: pd.DataFrame, w: float) -> Figure:
 
 
 def toy_curves(table: pd.DataFrame, optima: pd.DataFrame) -> Figure:
-    """Columns panel, class, w, accuracy, and panel, class, w of each optimum (inf: none to
-    mark): a curve a class.
+    """Accuracy of each class over w, with its optimum marked.
+
+    table: columns panel, class, w, accuracy.
+    optima: columns panel, class, w (inf: no mark).
     """
     panels = list(table.panel.unique())
     figure, axes = plt.subplots(
@@ -68,8 +69,9 @@ def toy_curves(table: pd.DataFrame, optima: pd.DataFrame) -> Figure:
 
 
 def optimum_curves(table: pd.DataFrame) -> Figure:
-    """Columns panel, class, eps, w (inf: no finite optimum, drawn as a cross at the top): the
-    best w over eps.
+    """Best w of each class over eps.
+
+    table: columns panel, class, eps, w (inf: no finite optimum, drawn as a cross at the top).
     """
     panels = list(table.panel.unique())
     figure, axes = plt.subplots(
@@ -91,8 +93,9 @@ def optimum_curves(table: pd.DataFrame) -> Figure:
 
 
 def epoch_jumps(table: pd.DataFrame) -> Figure:
-    """Columns panel, seed, epoch, average, worst: both over epochs (thin: seeds), below their
-    mean jumps.
+    """Average and worst class over epochs (thin: seeds), and below them their mean jumps.
+
+    table: columns panel, seed, epoch, average, worst.
     """
     panels = list(table.panel.unique())
     figure, axes = plt.subplots(
@@ -122,11 +125,10 @@ def epoch_jumps(table: pd.DataFrame) -> Figure:
 
 
 def panel_frontiers(table: pd.DataFrame) -> Figure:
-    """Columns panel, method, average, worst (fractions): methods named in the plane, each panel
-    with axes of its own.
+    """Methods named in the plane of average and worst class, each panel with separate axes.
 
-    The rows of one method in a panel are joined in their order; the last is hollow (best epoch,
-    then last).
+    table: columns panel, method, average, worst (fractions). The rows of one method in a panel are
+        joined in their order; the last is hollow (best epoch, then last).
     """
     panels, methods = list(table.panel.unique()), list(table.method.unique())
     figure, axes = plt.subplots(
@@ -162,7 +164,7 @@ def panel_frontiers(table: pd.DataFrame) -> Figure:
 
 
 def _room(ax: Axes, points: float = 5.0) -> None:
-    """At least so many points on each axis, so that hairs do not look like mountains."""
+    """Widens each axis to at least this many points, so that noise does not look like mountains."""
     ax.margins(0.12)
     for get, change in ((ax.get_xlim, ax.set_xlim), (ax.get_ylim, ax.set_ylim)):
         low, high = get()
@@ -171,8 +173,10 @@ def _room(ax: Axes, points: float = 5.0) -> None:
 
 
 def setting_curves(table: pd.DataFrame, base: pd.DataFrame) -> Figure:
-    """Columns panel, value, average, worst, and the same without value for each panel's base
-    (dashed).
+    """Average and worst class over the values of a setting, the base method dashed.
+
+    table: columns panel, value, average, worst.
+    base: the same columns without value, a row for each panel.
     """
     panels = list(table.panel.unique())
     figure, axes = plt.subplots(
@@ -193,10 +197,9 @@ def setting_curves(table: pd.DataFrame, base: pd.DataFrame) -> Figure:
 
 
 def class_groups(table: pd.DataFrame, along: str) -> Figure:
-    """Columns panel, class, `along`, accuracy, and group ("hard" or "easy"): a line a class, the
-    groups' means bold.
+    """Curves of hard and easy classes, the groups' means bold; hard classes are named.
 
-    Hard classes are named.
+    table: columns panel, class, `along`, accuracy, group ("hard" or "easy").
     """
     names = list(table.panel.unique())
     figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names) + 0.6, 3), squeeze=False)

@@ -1,7 +1,6 @@
-"""Figures of notebook 05: a label's mass, sorted class errors, corruptions, calibration, the sweep
-over delta.
+"""Figures of notebook 05: label mass, sorted class errors, corruptions, calibration, delta.
 
-Tables to figures, as crat.plots: fractions in, percent drawn; no file is read.
+Tables in, figures out: fractions are drawn in percent; no file is read.
 """
 
 from __future__ import annotations
@@ -29,8 +28,9 @@ def _colour(method: str, place: int) -> str:
 
 
 def label_heat(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns label, output, share: a row a kind of label, a column an output, the share of the
-    label's mass on it.
+    """Share of a label's mass on each output, in percent: a row for each kind of label.
+
+    table: columns label, output, share.
     """
     wide = 100 * table.pivot(index="label", columns="output", values="share")
     wide = wide.loc[table.label.unique(), table.output.unique()]
@@ -46,8 +46,9 @@ def label_heat(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def sorted_errors(table: pd.DataFrame) -> Figure:
-    """Columns panel, method, rank, error, low, high: each method's class errors in its own
-    order, 95 % over images.
+    """Each method's class errors, sorted from its worst class on, with 95 % over images.
+
+    table: columns panel, method, rank, error, low, high.
     """
     panels = list(table.panel.unique())
     figure, axes = plt.subplots(
@@ -69,10 +70,10 @@ def sorted_errors(table: pd.DataFrame) -> Figure:
 
 
 def corruption_heat(table: pd.DataFrame, title: str = "", label: str = "points") -> Figure:
-    """Columns corruption, severity, difference: a row a corruption, a column a severity, in
-    percentage points.
+    """Differences by corruption (rows) and severity (columns), in percentage points.
 
-    Above 0 is orange; rows stand by their mean, the largest first.
+    table: columns corruption, severity, difference (fractions). Above 0 is orange; rows stand by
+        their mean, the largest first.
     """
     wide = 100 * table.pivot(index="corruption", columns="severity", values="difference")
     wide = wide.loc[wide.mean(axis=1).sort_values(ascending=False).index]
@@ -98,8 +99,9 @@ def corruption_heat(table: pd.DataFrame, title: str = "", label: str = "points")
 
 
 def severity_curves(table: pd.DataFrame) -> Figure:
-    """Columns method, severity, error (0 is clean): the mean over corruptions and runs, a line a
-    method.
+    """Mean error of each method over severity (0 is clean).
+
+    table: columns method, severity, error, a row for each corruption and run.
     """
     figure, ax = plt.subplots(figsize=(4.6, 3))
     for i, (method, part) in enumerate(table.groupby("method", sort=False)):
@@ -113,8 +115,10 @@ def severity_curves(table: pd.DataFrame) -> Figure:
 
 
 def reliability_curves(table: pd.DataFrame) -> Figure:
-    """Columns panel, method, confidence, accuracy: a point a bin; on the dotted line a network
-    is as right as sure.
+    """Reliability diagram: accuracy over confidence, a point for each bin.
+
+    table: columns panel, method, confidence, accuracy. On the dotted line confidence equals
+        accuracy.
     """
     panels = list(table.panel.unique())
     figure, axes = plt.subplots(
@@ -140,8 +144,9 @@ def reliability_curves(table: pd.DataFrame) -> Figure:
 
 
 def delta_curves(table: pd.DataFrame) -> Figure:
-    """Columns delta, what, value, a row a run: a panel a quantity; dots are runs, the line joins
-    their means.
+    """Quantities over delta, a panel each; dots are runs, the line joins their means.
+
+    table: columns delta, what, value, a row for each run.
     """
     panels = list(table.what.unique())
     figure, axes = plt.subplots(

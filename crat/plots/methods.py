@@ -1,6 +1,4 @@
-"""Figures that compare training methods: what each chooses for a class, the frontier of average
-and worst class.
-"""
+"""Figures that compare training methods: class-wise policies, average against worst class."""
 
 from __future__ import annotations
 
@@ -16,11 +14,11 @@ from crat.plots.base import BLUE, GREY, RED, SERIES
 
 
 def policy_table(history: pd.DataFrame, columns: Sequence[str], name: str) -> pd.DataFrame:
-    """What a method chose for each class, tidy: panel ("name: column"), epoch, class, value,
-    accepted.
+    """Tidy table of a method's class-wise policy: panel, epoch, class, value, accepted.
 
-    history: history.csv of one run; columns: of it, such as eps, beta, weight. accepted: whether
-    the epoch entered a gated average (False where there is none).
+    history: history.csv of one run.
+    columns: columns of the history, such as eps, beta, weight; panel is "name: column".
+    accepted: whether the epoch entered a gated average (False where there is none).
     """
     train = history[history.split == "train"]
     gate = train["accepted"].astype(str) == "True" if "accepted" in train else False
@@ -34,9 +32,9 @@ def policy_table(history: pd.DataFrame, columns: Sequence[str], name: str) -> pd
 
 
 def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
-    """A panel for each of the table's (`policy_table`, several may be joined), a line a class,
-    `wide` panels a row.
+    """Curves of every class, a panel for each of the table's, `wide` panels in a row.
 
+    table: of `policy_table`; several may be joined.
     The classes with the smallest and the largest value at the end are named; accepted epochs are
     marked below.
     """
@@ -72,8 +70,9 @@ def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
 
 
 def frontier(table: pd.DataFrame, x: str = "average", y: str = "worst", title: str = "") -> Figure:
-    """Columns method, x, y, a row a run (fractions): dots are runs, the named mark is their
-    mean.
+    """Methods in the plane of average and worst class: dots are runs, the named mark is their mean.
+
+    table: columns method, `x`, `y` (fractions), a row for each run.
     """
     methods = list(table.method.unique())
     figure, ax = plt.subplots(figsize=(6.6, 4.4))
@@ -99,10 +98,10 @@ def frontier(table: pd.DataFrame, x: str = "average", y: str = "worst", title: s
 
 
 def class_heat(table: pd.DataFrame, base: str, title: str = "") -> Figure:
-    """Columns method, class, robust_acc (fractions): robust accuracy, coloured by the difference to
-    the base's row.
+    """Robust accuracy by method and class, coloured by the difference to the base's row.
 
-    Classes stand in the base's order, the weakest first.
+    table: columns method, class, robust_acc (fractions). Classes stand in the base's order, the
+        weakest first.
     """
     wide = (
         100
@@ -132,8 +131,9 @@ def class_heat(table: pd.DataFrame, base: str, title: str = "") -> Figure:
 
 
 def atlas(published: pd.DataFrame, value: str = "AA worst", title: str = "") -> Figure:
-    """Columns method, source, value (percent): what different papers print for one method, a
-    colour a source.
+    """Numbers that different papers print for one method, a colour for each source.
+
+    published: columns method, source, `value` (percent).
     """
     table = published.dropna(subset=[value])
     order = table.groupby("method")[value].mean().sort_values().index
@@ -158,11 +158,10 @@ def atlas(published: pd.DataFrame, value: str = "AA worst", title: str = "") -> 
 
 
 def worst_distributions(table: pd.DataFrame, objective: pd.DataFrame) -> Figure:
-    """CODAT's inner maximum: the probability of each class against its loss, a line a radius; what
-    it is worth.
+    """CODAT's inner maximum: each class's probability over its loss, and the maximum's value.
 
-    table: columns rho, class, loss, p. objective: rho, exact, closed_form, of one set of class
-    losses.
+    table: columns rho, class, loss, p.
+    objective: columns rho, exact, closed_form, of one set of class losses.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
     for i, (rho, part) in enumerate(table.sort_values("loss").groupby("rho")):
@@ -186,8 +185,9 @@ def worst_distributions(table: pd.DataFrame, objective: pd.DataFrame) -> Figure:
 
 
 def radius_curves(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns what, rho, value, low, high (fractions): a panel for each `what`, a point a
-    radius, 95 % over images.
+    """Accuracies over the radius rho, a panel for each `what`, with 95 % over images.
+
+    table: columns what, rho, value, low, high (fractions).
     """
     panels = list(table.what.unique())
     figure, axes = plt.subplots(

@@ -14,8 +14,10 @@ DASHES = ("-", "--", "-.", ":", (0, (1, 1)))  # lines that lie on each other are
 
 
 def function_lines(table: pd.DataFrame, xlabel: str, wide: int = 2) -> Figure:
-    """Columns panel, line, x, value: a panel for each of `panel`, `wide` a row, a line for each
-    of `line`.
+    """Functions of one number, a panel for each value of `panel`, a line for each of `line`.
+
+    table: columns panel, line, x, value.
+    wide: panels in a row.
     """
     panels, lines = list(table.panel.unique()), list(table.line.unique())
     rows = -(-len(panels) // wide)
@@ -40,12 +42,12 @@ def function_lines(table: pd.DataFrame, xlabel: str, wide: int = 2) -> Figure:
 def share_dots(
     table: pd.DataFrame, xlabel: str, marked: float | None = None, title: str = ""
 ) -> Figure:
-    """Columns row, series, share (fractions) and, where known, low, high: a dot for each, 95 %
-    whiskers, in percent.
+    """Dots of shares in percent, with 95 % whiskers where known.
 
-    Rows stand from above in the table's order, the series of a row beneath each other; with a
-    column `panel`, a panel for each of its values. marked: a share at which a dotted line stands,
-    such as chance.
+    table: columns row, series, share, and where known low, high (fractions), panel. Rows stand from
+        above in the table's order, the series of a row beneath each other; there is a panel for
+        each value of panel.
+    marked: a share at which a dotted line stands, such as chance.
     """
     table = table if "panel" in table else table.assign(panel=title)
     panels, rows, series = (list(table[column].unique()) for column in ("panel", "row", "series"))
@@ -79,8 +81,9 @@ def share_dots(
 
 
 def transfer_heat(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns crafted_on, judged, robust_acc (fractions): who keeps how much under examples of
-    whom, in percent.
+    """Robust accuracy of each network under the examples crafted on each other one, in percent.
+
+    table: columns crafted_on, judged, robust_acc (fractions).
     """
     order = list(table.judged.unique())
     wide = (

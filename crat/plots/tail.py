@@ -1,6 +1,4 @@
-"""Figures of a long tail: what each method keeps in the head, the medium and the tail of the
-training counts.
-"""
+"""Figures of a long tail: accuracy in the head, the medium and the tail of the training counts."""
 
 from __future__ import annotations
 
@@ -15,10 +13,10 @@ MARKS = "osD^vP*X"
 
 
 def group_points(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns method, group, accuracy, low, high (fractions): a point a method and group, whiskers
-    from low to high.
+    """Accuracy of each method in each group, a point each, with whiskers from low to high.
 
-    Groups stand in the order of the table, methods side by side within each.
+    table: columns method, group, accuracy, low, high (fractions). Groups stand in the order of the
+        table, methods side by side within each.
     """
     groups, methods = list(table.group.unique()), list(table.method.unique())
     x, width = np.arange(len(groups)), 0.7 / len(methods)

@@ -1,9 +1,8 @@
-"""The working store: one folder a run, named by the hash of what was asked; files appear whole or
-not at all.
+"""The working store: one folder for each run, named by the hash of its config.
 
 A run's folder holds card.json (what it is), checkpoint.safetensors (everything needed to go on),
 best.safetensors, history.csv, trace.npz and, under eval/, the outcome of each attack on each
-sample. Nothing in it is a pickle.
+sample. Nothing in it is a pickle; every file appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -28,13 +27,11 @@ FORMAT = 1
 
 
 class StoreError(RuntimeError):
-    """A file of the store that is missing, damaged or cannot be written: one line with the file
-    and what to do.
-    """
+    """A file of the store that is missing, damaged or not writable; one line names the remedy."""
 
 
 def home() -> Path:
-    """Where runs live: CRAT_RUNS, else runs/ in a checkout, else the working directory's runs/."""
+    """The folder of runs: CRAT_RUNS, else runs/ in a checkout, else in the working directory."""
     if "CRAT_RUNS" in os.environ:
         return Path(os.environ["CRAT_RUNS"]).expanduser()
     return root() / "runs"
@@ -42,8 +39,10 @@ def home() -> Path:
 
 @dataclass(frozen=True)
 class Store:
-    """Where runs are: root holds those that are made here, published those of results/ (None:
-    they are left aside).
+    """The places of runs.
+
+    root: the folder of the runs that are made here.
+    published: that of the published runs, results/ (None: they are left aside).
     """
 
     root: Path
@@ -51,8 +50,9 @@ class Store:
 
     @classmethod
     def usual(cls) -> Store:
-        """The store of CRAT_RUNS, with the published runs before it, so that one run's numbers
-        have one origin.
+        """The store of CRAT_RUNS, with the published runs first.
+
+        So a run's numbers have one origin.
         """
         return cls(home(), published_home())
 
@@ -67,15 +67,13 @@ class Store:
         return cls.recomputed() if recompute else cls.usual()
 
     def published_run(self, dataset: str, name: str) -> Path | None:
-        """The folder of a run under results/, where it was published."""
+        """The folder of a run under results/; None where it was not published."""
         folder = self.published and self.published / dataset / name
         return folder if folder and folder.is_dir() else None
 
 
 def figures_home() -> Path:
-    """Where figures/<profile>/<notebook> go: CRAT_FIGURES, else figures/ in a checkout or the
-    working directory.
-    """
+    """The folder of figures/<profile>/<notebook>: CRAT_FIGURES, else figures/ below `root`."""
     return (
         Path(given).expanduser()
         if (given := os.environ.get("CRAT_FIGURES"))
@@ -84,8 +82,9 @@ def figures_home() -> Path:
 
 
 def must_be_writable(folder: Path, variable: str) -> None:
-    """Raises StoreError, with the environment variable that names another folder, where nothing
-    can be written.
+    """Raises StoreError where a folder cannot be written.
+
+    variable: the environment variable that names another folder, for the message.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,18 +98,15 @@ def must_be_writable(folder: Path, variable: str) -> None:
 
 
 def root() -> Path:
-    """The checkout that this package is part of, else (installed from a wheel) the working
-    directory.
-    """
+    """The checkout that holds this package, else (installed from a wheel) the working directory."""
     checkout = Path(__file__).parents[2]
     return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
 
 
 def results_home() -> Path:
-    """The published results of a checkout: the folder whose tables and claims are as they were
-    published.
+    """The folder of a checkout's published results, whose tables and claims are as published.
 
-    Raises StoreError for an installed package, which ships none, and where one of them was altered
+    Raises StoreError for an installed package, which ships none, and where one was altered
     (`as_published`).
     """
     folder = published_home()
@@ -125,14 +121,12 @@ def results_home() -> Path:
 
 
 def published_home() -> Path:
-    """Where published results lie in a checkout, whether or not there are any."""
+    """The folder of published results in a checkout, whether or not it exists."""
     return Path(__file__).resolve().parents[2] / "results"
 
 
 def loose_results(results: Path) -> list[Path]:
-    """The files of results/ that are part of no run: claims of a data set, tables of what papers
-    print.
-    """
+    """The files of results/ outside the runs: claims of a data set, numbers printed in papers."""
     found = [*results.glob("*"), *results.glob("*/*")]
     return sorted(p for p in found if p.is_file() and p.name != SUMS and not p.name.startswith("."))
 
@@ -148,9 +142,9 @@ def files_of_run(folder: Path) -> set[str]:
 
 
 def published_file(run: Path, name: str) -> Path | None:
-    """A file of a published run, as it was published; None where no such was.
+    """A file of a published run, as it was published; None where the run has no such file.
 
-    Raises StoreError, one line, where it was altered, and where any file of the run is missing or
+    Raises StoreError, one line, where it was altered, or where any file of the run is missing or
     was added.
     """
     said, there = _said(run), files_of_run(run)
@@ -167,10 +161,10 @@ def published_file(run: Path, name: str) -> Path | None:
 
 
 def as_published(path: Path, folder: Path) -> Path:
-    """A published file that the SHA256SUMS of its folder names; raises StoreError, one line, where
-    it was altered.
+    """A published file, checked against the SHA256SUMS of its folder.
 
-    folder: a published run's, or results/ itself, whose own SHA256SUMS names those of the runs.
+    folder: a published run's, or results/ itself, whose SHA256SUMS names those of the runs.
+    Raises StoreError, one line, where the file was altered or never published.
     """
     if (digest := _said(folder).get(path.relative_to(folder).as_posix())) is None:
         raise StoreError(
@@ -218,18 +212,18 @@ def digest(value: Any) -> str:
 
 
 def seed_for(*parts: int | str) -> int:
-    """A 63-bit seed derived from its parts (run seed, epoch, purpose ...), the same on every
-    machine.
+    """A 63-bit seed derived from its parts (run seed, epoch, purpose ...), equal on every machine.
 
-    Each epoch draws from its own seed, so a resumed run needs no saved generator state.
+    Each epoch draws from a separate seed, so a resumed run needs no saved generator state.
     """
     return int(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:15], 16)
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that replaces it on a clean exit; raises StoreError
-    where it cannot.
+    """Yields a temporary path beside `path` that replaces it on a clean exit.
+
+    Raises StoreError where it cannot be written; `path` is then unchanged.
     """
     handle, name = -1, ""
     try:
@@ -253,9 +247,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_half_written(folder: Path) -> None:
-    """Removes what a killed session left of its writings: the temporary names of
-    `written_whole`, eval/ included.
-    """
+    """Removes the temporary files of `written_whole` that a killed session left, eval/ included."""
     for path in folder.rglob(f"{TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
@@ -291,9 +283,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bo
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads a .npz without pickle; raises StoreError where it is missing or damaged (its CRC is
-    checked).
-    """
+    """Reads a .npz without pickle; raises StoreError where it is missing or its CRC is wrong."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -322,8 +312,9 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors (on the CPU) and metadata of `write_tensors`; raises StoreError on a missing
-    or altered file.
+    """The tensors (on the CPU) and metadata of `write_tensors`.
+
+    Raises StoreError where the file is missing, damaged or altered.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -343,7 +334,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def fingerprint(tensors: Mapping[str, Any]) -> str:
-    """First 16 hex digits of the SHA-256 of named tensors: what outcomes are tied to."""
+    """First 16 hex digits of the SHA-256 of named tensors, to which outcomes are tied."""
     return _checksum(tensors, "")[:16]
 
 
