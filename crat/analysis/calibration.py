@@ -48,14 +48,14 @@ def reliability(
     Raises MetricError where labels and logits do not fit, or bins or bin_size is below 1.
     """
     sure, right = _answers(logits, y)
-    if (bin_size if bin_size is not None else bins) < 1:
+    if (bins if bin_size is None else bin_size) < 1:
         raise MetricError(f"bins and bin_size are at least 1, not {bins} and {bin_size}")
-    if bin_size is not None:
-        index = np.minimum(
-            np.searchsorted(np.sort(sure), sure) // bin_size, max(sure.size // bin_size, 1) - 1
-        )
-    else:
+    if bin_size is None:
         index = np.searchsorted(np.arange(1, bins) / bins, sure)
+    else:
+        rank = np.searchsorted(np.sort(sure), sure)
+        last = max(sure.size // bin_size, 1) - 1
+        index = np.minimum(rank // bin_size, last)
     groups = pd.DataFrame({"sure": sure, "right": right.astype(float)}).groupby(index)
     columns = {
         "n": ("sure", "size"),
@@ -89,7 +89,8 @@ def rms_calibration_error(
     """
     table = reliability(logits, y, bin_size=bin_size)
     squares = table.n * table.gap**2
-    return float(np.sqrt(squares[: len(table) - without_last].sum() / table.n.sum()))
+    counted = len(table) - 1 if without_last else len(table)
+    return float(np.sqrt(squares[:counted].sum() / table.n.sum()))
 
 
 def class_calibration(
@@ -103,7 +104,8 @@ def class_calibration(
     """
     sure, right = _answers(logits, y, len(classes))
     logits, y = np.asarray(logits), np.asarray(y)
-    accuracy, mean = class_accuracy(y, right, len(classes)), np.full(len(classes), np.nan)
+    accuracy = class_accuracy(y, right, len(classes))
+    mean = np.full(len(classes), np.nan)
     ece = mean.copy()
     for k in np.unique(y):
         mean[k] = sure[y == k].mean()

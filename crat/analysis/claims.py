@@ -88,11 +88,9 @@ class Claim:
                 raise ClaimError(
                     f"{name} {getattr(self, name)!r}: it is {allowed[0]!r} or {allowed[1]!r}"
                 )
-        smallest = (
-            SMALLEST.get(self.functional, nan)
-            if isnan(self.smallest_difference)
-            else self.smallest_difference
-        )
+        smallest = self.smallest_difference
+        if isnan(smallest):
+            smallest = SMALLEST.get(self.functional, nan)
         if not smallest > 0:
             raise ClaimError(
                 f"{self.functional!r} needs a smallest_difference above 0; built in: {SMALLEST}"
@@ -120,10 +118,11 @@ class Verdict:
             return "undecided"  # two checkpoints say nothing about two methods
         sign = 1 if self.claim.direction == "greater" else -1
         low, high = sorted((sign * self.estimate.low, sign * self.estimate.high))
-        found = (self.estimate.p if isnan(self.p_holm) else self.p_holm) < 1 - LEVEL
-        if found and (low > 0 or high < 0):
+        p = self.estimate.p if isnan(self.p_holm) else self.p_holm
+        if p < 1 - LEVEL and (low > 0 or high < 0):
             return "supported" if low > 0 else "reversed"
-        return "no effect" if max(-low, high) < self.claim.smallest_difference else "undecided"
+        largest = max(-low, high)
+        return "no effect" if largest < self.claim.smallest_difference else "undecided"
 
 
 def decide(claim: Claim, estimate: Estimate | None) -> Verdict:
@@ -148,7 +147,8 @@ def holm(p: ArrayLike) -> NDArray:
     p = np.asarray(p, float)
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]
     adjusted = np.full(p.shape, nan)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1)), 1)
+    steps = p[order] * np.arange(order.size, 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted
 
 
@@ -157,22 +157,29 @@ def settle(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
     A claim that was not run or has one seed is not counted as a test.
     """
-    p = np.array(
-        [v.estimate.p if v.estimate and v.estimate.kind != "checkpoints" else nan for v in verdicts]
-    )
+    p = np.array([_tested_p(v) for v in verdicts])
     families = np.array([v.claim.family for v in verdicts])
     for family in set(families):
         p[families == family] = holm(p[families == family])
     return [replace(v, p_holm=float(q)) for v, q in zip(verdicts, p, strict=True)]
 
 
+def _tested_p(verdict: Verdict) -> float:
+    """The p that enters Holm's correction; nan where no test was made."""
+    estimate = verdict.estimate
+    if estimate is None or estimate.kind == "checkpoints":
+        return nan
+    return estimate.p
+
+
 def claims_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """Table of claims after Holm's correction: statement, paper's number, estimate, verdict."""
     nothing = Estimate(nan, nan, nan, nan, kind="")
-    return pd.DataFrame(
-        asdict(v.claim) | asdict(v.estimate or nothing) | {"p_holm": v.p_holm, "verdict": v.verdict}
-        for v in settle(verdicts)
-    )
+    rows = []
+    for v in settle(verdicts):
+        row = asdict(v.claim) | asdict(v.estimate or nothing)
+        rows.append(row | {"p_holm": v.p_holm, "verdict": v.verdict})
+    return pd.DataFrame(rows)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -186,7 +193,8 @@ def markdown(table: pd.DataFrame) -> str:
             row.verdict,
             row.setting,
         )
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+        escaped = [str(cell).replace("|", "\\|") for cell in cells]
+        lines.append(f"| {' | '.join(escaped)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -198,25 +206,29 @@ def ours(row: Any) -> str:
     """
     if row.verdict == "not run":
         return "-"
-    scale, unit, form = (100, " points", ".1f") if row.functional in POINTS else (1, "", ".3f")
-    value, *low_high, seen = (
-        round(scale * v, 6) for v in (row.value, row.low, row.high, row.detectable)
-    )
-    text = f"{value:+{form}} [{', '.join(f'{v:{form}}' for v in low_high)}]{unit}"
+    in_points = row.functional in POINTS
+
+    def number(value: float, sign: str = "") -> str:
+        if in_points:
+            return f"{round(100 * value, 6):{sign}.1f}"
+        return f"{round(value, 6):{sign}.3f}"
+
+    text = f"{number(row.value, '+')} [{number(row.low)}, {number(row.high)}]"
+    if in_points:
+        text += " points"
     if row.verdict != "undecided":
         return text
     if row.kind == "checkpoints":
         return f"{text}, one seed"
     if row.p < 1 - LEVEL:
         return f"{text}, p {row.p_holm:.3f} after Holm"
-    return text if isnan(seen) else f"{text}, detectable {seen:{form}}"
+    return text if isnan(row.detectable) else f"{text}, detectable {number(row.detectable)}"
 
 
 def write(verdicts: Sequence[Verdict], path: str | Path) -> None:
     """Writes the claims table as JSON records (nan is null), atomically."""
-    write_text(
-        Path(path), claims_table(verdicts).to_json(orient="records", indent=1, double_precision=15)
-    )
+    table = claims_table(verdicts)
+    write_text(Path(path), table.to_json(orient="records", indent=1, double_precision=15))
 
 
 def read(path: str | Path) -> pd.DataFrame:
@@ -225,11 +237,11 @@ def read(path: str | Path) -> pd.DataFrame:
     Raises ClaimError where it is missing or damaged, StoreError where it lies in results/ and is
     not as it was published.
     """
-    if published_home() in Path(path).resolve().parents and Path(path).exists():
-        as_published(Path(path).resolve(), published_home())
+    file, published = Path(path).resolve(), published_home()
+    if published in file.parents and file.exists():
+        as_published(file, published)
     try:
-        return pd.DataFrame(json.loads(Path(path).read_text())).astype(
-            dict.fromkeys(NUMBERS, float)
-        )
+        table = pd.DataFrame(json.loads(Path(path).read_text()))
+        return table.astype(dict.fromkeys(NUMBERS, float))
     except (OSError, ValueError, KeyError) as error:
         raise ClaimError(f"no claims table in {path} ({error}): run its notebook again") from None

@@ -23,10 +23,10 @@ def real_correct(labels: dict[str, frozenset[int]], predicted: pd.Series) -> pd.
         raise MetricError(
             f"{len(unknown)} predicted images have no ReaL entry, the first is {unknown[0]!r}"
         )
-    found = {name: int(k) in labels[name] for name, k in predicted.items() if labels[name]}
-    if not found:
+    correct = {name: int(k) in labels[name] for name, k in predicted.items() if labels[name]}
+    if not correct:
         raise MetricError("no predicted image has a right class to be judged by")
-    return pd.Series(found, name="correct")
+    return pd.Series(correct, name="correct")
 
 
 def factor_errors(factors: pd.DataFrame, predicted: pd.Series) -> pd.DataFrame:
@@ -43,7 +43,8 @@ def factor_errors(factors: pd.DataFrame, predicted: pd.Series) -> pd.DataFrame:
         )
     wrong = predicted.loc[factors.index].to_numpy() != factors["class"].to_numpy()
     shown = factors[list(FACTORS)].to_numpy(bool)
-    n, k = shown.sum(0), (shown & wrong[:, None]).sum(0)
+    n = shown.sum(0)
+    k = (shown & wrong[:, None]).sum(0)
     low, high = wilson(k, n)
     with np.errstate(invalid="ignore", divide="ignore"):
         error = k / n

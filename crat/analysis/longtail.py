@@ -8,6 +8,8 @@ out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,10 +45,12 @@ def groups(class_counts: ArrayLike, edges: tuple[float, float] | None = None) ->
         low, high = edges
         if not low <= high:
             raise MetricError(f"edges are (low, high) with low <= high, not {edges!r}")
-        return np.where(counts < low, "tail", np.where(counts > high, "head", "medium"))
-    rank = np.argsort(np.argsort(-counts, kind="stable"))
-    third = max(1, counts.size // 3)
-    return np.where(rank < third, "head", np.where(rank >= counts.size - third, "tail", "medium"))
+        in_head, in_tail = counts > high, counts < low
+    else:
+        rank = np.argsort(np.argsort(-counts, kind="stable"))
+        third = max(1, counts.size // 3)
+        in_head, in_tail = rank < third, rank >= counts.size - third
+    return np.select([in_head, in_tail], ["head", "tail"], "medium")
 
 
 def balanced_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArray:
@@ -67,10 +71,13 @@ def mean_interval(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[floa
     k, n = np.asarray(k, float), np.asarray(n, float)
     k, n = k[n > 0], n[n > 0]
     if not n.size:
-        return (float("nan"),) * 3
-    p, (low, high) = k / n, wilson(k, n, level)
-    below, above = (np.sqrt(((p - limit) ** 2).sum()) / n.size for limit in (low, high))
-    return float(p.mean()), max(float(p.mean() - below), 0.0), min(float(p.mean() + above), 1.0)
+        return nan, nan, nan
+    p = k / n
+    low, high = wilson(k, n, level)
+    below = np.sqrt(((p - low) ** 2).sum()) / n.size
+    above = np.sqrt(((p - high) ** 2).sum()) / n.size
+    mean = p.mean()
+    return float(mean), max(float(mean - below), 0.0), min(float(mean + above), 1.0)
 
 
 def group_table(
@@ -90,30 +97,22 @@ def group_table(
     Raises MetricError where named has another length.
     """
     counts = np.asarray(class_counts)
-    of = groups(counts) if named is None else np.asarray(named)
-    if of.shape != counts.shape:
-        raise MetricError(f"{counts.size} classes but {of.size} groups")
+    group_of = groups(counts) if named is None else np.asarray(named)
+    if group_of.shape != counts.shape:
+        raise MetricError(f"{counts.size} classes but {group_of.size} groups")
     y, clean_pred = checked(y, clean_pred, n_classes=counts.size)
-    n, rows = np.bincount(y, minlength=counts.size), []
-    present = [*(g for g in GROUPS if g in of), *sorted(set(of.tolist()) - set(GROUPS))]
+    n = np.bincount(y, minlength=counts.size)
+    others = set(group_of.tolist()) - set(GROUPS)
+    names = [name for name in GROUPS if name in group_of] + sorted(others)
+    rows = []
     for attack, correct in outcomes(y, clean_pred, attacks).items():
         right = np.bincount(y, correct, counts.size)
-        for name in [*present, "all"]:
-            own = np.ones(of.shape, bool) if name == "all" else of == name
-            accuracy, low, high = mean_interval(right[own], n[own])
-            sizes = {
-                "classes": int(own.sum()),
-                "train_n": int(counts[own].sum()),
-                "n": int(n[own].sum()),
-            }
-            rows.append(
-                {
-                    "attack": attack,
-                    "group": name,
-                    **sizes,
-                    "accuracy": accuracy,
-                    "low": low,
-                    "high": high,
-                }
-            )
+        for name in [*names, "all"]:
+            members = np.ones(group_of.shape, bool) if name == "all" else group_of == name
+            row: dict[str, Any] = {"attack": attack, "group": name}
+            row["classes"] = int(members.sum())
+            row["train_n"] = int(counts[members].sum())
+            row["n"] = int(n[members].sum())
+            interval = mean_interval(right[members], n[members])
+            rows.append(row | dict(zip(("accuracy", "low", "high"), interval, strict=True)))
     return pd.DataFrame(rows)

@@ -8,7 +8,7 @@ beside every worst class, and intervals with the minimum inside. No torch, no fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import ceil, inf, nan
 from typing import Any
 
@@ -43,7 +43,8 @@ def checked(y: ArrayLike, *arrays: ArrayLike, n_classes: int | None = None) -> l
             f"classes {labels.min()} to {labels.max()} found, allowed are 0 to "
             f"{(n_classes or inf) - 1}"
         )
-    for other in (others := [np.asarray(array) for array in arrays]):
+    others = [np.asarray(array) for array in arrays]
+    for other in others:
         if other.shape[-1:] != labels.shape:
             raise MetricError(
                 f"{labels.size} labels but an array of shape {other.shape}: the last axis is the "
@@ -63,11 +64,11 @@ def must_be_bool(*arrays: NDArray) -> None:
 def class_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArray:
     """Share correct of each class by its count: (..., N) -> (..., n_classes), nan if absent."""
     y, correct = checked(y, correct, n_classes=n_classes)
-    counts = np.stack([np.bincount(y, row, n_classes) for row in correct.reshape(-1, y.size)])
+    rows = correct.reshape(-1, y.size)
+    counts = np.stack([np.bincount(y, row, n_classes) for row in rows])
     with np.errstate(invalid="ignore"):
-        return (counts / np.bincount(y, minlength=n_classes)).reshape(
-            *correct.shape[:-1], n_classes
-        )
+        shares = counts / np.bincount(y, minlength=n_classes)
+    return shares.reshape(*correct.shape[:-1], n_classes)
 
 
 def wilson(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray, NDArray]:
@@ -79,7 +80,8 @@ def wilson(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[NDArray, ND
     z = stats.norm.isf((1 - level) / 2)
     with np.errstate(invalid="ignore", divide="ignore"):
         centre = (k + z**2 / 2) / (n + z**2)
-        half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
+        spread = np.sqrt(k * (n - k) / n + z**2 / 4)
+        half = z / (n + z**2) * spread
     return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
 
 
@@ -88,7 +90,8 @@ def worst_interval(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[flo
 
     k, n: (K,) successes and trials; absent classes are left out.
     """
-    k, n = np.asarray(k)[np.asarray(n) > 0], np.asarray(n)[np.asarray(n) > 0]
+    k, n = np.asarray(k), np.asarray(n)
+    k, n = k[n > 0], n[n > 0]
     low, high = wilson(k, n, 1 - (1 - level) / n.size)
     return float(low.min()), float(high.min())
 
@@ -109,10 +112,11 @@ def outcomes(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> dict[str,
             f"an attack may not be called {taken.pop()!r}: the tables use that name themselves"
         )
     table = {"clean": robust_correct(y, clean_pred)}
-    table |= {name: robust_correct(y, clean_pred, pred) for name, pred in attacks.items()}
-    return table | (
-        {"union": robust_correct(y, clean_pred, *attacks.values())} if len(attacks) > 1 else {}
-    )
+    for name, pred in attacks.items():
+        table[name] = robust_correct(y, clean_pred, pred)
+    if len(attacks) > 1:
+        table["union"] = robust_correct(y, clean_pred, *attacks.values())
+    return table
 
 
 def tail(acc: NDArray) -> NDArray:
@@ -121,8 +125,8 @@ def tail(acc: NDArray) -> NDArray:
     acc: (..., K) -> (...).
     """
     n_classes = int((~np.isnan(acc)).sum(-1).min())
-    # 0.2 * 15 is a hair above 3
-    worst = ceil(round((0.3 if n_classes == 10 else 0.2) * n_classes, 9))
+    fraction = 0.3 if n_classes == 10 else 0.2
+    worst = ceil(round(fraction * n_classes, 9))  # rounded, as 0.2 * 15 is a hair above 3
     return np.sort(acc, -1)[..., :worst].mean(-1)
 
 
@@ -197,11 +201,9 @@ def evaluate(functional: Functional, counts: NDArray, sizes: NDArray) -> NDArray
     if functional == "crossfit":
         # a class of one image cannot be chosen on one half and judged on the other
         both = (sizes > 0).all(-1)
-        return (
-            _crossfit(counts[..., both, :] / sizes[both])
-            if both.any()
-            else np.full(counts.shape[:-2], nan)
-        )
+        if not both.any():
+            return np.full(counts.shape[:-2], nan)
+        return _crossfit(counts[..., both, :] / sizes[both])
     acc = counts.sum(-1) / sizes.sum(-1)
     if callable(functional):
         return np.apply_along_axis(functional, -1, acc)
@@ -233,25 +235,35 @@ def summary(
     adv_acc: right on the attacked image alone, as in CFA's tables.
     Attack "clean" is none, "union" all together.
     """
-    y, clean_pred = checked(y, clean_pred, n_classes=len(classes))
-    n, frames = np.bincount(y, minlength=len(classes)), []
+    n_classes = len(classes)
+    y, clean_pred = checked(y, clean_pred, n_classes=n_classes)
+    n = np.bincount(y, minlength=n_classes)
+    clean = class_accuracy(y, clean_pred == y, n_classes)
+    frames = []
     for name, correct in outcomes(y, clean_pred, attacks).items():
-        shown = {"clean": [clean_pred], "union": attacks.values()}.get(name) or [attacks[name]]
-        plain = np.logical_and.reduce([np.asarray(pred) == y for pred in shown])
-        clean, acc, adv = class_accuracy(
-            y, np.array([clean_pred == y, correct, plain]), len(classes)
-        )
-        low, high = wilson(np.nan_to_num(acc) * n, n)
+        robust = class_accuracy(y, correct, n_classes)
+        low, high = wilson(np.nan_to_num(robust) * n, n)
         columns = {
             "attack": name,
             "class": list(classes),
             "n": n,
             "clean_acc": clean,
-            "robust_acc": acc,
+            "robust_acc": robust,
+            "low": low,
+            "high": high,
+            "boundary_error": clean - robust,
+            "adv_acc": class_accuracy(y, _right(name, y, clean_pred, attacks), n_classes),
         }
-        columns |= {"low": low, "high": high, "boundary_error": clean - acc, "adv_acc": adv}
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
+
+
+def _right(name: str, y: NDArray, clean_pred: NDArray, attacks: Attacks) -> NDArray:
+    """(N,) bool: right on the images of an attack alone ("clean" and "union" as in `outcomes`)."""
+    if name == "clean":
+        return clean_pred == y
+    preds = list(attacks.values()) if name == "union" else [attacks[name]]
+    return np.logical_and.reduce([np.asarray(pred) == y for pred in preds])
 
 
 def totals(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> pd.DataFrame:
@@ -259,16 +271,16 @@ def totals(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> pd.DataFram
 
     worst_low, worst_high: the interval in which the worst class lies, of `worst_interval`.
     """
-    rows, (y,) = [], checked(y)
+    (y,) = checked(y)
+    rows = []
     for name, correct in outcomes(y, clean_pred, attacks).items():
         counts, sizes = resample(y, correct[None], 0, 0)
-        row: dict[str, Any] = {
-            f: evaluate(f, counts, sizes).item() for f in [*FUNCTIONALS, "crossfit"]
-        }
-        row["worst_low"], row["worst_high"] = worst_interval(
-            np.bincount(y, weights=correct), np.bincount(y)
-        )
-        rows.append({"attack": name, **row})
+        row: dict[str, Any] = {"attack": name}
+        for functional in [*FUNCTIONALS, "crossfit"]:
+            row[functional] = evaluate(functional, counts, sizes).item()
+        right = np.bincount(y, weights=correct)
+        row["worst_low"], row["worst_high"] = worst_interval(right, np.bincount(y))
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -302,7 +314,8 @@ def top_share(matrix: ArrayLike, top: int = 1, chosen_on: ArrayLike | None = Non
     ranked = np.array(matrix if chosen_on is None else chosen_on, float)
     np.fill_diagonal(errors, 0)
     np.fill_diagonal(ranked, -1)
-    hit = np.take_along_axis(errors, np.argsort(-ranked, 1, kind="stable")[:, :top], 1).sum(1)
+    first = np.argsort(-ranked, 1, kind="stable")[:, :top]
+    hit = np.take_along_axis(errors, first, 1).sum(1)
     with np.errstate(invalid="ignore"):
         return hit / errors.sum(1)
 
@@ -323,7 +336,8 @@ def homing_set(
     The removal test is `summary` and `confusion` of these images under a model without that class,
     and under its controls: a new seed, the logit masked.
     """
-    y, clean_pred, adv_pred = checked(y, clean_pred, adv_pred)
+    y, clean_pred = checked(y, clean_pred)
+    _, adv_pred = checked(y, adv_pred)
     return (y == label) & (clean_pred == label) & (adv_pred == ends_in)
 
 
@@ -337,25 +351,39 @@ def hazard(
     Columns class, survivors, robust_acc, gain (R - R_strong), share_of_gain, hazard = gain / R
     (free of R on both axes), low, high.
     """
-    y, robust, robust_strong = checked(y, robust, robust_strong, n_classes=len(classes))
+    n_classes = len(classes)
+    y, robust = checked(y, robust, n_classes=n_classes)
+    _, robust_strong = checked(y, robust_strong)
     must_be_bool(robust, robust_strong)
-    before, lost = (
-        np.bincount(y, mask, len(classes)) for mask in (robust, robust & ~robust_strong)
-    )
-    n, (low, high) = np.bincount(y, minlength=len(classes)), wilson(lost, before)
+    n = np.bincount(y, minlength=n_classes)
+    before = np.bincount(y, robust, n_classes)
+    lost = np.bincount(y, robust & ~robust_strong, n_classes)
+    low, high = wilson(lost, before)
     with np.errstate(invalid="ignore"):
-        gains = {"robust_acc": before / n, "gain": lost / n, "share_of_gain": lost / lost.sum()}
-        hazards = {"hazard": lost / before, "low": low, "high": high}
-    return pd.DataFrame(
-        {"class": list(classes), "survivors": before.astype(int), **gains, **hazards}
-    )
+        columns = {
+            "class": list(classes),
+            "survivors": before.astype(int),
+            "robust_acc": before / n,
+            "gain": lost / n,
+            "share_of_gain": lost / lost.sum(),
+            "hazard": lost / before,
+            "low": low,
+            "high": high,
+        }
+    return pd.DataFrame(columns)
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> NDArray:
     """Spearman's rho along the last axis, ties by mid-ranks; nan where one side is constant."""
-    r, q = (stats.rankdata(v, axis=-1) - (np.shape(v)[-1] + 1) / 2 for v in (a, b))
+    r, q = _centred_ranks(a), _centred_ranks(b)
+    squares = (r**2).sum(-1) * (q**2).sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (r * q).sum(-1) / np.sqrt((r**2).sum(-1) * (q**2).sum(-1))
+        return (r * q).sum(-1) / np.sqrt(squares)
+
+
+def _centred_ranks(values: ArrayLike) -> NDArray:
+    """Mid-ranks along the last axis, their mean taken off."""
+    return stats.rankdata(values, axis=-1) - (np.shape(values)[-1] + 1) / 2
 
 
 def permutation_p(x: ArrayLike, y: ArrayLike, seed: int = 0) -> float:
@@ -363,29 +391,45 @@ def permutation_p(x: ArrayLike, y: ArrayLike, seed: int = 0) -> float:
 
     Exact up to EXACT_CLASSES classes, else by 99,999 seeded draws.
     """
-    # exact: the sum of rank products, built up position by position over the subsets of ranks used
-    # so far doubled, so that mid-ranks are whole
-    a, b = (np.round(2 * stats.rankdata(v)).astype(int) for v in (x, y))
-    size, centre = a.size, a.sum() * b.sum() / a.size
+    a, b = _doubled_ranks(x), _doubled_ranks(y)
+    centre = a.sum() * b.sum() / a.size
     distance = abs(a @ b - centre) - 1e-9
-    if size > EXACT_CLASSES:
-        # 8 MB of permutations at a time
-        rng, block = np.random.default_rng(seed), max(1, 10**6 // size)
-        drawn = (
-            rng.permuted(np.tile(b, (min(block, 99_999 - i), 1)), axis=1) @ a
-            for i in range(0, 99_999, block)
-        )
-        return float(
-            (1 + sum((np.abs(sums - centre) >= distance).sum() for sums in drawn)) / 100_000
-        )
+    if a.size > EXACT_CLASSES:
+        far = sum((np.abs(sums - centre) >= distance).sum() for sums in _drawn_products(a, b, seed))
+        return float((1 + far) / 100_000)
+    ways = _ways_of_products(a, b)
+    far = ways[np.abs(np.arange(ways.size) - centre) >= distance]
+    return float(far.sum() / ways.sum())
+
+
+def _doubled_ranks(values: ArrayLike) -> NDArray:
+    """Twice the mid-ranks (K,), which are whole numbers."""
+    return np.round(2 * stats.rankdata(values)).astype(int)
+
+
+def _drawn_products(a: NDArray, b: NDArray, seed: int) -> Iterator[NDArray]:
+    """Sums of rank products under 99,999 seeded permutations of b, in blocks of 8 MB."""
+    rng = np.random.default_rng(seed)
+    block = max(1, 10**6 // a.size)
+    for start in range(0, 99_999, block):
+        rows = min(block, 99_999 - start)
+        yield rng.permuted(np.tile(b, (rows, 1)), axis=1) @ a
+
+
+def _ways_of_products(a: NDArray, b: NDArray) -> NDArray:
+    """The number of permutations of b that give each sum of rank products 0, 1, 2 ...
+
+    It is built up position by position over the subsets of ranks used so far.
+    """
     top = int(np.sort(a) @ np.sort(b)) + 1
-    ways = np.zeros((1 << size, top))
+    ways = np.zeros((1 << a.size, top))
     ways[0, 0] = 1
-    for used in range((1 << size) - 1):
-        for j in (j for j in range(size) if not used >> j & 1):
-            step = a[used.bit_count()] * b[j]
-            ways[used | 1 << j, step:] += ways[used, : top - step]
-    return float(ways[-1][np.abs(np.arange(top) - centre) >= distance].sum() / ways[-1].sum())
+    for used in range((1 << a.size) - 1):
+        for j in range(a.size):
+            if not used >> j & 1:
+                product = a[used.bit_count()] * b[j]
+                ways[used | 1 << j, product:] += ways[used, : top - product]
+    return ways[-1]
 
 
 def split_half(y: ArrayLike, correct: ArrayLike, splits: int = 200) -> float:
@@ -397,9 +441,9 @@ def split_half(y: ArrayLike, correct: ArrayLike, splits: int = 200) -> float:
     """
     y, correct = checked(y, np.atleast_2d(correct))
     index = np.unique(y, return_inverse=True)[1]
-    strata = (2 * index + halves(y, seed) for seed in range(splits))
-    acc = np.array(
-        [class_accuracy(stratum, correct.mean(0), 2 * index.max() + 2) for stratum in strata]
-    )
-    rho = float(np.nanmean(spearman(acc[:, ::2], acc[:, 1::2])))
+    right, n_strata = correct.mean(0), 2 * index.max() + 2
+    strata = [2 * index + halves(y, seed) for seed in range(splits)]
+    acc = np.array([class_accuracy(stratum, right, n_strata) for stratum in strata])
+    first, second = acc[:, ::2], acc[:, 1::2]
+    rho = float(np.nanmean(spearman(first, second)))
     return 2 * rho / (1 + rho) if rho > 0 else rho

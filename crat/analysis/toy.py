@@ -29,7 +29,8 @@ def accuracy(
     p: how often x_1 agrees with y in this class.
     """
     _check(p, eta, d, eps)
-    w, moved = np.asarray(w, float), eps if first else 0.0
+    w = np.asarray(w, float)
+    moved = eps if first else 0.0
     # the mean of y times the weak features' sum, whose standard deviation is sqrt(d)
     weak = d * (eta - eps)
     agrees = stats.norm.cdf((weak + w * (1 - moved)) / sqrt(d))
@@ -72,7 +73,9 @@ def infinite_from(p: float, eta: float, d: int = 1) -> float:
 
     def missing(eps: float) -> float:
         inner = _inner_maximum(p, eta, d, eps)
-        return -1.0 if inner == inf else float(accuracy(inner, p, eta, d, eps, first=True)) - p
+        if inner == inf:
+            return -1.0
+        return float(accuracy(inner, p, eta, d, eps, first=True)) - p
 
     return float(optimize.brentq(missing, 1e-6, eta))
 
@@ -100,7 +103,8 @@ def attack(x: NDArray, y: NDArray, eps: float, *, first: bool = False) -> NDArra
 
 def classify(x: NDArray, w: float) -> NDArray:
     """sign(x_1 + sum of the others / w), (n, 1 + d) -> (n,) of +1 and -1."""
-    return np.where(x[:, 0] + x[:, 1:].sum(1) / w > 0, 1, -1)
+    score = x[:, 0] + x[:, 1:].sum(1) / w
+    return np.where(score > 0, 1, -1)
 
 
 def _check(p: float, eta: float, d: int, eps: float) -> None:

@@ -38,7 +38,10 @@ def seeds_needed(gain: float, sd_a: float, sd_b: float, *, most: int = 1000, **t
     """
     if not gain > 0:
         raise MetricError(f"a gain is above 0, not {gain!r}")
-    return next((n for n in range(2, most) if detectable_gain(n, sd_a, sd_b, **test) <= gain), most)
+    for seeds in range(2, most):
+        if detectable_gain(seeds, sd_a, sd_b, **test) <= gain:
+            return seeds
+    return most
 
 
 def beyond_chance(acc: ArrayLike, n: ArrayLike) -> NDArray:
@@ -75,20 +78,20 @@ def see_saw(a: ArrayLike, b: ArrayLike) -> SeeSaw:
 
     Raises MetricError where lengths differ, below three epochs, or where a class never moves.
     """
-    a, b = np.diff(np.asarray(a, float)), np.diff(np.asarray(b, float))
+    a = np.diff(np.asarray(a, float))
+    b = np.diff(np.asarray(b, float))
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
         raise MetricError(
             f"two series of one length, at least three epochs each, not {a.size + 1} and "
             f"{b.size + 1}"
         )
-    both = (a != 0) & (b != 0)
-    parts = a.var() + b.var()
     if not (a.var() and b.var()):
         raise MetricError("a class that never moves has no see-saw")
+    correlation = float(np.corrcoef(a, b)[0, 1])
     opposite = int((a * b < 0).sum())
-    return SeeSaw(
-        float(np.corrcoef(a, b)[0, 1]), opposite, int(both.sum()), float(1 - (a + b).var() / parts)
-    )
+    steps = int(((a != 0) & (b != 0)).sum())
+    cancelled = float(1 - (a + b).var() / (a.var() + b.var()))
+    return SeeSaw(correlation, opposite, steps, cancelled)
 
 
 def grid_radius(robust: ArrayLike, grid: ArrayLike) -> NDArray:
@@ -101,7 +104,8 @@ def grid_radius(robust: ArrayLike, grid: ArrayLike) -> NDArray:
     Raises MetricError on another grid.
     """
     robust, grid = np.asarray(robust), np.asarray(grid, float)
-    if len(robust) != len(grid) or grid[0] != 0 or not (np.diff(grid) > 0).all():
+    ascends = grid[0] == 0 and (np.diff(grid) > 0).all()
+    if len(robust) != len(grid) or not ascends:
         raise MetricError(
             f"a grid of radii begins at 0, ascends and has a row of outcomes each, not "
             f"{grid.tolist()}"
@@ -132,27 +136,18 @@ def crossings(
     mean, n = acc.mean(1), np.bincount(y, minlength=k)
     seeds = acc.var(1, ddof=1) / acc.shape[1] if acc.shape[1] > 1 else 0.0
     variance = mean * (1 - mean) / n + seeds
-    limit = stats.norm.isf((1 - level) / (k * (k - 1) * len(mean)))
+    tests = k * (k - 1) * len(mean)
+    limit = stats.norm.isf((1 - level) / tests)
     rows = []
-    for i in range(k):
-        for j in range(k):
-            difference = mean[:, i] - mean[:, j]
-            se = np.sqrt(variance[:, i] + variance[:, j])
-            z = np.divide(difference, se, out=np.zeros_like(se), where=se > 0)
-            top, low = int(z.argmax()), int(z.argmin())
-            if top < low and z[top] > limit and z[low] < -limit:
-                rows.append(
-                    (
-                        i,
-                        j,
-                        grid[top],
-                        grid[low],
-                        difference[top],
-                        difference[low],
-                        min(z[top], -z[low]),
-                    )
-                )
-    table = pd.DataFrame(
-        rows, columns=["first", "second", "before", "after", "ahead", "behind", "z"]
-    )
+    for i, j in np.ndindex(k, k):
+        difference = mean[:, i] - mean[:, j]
+        se = np.sqrt(variance[:, i] + variance[:, j])
+        z = np.divide(difference, se, out=np.zeros_like(se), where=se > 0)
+        top, low = int(z.argmax()), int(z.argmin())
+        if top < low and z[top] > limit and z[low] < -limit:
+            radii = [grid[top], grid[low]]
+            differences = [difference[top], difference[low]]
+            rows.append([i, j, *radii, *differences, min(z[top], -z[low])])
+    columns = ["first", "second", "before", "after", "ahead", "behind", "z"]
+    table = pd.DataFrame(rows, columns=columns)
     return table.sort_values("z", ascending=False, ignore_index=True).drop(columns="z")

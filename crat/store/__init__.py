@@ -35,9 +35,9 @@ from crat.store.files import (
 __all__ = [
     "FORMAT",
     "SUMS",
+    "TEMPORARY",
     "Store",
     "StoreError",
-    "TEMPORARY",
     "as_published",
     "digest",
     "figures_home",
