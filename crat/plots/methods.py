@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from crat.plots.base import BLUE, GREY, RED, SERIES
+from crat.plots.base import BLUE, GREY, RED, SERIES, legend_below, panel_row
 
 
 def policy_table(history: pd.DataFrame, columns: Sequence[str], name: str) -> pd.DataFrame:
@@ -22,12 +24,11 @@ def policy_table(history: pd.DataFrame, columns: Sequence[str], name: str) -> pd
     """
     train = history[history.split == "train"]
     gate = train["accepted"].astype(str) == "True" if "accepted" in train else False
-    parts = [
-        train[["epoch", "class"]].assign(
-            panel=f"{name}: {column}", value=train[column], accepted=gate
-        )
-        for column in columns
-    ]
+    parts = []
+    for column in columns:
+        part = train[["epoch", "class"]]
+        panel = f"{name}: {column}"
+        parts.append(part.assign(panel=panel, value=train[column], accepted=gate))
     return pd.concat(parts, ignore_index=True)[["panel", "epoch", "class", "value", "accepted"]]
 
 
@@ -39,10 +40,9 @@ def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
     marked below.
     """
     panels = list(table.panel.unique())
-    rows, across = -(-len(panels) // wide), min(wide, len(panels))
-    figure, axes = plt.subplots(
-        rows, across, figsize=(3.2 * across + 0.6, 2.7 * rows), squeeze=False
-    )
+    rows, columns = ceil(len(panels) / wide), min(wide, len(panels))
+    size = (3.2 * columns + 0.6, 2.7 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     for ax, panel in zip(axes.flat, panels, strict=False):
@@ -55,17 +55,11 @@ def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
             ax.plot(values.index, values[name], color=colour, lw=1.8, label=name)
         accepted = part[part.accepted].epoch.unique()
         if len(accepted):
-            low = values.min().min() - 0.06 * (np.ptp(values.to_numpy()) or 1)
+            height = np.ptp(values.to_numpy()) or 1
+            low = values.min().min() - 0.06 * height
             ax.plot(accepted, np.full(len(accepted), low), "k^", ms=4, label="enters the average")
         ax.set(title=panel, xlabel="epoch")
-        ax.legend(
-            fontsize=7,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.2),
-            ncols=3,
-            columnspacing=1,
-            handlelength=1,
-        )
+        legend_below(ax)
     return figure
 
 
@@ -78,20 +72,13 @@ def frontier(table: pd.DataFrame, x: str = "average", y: str = "worst", title: s
     figure, ax = plt.subplots(figsize=(6.6, 4.4))
     for i, method in enumerate(methods):
         part = 100 * table[table.method == method][[x, y]]
-        colour, mark = SERIES[i % len(SERIES)], "osD^vP*X"[i // len(SERIES) % 8]
+        colour = SERIES[i % len(SERIES)]
+        marker = "osD^vP*X"[i // len(SERIES) % 8]
+        style: dict[str, Any] = {"facecolor": "none", "label": f"{method} (one seed)"}
         if len(part) > 1:
             ax.scatter(part[x], part[y], s=12, color=colour, alpha=0.55)
-        face = colour if len(part) > 1 else "none"
-        label = f"{method}" if len(part) > 1 else f"{method} (one seed)"
-        ax.scatter(
-            part[x].mean(),
-            part[y].mean(),
-            s=60,
-            marker=mark,
-            facecolor=face,
-            edgecolor=colour,
-            label=label,
-        )
+            style = {"facecolor": colour, "label": f"{method}"}
+        ax.scatter(part[x].mean(), part[y].mean(), s=60, marker=marker, edgecolor=colour, **style)
     ax.set(xlabel=f"{x} robust accuracy (%)", ylabel=f"{y} class (%)", title=title)
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -103,28 +90,15 @@ def class_heat(table: pd.DataFrame, base: str, title: str = "") -> Figure:
     table: columns method, class, robust_acc (fractions). Classes stand in the base's order, the
         weakest first.
     """
-    wide = (
-        100
-        * table.pivot(index="method", columns="class", values="robust_acc").loc[
-            table.method.unique()
-        ]
-    )
-    wide = wide[wide.loc[base].sort_values().index]
+    wide = 100 * table.pivot(index="method", columns="class", values="robust_acc")
+    wide = wide.loc[table.method.unique(), wide.loc[base].sort_values().index]
     figure, ax = plt.subplots(figsize=(0.62 * wide.shape[1] + 2.2, 0.32 * len(wide) + 1.1))
     difference = wide - wide.loc[base]
     limit = max(5.0, float(np.nanmax(np.abs(difference.to_numpy()))))
-    sns.heatmap(
-        difference,
-        annot=wide,
-        fmt=".0f",
-        cmap="PuOr",
-        vmin=-limit,
-        vmax=limit,
-        linewidths=0.5,
-        ax=ax,
-        annot_kws={"size": 7},
-        cbar_kws={"label": f"points against {base}"},
-    )
+    scale = {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
+    label = {"label": f"points against {base}"}
+    numbers = {"annot": wide, "fmt": ".0f", "annot_kws": {"size": 7}}
+    sns.heatmap(difference, ax=ax, linewidths=0.5, cbar_kws=label, **scale, **numbers)
     ax.set(xlabel="", ylabel="", title=title)
     ax.set_xticklabels(ax.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     return figure
@@ -142,14 +116,8 @@ def atlas(published: pd.DataFrame, value: str = "AA worst", title: str = "") -> 
     for i, source in enumerate(sources):
         part = table[table.source == source]
         places = [order.get_loc(method) for method in part.method]
-        ax.scatter(
-            part[value],
-            places,
-            s=26,
-            marker="osD^vP*X"[i % 8],
-            color=SERIES[i % len(SERIES)],
-            label=source,
-        )
+        marker, colour = "osD^vP*X"[i % 8], SERIES[i % len(SERIES)]
+        ax.scatter(part[value], places, s=26, marker=marker, color=colour, label=source)
     ax.set_yticks(range(len(order)), order)
     ax.grid(axis="y", lw=0.3)
     ax.set(xlabel=f"{value} (%)", title=title)
@@ -165,17 +133,13 @@ def worst_distributions(table: pd.DataFrame, objective: pd.DataFrame) -> Figure:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
     for i, (rho, part) in enumerate(table.sort_values("loss").groupby("rho")):
-        left.plot(
-            part.loss, part.p, marker="o", ms=3, color=SERIES[i % len(SERIES)], label=f"ρ = {rho:g}"
-        )
+        colour = SERIES[i % len(SERIES)]
+        left.plot(part.loss, part.p, marker="o", ms=3, color=colour, label=f"ρ = {rho:g}")
     lightest = table[table.rho == table.rho.min()].sort_values("loss")
     named = left.secondary_xaxis("top")
     named.set_xticks(lightest.loss, lightest["class"], rotation=90, fontsize=5)
-    left.set(
-        xlabel="loss of the class",
-        ylabel="its probability",
-        title="the worst distribution over classes",
-    )
+    left.set(xlabel="loss of the class", ylabel="its probability")
+    left.set_title("the worst distribution over classes")
     left.legend(fontsize=7)
     right.plot(objective.rho, objective.exact, color=BLUE, label="maximum")
     right.plot(objective.rho, objective.closed_form, color=RED, ls="--", label="mean + √ρ · sd")
@@ -190,10 +154,8 @@ def radius_curves(table: pd.DataFrame, title: str = "") -> Figure:
     table: columns what, rho, value, low, high (fractions).
     """
     panels = list(table.what.unique())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(2.8 * len(panels) + 0.4, 2.8), squeeze=False
-    )
-    for ax, panel in zip(axes[0], panels, strict=True):
+    figure, axes = panel_row(len(panels), 2.8, 0.4, 2.8, sharey=False)
+    for ax, panel in zip(axes, panels, strict=True):
         part = table[table.what == panel].sort_values("rho").reset_index(drop=True)
         centre = 100 * part.value
         whiskers = [centre - 100 * part.low, 100 * part.high - centre]
