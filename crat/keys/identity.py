@@ -72,8 +72,8 @@ def attack_identity(attack: Any) -> Identity:
     changes = ours.changes()
     if is_plain(attack) and not changes:
         return Identity(repr(attack))
-    found = identity((attack, changes))
-    return Identity(f"{type(attack).__qualname__} {found.text}", found.unread)
+    text, unread = identity((attack, changes))
+    return Identity(f"{type(attack).__qualname__} {text}", unread)
 
 
 def put_in_place(**values: tuple[Any, Any]) -> dict[str, Identity]:
@@ -97,10 +97,9 @@ def is_plain(value: Any) -> bool:
         return all(map(is_plain, value))
     if not (is_dataclass(value) and ours.of_crat(type(value))):
         return False
-    known = {field.name for field in fields(value)}
-    return vars(value).keys() <= known and all(
-        is_plain(getattr(value, f.name)) for f in _that_decide(value)
-    )
+    if not vars(value).keys() <= {field.name for field in fields(value)}:
+        return False
+    return all(is_plain(getattr(value, field.name)) for field in _that_decide(value))
 
 
 def _that_decide(value: Any) -> list[Field]:
@@ -147,9 +146,8 @@ class _Walk:
         elif isinstance(value, ModuleType):
             self.module(value, used)
         elif not self.again(value):
-            next((how for kinds, how in _HOW if isinstance(value, kinds)), _Walk.object)(
-                self, value
-            )
+            ways = (way for kinds, way in _HOW if isinstance(value, kinds))
+            next(ways, _Walk.object)(self, value)
 
     def items(self, what: str, values: Iterable[Any]) -> None:
         values = list(values)
@@ -159,13 +157,9 @@ class _Walk:
 
     def tensor(self, value: Tensor) -> None:
         try:
-            plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-            self.put(
-                "tensor",
-                str(value.dtype),
-                str(tuple(value.shape)),
-                plain.view(torch.uint8).numpy().tobytes(),
-            )
+            plain = value.detach().cpu().resolve_conj().resolve_neg()
+            data = plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            self.put("tensor", str(value.dtype), str(tuple(value.shape)), data)
         except (RuntimeError, NotImplementedError, TypeError):
             return self.cannot(value)
         hooks = list((getattr(value, "_backward_hooks", None) or {}).values())
@@ -182,25 +176,20 @@ class _Walk:
 
     def module(self, value: ModuleType, used: frozenset[str]) -> None:
         self.put("module", value.__name__)
-        if not ours.named_module(value.__name__) and not self.again(value, used):
-            names = (
-                {name for name in vars(value) if not name.startswith("__")}
-                if ours.ANY in used
-                else used
-            )
-            for name in sorted(names & vars(value).keys()):
-                self.put(name)
-                self.value(vars(value)[name], used)
+        if ours.named_module(value.__name__) or self.again(value, used):
+            return
+        names = used
+        if ours.ANY in used:
+            names = frozenset(name for name in vars(value) if not name.startswith("__"))
+        for name in sorted(names & vars(value).keys()):
+            self.put(name)
+            self.value(vars(value)[name], used)
 
     def function(self, value: FunctionType) -> None:
         closure = [_content(cell) for cell in value.__closure__ or ()]
         if ours.is_named(value):  # a wrapper of a library may hold a function that is not
-            self.put(
-                "function",
-                str(value.__module__),
-                value.__qualname__,
-                ours.version(value.__module__),
-            )
+            version = ours.version(value.__module__)
+            self.put("function", str(value.__module__), value.__qualname__, version)
             return self.items("holds", [*closure, getattr(value, "__wrapped__", None)])
         self.code(value.__code__)
         self.items("function", (value.__defaults__, value.__kwdefaults__, vars(value), *closure))
@@ -226,28 +215,27 @@ class _Walk:
 
     def cls(self, value: type) -> None:
         if ours.is_named(value):
-            return self.put(
-                "class", value.__module__, value.__qualname__, ours.version(value.__module__)
-            )
+            version = ours.version(value.__module__)
+            return self.put("class", value.__module__, value.__qualname__, version)
         self.put("class", value.__qualname__)
         self.items("bases", (type(value), *value.__bases__))
-        own = {k: v for k, v in vars(value).items() if k not in ours.NOT_CODE and not _is_slot(v)}
-        for field in own.pop("__dataclass_fields__", {}).values():
-            self.items(
-                "field",
-                (field.name, field.default, field.default_factory, str(field.type), field.init),
-            )
-        for name in sorted(own):
+        attributes = {}
+        for name, attribute in vars(value).items():
+            if name not in ours.NOT_CODE and not _is_slot(attribute):
+                attributes[name] = attribute
+        for field in attributes.pop("__dataclass_fields__", {}).values():
+            defaults = (field.default, field.default_factory)
+            self.items("field", (field.name, *defaults, str(field.type), field.init))
+        for name in sorted(attributes):
             self.put(name)
-            self.value(own[name])
+            self.value(attributes[name])
 
     def object(self, value: Any) -> None:
         """Puts any other object: its class, attributes, contents and pickled state in C."""
         cls = type(value)
         self.value(cls)
-        pickles = cls in copyreg.dispatch_table or any(
-            map(_pickles, filter(ours.is_named, cls.__mro__))
-        )
+        named_bases = filter(ours.is_named, cls.__mro__)
+        pickles = cls in copyreg.dispatch_table or any(map(_pickles, named_bases))
         if not (pickles and ours.is_named(cls)) or isinstance(value, nn.Module):
             self.items("state", sorted(_state(value).items()))
         if isinstance(value, nn.Module):
@@ -257,14 +245,15 @@ class _Walk:
         by_table: Any = copyreg.dispatch_table.get(cls)
         reduce: Any = (cls if pickles else object).__reduce_ex__
         try:
-            found = by_table(value) if by_table else reduce(value, 4)
+            reduced = by_table(value) if by_table else reduce(value, 4)
         except Exception:  # each has its own way to say that it cannot be pickled
             return self.cannot(value)
-        if isinstance(found, str):
-            return self.by_name(found, value)
-        return self.items(
-            "pickled", [list(p) if hasattr(p, "__next__") else p for p in found] if pickles else ()
-        )
+        if isinstance(reduced, str):
+            return self.by_name(reduced, value)
+        if not pickles:
+            reduced = ()
+        parts = [list(part) if hasattr(part, "__next__") else part for part in reduced]
+        return self.items("pickled", parts)
 
     def by_name(self, name: str, value: Any) -> None:
         """Puts an object that a pickle would only name.
@@ -298,10 +287,8 @@ class _Walk:
         """Puts an object that cannot be read: equal only to itself, and in this process only."""
         _HELD.append(value)
         cls = type(value)
-        self.unread.append(
-            f"{getattr(value, '__name__', None) or 'an object'} of type "
-            f"{cls.__module__}.{cls.__name__}"
-        )
+        name = getattr(value, "__name__", None) or "an object"
+        self.unread.append(f"{name} of type {cls.__module__}.{cls.__name__}")
         self.put("unread", _PROCESS, str(id(value)))
 
 
@@ -339,34 +326,27 @@ def _is_slot(value: Any) -> bool:
 
 def _pickles(cls: type) -> bool:
     """Whether a class brings its own pickling, as those do that hold state in C."""
-    own = {"__reduce__", "__reduce_ex__", "__getstate__"} & vars(cls).keys()
-    return bool(own) and cls not in (object, *CONTAINERS)
+    methods = {"__reduce__", "__reduce_ex__", "__getstate__"} & vars(cls).keys()
+    return bool(methods) and cls not in (object, *CONTAINERS)
 
 
 def _state(value: Any) -> dict[str, Any]:
     """Attributes of an object that decide: no caches, and torch's hooks without numbers."""
-    cls, state = type(value), dict(getattr(value, "__dict__", {}))
+    cls = type(value)
+    state = dict(getattr(value, "__dict__", {}))
+    caches = set()
     for base in cls.__mro__:
-        slots = [
-            name
-            for name, found in vars(base).items()
-            if type(found).__name__ == "member_descriptor"
-        ]
-        state |= {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    cached = {
-        name
-        for base in cls.__mro__
-        for name, found in vars(base).items()
-        if isinstance(found, cached_property)
-    }
+        for name, attribute in vars(base).items():
+            if type(attribute).__name__ == "member_descriptor" and hasattr(value, name):
+                state[name] = getattr(value, name)
+            if isinstance(attribute, cached_property):
+                caches.add(name)
     if is_dataclass(value) and ours.of_crat(cls):
-        cached |= {field.name for field in fields(value)} - {
-            field.name for field in _that_decide(value)
-        }
-    state = {name: kept for name, kept in state.items() if name not in cached}
+        deciding = _that_decide(value)
+        caches |= {field.name for field in fields(value) if field not in deciding}
+    state = {name: held for name, held in state.items() if name not in caches}
     if isinstance(value, nn.Module):
-        hooks = {
-            name for name, kept in state.items() if "_hooks" in name and isinstance(kept, dict)
-        }
-        state |= {name: list(state[name].values()) for name in hooks}
+        for name, held in state.items():
+            if "_hooks" in name and isinstance(held, dict):
+                state[name] = list(held.values())
     return state

@@ -66,11 +66,8 @@ def _under_roots(file: str) -> bool:
 
 def _roots() -> tuple[str, ...]:
     places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    places |= {
-        str(Path(file).parent)
-        for file in (crat.__file__, torch.__file__, np.__file__, os.__file__)
-        if file
-    }
+    files = (crat.__file__, torch.__file__, np.__file__, os.__file__)
+    places |= {str(Path(file).parent) for file in files if file}
     return tuple(os.path.realpath(place) + os.sep for place in places if place)
 
 
@@ -85,11 +82,8 @@ def named_module(name: str | None) -> bool:
     if file := getattr(module, "__file__", None):
         return installed(file)
     origin = getattr(getattr(module, "__spec__", None), "origin", None)
-    return (
-        name in sys.builtin_module_names
-        or origin in ("built-in", "frozen")
-        or name.partition(".")[0] == "torch"
-    )
+    built_in = name in sys.builtin_module_names or origin in ("built-in", "frozen")
+    return built_in or name.partition(".")[0] == "torch"
 
 
 def found_by_name(value: Any) -> bool:
@@ -97,10 +91,9 @@ def found_by_name(value: Any) -> bool:
     module = str(getattr(value, "__module__", None))
     if not named_module(module):
         return False
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", "?")
     place: Any = sys.modules[module]
-    for part in str(getattr(value, "__qualname__", None) or getattr(value, "__name__", "?")).split(
-        "."
-    ):
+    for part in str(name).split("."):
         place = getattr(place, part, None)
     return place is value
 
@@ -139,11 +132,9 @@ def _deciding() -> Iterator[Any]:
     for name, module in list(sys.modules.items()):
         if _decides(name):
             yield module
-            yield from (
-                cls
-                for cls in list(vars(module).values())
-                if isinstance(cls, type) and cls.__module__ == name
-            )
+            for value in list(vars(module).values()):
+                if isinstance(value, type) and value.__module__ == name:
+                    yield value
 
 
 _CAME: dict[Any, dict[str, Any]] = {}
@@ -163,7 +154,8 @@ def changes() -> dict[str, Any]:
         added = set() if isinstance(place, ModuleType) else now.keys() - came.keys()
         for name in (came.keys() | added) - NOT_CODE:
             if came.get(name, ...) is not now.get(name, ...):
-                changed[f"{getattr(place, '__qualname__', place.__name__)}.{name}"] = now.get(name)
+                owner = getattr(place, "__qualname__", place.__name__)
+                changed[f"{owner}.{name}"] = now.get(name)
     return dict(sorted(changed.items()))
 
 
@@ -180,17 +172,13 @@ def globals_of(code: CodeType) -> tuple[set[str], frozenset[str]]:
 
     ANY is among them where the code looks names up by strings: then everything there counts.
     """
-    steps = list(instructions(code))
-    read = {
-        str(s.argval)
-        for s in steps
-        if s.opname == "LOAD_NAME" or ("LOAD" in s.opname and "GLOBAL" in s.opname)
-    }
-    used = {
-        str(s.argval)
-        for s in steps
-        if "ATTR" in s.opname or s.opname in ("LOAD_METHOD", "IMPORT_FROM")
-    }
+    read, used = set(), set()
+    for step in instructions(code):
+        operation = step.opname
+        if operation == "LOAD_NAME" or ("LOAD" in operation and "GLOBAL" in operation):
+            read.add(str(step.argval))
+        if "ATTR" in operation or operation in ("LOAD_METHOD", "IMPORT_FROM"):
+            used.add(str(step.argval))
     if read & LOOK_ABOUT:
         read.add(ANY)
     if (read | used) & (LOOK_UP | LOOK_ABOUT | {"__dict__"}):

@@ -74,11 +74,8 @@ class Store:
 
 def figures_home() -> Path:
     """The folder of figures/<profile>/<notebook>: CRAT_FIGURES, else figures/ below `root`."""
-    return (
-        Path(given).expanduser()
-        if (given := os.environ.get("CRAT_FIGURES"))
-        else root() / "figures"
-    )
+    given = os.environ.get("CRAT_FIGURES")
+    return Path(given).expanduser() if given else root() / "figures"
 
 
 def must_be_writable(folder: Path, variable: str) -> None:
@@ -127,18 +124,23 @@ def published_home() -> Path:
 
 def loose_results(results: Path) -> list[Path]:
     """The files of results/ outside the runs: claims of a data set, numbers printed in papers."""
-    found = [*results.glob("*"), *results.glob("*/*")]
-    return sorted(p for p in found if p.is_file() and p.name != SUMS and not p.name.startswith("."))
+    loose = []
+    for path in [*results.glob("*"), *results.glob("*/*")]:
+        hidden = path.name.startswith(".")
+        if path.is_file() and path.name != SUMS and not hidden:
+            loose.append(path)
+    return sorted(loose)
 
 
 def files_of_run(folder: Path) -> set[str]:
     """The relative names of all files of a published run but its SHA256SUMS and hidden ones."""
-    found = set()
+    files = set()
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = os.path.relpath(place, folder).replace(os.sep, "/") + "/"
-        found |= {(inside + name).removeprefix("./") for name in names if not name.startswith(".")}
-    return found - {SUMS}
+        shown = [name for name in names if not name.startswith(".")]
+        files |= {(inside + name).removeprefix("./") for name in shown}
+    return files - {SUMS}
 
 
 def published_file(run: Path, name: str) -> Path | None:
@@ -147,17 +149,17 @@ def published_file(run: Path, name: str) -> Path | None:
     Raises StoreError, one line, where it was altered, or where any file of the run is missing or
     was added.
     """
-    said, there = _said(run), files_of_run(run)
+    published, present = _sums(run), files_of_run(run)
     as_published(run / SUMS, run.parents[1])
-    if missing := sorted(said.keys() - there):
+    if missing := sorted(published.keys() - present):
         raise StoreError(
             f"{run / missing[0]} was published and is missing; `git checkout` brings it back"
         )
-    if added := sorted(there - said.keys()):
+    if added := sorted(present - published.keys()):
         raise StoreError(
             f"{run / added[0]} was never published ({SUMS} does not name it); remove it"
         )
-    return as_published(run / name, run) if name in said else None
+    return as_published(run / name, run) if name in published else None
 
 
 def as_published(path: Path, folder: Path) -> Path:
@@ -166,29 +168,31 @@ def as_published(path: Path, folder: Path) -> Path:
     folder: a published run's, or results/ itself, whose SHA256SUMS names those of the runs.
     Raises StoreError, one line, where the file was altered or never published.
     """
-    if (digest := _said(folder).get(path.relative_to(folder).as_posix())) is None:
+    published_digest = _sums(folder).get(path.relative_to(folder).as_posix())
+    if published_digest is None:
         raise StoreError(
             f"{path} was never published ({folder / SUMS} does not name it); remove it"
         )
-    if sha256(path) != digest:
+    if sha256(path) != published_digest:
         raise StoreError(
             f"{path} is not as it was published (SHA-256 differs); `git checkout` brings it back"
         )
     return path
 
 
-def _said(folder: Path) -> dict[str, str]:
+def _sums(folder: Path) -> dict[str, str]:
     """Relative name -> SHA-256, as `sha256sum` writes it."""
     try:
-        rows = [
-            line.partition("  ")
-            for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()
-        ]
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     except OSError:
         raise StoreError(
             f"{folder} has no {SUMS}, so nobody knows what was published: `git checkout` it"
         ) from None
-    return {name: digest for digest, _, name in rows}
+    sums = {}
+    for line in lines:
+        checksum, _, name = line.partition("  ")
+        sums[name] = checksum
+    return sums
 
 
 def sha256(path: Path) -> str:
@@ -216,7 +220,8 @@ def seed_for(*parts: int | str) -> int:
 
     Each epoch draws from a separate seed, so a resumed run needs no saved generator state.
     """
-    return int(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:15], 16)
+    text = json.dumps(parts)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
 
 
 @contextmanager
@@ -344,7 +349,6 @@ def _checksum(tensors: Mapping[str, Any], text: str) -> str:
     total = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         total.update(name.encode())
-        total.update(
-            tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        )
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        total.update(flat.view(torch.uint8).numpy())
     return total.hexdigest()
