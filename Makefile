@@ -16,7 +16,7 @@ help: ## this list
 reproduce: $(VENV)/.ready ## train on the shipped images, draw every figure and the claims table
 	@$(BIN)/crat reproduce $(ARGS)
 
-site: $(VENV)/.ready ## the report as pages, figures/quick/index.html (another profile: ARGS="--profile laptop")
+site: $(VENV)/.ready ## the report as pages, figures/quick/site/index.html (another profile: ARGS="--profile laptop")
 	@$(BIN)/crat site $(ARGS)
 
 test: $(VENV)/.ready ## every test, the committed notebooks included

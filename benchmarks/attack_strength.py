@@ -31,10 +31,11 @@ from attack_libraries import LIBRARIES, SETTINGS, size, survivors
 from torch import Tensor, nn
 
 import crat
-from crat import data, plans, store
+from crat import data, store
 from crat.attacks.judge import REVISION
 from crat.config import number
 from crat.nets import models
+from crat.papers.tian2021 import evidence_runs
 from crat.training.run import Run
 
 HERE = Path(__file__).resolve().parent
@@ -57,10 +58,7 @@ class Model:
     def file(self, folder: Path) -> Path:
         """Where the weights lie."""
         if self.weights.startswith("run "):
-            return (
-                Run.of(plans.tian2021_evidence("laptop")[self.weights[4:]]).folder
-                / "best.safetensors"
-            )
+            return Run.of(evidence_runs("laptop")[self.weights[4:]]).folder / "best.safetensors"
         return folder / self.weights if self.weights else SHIPPED
 
     def load(self, folder: Path, images: int | None = None) -> tuple[nn.Module, Tensor, Tensor]:

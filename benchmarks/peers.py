@@ -21,8 +21,8 @@ from measuring import parser
 from torch import Tensor, nn
 
 from crat.attacks.autoattack import AutoAttack
+from crat.attacks.door import as_images
 from crat.attacks.gradient import PGD
-from crat.attacks.judge import as_images
 from crat.attacks.noise import PerImage
 from crat.attacks.search import searcher
 from crat.names import one_of

@@ -10,9 +10,9 @@ from peers import our_pgd
 from torch import Tensor, nn
 
 from crat import data
+from crat.attacks.door import as_images
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import PGD
-from crat.attacks.judge import as_images
 from crat.attacks.logits import finite_logits
 from crat.attacks.threat import size
 from crat.config import ModelConfig

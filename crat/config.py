@@ -6,7 +6,6 @@ different numbers, and a card that says 0.0313725 helps nobody. `number("8/255")
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
@@ -172,8 +171,6 @@ class TrainConfig:
     eps: str | float | None = None
     step_size: str | float | None = None
     steps: int | None = None
-    # weight of the regulariser, where a method has one (TRADES, MART, SPAT ...); FRL's is an option
-    beta: float = 6.0
     # settings of the method's own (crat.defenses), such as (("lambda_1", 0.5),); a dict will do
     options: Options = ()
     epochs: int = 4
@@ -210,7 +207,7 @@ class TrainConfig:
         _at_least("eps_warmup", self.eps_warmup, 0)
         _at_least("trace_per_class", self.trace_per_class, 0)
         _at_least("batch_size", self.batch_size, 1)
-        for name in ("lr", "beta", "momentum", "weight_decay", "awp", "awp_warmup"):
+        for name in ("lr", "momentum", "weight_decay", "awp", "awp_warmup"):
             _at_least(name, getattr(self, name), 0)
         object.__setattr__(self, "options", _options(self.options))
         if self.steps is not None:
@@ -258,7 +255,12 @@ class RunConfig:
     def but(self, **changes: Any) -> RunConfig:
         """A copy with some fields of data, model or train changed: `config.but(defense="trades",
         seed=1)`.
+
+        beta=3.0 is short for the option "beta" of the method, beside the options that it has.
         """
+        if "beta" in changes:
+            options = dict(_options(changes.get("options", self.train.options)))
+            changes["options"] = options | {"beta": number(changes.pop("beta"))}
         parts: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "train": {}}
         for key, value in changes.items():
             part, name = self._locate(key)
@@ -281,7 +283,7 @@ class RunConfig:
             for f in fields(part)
             if f.name != "name"
         ]
-        raise ConfigError(unknown("setting", key, ["data", "model", *known]))
+        raise ConfigError(unknown("setting", key, ["data", "model", "beta", *known]))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dict for JSON."""
@@ -289,11 +291,14 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `as_dict` after a trip through JSON."""
+        """The inverse of `as_dict` after a trip through JSON; cards of version 1 have beta
+        beside the options.
+        """
         data = {**values["data"], "drop_classes": tuple(values["data"]["drop_classes"])}
-        return cls(
-            DataConfig(**data), ModelConfig(**values["model"]), TrainConfig(**values["train"])
-        )
+        train = dict(values["train"])
+        beta = train.pop("beta", COMMON_BETA)
+        config = cls(DataConfig(**data), ModelConfig(**values["model"]), TrainConfig(**train))
+        return config if beta == COMMON_BETA else config.but(beta=beta)
 
 
 def profile(name: str) -> RunConfig:
@@ -304,57 +309,39 @@ def profile(name: str) -> RunConfig:
     """
     name = one_of("profile", name, PROFILES)
     if name == "quick":
-        base = RunConfig(train=TrainConfig(eps_warmup=1))
-    elif name == "laptop":
+        return RunConfig(train=TrainConfig(eps_warmup=1))
+    if name == "laptop":
         data = DataConfig("fashion_mnist", train_per_class=2000, valid_per_class=200)
-        base = RunConfig(
-            data, train=TrainConfig(epochs=12, eps_warmup=2, dtype="bfloat16", trace_per_class=50)
-        )
-    else:
-        train = TrainConfig(epochs=200, schedule="piecewise")
-        base = RunConfig(
-            DataConfig("cifar10", split="first"), ModelConfig("preact_resnet18"), train
-        )
-    return on_chosen_data(base)
+        train = TrainConfig(epochs=12, eps_warmup=2, dtype="bfloat16", trace_per_class=50)
+        return RunConfig(data, train=train)
+    train = TrainConfig(epochs=200, schedule="piecewise")
+    return RunConfig(DataConfig("cifar10", split="first"), ModelConfig("preact_resnet18"), train)
 
 
-def on_chosen_data(base: RunConfig) -> RunConfig:
-    """A plan's base, with as many images a class, on the data set of CRAT_DATA_SET (`crat
-    reproduce --data`).
-    """
-    chosen, data = os.environ.get("CRAT_DATA_SET"), base.data
-    if not chosen or chosen == data.name:
-        return base
-    if data.name == "fashion_mnist_mini" and data.train_per_class is None:
-        base = base.but(train_per_class=800 - data.valid_per_class)  # it ships 800
-    return base.but(data=chosen)
-
-
-def chosen_seeds() -> tuple[int, ...]:
-    """The seeds of what a plan repeats: CRAT_SEEDS (`crat reproduce --seeds`), such as "0 1 2 3";
-    else 0, 1, 2.
-
-    Raises ConfigError where it holds anything else, or not 0: the seed of what a plan runs once.
-    """
-    words = (os.environ.get("CRAT_SEEDS") or "0 1 2").split()
-    if "0" not in words or not all(word.isdecimal() for word in words):
-        raise ConfigError(
-            f"seeds are numbers, 0 among them for what is run once: 0 1 2, not {' '.join(words)}"
-        )
-    return tuple(sorted(set(map(int, words))))
+COMMON_BETA = 6.0  # of all methods, while beta was a field of TrainConfig
+# methods whose beta was an option even then, because their default is another
+ALWAYS_OPTION = ("frl",)
 
 
 def different_from_default(config: RunConfig) -> dict[str, Any]:
-    """The settings that differ from the defaults, for hashing: one added later leaves the names
-    of older runs alone.
+    """The settings that differ from the defaults, for hashing: one added later leaves the names of
+    older runs alone.
+
+    So does the option beta: it is hashed as "train.beta", the field that it was when the first runs
+    were published.
     """
     parts = ((name, getattr(config, name)) for name in ("data", "model", "train"))
-    return {
+    changed = {
         f"{name}.{f.name}": getattr(part, f.name)
         for name, part in parts
         for f in fields(part)
         if getattr(part, f.name) != f.default
     }
+    options = dict(config.train.options)
+    if "beta" in options and config.train.defense not in ALWAYS_OPTION:
+        changed["train.beta"] = options.pop("beta")
+        changed["train.options"] = tuple(options.items())
+    return {name: value for name, value in changed.items() if name != "train.options" or value}
 
 
 @dataclass(frozen=True)
@@ -377,6 +364,16 @@ class Selection:
                 f"seeds are numbers, 0 among them for what is run once: 0 1 2, not {given}"
             )
         object.__setattr__(self, "seeds", tuple(sorted(set(self.seeds))))
+
+    @classmethod
+    def read(cls, data: str = "", seeds: str = "0 1 2") -> Selection:
+        """From text, as a notebook's parameters hold it: the seeds with spaces between them."""
+        words = seeds.split()
+        if not words or not all(word.isdecimal() for word in words):
+            raise ConfigError(
+                f"seeds are numbers with spaces between them, such as 0 1 2, not {seeds!r}"
+            )
+        return cls(data, tuple(map(int, words)))
 
     def on_data(self, base: RunConfig) -> RunConfig:
         """A plan's base on the chosen data set, with as many images a class."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from crat.config import ConfigError
+from crat.names import ConfigError
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:

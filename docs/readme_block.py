@@ -11,7 +11,7 @@ from textwrap import wrap
 
 import pandas as pd
 
-from crat.leaderboard import attack_name, leaderboard
+from crat.papers.leaderboard import attack_name, leaderboard
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "figures" / "laptop"

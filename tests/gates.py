@@ -11,7 +11,7 @@ PATIENCE = 600  # seconds; only a test that fails waits so long
 # for its gate to open
 GATED = """
 import sys
-if "crat.worker" in sys.orig_argv:
+if "crat.batch.worker" in sys.orig_argv:
     import os, time
     from pathlib import Path
     from crat.training.trainer import Trainer

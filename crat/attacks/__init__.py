@@ -3,10 +3,10 @@
 from crat.attacks.apgd import APGD
 from crat.attacks.autoattack import AutoAttack
 from crat.attacks.decision import Decision, LogitBias
+from crat.attacks.door import Attack, Broken, RobustnessWarning
 from crat.attacks.fab import FAB
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import FGSM, MIFGSM, PGD, Attack, cw, temperature_pgd
-from crat.attacks.hunt import Broken
+from crat.attacks.gradient import FGSM, MIFGSM, PGD, cw, temperature_pgd
 from crat.attacks.minimal import CWL2, DeepFool, minimal_radius
 from crat.attacks.noise import PerImage
 from crat.attacks.objectives import (
@@ -43,16 +43,27 @@ __all__ = [
     "Objective",
     "PerImage",
     "PlainCrossEntropy",
+    "RobustnessWarning",
     "Square",
     "TargetedDLR",
     "Toward",
     "Universal",
+    "apgd",
     "apply_universal",
     "cw",
+    "door",
     "fit_universal",
     "fooling_rates",
     "frozen",
+    "gradient",
+    "judge",
+    "logits",
     "minimal_radius",
+    "noise",
+    "objectives",
+    "search",
     "temperature_pgd",
+    "threat",
     "transfer",
+    "universal",
 ]

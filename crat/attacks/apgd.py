@@ -1,5 +1,5 @@
 """APGD: projected gradient ascent that chooses its own step size (Croce and Hein 2020, Algorithm 1;
-L1: 2021).
+    L1: 2021).
 
 Each image climbs with momentum. At checkpoints an image whose objective rose too rarely, or not at
 all, goes back to its best point and halves its step. In L1 a step moves few coordinates, and how
@@ -9,7 +9,7 @@ many is what adapts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import ceil
@@ -17,10 +17,10 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from crat.attacks.door import check_radius, checked
-from crat.attacks.gradient import forward_backward, one_of
-from crat.attacks.hunt import Hunt, Run, hunted
-from crat.attacks.noise import PerImage, Source, normal, uniform
+from crat.attacks.door import check_radius
+from crat.attacks.gradient import forward_backward
+from crat.attacks.hunt import Hunt, Hunted, Run, State
+from crat.attacks.noise import PerImage, normal, uniform
 from crat.attacks.objectives import (
     DLR,
     CrossEntropy,
@@ -30,19 +30,19 @@ from crat.attacks.objectives import (
     full,
     other_logits,
 )
-from crat.attacks.threat import NORMS, Budget, ascent_direction, over_images, project, size
+from crat.attacks.threat import NORMS, ascent_direction, one_of, over_images, project, size
 
 LOSSES = ("ce", "dlr")
 
 
 @dataclass(frozen=True)
-class APGD:
+class APGD(Hunted):
     """AutoPGD. Call it: `APGD(8 / 255)(model, x, y) -> x_adv`.
 
     eps: radius in units of [0, 1]; at call time also an (N,) tensor. norm: "Linf", "L2" or "L1".
     loss: "ce" or "dlr" (which needs three classes; its targeted form four).
     steps: steps a run, one forward and backward pass each, and one for the start. restarts: runs (a
-    target).
+        target).
     targets: 0 ascends away from y. Above it, APGD-T: so many runs (at most one a class), each
         towards the next of the other classes in the order of the clean logits. With the user's
         `target` (N,) every run ascends towards that.
@@ -50,17 +50,18 @@ class APGD:
     eot: passes of which a step sums the gradients, for a model that draws random numbers; the last
         one's objective and prediction count, as in the authors' code.
     larger_radii: L1 only: 30 % of the steps in three times the ball, 30 % in twice, the rest in the
-    ball itself.
+        ball itself.
     x: (N, C, H, W) in [0, 1]; y: (N,) int64. `generator` draws the starts: a torch.Generator, or
         PerImage for starts that are each image's own; None: seed 0. The global random state is not
         touched.
     Raises ValueError on settings, shapes of eps and class counts that do not fit.
 
     Source: Croce and Hein 2020, Algorithm 1, and their code; for L1, Croce and Hein 2021 and their
-    code. What differs from the code: "ce" is the log-odds form (`CrossEntropy`), a monotone
-    transform that does not saturate in float32, and only rises are counted; whether the first step
-    rose is told against the start, as in the paper (theirs: against 0); of the misclassified
-    iterates the one of the largest objective is kept (theirs: the last).
+        code.
+    What differs from the code: "ce" is the log-odds form (`CrossEntropy`), a monotone transform
+    that does not saturate in float32, and only rises are counted; whether the first step rose is
+    told against the start, as in the paper (theirs: against 0); of the misclassified iterates the
+    one of the largest objective is kept (theirs: the last).
     """
 
     eps: float
@@ -85,26 +86,15 @@ class APGD:
         if self.larger_radii and self.norm != "L1":
             raise ValueError(f"larger_radii is for the norm L1, not {self.norm}")
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        eps: Budget | None = None,
-        generator: Source = None,
-        target: Tensor | None = None,
-        judge: nn.Module | None = None,
-    ) -> Tensor:
-        """Adversarial images of the shape of x; where none was found, the point of the largest
-        objective.
-        """
-        return hunted(self, model, x, y, eps=eps, generator=generator, target=target, judge=judge)
+    def towards_the_nearest(self, n_classes: int) -> APGD:
+        """The DLR loss instead of the cross-entropy.
 
-    __call__ = checked(perturb)
+        Of two classes the nearest is the only other one.
+        """
+        return replace(self, loss="dlr") if self.loss == "ce" and n_classes > 2 else self
 
     def runs(self, n_classes: int) -> Iterator[Run]:
-        """One run a restart, or a target and restart."""
+        """A run for each pair of a target (or none) and a restart."""
         ranks: list[int | None] = (
             [*range(min(self.targets, n_classes - 1))] if self.targets else [None]
         )
@@ -160,8 +150,9 @@ class APGD:
                     return
 
     def _look(self, model: nn.Module, climb: Climb, hunt: Hunt | None) -> None:
-        """Gradient and objective where the climb stands; the sum of gradients has the direction
-        of their mean.
+        """Gradient and objective where the climb stands.
+
+        The sum of gradients has the direction of their mean.
         """
         objective = self._objective(climb.target)
         gradient, value, logits = forward_backward(model, climb.here, climb.y, objective)
@@ -204,8 +195,9 @@ def windows(steps: int, norm: str) -> dict[int, int]:
 
 
 def random_start(x: Tensor, eps: Tensor, norm: str, noise: PerImage) -> Tensor:
-    """x plus noise of norm eps (L-inf uniform, L2 normal), cut with the box; L1: the projection
-    of normal noise.
+    """x plus noise of norm eps (L-inf uniform, L2 normal), cut with the box.
+
+    L1: the projection of normal noise.
     """
     if norm == "L1":
         return project(x + normal(tuple(x.shape), x, noise), x, eps, norm)
@@ -219,51 +211,46 @@ def random_start(x: Tensor, eps: Tensor, norm: str, noise: PerImage) -> Tensor:
     ).clamp_(0, 1)
 
 
-class Climb:
-    """Where the climbs of n images stand, for L-inf and L2. Each tensor's first index is the image:
-    all can be taken.
+class Climb(State):
+    """Where the climbs of n images stand, for L-inf and L2.
 
     start: (n, C, H, W), in the ball of radius eps (n, 1, 1, 1) around x and in the box; target:
-    (n,) or None.
+        (n,) or None.
     """
 
     def __init__(
         self, x: Tensor, y: Tensor, start: Tensor, eps: Tensor, target: Tensor | None, norm: str
     ) -> None:
-        self.x, self.y, self.eps, self.target, self.norm = x, y, eps, target, norm
+        self.x = x
+        self.y = y
+        self.eps = eps
+        self.target = target
+        self.norm = norm
         self.here = self.before = self.best = self.claim = start
         self.gradient = self.best_gradient = torch.zeros_like(x)
         self.step = 2 * eps
         if norm == "Linf":
-            self.low, self.high = (x - eps).clamp_min_(0), (x + eps).clamp_max_(1)
+            self.low = (x - eps).clamp_min_(0)
+            self.high = (x + eps).clamp_max_(1)
         lowest = torch.full((len(x),), float("-inf"), device=x.device)
-        self.value, self.best_value, self.claim_value, self.checked_value = (
-            -lowest,
-            lowest,
-            lowest,
-            lowest,
-        )
+        self.value = -lowest
+        self.best_value = lowest
+        self.claim_value = lowest
+        self.checked_value = lowest
         self.rises = torch.zeros_like(lowest)
         self.found = self.halved = torch.zeros_like(lowest, dtype=torch.bool)
-
-    def take(self, keep: Tensor) -> None:
-        """Goes on with the images at `keep` (m,)."""
-        vars(self).update(
-            {name: state[keep] for name, state in vars(self).items() if isinstance(state, Tensor)}
-        )
 
     def arrive(self, gradient: Tensor, value: Tensor, hit: Tensor) -> None:
         """What was seen at `here`: the gradient, the objective (n,), and whether the goal is
         reached (n,).
         """
-        better, claimed = value > self.best_value, hit & (value > self.claim_value)
+        better = value > self.best_value
+        claimed = hit & (value > self.claim_value)
         self.rises = self.rises + (value > self.value)
         self.found = self.found | hit
         self.gradient, self.value = gradient, value
-        self.best_value, self.claim_value = (
-            value.where(better, self.best_value),
-            value.where(claimed, self.claim_value),
-        )
+        self.best_value = value.where(better, self.best_value)
+        self.claim_value = value.where(claimed, self.claim_value)
         self.claim = self.here.where(over_images(claimed, gradient), self.claim)
         self.best = self.here.where(over_images(better, gradient), self.best)
         self.best_gradient = gradient.where(over_images(better, gradient), self.best_gradient)
@@ -288,11 +275,9 @@ class Climb:
         stuck = (self.rises <= rho * window) | (
             ~self.halved & (self.best_value <= self.checked_value)
         )
-        self.halved, self.checked_value, self.rises = (
-            stuck,
-            self.best_value,
-            torch.zeros_like(self.rises),
-        )
+        self.halved = stuck
+        self.checked_value = self.best_value
+        self.rises = torch.zeros_like(self.rises)
         self.step = torch.where(over_images(stuck, self.step), self.step / 2, self.step)
         self._back_to_best(stuck)
 
@@ -342,8 +327,9 @@ class SparseClimb(Climb):
         self.here = project(torch.addcmul(self.here, self.step, direction), self.x, self.eps, "L1")
 
     def check(self, window: int, rho: float) -> None:
-        """A checkpoint: whose best point got sparser by 5 % goes back to it at full step; the
-        others' step shrinks.
+        """A checkpoint: whose best point got sparser by 5 % goes back to it at full step.
+
+        The others' step shrinks.
         """
         changed = self._changed()
         sparser = 20 * changed < 19 * self.changed

@@ -10,17 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crat.attacks import checks
 from crat.attacks.apgd import APGD
-from crat.attacks.door import check_radius, checked
+from crat.attacks.door import (
+    Attack,
+    Broken,
+    Made,
+    check_gradients,
+    check_outputs,
+    check_radius,
+    check_square,
+    checked,
+    warn,
+)
 from crat.attacks.fab import FAB
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward, one_of
-from crat.attacks.hunt import Broken, Hunt, Kernel, pursue
+from crat.attacks.gradient import forward_backward
+from crat.attacks.hunt import Hunt, Hunted, pursue
 from crat.attacks.noise import Source, source
 from crat.attacks.objectives import DLR, CrossEntropy
 from crat.attacks.square import Square
-from crat.attacks.threat import NORMS, Budget, budget
+from crat.attacks.threat import NORMS, Budget, budget, one_of, over_images
 
 ORDER = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -33,16 +42,17 @@ CHECKED = 64  # images of a batch on which the model is checked
 
 
 @dataclass(frozen=True)
-class AutoAttack:
+class AutoAttack(Attack):
     """AutoAttack, called as every attack; returns `Broken`, the images and what broke each.
 
     version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus" (all, five restarts of the
-    untargeted ones) or "rand" (APGD-CE and -DLR on gradients averaged over 20 passes). norm:
-    "Linf", "L2", "L1". All parameters, the order and what is passed on are the reference's
-    (fra31/auto-attack). Where it fails for want of classes, here the attack that needs them is
-    replaced or left out, with a warning. `eps` at call time may be (N,); `judge` decides in float32
-    where `model` is a faster copy to search with. An image leaves as soon as it is broken: an
-    evaluation costs less the weaker the model is.
+        untargeted ones) or "rand" (APGD-CE and -DLR on gradients averaged over 20 passes). norm:
+        "Linf", "L2", "L1". All parameters, the order and what is passed on are the reference's
+        (fra31/auto-attack). Where it fails for want of classes, here the attack that needs them is
+        replaced or left out, with a warning.
+    `eps` at call time may be (N,); `judge` decides in float32 where `model` is a faster copy to
+    search with. An image leaves as soon as it is broken: an evaluation costs less the weaker the
+    model is.
     """
 
     eps: float
@@ -54,12 +64,12 @@ class AutoAttack:
         one_of("version", self.version, tuple(ORDER))
         check_radius(self.eps, self.norm)
 
-    def attacks(self, n_classes: int) -> dict[str, Kernel]:
+    def attacks(self, n_classes: int) -> dict[str, Hunted]:
         """Name -> attack, in the order in which they run."""
         eps, norm = self.eps, self.norm
         few = norm == "L1" and self.version == "standard"
         again = 5 if few or self.version == "plus" else 1
-        known: dict[str, Kernel] = {
+        known: dict[str, Hunted] = {
             "apgd-ce": APGD(eps, norm, restarts=again, larger_radii=few),
             "apgd-dlr": APGD(eps, norm, "dlr", restarts=again),
             "fab": FAB(eps, norm, targets=0, restarts=again),
@@ -112,8 +122,8 @@ class AutoAttack:
                 pursue(attack, model, hunt, x, y, radius, noise.fork(name))
                 broken_by[hunt.broken & (broken_by < 0)] = self.names.index(name)
         if "square" in self.names and self.version == "standard":
-            checks.check_square(int((broken_by == self.names.index("square")).sum()), len(x))
-        x_adv = torch.where(hunt.broken.view(-1, *[1] * (x.ndim - 1)), hunt.x_adv, x)
+            check_square(int((broken_by == self.names.index("square")).sum()), len(x))
+        x_adv = torch.where(over_images(hunt.broken, x), hunt.x_adv, x)
         return Broken(x_adv, broken_by, self.names), hunt.logits
 
     def _nothing(self, x: Tensor) -> tuple[Broken, Tensor]:
@@ -130,16 +140,21 @@ class AutoAttack:
         """
         return self.judged(model, x, y, **settings)[0]
 
+    def make(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: Source, judge: nn.Module
+    ) -> Made:
+        """A call in which `judge` passes the verdicts, with the logits by which it did."""
+        broken, logits = self.judged(model, x, y, generator=generator, judge=judge)
+        return Made(broken.x_adv, broken.broken_by, logits)
+
     def _check(self, judge: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> None:
-        checks.check_outputs(judge, x, randomised=self.version == "rand")
+        check_outputs(judge, x, randomised=self.version == "rand")
         loss = DLR() if n_classes > 2 else CrossEntropy()
-        checks.check_gradients(forward_backward(judge, x, y, loss)[0])
+        check_gradients(forward_backward(judge, x, y, loss)[0])
         if n_classes < 3:
-            checks.warn(
-                "with 2 classes there is no DLR loss: APGD-T ascends the targeted cross-entropy"
-            )
+            warn("with 2 classes there is no DLR loss: APGD-T ascends the targeted cross-entropy")
         elif n_classes == 3:
-            checks.warn(
+            warn(
                 "with 3 classes there is no targeted DLR loss: APGD-T ascends the targeted "
                 "cross-entropy"
             )

@@ -1,4 +1,4 @@
-"""The door of every attack: what comes in is checked once, what the model answers on the way is
+"""The face of every attack, and its door: what comes in is checked once, what the model answers is
 watched.
 
 An attack that is fed something else than it was made for does not fail, it finds nothing, and every
@@ -8,29 +8,163 @@ Inside nobody checks again.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from math import inf, sqrt
 from numbers import Real
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from crat.attacks.checks import ZERO_GRADIENT, warn
-from crat.attacks.logits import NO_GRADIENT, AttackError, answer_of, not_finite, spoilt
-from crat.attacks.threat import NORMS, size
+from crat.attacks.logits import (
+    NO_GRADIENT,
+    AttackError,
+    answer_of,
+    finite_logits,
+    not_finite,
+    spoilt,
+)
+from crat.attacks.noise import Source
+from crat.attacks.threat import NORMS, Budget, size
 
+REPEATS, MOVED = 5, 1e-4  # forward passes, and how far normalised logits may differ between them
+PROBABILITY = 1e-5
+SQUARE_SHARE = 0.002  # of all images
+ZERO_GRADIENT = (
+    "some images have a zero gradient: gradient-based attacks may overrate the robustness"
+)
 ROUNDING = 1e-5  # how far an image may leave [0, 1]: what float arithmetic does to the ends
 Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+class Broken(NamedTuple):
+    """What a battery did: x_adv (N, C, H, W), the clean image where none broke it, and by which
+    attack.
+
+    broken_by: (N,) int8, -1 where the image survived, else the place in `names`; 0 is "clean":
+        wrong from the start.
+    """
+
+    x_adv: Tensor
+    broken_by: Tensor
+    names: tuple[str, ...]
+
+
+class Made(NamedTuple):
+    """What an attack made of a batch: x_adv (N, C, H, W), and of a battery what broke each image
+    and its verdicts.
+
+    broken_by: (N,) int8 as in `Broken`; logits: (N, K) float32, those of the judging model by which
+        it decided.
+    """
+
+    x_adv: Tensor
+    broken_by: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Attack:
+    """The face of every attack: images in, adversarial images of the same shape out.
+
+    An attack is a frozen dataclass that inherits this face. What it does not set has the defaults
+    below; eps and step_size, radius and step in units of [0, 1], are fields where it has them. Its
+    repr names it in cards and keys.
+    """
+
+    norm: str = "Linf"
+    steps: int = 1  # passes forward and backward a call: what an attack costs
+    # in another mode images of a batch meet, so that an outcome is not the image's own
+    batch_norm: str = "eval"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of a battery: what the numbers of `broken_by` stand for."""
+        return ()
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Budget | None = None,
+        generator: Source = None,
+    ) -> Any:
+        """x (N, C, H, W) in [0, 1], y (N,) int64 -> x_adv, or `Broken` of a battery.
+
+        eps: a number or (N,), instead of the attack's own; generator draws what is random. Raises
+            AttackError on what cannot be attacked.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say how it is called")
+
+    def make(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: Source, judge: nn.Module
+    ) -> Made:
+        """A call whose result is checked. judge: the model that decides, which is for attacks that
+        pass verdicts.
+        """
+        return self._made(self(model, x, y, generator=generator), x)
+
+    def _made(self, found: Any, x: Tensor) -> Made:
+        images, broken_by = found[:2] if isinstance(found, Broken) else (found, None)
+        return Made(check_made(images, x, self), broken_by)
+
+    def setting(self, name: str) -> Any:
+        """A field that not every attack has, such as "eps" or "step_size".
+
+        None where it has none.
+        """
+        return vars(self).get(name)
+
+    def within(self, eps: Tensor) -> dict[str, Tensor]:
+        """The settings of a call within another eps (N,).
+
+        Raises ValueError where the step cannot follow.
+        """
+        if self.setting("step_size") is not None:
+            raise ValueError(
+                f"the step_size of {self!r} does not follow eps: leave it None, or use PGD"
+            )
+        return {"eps": eps}
+
+    def towards_the_nearest(self, n_classes: int) -> Any:
+        """This attack, but ascending towards the nearest class where by default it ascends towards
+        all at once.
+        """
+        return self
+
+
+class Another(Attack):
+    """Somebody else's callable as an attack, with those of the attributes that it has."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+        for name in ("eps", "step_size", "norm", "steps", "batch_norm"):
+            if hasattr(call, name):
+                setattr(self, name, getattr(call, name))
+
+    def __repr__(self) -> str:
+        return repr(self.call)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Any:
+        """Calls it with the same arguments."""
+        return self.call(model, x, y, **settings)
+
+
+def as_attack(attack: Any) -> Attack:
+    """The attack itself; anything else that is called like one, with the face of one."""
+    return attack if isinstance(attack, Attack) else Another(attack)
 
 
 def checked(
     perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack, x: x.clone()
 ) -> Call:
-    """`perturb(attack, model, x, y, ...)` behind the door; `nothing(attack, x)` is the answer to an
-    empty batch.
+    """`perturb(attack, model, x, y, ...)` behind the door.
+
+    `nothing(attack, x)` is the answer to an empty batch.
 
     What comes out asks for no gradient, whatever x does. Works under torch.no_grad(). A model that
     draws random numbers moves torch's global generator, as it does elsewhere. Raises AttackError,
@@ -61,21 +195,23 @@ def checked(
 
 
 def admitted(
-    attack: Any, model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any]
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """x without its history, y and the target as int64; raises AttackError on what cannot be
-    attacked.
+    """x without its history, y and the target as int64.
+
+    Raises AttackError on what cannot be attacked.
     """
     check_model(model)
-    x, y, target = check_images(x), check_labels(y, x), settings.get("target")
+    x = check_images(x)
+    y = check_labels(y, x)
+    target = settings.get("target")
     if target is not None:
         settings = settings | {"target": check_labels(target, x, "targets")}
-    norm = getattr(attack, "norm", "L2" if type(attack).__name__ == "CWL2" else "Linf")
     for name in ("eps", "step_size"):
         value = settings.get(name)
-        value = getattr(attack, name, None) if value is None else value
+        value = attack.setting(name) if value is None else value
         if value is not None:
-            check_radius(value, norm, x, name)
+            check_radius(value, attack.norm, x, name)
     return x, y, settings
 
 
@@ -119,6 +255,13 @@ def as_tensor(x: Any) -> Tensor:
     return x
 
 
+def as_images(x: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1], channels last in memory; floats pass through."""
+    if x.dtype == torch.uint8:
+        x = x.float().div_(255)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def check_images(x: Any) -> Tensor:
     """x, (N, C, H, W) float in [0, 1], without its history; raises AttackError on anything else."""
     if as_tensor(x).dtype == torch.uint8:
@@ -128,7 +271,7 @@ def check_images(x: Any) -> Tensor:
     if x.ndim != 4:
         raise AttackError(
             f"images are of shape (N, C, H, W), not {tuple(x.shape)}: a vector is x.view(N, D, 1, "
-            f"1)"
+            "1)"
         )
     low, high = ends(x) if x.numel() else (0.0, 1.0)
     if not -ROUNDING <= low <= high <= 1 + ROUNDING:
@@ -145,8 +288,9 @@ def _way_out(low: float, high: float) -> str:
 
 
 def check_labels(y: Any, x: Tensor, what: str = "labels") -> Tensor:
-    """y as int64 (N,); raises AttackError on floats, one-hot rows and another number than there
-    are images.
+    """y as int64 (N,).
+
+    Raises AttackError on floats, one-hot rows and another number than there are images.
     """
     if not isinstance(y, Tensor):
         raise AttackError(f"{what} are a torch.Tensor of whole numbers, not {type(y).__name__}")
@@ -165,7 +309,7 @@ def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "ep
     a number.
 
     value: a number or a tensor (N,); x (N, ...): the images, None: not known yet, so that only
-    L-inf has an upper end.
+        L-inf has an upper end.
     """
     if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
         told = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
@@ -184,9 +328,10 @@ def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "ep
         )
 
 
-def check_made(made: Any, x: Tensor, attack: Any) -> Tensor:
-    """What an attack made of the images x; raises AttackError where it is no such batch, or lies
-    outside the ball.
+def check_made(made: Any, x: Tensor, attack: Attack) -> Tensor:
+    """What an attack made of the images x.
+
+    Raises AttackError where it is no such batch, or lies outside the ball.
 
     The ball is known where the attack has a number eps; its norm is L-inf unless it says another.
     """
@@ -194,7 +339,7 @@ def check_made(made: Any, x: Tensor, attack: Any) -> Tensor:
         what = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
         raise AttackError(f"the attack gives {what} for images of shape {tuple(x.shape)}")
     made = check_images(made)
-    eps, norm = getattr(attack, "eps", None), getattr(attack, "norm", "Linf")
+    eps, norm = attack.setting("eps"), attack.norm
     if isinstance(eps, Real) and norm in NORMS:
         farthest = float(size(made.float() - x.float(), norm).max())
         if farthest > 1.001 * float(eps) + ROUNDING * (
@@ -231,8 +376,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 class Watched(nn.Module):
-    """A model as attacks see it: (N, C, H, W) -> logits (N, K); remembers what would make an attack
-    weak unnoticed.
+    """A model as attacks see it: (N, C, H, W) -> logits (N, K).
+
+    Remembers what would make an attack weak unnoticed.
 
     Nothing waits for the device before `report`, so a pass costs three small kernels more.
     y (N,): labels, target (N,): classes to end in, of the whole batch; both must be among the K
@@ -250,8 +396,9 @@ class Watched(nn.Module):
         self.unmoved, self.looked = zero + len(y), False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits (N, K); raises AttackError where they are something else, or K is
-        below a label.
+        """Images -> logits (N, K).
+
+        Raises AttackError where they are something else, or K is below a label.
         """
         asked = x.requires_grad and torch.is_grad_enabled()
         seen = x.clone() if asked else x  # whose gradient is the model's alone
@@ -273,14 +420,16 @@ class Watched(nn.Module):
         largest = rows.abs().amax(1)  # NaN and inf stay what they are
         self.spoilt_gradients = self.spoilt_gradients.maximum((~largest.isfinite()).sum())
         still = largest == 0
-        # all are here; of a wrong image the DLR loss may well have no gradient
-        if len(rows) == len(self.labels):
+        if len(rows) == len(
+            self.labels
+        ):  # all are here; of a wrong image the DLR loss may well have no gradient
             still &= logits.argmax(1) == self.labels
         self.unmoved, self.looked = self.unmoved.minimum(still.sum()), True
 
     def report(self) -> None:
-        """Raises AttackError where gradients or logits were not finite; warns of images that no
-        pass could move.
+        """Raises AttackError where gradients or logits were not finite.
+
+        Warns of images that no pass could move.
         """
         if self.spoilt_at_first is None:
             return  # the model itself failed
@@ -296,3 +445,46 @@ class Watched(nn.Module):
             raise AttackError(not_finite(logits, len(self.labels)))
         if unmoved and self.looked:
             warn(ZERO_GRADIENT)
+
+
+class RobustnessWarning(UserWarning):
+    """An evaluation whose robust accuracy may be too high."""
+
+
+def warn(text: str) -> None:
+    """Warns by one line; Python shows an equal line once."""
+    warnings.warn(text, RobustnessWarning, stacklevel=3)
+
+
+def check_outputs(model: nn.Module, x: Tensor, randomised: bool = False) -> None:
+    """Before: outputs that differ from pass to pass (unless `randomised` is expected),
+        probabilities for logits.
+
+    x: (N, C, H, W), a few images; the model is frozen.
+    """
+    logits = finite_logits(model, x)
+    unit = torch.nn.functional.normalize(logits, dim=1)
+    again = (
+        torch.nn.functional.normalize(finite_logits(model, x), dim=1) for _ in range(REPEATS - 1)
+    )
+    if not randomised and any((unit - other).norm(dim=1).max() > MOVED for other in again):
+        warn('the outputs are random: AutoAttack version="rand" averages gradients over them')
+    inside = logits.min() > -PROBABILITY and logits.max() < 1 + PROBABILITY
+    if inside and ((logits.sum(1) - 1).abs() < PROBABILITY).all():
+        warn("the outputs look like probabilities: attacks need the logits before the softmax")
+
+
+def check_gradients(gradient: Tensor) -> None:
+    """Before: images whose gradient is zero everywhere; gradient-based attacks cannot move them."""
+    if (gradient.flatten(1).abs().amax(1) == 0).any():
+        warn(ZERO_GRADIENT)
+
+
+def check_square(by_square: int, images: int) -> None:
+    """After: black-box queries broke what gradients did not, which points at masked gradients."""
+    if by_square > SQUARE_SHARE * images:
+        warn(
+            f"Square broke {by_square} of {images} images that gradient-based attacks left: "
+            "gradients may be masked; "
+            "run Square with more queries, or an adaptive attack"
+        )

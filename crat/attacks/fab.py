@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from crat.attacks.door import check_radius, checked
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward, one_of
-from crat.attacks.hunt import Hunt, Run, hunted
+from crat.attacks.gradient import forward_backward
+from crat.attacks.hunt import Hunt, Hunted, Run, State
 from crat.attacks.hyperplane import to_hyperplane
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage, Source, source
 from crat.attacks.objectives import Margin, Toward, full, other_logits, true_logit
-from crat.attacks.threat import NORMS, Budget, budget, over_images, project, size
+from crat.attacks.threat import NORMS, budget, one_of, over_images, project, size
 from crat.device import exact
 
 DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
@@ -43,10 +43,26 @@ class Boundary(NamedTuple):
     logits: Tensor
 
 
+@dataclass
+class Walk(State):
+    """Where the searches of n images stand."""
+
+    x: Tensor
+    y: Tensor
+    goal: Tensor  # the class that is aimed at, (n,)
+    eps: Tensor
+    at: Tensor  # the point, (n, C, H, W)
+    best: Tensor  # the nearest adversarial point so far
+    least: Tensor  # and its distance, (n,), inf where there is none
+    seen: Tensor  # the point whose logits are known
+    logits: Tensor  # those, (n, K)
+
+
 @dataclass(frozen=True)
-class FAB:
-    """Fast adaptive boundary attack. Call it: `FAB(eps)(model, x, y) -> x_adv`; `radius` asks for
-    the least norm.
+class FAB(Hunted):
+    """Fast adaptive boundary attack. Call it: `FAB(eps)(model, x, y) -> x_adv`.
+
+    `radius` asks for the least norm.
 
     eps: the radius within which a point counts, also (N,) at call time; it steers the search only
         through the random starts of norm eps / 2, which all restarts but the first have.
@@ -54,7 +70,7 @@ class FAB:
         backward pass a step; at most K - 1). 0: the boundary that looks nearest is chosen anew in
         each step (FAB, K backward passes a step).
     alpha_max, eta, beta: the largest weight of the clean image's own step, the overshoot, the step
-    back.
+        back.
     x: (N, C, H, W) in [0, 1]; y: (N,) int64. With `target` (N,) each run is towards that class, the
         later ones (of ranks, or restarts) from random starts. `judge`: whose float32 prediction
         decides, if not the model's.
@@ -62,12 +78,12 @@ class FAB:
     farther than eps; x where none was found. Raises ValueError on an unknown norm and on settings
     out of range.
     Source: Algorithm 1 of the paper with the parameters of AutoAttack's code, which has no final
-    search either. A step is one forward and backward pass, and one forward pass that says who got
-    across: most points do (in L1 half), so that the next gradient is taken elsewhere, and one pass
-    cannot serve for both.
+        search either. A step is one forward and backward pass, and one forward pass that says who
+        got across: most points do (in L1 half), so that the next gradient is taken elsewhere, and
+        one pass cannot serve for both.
     Ours: where `judge` is another model, it makes that forward pass, and its logits there, carried
-    on along the gradient, say how far the boundary is. FAB works where two logits are nearly equal;
-    in bfloat16 alone, which cannot tell which is larger, it finds about half as much.
+        on along the gradient, say how far the boundary is. FAB works where two logits are nearly
+        equal; in bfloat16 alone, which cannot tell which is larger, it finds about half as much.
     """
 
     eps: float
@@ -92,22 +108,6 @@ class FAB:
                 f"alpha_max and beta in [0, 1] and eta > 0, not {self.alpha_max}, {self.beta} and "
                 f"{self.eta}"
             )
-
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        eps: Budget | None = None,
-        generator: Source = None,
-        target: Tensor | None = None,
-        judge: nn.Module | None = None,
-    ) -> Tensor:
-        """Adversarial images of the shape of x; eps overrides the attack's own."""
-        return hunted(self, model, x, y, eps=eps, generator=generator, target=target, judge=judge)
-
-    __call__ = checked(perturb)
 
     def runs(self, n_classes: int) -> Iterator[Run]:
         """A run for each target (one for all if targets = 0) and restart."""
@@ -135,17 +135,17 @@ class FAB:
         with frozen(model), frozen(judge), exact():
             hunt = Hunt(judge, x, y, target)
             left, noise = hunt.index, source(generator, x)
-            images, labels, goal = x[left], y[left], None if target is None else target[left]
+            images = x[left]
+            labels = y[left]
+            goal = None if target is None else target[left]
             eps, no_limit = budget(self.eps, images), budget(float("inf"), images)
             best, least = images, full(no_limit.flatten())
             for number, (rank, restart) in enumerate(self._tries(hunt.n_classes)):
                 start = self._start(rank, restart, images, eps, noise.fork(number).take(left), goal)
                 found, norm = self._search(rank, model, images, labels, start, no_limit, hunt, goal)
                 nearer = (norm < least) & hunt.hit(finite_logits(judge, found))
-                best, least = (
-                    torch.where(over_images(nearer, x), found, best),
-                    torch.where(nearer, norm, least),
-                )
+                best = torch.where(over_images(nearer, x), found, best)
+                least = torch.where(nearer, norm, least)
         return least.new_zeros(len(x)).index_copy(0, left, least), x.index_copy(0, left, best)
 
     radius = checked(_radius, lambda attack, x: (x.new_empty(0), x.clone()))
@@ -179,8 +179,8 @@ class FAB:
         noise: PerImage,
         target: Tensor | None,
     ) -> Tensor:
-        """x itself in the first run towards a class, then x plus noise of norm eps / 2, moved
-        into the box.
+        """x itself in the first run towards a class, then x plus noise of norm eps / 2, moved into
+        the box.
         """
         if not restart and (target is None or rank < 2):
             return x
@@ -207,29 +207,31 @@ class FAB:
         goal = y if target is None else target
         if rank and target is None:
             goal = other_logits(answers(hunt.judge, x), y).argsort(1, descending=True)[:, rank - 1]
-        x_at, best, least = start, x, full(torch.full_like(eps.flatten(), float("inf")))
-        seen, logits = x_at, answers(hunt.judge, x_at)
+        none = full(torch.full_like(eps.flatten(), float("inf")))
+        w = Walk(x, y, goal, eps, start, x, none, start, answers(hunt.judge, start))
         for step in range(self.steps):
-            plane = self._boundary(model, x_at, y, goal, rank, target is not None)
+            plane = self._boundary(model, w.at, w.y, w.goal, rank, target is not None)
             if model is hunt.judge:
-                seen, logits = x_at, plane.logits
-            x_at = self._step(x, x_at, plane, seen, logits)
-            seen, logits = x_at, answers(hunt.judge, x_at)
-            across, norm = hunt.hit(logits), size(full(x_at) - full(x), self.norm)
-            nearer = across & (norm < least)
-            best, least = (
-                torch.where(over_images(nearer, x), x_at, best),
-                torch.where(nearer, norm, least),
-            )
-            x_at = torch.where(over_images(across, x), x + self.beta * (x_at - x), x_at)
-            keep = hunt.leave(step, least <= full(eps.flatten()), best)
+                w.seen, w.logits = w.at, plane.logits
+            w.at = w.seen = self._step(w, plane)
+            w.logits = answers(hunt.judge, w.at)
+            self._note(w, hunt.hit(w.logits))
+            keep = hunt.leave(step, w.least <= full(w.eps.flatten()), w.best)
             if keep is not None:
-                state = (x, y, goal, eps, x_at, best, least, seen, logits)
-                x, y, goal, eps, x_at, best, least, seen, logits = (each[keep] for each in state)
+                w.take(keep)
                 if not len(keep):
                     break
-        inside = over_images(least, x) <= full(eps)
-        return torch.where(inside, best, project(best, x, eps, self.norm)), least
+        inside = over_images(w.least, w.x) <= full(w.eps)
+        return torch.where(inside, w.best, project(w.best, w.x, w.eps, self.norm)), w.least
+
+    def _note(self, w: Walk, across: Tensor) -> None:
+        """Keeps the nearest of the points that are across (n,), and steps back from there."""
+        norm = size(full(w.at) - full(w.x), self.norm)
+        nearer = across & (norm < w.least)
+        w.best = torch.where(over_images(nearer, w.x), w.at, w.best)
+        w.least = torch.where(nearer, norm, w.least)
+        back = w.x + self.beta * (w.at - w.x)
+        w.at = torch.where(over_images(across, w.x), back, w.at)
 
     def _boundary(
         self, model: nn.Module, x: Tensor, y: Tensor, goal: Tensor, rank: int, given: bool
@@ -242,23 +244,21 @@ class FAB:
             return Boundary(gradient, goal, y, logits)
         return closest_boundary(model, x, y, self.norm)
 
-    def _step(
-        self, x: Tensor, x_at: Tensor, plane: Boundary, seen: Tensor, logits: Tensor
-    ) -> Tensor:
-        """From x_at over the hyperplane that has `plane`'s gradient and these logits at `seen`,
-        drawn towards where x itself would cross it.
+    def _step(self, w: Walk, plane: Boundary) -> Tensor:
+        """From w.at over the hyperplane with `plane`'s gradient, drawn towards where x itself would
+        cross it.
+
+        How far the plane is say the logits at w.seen, carried on along the gradient.
         """
-        w, points = (
-            full(plane.gradient).flatten(1).repeat(2, 1),
-            full(torch.cat([x_at, x])).flatten(1),
-        )
-        ahead = true_logit(logits, plane.there) - true_logit(logits, plane.here)
-        since = points - full(seen).flatten(1).repeat(2, 1)
-        delta = to_hyperplane(points, w, -ahead.repeat(2) - (w * since).sum(1), self.norm)
+        slope = full(plane.gradient).flatten(1).repeat(2, 1)
+        points = full(torch.cat([w.at, w.x])).flatten(1)
+        ahead = true_logit(w.logits, plane.there) - true_logit(w.logits, plane.here)
+        since = points - full(w.seen).flatten(1).repeat(2, 1)
+        delta = to_hyperplane(points, slope, -ahead.repeat(2) - (slope * since).sum(1), self.norm)
         at, clean = size(delta, self.norm).clamp_min(1e-8).chunk(2)
-        alpha = over_images((at / (at + clean)).clamp_max(self.alpha_max), x)
-        crossed, crossed_from_x = (points + self.eta * delta).view(-1, *x.shape[1:]).chunk(2)
-        return crossed.lerp(crossed_from_x, alpha).clamp(0, 1).to(x.dtype)
+        alpha = over_images((at / (at + clean)).clamp_max(self.alpha_max), w.x)
+        crossed, crossed_from_x = (points + self.eta * delta).view(-1, *w.x.shape[1:]).chunk(2)
+        return crossed.lerp(crossed_from_x, alpha).clamp(0, 1).to(w.x.dtype)
 
 
 @torch.no_grad()
@@ -279,12 +279,15 @@ def closest_boundary(model: nn.Module, x: Tensor, y: Tensor, norm: str) -> Bound
     with torch.enable_grad():
         logits = full(model(x))
         gaps = (logits - true_logit(logits, y)[:, None]).unbind(1)
-    there, gradient, least = y, torch.zeros_like(x), torch.full_like(logits[:, 0], float("inf"))
+    there = y
+    gradient = torch.zeros_like(x)
+    least = torch.full_like(logits[:, 0], float("inf"))
     for k, gap in enumerate(gaps):
         gradient_k = torch.autograd.grad(gap.sum(), x, retain_graph=k + 1 < len(gaps))[0]
         steepness = size(full(gradient_k), DUAL[norm]).clamp_min(torch.finfo(gap.dtype).tiny)
         distance = torch.where(y == k, float("inf"), gap.detach().abs() / steepness)
         nearer = distance < least
-        there, least = torch.where(nearer, k, there), torch.where(nearer, distance, least)
+        there = torch.where(nearer, k, there)
+        least = torch.where(nearer, distance, least)
         gradient = torch.where(over_images(nearer, x), gradient_k, gradient)
     return Boundary(gradient.detach(), there, y, logits.detach())

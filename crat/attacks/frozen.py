@@ -14,13 +14,14 @@ BATCH_NORM_MODES = ("eval", "train", "moving", "as_is")
 @contextmanager
 def frozen(model: nn.Module, batch_norm: str = "eval") -> Iterator[nn.Module]:
     """Within: no parameter asks for a gradient, and BatchNorm is in the mode that the paper attacks
-    in.
+        in.
 
     batch_norm: "eval" runs the whole model in eval mode (TRADES, and every evaluation); "train"
-    normalises by the batch, as AT in CFA and FAT do, but leaves the running statistics alone and
-    dropout off; "moving" lets every pass move them, as the released code of CFA does; "as_is"
-    changes no mode. After it, the mode of every module, requires_grad, .grad and all buffers (but
-    under "moving") are what they were.
+        normalises by the batch, as AT in CFA and FAT do, but leaves the running statistics alone
+        and dropout off; "moving" lets every pass move them, as the released code of CFA does;
+        "as_is" changes no mode.
+    After it, the mode of every module, requires_grad, .grad and all buffers (but under "moving")
+    are what they were.
     """
     if batch_norm not in BATCH_NORM_MODES:
         raise ValueError(f"batch_norm is one of {', '.join(BATCH_NORM_MODES)}, not {batch_norm!r}")

@@ -8,21 +8,22 @@ and records another wrong class.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crat.attacks.door import check_radius, checked
+from crat.attacks.door import Attack, check_radius, checked
 from crat.attacks.frozen import BATCH_NORM_MODES, frozen
 from crat.attacks.logits import NO_GRADIENT, AttackError
-from crat.attacks.noise import PerImage, Share, Source
+from crat.attacks.noise import Drawing, Source, drawing
 from crat.attacks.objectives import CrossEntropy, Margin, Objective, Toward, full
 from crat.attacks.threat import (
     NORMS,
     Budget,
     ascent_direction,
     gaussian_start,
+    one_of,
     over_images,
     per_sample,
     project,
@@ -32,24 +33,6 @@ from crat.attacks.threat import (
 
 STARTS = ("uniform", "gaussian", "none")
 STOPS = ("never", "first")
-
-
-class Attack(Protocol):
-    """The face of every attack: images in, adversarial images of the same shape out."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        eps: Budget | None = None,
-        generator: Source = None,
-    ) -> Tensor:
-        """x (N, C, H, W) in [0, 1], y (N,) int64 -> x_adv; eps a number or (N,), generator draws
-        what is random.
-        """
-        ...
 
 
 def forward_backward(
@@ -83,8 +66,9 @@ def ascend(
     objective: Objective,
     stop: str = "never",
 ) -> Tensor:
-    """The loop: step along the ascent direction, back into the ball and the box; returns the last
-    iterate.
+    """The loop: step along the ascent direction, back into the ball and the box.
+
+    Returns the last iterate.
 
     With stop="first" a sample stays where it was first misclassified.
     """
@@ -100,10 +84,23 @@ def ascend(
     return x_adv
 
 
+class Ascent(Attack):
+    """An attack that ascends the objective it was made with."""
+
+    objective: Objective
+
+    def towards_the_nearest(self, n_classes: int) -> Any:
+        """The margin instead of the cross-entropy of all classes."""
+        if self.objective != CrossEntropy():
+            return self
+        return replace(self, objective=Margin())  # type: ignore[type-var]
+
+
 @dataclass(frozen=True)
-class PGD:
-    """Projected gradient descent attack (Madry et al. 2018). Call it: `PGD(...)(model, x, y) ->
-    x_adv`.
+class PGD(Ascent):
+    """Projected gradient descent attack (Madry et al. 2018).
+
+    Call it: `PGD(...)(model, x, y) -> x_adv`.
 
     A call goes through the door (crat.attacks.door); a training's inner loop calls `perturb`, which
     checks nothing and never waits for the device.
@@ -113,10 +110,10 @@ class PGD:
     norm: "Linf", "L2" or "L1" (there a step moves the one coordinate that counts most).
     start: "uniform" in the ball, "gaussian" (x + 0.001 N(0, 1), TRADES) or "none".
     restarts: best of several starts, each judged on its last iterate: wrong before right, then the
-    larger objective.
+        larger objective.
     batch_norm: its mode inside the attack ("eval", "train", "as_is"), because the papers differ.
     stop: "never", judged on the last iterate, or "first", where a sample stays once it is
-    misclassified.
+        misclassified.
     x: (N, C, H, W) in [0, 1]; y: (N,) int64. `target` (N,): the classes to end in. `generator`
         draws the start: a torch.Generator for the batch, or PerImage (None: a generator with seed
         0, so the start is the same in every call); the global random state is not touched.
@@ -156,10 +153,11 @@ class PGD:
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Adversarial images of the shape of x; eps, step_size and objective override the
-        attack's own.
+        """Adversarial images of the shape of x.
+
+        eps, step_size and objective override the attack's own.
         """
-        generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
+        draws = drawing(generator, x)
         objective = objective or self.objective
         if target is not None:
             objective = Toward(target, objective)
@@ -168,7 +166,7 @@ class PGD:
         loop = (radius, step, self.steps, self.norm, objective, self.stop)
         with frozen(model, self.batch_norm):
             tries = (
-                ascend(model, x, self._start(x, radius, generator), y, *loop)
+                ascend(model, x, self._start(x, radius, draws), y, *loop)
                 for _ in range(self.restarts)
             )
             best = next(tries)
@@ -177,17 +175,17 @@ class PGD:
             worth = _worth(model, best, y, objective, target)
             for x_adv in tries:
                 value = _worth(model, x_adv, y, objective, target)
-                best, worth = (
-                    torch.where(over_images(value > worth, x), x_adv, best),
-                    value.maximum(worth),
-                )
+                best = torch.where(over_images(value > worth, x), x_adv, best)
+                worth = value.maximum(worth)
         return best
 
     __call__ = checked(perturb)
 
-    def _start(
-        self, x: Tensor, eps: Tensor | float, generator: torch.Generator | PerImage | Share
-    ) -> Tensor:
+    def within(self, eps: Tensor) -> dict[str, Tensor]:
+        """eps and a step size in the same ratio as the attack's own."""
+        return {"eps": eps, "step_size": eps * (self.step_size / self.eps)}
+
+    def _start(self, x: Tensor, eps: Tensor | float, generator: Drawing) -> Tensor:
         if self.start == "uniform":
             return uniform_start(x, eps, self.norm, generator)
         if self.start == "gaussian":
@@ -208,14 +206,8 @@ def _worth(
     return reached.float() * 2 + objective(logits, y).double().atan().div(torch.pi)
 
 
-def one_of(what: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError, one line, where a setting is not among those known."""
-    if value not in known:
-        raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}")
-
-
 @dataclass(frozen=True)
-class FGSM:
+class FGSM(Ascent):
     """Fast gradient sign method (Goodfellow et al. 2015): one step of length eps from the image
     itself.
     """
@@ -243,8 +235,9 @@ class FGSM:
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Adversarial images; eps as a number or (N,) tensor. `generator` is unread: the method
-        draws nothing.
+        """Adversarial images; eps as a number or (N,) tensor.
+
+        `generator` is unread: the method draws nothing.
         """
         radius = self.eps if eps is None else eps
         return self._one_step().perturb(model, x, y, eps=radius, step_size=radius, target=target)
@@ -253,7 +246,7 @@ class FGSM:
 
 
 @dataclass(frozen=True)
-class MIFGSM:
+class MIFGSM(Ascent):
     """Momentum iterative FGSM (Dong et al. 2018, Algorithm 1), made for transfer attacks.
 
     The gradient of each sample, divided by its L1 norm, is added to `decay` times what was
@@ -288,8 +281,9 @@ class MIFGSM:
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Adversarial images; eps as a number or (N,) tensor. `generator` is unread: the method
-        draws nothing.
+        """Adversarial images; eps as a number or (N,) tensor.
+
+        `generator` is unread: the method draws nothing.
         """
         objective = self.objective if target is None else Toward(target, self.objective)
         radius = per_sample(self.eps if eps is None else eps, x)

@@ -10,11 +10,11 @@ weakness.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from crat.attacks.door import Attack, Made, checked
 from crat.attacks.frozen import frozen
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage, Source, source
@@ -24,25 +24,16 @@ from crat.attacks.threat import Budget, budget
 Run = Callable[..., Tensor]
 
 
-class Kernel(Protocol):
-    """What a hunt needs of an attack: its radius, and its runs for a number of classes."""
+class State:
+    """The state of the images still hunted: of every tensor in it the first index is the image."""
 
-    @property
-    def eps(self) -> float: ...  # noqa: D102
-    def runs(self, n_classes: int) -> Iterator[Run]: ...  # noqa: D102
-
-
-class Broken(NamedTuple):
-    """What a battery did: x_adv (N, C, H, W), the clean image where none broke it, and by which
-    attack.
-
-    broken_by: (N,) int8, -1 where the image survived, else the place in `names`; 0 is "clean":
-    wrong from the start.
-    """
-
-    x_adv: Tensor
-    broken_by: Tensor
-    names: tuple[str, ...]
+    def take(self, keep: Tensor) -> None:
+        """Goes on with the images at `keep` (m,)."""
+        for name, part in list(vars(self).items()):
+            if isinstance(part, Tensor):
+                setattr(self, name, part[keep])
+            elif isinstance(part, PerImage):
+                setattr(self, name, part.take(keep))
 
 
 class Hunt:
@@ -50,7 +41,7 @@ class Hunt:
     hunted.
 
     judge: the model whose float32 prediction decides; broken means misclassified, or with `target`
-    (N,) taken for it.
+        (N,) taken for it.
     every: look for images that may leave every so many iterations; 0: never within a run.
     Afterwards x_adv (N, C, H, W) holds what broke each image, else the last run's best point, and
     broken is (N,) bool; logits (N, K) are those by which the judge passed its verdict: of what
@@ -60,7 +51,10 @@ class Hunt:
     def __init__(
         self, judge: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = None, every: int = 0
     ) -> None:
-        self.judge, self.y, self.target, self.every = judge, y, target, every
+        self.judge = judge
+        self.y = y
+        self.target = target
+        self.every = every
         self.x_adv = x.clone()
         self.logits = finite_logits(judge, x)
         self.n_classes = self.logits.shape[1]
@@ -102,11 +96,9 @@ class Hunt:
             return None
         right = at[reached]
         gone = self.index[right]
-        self.x_adv[gone], self.broken[gone], self.logits[gone] = (
-            x_adv[reached],
-            True,
-            logits[reached],
-        )
+        self.x_adv[gone] = x_adv[reached]
+        self.broken[gone] = True
+        self.logits[gone] = logits[reached]
         stay = torch.ones(len(self), dtype=torch.bool, device=at.device)
         stay[right] = False
         keep = stay.nonzero().flatten()
@@ -118,11 +110,60 @@ class Hunt:
         return answer != self.y[index] if self.target is None else answer == self.target[index]
 
 
+class Hunted(Attack):
+    """An attack in runs, restarts or targets, each on the images that no run before has broken.
+
+    Whether an image is broken is decided in float32, by `judge` where `model` is a faster copy to
+    search with.
+    """
+
+    eps: float
+
+    def runs(self, n_classes: int) -> Iterator[Run]:
+        """The runs for a model of so many classes, in their order."""
+        raise NotImplementedError(f"{type(self).__name__} must define its runs")
+
+    def perturb(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Budget | None = None,
+        generator: Source = None,
+        target: Tensor | None = None,
+        judge: nn.Module | None = None,
+    ) -> Tensor:
+        """Adversarial images (N, C, H, W).
+
+        An image that is wrong from the start is returned as it is.
+
+        eps: a number or (N,), instead of the attack's own; target: (N,) classes to end in; judge:
+            the model whose float32 prediction decides (None: `model`). Where nothing was found: the
+            last run's best point.
+        """
+        judge = judge or model
+        with frozen(model), frozen(judge):
+            hunt = Hunt(judge, x, y, target)
+            radius = budget(self.eps if eps is None else eps, x)
+            pursue(self, model, hunt, x, y, radius, source(generator, x))
+        return hunt.x_adv
+
+    __call__ = checked(perturb)
+
+    def make(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: Source, judge: nn.Module
+    ) -> Made:
+        """One call with `judge` as the model that decides; the result is checked."""
+        return self._made(self(model, x, y, generator=generator, judge=judge), x)
+
+
 def pursue(
-    kernel: Kernel, model: nn.Module, hunt: Hunt, x: Tensor, y: Tensor, eps: Tensor, noise: PerImage
+    kernel: Hunted, model: nn.Module, hunt: Hunt, x: Tensor, y: Tensor, eps: Tensor, noise: PerImage
 ) -> None:
-    """All runs of a kernel, each on the images that are still unbroken; x (N, C, H, W), y (N,),
-    eps (N, 1, 1, 1).
+    """All runs of a kernel, each on the images that are still unbroken.
+
+    x (N, C, H, W), y (N,), eps (N, 1, 1, 1).
     """
     for number, run in enumerate(kernel.runs(hunt.n_classes)):
         left = hunt.index
@@ -131,28 +172,3 @@ def pursue(
         target = None if hunt.target is None else hunt.target[left]
         streams = noise.fork(number).take(left)
         hunt.settle(run(model, x[left], y[left], eps[left], streams, hunt, target))
-
-
-def hunted(
-    kernel: Kernel,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: Budget | None = None,
-    generator: Source = None,
-    target: Tensor | None = None,
-    judge: nn.Module | None = None,
-) -> Tensor:
-    """Adversarial images (N, C, H, W) by one kernel; an image that is wrong from the start is
-    returned as it is.
-
-    eps: a number or (N,), instead of the kernel's own; target: (N,) classes to end in; judge: the
-    model whose float32 prediction decides, where `model` is a faster copy to search with.
-    """
-    judge = judge or model
-    with frozen(model), frozen(judge):
-        hunt = Hunt(judge, x, y, target)
-        radius = budget(kernel.eps if eps is None else eps, x)
-        pursue(kernel, model, hunt, x, y, radius, source(generator, x))
-    return hunt.x_adv

@@ -10,16 +10,18 @@ def to_hyperplane(x: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
     """The smallest delta (N, D) with w . (x + delta) = w . x + gap and x + delta in [0, 1].
 
     x: (N, D) in [0, 1]; w: (N, D); gap: (N,), how much w . x has to rise; norm: of delta, "Linf",
-    "L2" or "L1". Where the hyperplane misses the box, delta leads to the corner that is nearest to
-    it. Where w is 0, delta is 0.
+        "L2" or "L1". Where the hyperplane misses the box, delta leads to the corner that is nearest
+        to it. Where w is 0, delta is 0.
     Source: Croce and Hein 2020 (FAB), section 2.2. Their code takes each w below 1e-8 for 0; here
-    only the ratios between a sample's w count, so a model may scale its logits.
+        only the ratios between a sample's w count, so a model may scale its logits.
     """
     # In the direction s, moving coordinate i by at most room_i closes gain_i of the gap for each
     # unit.
     scale = w.abs().amax(1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
     gap, w = gap[:, None] / scale, w / scale
-    s, gain, gap = torch.where(gap < 0, -w.sign(), w.sign()), w.abs(), gap.abs()
+    s = torch.where(gap < 0, -w.sign(), w.sign())
+    gain = w.abs()
+    gap = gap.abs()
     room = torch.where(s > 0, 1 - x, x).clamp_min(0)
     if norm == "Linf":
         return s * room.minimum(_level(gain, room, gain * room, gap))

@@ -1,5 +1,5 @@
-"""What a model answers: logits (N, K) with K >= 2, all of them finite, or one line that says
-what came instead.
+"""What a model answers: logits (N, K) with K >= 2, all of them finite, or one line that says what
+came instead.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def logits_of(answer: Any, x: Tensor) -> Tensor:
             held = f" of {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
             raise AttackError(
                 f"the model answers with a {type(answer).__name__}{held}, not with logits (N, K) "
-                f"or an output that "
+                "or an output that "
                 "names its `logits`: wrap it in a module whose forward returns them"
             )
         answer = named
@@ -54,7 +54,7 @@ def logits_of(answer: Any, x: Tensor) -> Tensor:
     if shape[1] < 2:
         raise AttackError(
             f"the model answers with one output an image, {shape}; attacks need K >= 2 logits: of "
-            f"a sigmoid's z, "
+            "a sigmoid's z, "
             "return torch.cat([-z, z], 1) / 2"
         )
     return answer
@@ -66,13 +66,15 @@ def answer_of(model: Any, x: Tensor) -> Tensor:
     Raises AttackError, one line, where it fails on such images or answers with something else.
     """
     try:
-        # a model may turn gradients off, and leave them so
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled()
+        ):  # a model may turn gradients off, and leave them so
             answer = model(x.clone())
     except (AttackError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # its own code: whatever it raises, it cannot be attacked
-        kind, why = str(x.dtype).removeprefix("torch."), str(error).splitlines()
+        kind = str(x.dtype).removeprefix("torch.")
+        why = str(error).splitlines()
         raise AttackError(
             f"the model takes no {kind} images of shape {tuple(x.shape)}: {type(error).__name__}: "
             f"{(why or ['-'])[0]}"
@@ -86,7 +88,7 @@ def spoilt(logits: Tensor) -> Tensor:
 
 
 def not_finite(images: int, total: int, kind: str = "NaN, infinite or huge") -> str:
-    """The line that says so."""
+    """The line for logits that are not finite."""
     return (
         f"the model gives {kind} logits for {images} of {total} images: there is no verdict on them"
     )
@@ -94,11 +96,14 @@ def not_finite(images: int, total: int, kind: str = "NaN, infinite or huge") -> 
 
 @torch.no_grad()
 def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (N, K) in float32 proper, of a frozen model; raises AttackError where one is not
-    finite.
+    """Logits (N, K) in float32 proper, of a frozen model.
+
+    Raises AttackError where one is not finite.
     """
-    # a caller's autocast is for the search
-    with exact(), torch.autocast(x.device.type, enabled=False):
+    with (
+        exact(),
+        torch.autocast(x.device.type, enabled=False),
+    ):  # a caller's autocast is for the search
         logits = full(answer_of(model, x))
     if images := int(spoilt(logits).sum()):
         raise AttackError(

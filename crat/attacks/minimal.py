@@ -8,21 +8,28 @@ into one of this kind.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from crat.attacks.apgd import APGD
-from crat.attacks.door import admitted, checked
+from crat.attacks.door import Attack, admitted, as_attack, checked
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import FGSM, MIFGSM, PGD, Attack, one_of
-from crat.attacks.hunt import Hunt
+from crat.attacks.hunt import Hunt, State
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage, Source, source
-from crat.attacks.objectives import CrossEntropy, Margin, full, other_logits, true_logit
-from crat.attacks.threat import Budget, ascent_direction, over_images, per_sample, project, size
+from crat.attacks.objectives import Margin, full, other_logits, true_logit
+from crat.attacks.threat import (
+    Budget,
+    ascent_direction,
+    one_of,
+    over_images,
+    per_sample,
+    project,
+    size,
+)
 from crat.device import exact
 
 OBJECTIVES = ("margin", "own")
@@ -30,18 +37,31 @@ OBJECTIVES = ("margin", "own")
 DUAL = {"L2": "L2", "Linf": "L1"}
 
 
+@dataclass
+class Crossing(State):
+    """Where DeepFool stands with n images."""
+
+    x: Tensor
+    y: Tensor
+    rivals: Tensor  # candidate classes, (n, R)
+    r: Tensor  # the sum of the steps, (n, C, H, W)
+    x_adv: Tensor
+
+
 @dataclass(frozen=True)
-class DeepFool:
+class DeepFool(Attack):
     """DeepFool (Moosavi-Dezfooli et al. 2016, Algorithm 2; L-inf: their section 3.3), untargeted.
 
     In each step the boundary to every candidate class is taken as the plane of the first-order
     expansion, and the image moves onto the nearest of them. The steps add up to r, and the image
     tried is x + (1 + overshoot) r.
     candidates: how many of the classes with the largest clean logits are looked at, the true one
-    included. Defaults, and the 1e-4 added to each distance, are those of the authors' code. Ours:
-    the box [0, 1] (foolbox's too), a step never longer than the box is wide, and the start is y's
-    region, so a wrong image is returned as it is. Raises ValueError on an unknown norm, below one
-    step or two candidates, and on NaN logits.
+        included.
+    Defaults, and the 1e-4 added to each distance, are those of the authors' code. Ours: the box [0,
+    1] (foolbox's
+    too), a step never longer than the box is wide, and the start is y's region, so a wrong image is
+    returned as it is. Raises ValueError on an unknown norm, below one step or two candidates, and
+    on NaN logits.
     """
 
     norm: str = "L2"
@@ -69,7 +89,7 @@ class DeepFool:
         """x (N, C, H, W) in [0, 1], y (N,) -> x_adv; where no step crosses, the last point.
 
         eps: a number or (N,), the ball into which the result is projected (it may then be
-        adversarial no more); `generator` is unread: the method draws nothing.
+            adversarial no more); `generator` is unread: the method draws nothing.
         """
         with frozen(model), exact(), torch.autocast(x.device.type, enabled=False):
             hunt = Hunt(model, x, y, every=1)
@@ -86,17 +106,17 @@ class DeepFool:
             .topk(min(self.candidates, hunt.n_classes) - 1)
             .indices
         )
-        r, x_adv = torch.zeros_like(full(x)), x
+        c = Crossing(x, y, rivals, torch.zeros_like(full(x)), x)
         for step in range(self.steps):
-            r = r + self._to_nearest_plane(model, x_adv, y, rivals)
-            x_adv = (x + (1 + self.overshoot) * r).clamp(0, 1).to(x.dtype)
+            c.r = c.r + self._to_nearest_plane(model, c.x_adv, c.y, c.rivals)
+            c.x_adv = (c.x + (1 + self.overshoot) * c.r).clamp(0, 1).to(x.dtype)
             # all are claimed, so the verdict is the step's look at where it led
-            keep = hunt.leave(step, torch.ones_like(y, dtype=torch.bool), x_adv)
+            keep = hunt.leave(step, torch.ones_like(c.y, dtype=torch.bool), c.x_adv)
             if keep is not None:
-                x, y, rivals, r, x_adv = (state[keep] for state in (x, y, rivals, r, x_adv))
+                c.take(keep)
             if not len(hunt):
                 return
-        hunt.x_adv[hunt.index] = x_adv
+        hunt.x_adv[hunt.index] = c.x_adv
 
     def _to_nearest_plane(self, model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
         """The step (N, C, H, W) onto the nearest plane z_k = z_y, k among the rivals (N, R)."""
@@ -116,23 +136,51 @@ class DeepFool:
         )
 
 
+class Descent(State):
+    """Where Adam stands with n images, each with its constant.
+
+    Their places in the batch are `at` (n,).
+    """
+
+    def __init__(self, x: Tensor, label: Tensor, const: Tensor) -> None:
+        self.x, self.label = x, label
+        self.const = const
+        # the box is open: tanh reaches neither 0 nor 1
+        self.w = torch.atanh((2 * full(x) - 1) * 0.999999)
+        self.first = torch.zeros_like(self.w)  # Adam's moments
+        self.second = torch.zeros_like(self.w)
+        self.lowest = torch.full_like(const, inf)  # loss so far, (n,)
+        self.previous = self.lowest  # at the last look
+        self.at = torch.arange(len(x), device=x.device)
+
+    def step(self, gradient: Tensor, lr: float, number: int) -> None:
+        """Adam's step (Kingma and Ba 2015), the number-th from 1."""
+        self.first = self.first.lerp(gradient, 0.1)
+        self.second = self.second.lerp(gradient.square(), 0.001)
+        scale = lr / (1 - 0.9**number)
+        self.w = self.w - scale * self.first / ((self.second / (1 - 0.999**number)).sqrt() + 1e-8)
+
+
 @dataclass(frozen=True)
-class CWL2:
+class CWL2(Attack):
     """Carlini and Wagner's L2 attack (2017, section V-A, objective f_6): the smallest perturbation
     that Adam finds.
 
     Minimised over w is |x' - x|^2 + c max(confidence - gap, 0) with x' = (tanh(w) + 1) / 2, where
     gap is the margin of the best wrong class (targeted: of the target). c is searched for each
     image: times 10 until the attack succeeds, then by bisection. Returned is the nearest x' with
-    gap > confidence of all those passed. steps of Adam per constant; search_steps: constants tried;
-    abort_early: look ten times per constant, and stop where the loss has not fallen by 0.01 %.
-    Defaults are those of foolbox's L2CarliniWagnerAttack and of the authors' code (9 constants from
-    0.001, lr 0.01), but 1,000 steps in the place of 10,000: a tenth of the time. Ours: images stop
-    one by one, so that the batch decides nothing, and by the lowest loss so far, which Adam's
-    swings do not hide; the last constant is never repeated at its upper bound. Few steps are not
-    enough for black and white pixels: at the walls of the box tanh is flat. Raises ValueError where
-    a setting is out of range, and on NaN logits.
+    gap > confidence of all those passed.
+    steps of Adam per constant; search_steps: constants tried; abort_early: look ten times per
+    constant, and stop where the loss has not fallen by 0.01 %. Defaults are those of foolbox's
+    L2CarliniWagnerAttack and of the authors' code
+    (9 constants from 0.001, lr 0.01), but 1,000 steps in the place of 10,000: a tenth of the time.
+    Ours: images stop one by one, so that the batch decides nothing, and by the lowest loss so far,
+    which Adam's swings do not hide; the last constant is never repeated at its upper bound. Few
+    steps are not enough for black and white pixels: at the walls of the box tanh is flat.
+    Raises ValueError where a setting is out of range, and on NaN logits.
     """
+
+    norm: ClassVar[str] = "L2"  # type: ignore[misc]
 
     confidence: float = 0.0
     steps: int = 1000
@@ -162,12 +210,13 @@ class CWL2:
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """x (N, C, H, W) in [0, 1], y (N,) -> x_adv; x itself where it is adversarial already, or
-        nothing is found.
+        """x (N, C, H, W) in [0, 1], y (N,) -> x_adv.
+
+        x itself where it is adversarial already, or nothing is found.
 
         target: (N,) classes to end in; eps: a number or (N,), the L2 ball into which the result is
-        projected (it may then be adversarial no more); `generator` is unread: the method draws
-        nothing.
+            projected (it may then be adversarial no more); `generator` is unread: the method draws
+            nothing.
         """
         label, sign = (y, 1) if target is None else (target, -1)
         x_adv = x.clone()
@@ -181,66 +230,53 @@ class CWL2:
 
     def _search(self, model: nn.Module, x: Tensor, label: Tensor, sign: int) -> Tensor:
         """The nearest adversarial images over all constants."""
-        best, const = (
-            x,
-            torch.full((len(x),), self.initial_const, device=x.device, dtype=full(x).dtype),
-        )
-        low, high, nearest = (
-            torch.zeros_like(const),
-            torch.full_like(const, inf),
-            torch.full_like(const, inf),
-        )
+        best = x
+        const = torch.full((len(x),), self.initial_const, device=x.device, dtype=full(x).dtype)
+        low = torch.zeros_like(const)
+        high = torch.full_like(const, inf)
+        nearest = torch.full_like(const, inf)
         for _ in range(self.search_steps if len(x) else 0):
             x_adv, distance = self._minimise(model, x, label, sign, const)
             best = torch.where(over_images(distance < nearest, x), x_adv, best)
             nearest, found = nearest.minimum(distance), distance.isfinite()
-            low, high = torch.where(found, low, const), torch.where(found, const, high)
+            low = torch.where(found, low, const)
+            high = torch.where(found, const, high)
             const = torch.where(high.isinf(), const * 10, (low + high) / 2)
         return best
 
     def _minimise(
         self, model: nn.Module, x: Tensor, label: Tensor, sign: int, const: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Adam (Kingma and Ba 2015) from x with one constant per image: the nearest x' and |x' -
-        x|^2, inf if none.
-        """
+        """Adam from x with one constant per image: the nearest x' and |x' - x|^2, inf if none."""
         best, nearest = x.clone(), torch.full_like(const, inf)
-        # the box is open: tanh reaches neither 0 nor 1
-        w = torch.atanh((2 * full(x) - 1) * 0.999999)
-        first, second = torch.zeros_like(w), torch.zeros_like(w)
-        previous = lowest = torch.full_like(const, inf)
-        at = torch.arange(len(x), device=x.device)
+        d = Descent(x, label, const)
         for step in range(self.steps):
-            x_adv, squared, gap, loss, gradient = self._descend(model, w, x, label, sign, const)
-            better = (gap > self.confidence) & (squared < nearest[at])
-            best[at] = torch.where(over_images(better, x), x_adv, best[at])
-            nearest[at] = torch.where(better, squared, nearest[at])
-            first, second = first.lerp(gradient, 0.1), second.lerp(gradient.square(), 0.001)
-            scale = self.lr / (1 - 0.9 ** (step + 1))
-            w = w - scale * first / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
-            lowest = lowest.minimum(loss)
-            # ten times a constant, a look at the device
-            if self.abort_early and step % -(-self.steps // 10) == 0:
-                keep = (lowest <= 0.9999 * previous).nonzero().flatten()
+            x_adv, squared, gap, loss, gradient = self._look(model, d, sign)
+            better = (gap > self.confidence) & (squared < nearest[d.at])
+            best[d.at] = torch.where(over_images(better, x), x_adv, best[d.at])
+            nearest[d.at] = torch.where(better, squared, nearest[d.at])
+            d.step(gradient, self.lr, step + 1)
+            d.lowest = d.lowest.minimum(loss)
+            if (
+                self.abort_early and step % -(-self.steps // 10) == 0
+            ):  # ten times a constant, a look at the device
+                keep = (d.lowest <= 0.9999 * d.previous).nonzero().flatten()
                 if not len(keep):
                     break
-                state = (w, first, second, x, label, const, lowest, at)
-                w, first, second, x, label, const, lowest, at = (part[keep] for part in state)
-                previous = lowest
+                d.take(keep)
+                d.previous = d.lowest
         return best, nearest
 
-    def _descend(
-        self, model: nn.Module, w: Tensor, x: Tensor, label: Tensor, sign: int, const: Tensor
-    ) -> tuple[Tensor, ...]:
-        """At w: the image, its squared distance (N,), its gap (N,), the loss (N,), and the
-        loss's gradient in w.
+    def _look(self, model: nn.Module, d: Descent, sign: int) -> tuple[Tensor, ...]:
+        """At d.w: the image, its squared distance (n,), its gap (n,), the loss (n,), and the loss's
+        gradient in w.
         """
-        w = w.detach().requires_grad_()
+        w = d.w.detach().requires_grad_()
         with torch.enable_grad():
-            x_adv = ((w.tanh() + 1) / 2).to(x.dtype)
-            squared = full(x_adv - x).square().flatten(1).sum(1)
-            gap = sign * Margin()(full(model(x_adv)), label)
-            loss = squared + const * (self.confidence - gap).clamp_min(0)
+            x_adv = ((w.tanh() + 1) / 2).to(d.x.dtype)
+            squared = full(x_adv - d.x).square().flatten(1).sum(1)
+            gap = sign * Margin()(full(model(x_adv)), d.label)
+            loss = squared + d.const * (self.confidence - gap).clamp_min(0)
         gradient = torch.autograd.grad(loss.sum(), w)[0]
         return x_adv.detach(), squared.detach(), gap.detach(), loss.detach(), gradient
 
@@ -274,24 +310,22 @@ def minimal_radius(
     Raises AttackError (crat.attacks.door), and ValueError for a step_size that cannot follow eps.
     """
     one_of("objective", objective, OBJECTIVES)
+    attack = as_attack(attack)
     x, y, _ = admitted(attack, model, x, y, {"eps": largest})
     if not len(x):
         return full(x).new_empty(0)
-    judge = judge or model
+    judge, noise = judge or model, source(generator, x)
+    high = torch.as_tensor(largest, device=x.device, dtype=full(x).dtype).expand(len(x)).clone()
+    clean = _answers(judge, x)
     if objective == "margin":
-        attack = towards_the_nearest(attack, judge, x)
-    if getattr(attack, "step_size", None) is not None and not isinstance(attack, PGD):
-        raise ValueError(
-            f"the step_size of {attack!r} does not follow eps: leave it None, or use PGD"
-        )
-    noise = source(generator, x)
+        attack = attack.towards_the_nearest(clean.shape[1])
+    attack.within(high)  # raises before anything is attacked
 
     def broken(at: Tensor, eps: Tensor, streams: PerImage) -> Tensor:
-        x_adv = _attacked(attack, model, x[at], y[at], eps, streams.take(at))
-        return _wrong(judge, x_adv, y[at])
+        x_adv = attack(model, x[at], y[at], generator=streams.take(at), **attack.within(eps))
+        return _answers(judge, x_adv).argmax(1) != y[at]
 
-    high = torch.as_tensor(largest, device=x.device, dtype=full(x).dtype).expand(len(x)).clone()
-    clean_wrong = _wrong(judge, x, y)
+    clean_wrong = clean.argmax(1) != y
     left = (~clean_wrong).nonzero().flatten()
     reached = broken(left, high[left], noise.fork(0)) if len(left) else clean_wrong[left]
     radius = torch.where(clean_wrong, 0, torch.full_like(high, inf))
@@ -300,35 +334,12 @@ def minimal_radius(
     for number in range(1, rounds + 1 if len(left) else 1):
         middle = (low + high) / 2
         hit = broken(left, middle, noise.fork(number))
-        low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
+        low = torch.where(hit, low, middle)
+        high = torch.where(hit, middle, high)
     radius[left] = high
     return radius
 
 
-def towards_the_nearest(attack: Attack, model: nn.Module, x: Tensor) -> Attack:
-    """The attack, but ascending the margin where it ascends the cross-entropy of all classes by
-    default.
-    """
-    if isinstance(attack, (FGSM, PGD, MIFGSM)) and attack.objective == CrossEntropy():
-        return replace(attack, objective=Margin())
-    if isinstance(attack, APGD) and attack.loss == "ce":
-        with frozen(model):
-            n_classes = finite_logits(model, x[:1]).shape[1]
-        # of two, the nearest is the only one
-        return replace(attack, loss="dlr") if n_classes > 2 else attack
-    return attack
-
-
-def _attacked(
-    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: PerImage
-) -> Tensor:
-    if isinstance(attack, PGD):
-        return attack(
-            model, x, y, eps=eps, step_size=eps * (attack.step_size / attack.eps), generator=noise
-        )
-    return attack(model, x, y, eps=eps, generator=noise)
-
-
-def _wrong(judge: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _answers(judge: nn.Module, x: Tensor) -> Tensor:
     with frozen(judge):
-        return finite_logits(judge, x).argmax(1) != y
+        return finite_logits(judge, x)

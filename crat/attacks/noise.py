@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from crat.store import seed_for
+from crat.store.files import seed_for
 
 
 def _signed(number: int) -> int:
@@ -27,8 +27,9 @@ _STEP, _MIX_1, _MIX_2 = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The splitmix64 finaliser, elementwise on int64, in place; `>>` is arithmetic in torch,
-    hence the masks.
+    """The splitmix64 finaliser, elementwise on int64, in place.
+
+    `>>` is arithmetic in torch, hence the masks.
     """
     for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
         z ^= (z >> shift) & ((1 << (64 - shift)) - 1)
@@ -42,11 +43,13 @@ class PerImage:
     number.
 
     ids: (N,) int64, the place of each image in its set. Each call draws the next numbers of every
-    image.
+        image.
     """
 
     def __init__(self, seed: int, ids: Tensor, drawn: int = 0) -> None:
-        self.seed, self.ids, self.drawn = seed, ids, drawn
+        self.seed = seed
+        self.ids = ids
+        self.drawn = drawn
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,8 +74,8 @@ class PerImage:
         return PerImage(self.seed, self.ids[keep], self.drawn)
 
     def fork(self, *key: str | int) -> PerImage:
-        """Independent streams of the same images, named by the key: a restart, a target, an
-        attack of a battery.
+        """Independent streams of the same images, named by the key: a restart, a target, an attack
+        of a battery.
         """
         return PerImage(seed_for(self.seed, *key), self.ids)
 
@@ -92,7 +95,9 @@ class Share:
     """
 
     def __init__(self, generator: torch.Generator, own: Tensor, total: int) -> None:
-        self.generator, self.own, self.total = generator, own, total
+        self.generator = generator
+        self.own = own
+        self.total = total
 
     def draw(self, make: Callable[..., Tensor], shape: tuple[int, ...], x: Tensor) -> Tensor:
         """make (torch.rand or torch.randn) for the batch, cut to this rank's images."""
@@ -101,12 +106,18 @@ class Share:
         )[self.own]
 
 
-Source = torch.Generator | PerImage | Share | None
+Drawing = torch.Generator | PerImage | Share
+Source = Drawing | None
+
+
+def drawing(generator: Source, x: Tensor) -> Drawing:
+    """The generator itself; for None one with seed 0, so that every call draws the same."""
+    return torch.Generator(x.device).manual_seed(0) if generator is None else generator
 
 
 def source(generator: Source, x: Tensor) -> PerImage:
-    """Per-image streams for the batch x, from a generator (one number is drawn), streams, or
-    None (seed 0).
+    """Per-image streams for the batch x, from a generator (one number is drawn), streams, or None
+    (seed 0).
     """
     if isinstance(generator, PerImage):
         if len(generator) != len(x):
@@ -121,9 +132,7 @@ def source(generator: Source, x: Tensor) -> PerImage:
     return PerImage(seed, ids)
 
 
-def uniform(
-    shape: tuple[int, ...], x: Tensor, generator: torch.Generator | PerImage | Share
-) -> Tensor:
+def uniform(shape: tuple[int, ...], x: Tensor, generator: Drawing) -> Tensor:
     """Uniform in [0, 1) for the N images of x, shape (N, ...), in x's dtype."""
     if isinstance(generator, PerImage):
         return generator.uniform(*shape[1:]).to(x.dtype)
@@ -132,9 +141,7 @@ def uniform(
     return torch.rand(shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def normal(
-    shape: tuple[int, ...], x: Tensor, generator: torch.Generator | PerImage | Share
-) -> Tensor:
+def normal(shape: tuple[int, ...], x: Tensor, generator: Drawing) -> Tensor:
     """Standard normal for the N images of x, shape (N, ...), in x's dtype."""
     if isinstance(generator, PerImage):
         return generator.normal(*shape[1:]).to(x.dtype)

@@ -32,8 +32,9 @@ def other_logits(logits: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy of softmax(z / T) in a form that does not saturate; T = 1 is PGD's, else
-    Temperature-PGD's.
+    """Cross-entropy of softmax(z / T) in a form that does not saturate.
+
+    T = 1 is PGD's, else Temperature-PGD's.
 
     Returned is m = logsumexp_{j != y}(z_j / T) - z_y / T, of which the cross-entropy is
     softplus(m): strictly increasing, so each sample's gradient has the same direction. In float32
@@ -58,8 +59,9 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class PlainCrossEntropy:
-    """-log p_y as all released code ascends it; 0 where p_y rounds to 1 (CrossEntropy says what
-    its gradient loses).
+    """-log p_y as all released code ascends it.
+
+    0 where p_y rounds to 1 (CrossEntropy says what its gradient loses).
     """
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -96,8 +98,9 @@ class DLR:
 
 @dataclass(frozen=True, eq=False)
 class TargetedDLR:
-    """Targeted DLR, -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2) (Croce and Hein 2020, equation 7);
-    target: (N,).
+    """Targeted DLR, -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2) (Croce and Hein 2020, equation 7).
+
+    Target: (N,).
 
     Raises ValueError below four classes.
     """

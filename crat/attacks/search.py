@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import warnings
 from math import inf
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,8 +34,8 @@ class SearchWarning(UserWarning):
 
 
 class Looked(NamedTuple):
-    """What a network gives for images: logits (N, K), and the gradient of its own answer's
-    log-odds (N, C, H, W).
+    """What a network gives for images: logits (N, K), and the gradient of its own answer's log-odds
+    (N, C, H, W).
     """
 
     logits: Tensor
@@ -50,20 +50,23 @@ class Searcher(nn.Module):
 
     def __init__(self, net: nn.Module, dtype: str, unfolded: str) -> None:
         super().__init__()
-        self.net, self.dtype, self.unfolded = net, dtype, unfolded
+        self.net = net
+        self.dtype = dtype
+        self.unfolded = unfolded
         if dtype == "bfloat16":
             layers = [
                 m for m in net.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))
             ]
-            # autocast would cast frozen weights anew in each forward pass
-            for layer in layers[:-1]:
+            for layer in layers[
+                :-1
+            ]:  # autocast would cast frozen weights anew in each forward pass
                 if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
                     layer.to(torch.bfloat16)
             if layers:  # a cosine head, too
                 _keep_float32(layers[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K)."""
+        """Images (N, C, H, W) -> logits (N, K)."""
         with autocast(x.device, self.dtype):
             return full(logits_of(self.net(x), x))
 
@@ -84,14 +87,15 @@ def _keep_float32(head: nn.Module) -> None:
 def searcher(
     model: nn.Module, example: Tensor, dtype: str = "float32", fold: bool = True
 ) -> Searcher:
-    """A frozen copy of `model` for searching in "float32" or "bfloat16"; the model itself is left
-    as it is.
+    """A frozen copy of `model` for searching in "float32" or "bfloat16".
+
+    The model itself is left as it is.
 
     example: a few images, on which the copy is tried. Where the model cannot be traced, has hooks,
-    or folding changes logits or gradients by more than rounding, BatchNorm stays, and `unfolded`
-    says why; fold=False leaves it in any case, for attacks that normalise by the batch. Where
-    bfloat16 fails or changes them by more than its rounding, the search is in float32, and a
-    SearchWarning says why.
+        or folding changes logits or gradients by more than rounding, BatchNorm stays, and
+        `unfolded` says why; fold=False leaves it in any case, for attacks that normalise by the
+        batch. Where bfloat16 fails or changes them by more than its rounding, the search is in
+        float32, and a SearchWarning says why.
     """
     with frozen(model):
         expected = _look(model, example)
@@ -138,8 +142,9 @@ def _folded(model: nn.Module, example: Tensor, expected: Looked) -> tuple[nn.Mod
         net = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)
         net = net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         why = _difference(expected, _look(net, example), FOLDED)
-    # tracing runs the model's own code: whatever it raises, it cannot be folded
-    except Exception as error:
+    except (
+        Exception
+    ) as error:  # tracing runs the model's own code: whatever it raises, it cannot be folded
         return None, f"it cannot be traced ({_first_line(error)})"
     return (None, f"folding {why}") if why else (net, "")
 
@@ -150,19 +155,23 @@ def _look(net: nn.Module, x: Tensor) -> Looked:
     def logits(images: Tensor) -> Tensor:
         return full(answer_of(net, images))
 
+    asked = cast(nn.Module, logits)  # called like one, which is all that is needed
+
     with exact():
         with torch.no_grad():
             answer = logits(x)
         try:
-            gradient = forward_backward(logits, x, answer.argmax(1), CrossEntropy())[0]  # type: ignore[arg-type]
+            labels = answer.argmax(1)
+            gradient, _, _ = forward_backward(asked, x, labels, CrossEntropy())
         except Exception:  # whatever a backward pass may raise; an attack that needs it will say so
             gradient = torch.zeros_like(x)
     return Looked(answer, gradient)
 
 
 def _difference(expected: Looked, found: Looked, allowed: tuple[float, float]) -> str:
-    """How the found differs by more than is allowed, "" where it does not; what is not finite
-    differs.
+    """How the found differs by more than is allowed, "" where it does not.
+
+    What is not finite differs.
     """
     logits = (expected.logits - found.logits).abs().max() / expected.logits.abs().max().clamp_min(
         1e-12

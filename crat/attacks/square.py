@@ -16,12 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crat.attacks.door import check_radius, checked
-from crat.attacks.gradient import one_of
-from crat.attacks.hunt import Hunt, Run, hunted
-from crat.attacks.noise import PerImage, Source
+from crat.attacks.door import check_radius
+from crat.attacks.hunt import Hunt, Hunted, Run, State
+from crat.attacks.noise import PerImage
 from crat.attacks.objectives import CrossEntropy, Margin, Objective, Toward, full
-from crat.attacks.threat import NORMS, Budget, length, over_images, project
+from crat.attacks.threat import NORMS, length, one_of, over_images, project
 
 # after these queries of 10,000 the windows' area is halved
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -32,9 +31,10 @@ Changes = list[tuple[Tensor, Tensor]]  # what a query wrote, as views, and what 
 
 
 @dataclass(frozen=True)
-class Square:
-    """Square Attack (Andriushchenko et al. 2020; L1: Croce and Hein 2021). `Square(eps)(model, x,
-    y) -> x_adv`.
+class Square(Hunted):
+    """Square Attack (Andriushchenko et al. 2020; L1: Croce and Hein 2021).
+
+    `Square(eps)(model, x, y) -> x_adv`.
 
     eps: radius in units of [0, 1]; at call time also an (N,) tensor, one per sample.
     norm: "Linf", "L2" or "L1".
@@ -70,29 +70,14 @@ class Square:
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init is a share of the image in (0, 1], not {self.p_init!r}")
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        eps: Budget | None = None,
-        generator: Source = None,
-        target: Tensor | None = None,
-        judge: nn.Module | None = None,
-    ) -> Tensor:
-        """Adversarial images of the shape of x; see `hunted` for the arguments."""
-        return hunted(self, model, x, y, eps=eps, generator=generator, target=target, judge=judge)
-
-    __call__ = checked(perturb)
-
     def runs(self, n_classes: int) -> Iterator[Run]:
-        """One run a restart."""
+        """As many runs as restarts."""
         return iter([self._search] * self.restarts)
 
     def side(self, query: int, height: int, width: int) -> int:
-        """The side of a query's windows, in pixels; in L2 and L1 odd and at least 3 where the
-        image has room.
+        """The side of a query's windows, in pixels.
+
+        In L2 and L1 odd and at least 3 where the image has room.
         """
         if self.rescale_schedule:
             query = int(query / self.queries * 10_000)
@@ -114,42 +99,54 @@ class Square:
         target: Tensor | None = None,
     ) -> Tensor:
         """One run, see `hunt`: the best points of the images that did not leave."""
-
-        def judged() -> tuple[Tensor, Tensor]:
-            logits = full(model(tried.image))
-            objective = LOSSES[self.loss] if target is None else Toward(target, LOSSES[self.loss])
-            return objective(logits, y), hunt.hit(logits)
-
         sides = [self.side(query, *x.shape[2:]) for query in range(self.queries)]
-        tried = (
-            Corners(x, eps, noise, sides)
-            if self.norm == "Linf"
-            else Hills(x, eps, noise, sides, self.norm)
-        )
-        best, found = judged()
+        tried: Corners | Hills
+        if self.norm == "Linf":
+            tried = Corners(x, eps, noise, sides)
+        else:
+            tried = Hills(x, eps, noise, sides, self.norm)
+        tried.y, tried.target = y, target
+        tried.value, tried.found = self._judged(model, tried, hunt)
         for query in range(self.queries):
             changes = tried.move(query)
-            value, hit = judged()
+            value, hit = self._judged(model, tried, hunt)
             # a hit first, then the larger value
-            better = torch.where(hit == found, value > best, hit)
-            best = torch.where(better, value, best)
-            found = found | hit
+            better = torch.where(hit == tried.found, value > tried.value, hit)
+            tried.value = torch.where(better, value, tried.value)
+            tried.found = tried.found | hit
             better = over_images(better, x)
             for view, before in changes:
                 torch.where(better, view, before, out=view)
-            keep = hunt.leave(query, found, tried.image)
+            keep = hunt.leave(query, tried.found, tried.image)
             if keep is not None:
                 tried.take(keep)
-                best, found, y = best[keep], found[keep], y[keep]
-                target = None if target is None else target[keep]
                 if not len(keep):
                     break
         return tried.image
 
+    def _judged(self, model: nn.Module, tried: Tried, hunt: Hunt) -> tuple[Tensor, Tensor]:
+        """The objective of the images tried, (n,), and whether they reach the goal, (n,) bool."""
+        logits = full(model(tried.image))
+        objective = LOSSES[self.loss]
+        if tried.target is not None:
+            objective = Toward(tried.target, objective)
+        return objective(logits, tried.y), hunt.hit(logits)
 
-class Corners:
-    """The L-inf search: every pixel at one end of what ball and box allow; a query moves a window
-    to one end.
+
+class Tried(State):
+    """The images that are tried, (n, C, H, W), and how far the search has come with them."""
+
+    image: Tensor
+    y: Tensor
+    target: Tensor | None
+    value: Tensor  # the objective at the best point so far, (n,)
+    found: Tensor  # whether it reached the goal, (n,) bool
+
+
+class Corners(Tried):
+    """The L-inf search: every pixel at one end of what ball and box allow.
+
+    A query moves a window to one end.
 
     The authors add 2 eps times the channel's sign and clip: from an end that is the other end, or
     where it was.
@@ -162,8 +159,9 @@ class Corners:
         self.windows = [
             window(side, image, place) for side, place in zip(sides, places, strict=True)
         ]
-        self.up = (draws[:, 2:] < 0.5)[..., None, None]
-        self.low, self.high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
+        self.up = (draws[:, 2:] < 0.5)[..., None, None].unbind()  # one a query
+        self.low = (x - eps).clamp_min(0)
+        self.high = (x + eps).clamp_max(1)
         stripes = noise.uniform(channels, 1, image[1]) < 0.5
         self.image = torch.where(stripes, self.high, self.low)
 
@@ -175,12 +173,8 @@ class Corners:
         torch.where(self.up[query], self.high[place], self.low[place], out=view)
         return [(view, before)]
 
-    def take(self, keep: Tensor) -> None:
-        """Goes on with some of the images."""
-        self.low, self.high, self.image = self.low[keep], self.high[keep], self.image[keep]
 
-
-class Hills:
+class Hills(Tried):
     """The L2 and L1 search: a query empties one window and spends what it held on a pair of hills
     in another.
 
@@ -196,11 +190,9 @@ class Hills:
         # so that all differences and sums are float32
         self.x = x.to(torch.promote_types(x.dtype, torch.float32))
         self.eps = eps.to(self.x) * (1 - 1e-6)  # which still round
-        self.noise, self.power, self.thins = (
-            noise,
-            2 if norm == "L2" else 1,
-            norm == "L1" and x.shape[1] > 1,
-        )
+        self.noise = noise
+        self.power = 2 if norm == "L2" else 1
+        self.thins = norm == "L1" and x.shape[1] > 1
         draws = noise.shared_uniform(len(sides), 5).tolist()  # the only wait for the device
         self.filled = [
             window(side, x.shape[2:], draw[:2]) for side, draw in zip(sides, draws, strict=True)
@@ -221,8 +213,10 @@ class Hills:
         if query % BLOCK == 0:
             self.signs = random_signs(self.noise, BLOCK, self.x.shape[1])
             self.spent = self._spent()
-        filled, emptied = self.image[self.filled[query]], self.image[self.emptied[query]]
-        x_filled, x_emptied = self.x[self.filled[query]], self.x[self.emptied[query]]
+        filled = self.image[self.filled[query]]
+        emptied = self.image[self.emptied[query]]
+        x_filled = self.x[self.filled[query]]
+        x_emptied = self.x[self.emptied[query]]
         touched = [self.image, self.spent] if self.thins else [filled, emptied, self.spent]
         changes = [(view, view.clone()) for view in touched]
 
@@ -242,16 +236,6 @@ class Hills:
             self.spent += (self._mass(filled - x_filled) - freed).sum(1, keepdim=True)
         return changes
 
-    def take(self, keep: Tensor) -> None:
-        """Goes on with some of the images."""
-        self.x, self.image, self.eps, self.noise = (
-            self.x[keep],
-            self.image[keep],
-            self.eps[keep],
-            self.noise.take(keep),
-        )
-        self.spent, self.signs = self.spent[keep], self.signs[keep]
-
     def _mass(self, delta: Tensor) -> Tensor:
         """What each channel of a change spends, (N, C, 1, 1): the power of its norm that adds
         up.
@@ -265,8 +249,8 @@ class Hills:
         return delta / (self._mass(delta) ** (1 / self.power)).clamp_min_(1e-12)
 
     def _tiles(self) -> Tensor:
-        """The start: the image tiled with pairs of hills, five to a side, each with a sign of
-        its own per channel.
+        """The start: the image tiled with pairs of hills, five to a side, each with a sign of its
+        own per channel.
         """
         channels, height, width = self.x.shape[1:]
         side = max(min(height, width) // 5, 1)
@@ -287,7 +271,8 @@ def window(side: int, image: Sequence[int], place: Sequence[float]) -> tuple[sli
     W).
     """
     height, width = image
-    top, left = int(place[0] * (height - side + 1)), int(place[1] * (width - side + 1))
+    top = int(place[0] * (height - side + 1))
+    left = int(place[1] * (width - side + 1))
     return slice(None), slice(None), slice(top, top + side), slice(left, left + side)
 
 
@@ -305,15 +290,16 @@ def hill_pairs(side: int, power: int, device: torch.device) -> tuple[Tensor, Ten
     """Two (side, side) shapes of norm 1: a hill above a hollow, each half of the square, and the
     same turned.
     """
-    upper, lower = hill(side // 2, side, power), hill(side - side // 2, side, power)
+    upper = hill(side // 2, side, power)
+    lower = hill(side - side // 2, side, power)
     pair = torch.cat([upper, -lower])
     pair = (pair / torch.linalg.vector_norm(pair, power)).to(device)
     return pair, pair.mT
 
 
 def hill(height: int, width: int, power: int) -> Tensor:
-    """(height, width), of norm 1: a pyramid whose k-th ring is 1 / k^q above the next (q: 2 in
-    L2, 4 in L1).
+    """(height, width), of norm 1: a pyramid whose k-th ring is 1 / k^q above the next (q: 2 in L2,
+    4 in L1).
     """
     rows, columns = torch.arange(height), torch.arange(width)
     ring = torch.maximum((rows - height // 2).abs()[:, None], (columns - width // 2).abs()[None])

@@ -1,5 +1,5 @@
-"""The threat model: the norm ball around an image, cut with the box [0, 1], and the steps that
-live in it.
+"""The threat model: the norm ball around an image, cut with the box [0, 1], and the steps that live
+in it.
 """
 
 from __future__ import annotations
@@ -7,10 +7,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crat.attacks.noise import PerImage, Share, normal, uniform
+from crat.attacks.noise import Drawing, normal, uniform
 
 NORMS = ("Linf", "L2", "L1")
 Budget = float | Tensor  # one number, or one per sample (N,)
+
+
+def one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError, one line, where a setting is not among those known."""
+    if value not in known:
+        raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}")
 
 
 def per_sample(value: Budget, x: Tensor) -> Tensor | float:
@@ -91,16 +97,18 @@ def project(x_adv: Tensor, x: Tensor, eps: Tensor | float, norm: str) -> Tensor:
 
 
 def project_l1(delta: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
-    """The delta' nearest to delta (in L2) with |delta'|_1 <= eps and x + delta' in [0, 1]. Same
-    shape.
+    """The delta' nearest to delta (in L2) with |delta'|_1 <= eps and x + delta' in [0, 1].
+
+    Same shape.
 
     With the box, delta' = sign(delta) * clamp(|delta| - t, 0, room) for one t >= 0 per sample, at
     which the L1 norm is eps (Croce and Hein 2021, Proposition 2.1). The norm falls in t, piecewise
-    linear with kinks at |delta| and at
-    |delta| - room; sorting the kinks finds the piece. Computed in float32 at least: half precision cannot count them.
+    linear with kinks at |delta| and at |delta| - room; sorting the kinks finds the piece. Computed
+    in float32 at least: half precision cannot count them.
     """
     d = delta.flatten(1).to(torch.promote_types(delta.dtype, torch.float32))
-    a, room = d.abs(), torch.where(d > 0, 1 - x.flatten(1), x.flatten(1)).clamp_min(0)
+    a = d.abs()
+    room = torch.where(d > 0, 1 - x.flatten(1), x.flatten(1)).clamp_min(0)
     radius = (
         torch.as_tensor(eps, device=d.device, dtype=d.dtype)
         .expand(len(d), *[1] * (delta.ndim - 1))
@@ -125,9 +133,7 @@ def project_l1(delta: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
     return (d.sign() * kept).view_as(delta).to(delta.dtype)
 
 
-def uniform_start(
-    x: Tensor, eps: Tensor | float, norm: str, generator: torch.Generator | PerImage | Share
-) -> Tensor:
+def uniform_start(x: Tensor, eps: Tensor | float, norm: str, generator: Drawing) -> Tensor:
     """A point drawn uniformly from the ball around x (L1: the projection of a normal one), moved
     into [0, 1].
     """
@@ -140,10 +146,8 @@ def uniform_start(
     return (x + eps * radius ** (1 / x[0].numel()) * noise / length(noise)).clamp(0.0, 1.0)
 
 
-def gaussian_start(
-    x: Tensor, scale: float, generator: torch.Generator | PerImage | Share
-) -> Tensor:
-    """x + scale N(0, 1): the start of TRADES (scale 0.001), which needs a first gradient where
-    KL has none at x.
+def gaussian_start(x: Tensor, scale: float, generator: Drawing) -> Tensor:
+    """x + scale N(0, 1): the start of TRADES (scale 0.001), which needs a first gradient where KL
+    has none at x.
     """
     return x + scale * normal(tuple(x.shape), x, generator)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from crat.attacks.door import check_model
+from crat.attacks.door import Attack, check_model
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import Attack
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import Source
 from crat.attacks.threat import Budget
@@ -27,7 +26,8 @@ def transfer(
 
     x (N, C, H, W) in [0, 1], y (N,); eps a number or (N,), instead of the attack's own. Whole sets
     go through `attacked_batches`, with the same `crafted_on`. Raises AttackError
-    (crat.attacks.door), also where the target model gives logits that are not finite.
+    (crat.attacks.door), also where
+    the target model gives logits that are not finite.
     """
     x_adv = attack(crafted_on, x, y, eps=eps, generator=generator)
     check_model(target_model)

@@ -12,20 +12,21 @@ from torch import Tensor, nn
 
 from crat import data, store
 from crat.attacks.door import (
+    Attack,
     Watched,
     admitted,
+    as_images,
     check_images,
     check_labels,
     check_model,
     check_radius,
 )
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward, one_of
-from crat.attacks.judge import as_images
+from crat.attacks.gradient import forward_backward
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import Source, source
 from crat.attacks.objectives import CrossEntropy, Objective
-from crat.attacks.threat import Budget, ascent_direction, length, per_sample
+from crat.attacks.threat import Budget, ascent_direction, length, one_of, per_sample
 
 COUNTED = ("all", "correct")
 
@@ -49,17 +50,18 @@ def fit_universal(
     training images.
 
     x_train (N, C, H, W) uint8 or float in [0, 1]; y_train (N,) int64. eps, step_size (None: eps /
-    10): a number, or one per delta (n_classes,). From 0, in every batch, each delta takes one step
-    along the ascent direction ("Linf": the sign, "L2": normalised) of the mean objective of its own
-    images, and goes back into its ball; a class that is not in the batch keeps its delta.
-    `generator` draws the order of the images.
+    10): a number, or
+    one per delta (n_classes,). From 0, in every batch, each delta takes one step along the ascent
+    direction ("Linf": the sign, "L2": normalised) of the mean objective of its own images, and goes
+    back into its ball; a class that is not in the batch keeps its delta. `generator` draws the
+    order of the images.
     Sources: the stochastic ascent of Shafahi et al. 2020 (Universal adversarial training), which
-    takes all training images with their labels, those that the model gets wrong included;
-    class-wise deltas: Benz et al. 2021 (2104.03000). Shafahi et al. also cut each image's loss off
-    from above, lest a few images rule the mean. Here the gradient of the log-odds is bounded, and
-    the cut is left out; an objective that ends in `.clamp_max(9)` brings it. Raises ValueError on
-    an unknown norm, labels outside the classes and another number of eps than of deltas, and
-    AttackError as every attack does (crat.attacks.door).
+        takes all training images with their labels, those that the model gets wrong included;
+        class-wise deltas: Benz et al. 2021 (2104.03000). Shafahi et al. also cut each image's loss
+        off from above, lest a few images rule the mean. Here the gradient of the log-odds is
+        bounded, and the cut is left out; an objective that ends in `.clamp_max(9)` brings it.
+        Raises ValueError on an unknown norm, labels outside the classes and another number of eps
+        than of deltas, and AttackError as every attack does (crat.attacks.door).
     """
     one_of("norm", norm, ("Linf", "L2"))
     check_model(model)
@@ -84,23 +86,24 @@ def fit_universal(
         for _ in range(epochs):
             for chosen in streams.uniform().argsort(stable=True).split(batch_size):
                 images, labels = as_images(x_train[chosen]), y_train[chosen]
-                gradient = _gradient(watched, images, labels, delta, objective)
-                delta = _into_ball(delta + step * ascent_direction(gradient, norm), radius, norm)
+                gradient = delta_gradient(watched, images, labels, delta, objective)
+                delta = into_ball(delta + step * ascent_direction(gradient, norm), radius, norm)
             watched.report()
     return delta
 
 
 @dataclass(frozen=True)
-class Universal:
+class Universal(Attack):
     """Universal perturbations as an attack: fitted on training images, then added to whatever is
     attacked.
 
     images: the data set, by its name, whose training images the delta is fitted on
-    (`fit_universal`, with `epochs`, and `seed` for their order), with the model that is attacked:
-    its repr names all that decides its outcomes. A transfer (`crafted_on`) fits on the other model.
-    One fit serves all batches, until the model's tensors change. x (N, C, H, W) in [0, 1], y (N,):
-    the true labels, which choose among the deltas with class_wise. Raises ValueError where another
-    eps is asked for than the one that it was made for.
+        (`fit_universal`, with `epochs`, and `seed` for their order), with the model that is
+        attacked: its repr names all that decides its outcomes. A transfer (`crafted_on`) fits on
+        the other model. One fit serves all batches, until the model's tensors change.
+    x (N, C, H, W) in [0, 1], y (N,): the true labels, which choose among the deltas with
+    class_wise.
+    Raises ValueError where another eps is asked for than the one that it was made for.
     """
 
     eps: float
@@ -116,8 +119,8 @@ class Universal:
         check_radius(self.eps, "Linf")
 
     def delta(self, model: nn.Module, device: torch.device | str = "cpu") -> Tensor:
-        """The perturbations of a model, (1, C, H, W) or with class_wise (K, C, H, W), fitted at
-        the first call.
+        """The perturbations of a model, (1, C, H, W) or with class_wise (K, C, H, W), fitted at the
+        first call.
         """
         state = store.fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))
         if model not in self._fitted or self._fitted[model][0] != state:
@@ -144,8 +147,9 @@ class Universal:
         eps: Budget | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """The images with their perturbations, (N, C, H, W) within [0, 1]; the generator has
-        nothing to draw.
+        """The images with their perturbations, (N, C, H, W) within [0, 1].
+
+        The generator has nothing to draw.
         """
         if eps is not None:
             raise ValueError(
@@ -155,14 +159,14 @@ class Universal:
         return apply_universal(x, y, self.delta(model, x.device))
 
 
-def _gradient(
+def delta_gradient(
     model: nn.Module, images: Tensor, y: Tensor, delta: Tensor, objective: Objective
 ) -> Tensor:
     """The gradient of the summed objective in each delta."""
     moved = images + _of(delta, y)
     gradient, _, _ = forward_backward(model, moved.clamp(0, 1).to(images.dtype), y, objective)
     free = (moved >= 0) & (moved <= 1)  # where the box cuts an image, its delta moves nothing
-    member = _members(y, len(delta)) if len(delta) > 1 else torch.ones_like(y)[None]
+    member = members(y, len(delta)) if len(delta) > 1 else torch.ones_like(y)[None]
     # by a product: adding up by index is not repeatable on a GPU
     with torch.autocast(delta.device.type, enabled=False):
         return (member.to(delta.dtype) @ (gradient * free).to(delta.dtype).flatten(1)).view_as(
@@ -170,8 +174,10 @@ def _gradient(
         )
 
 
-def _into_ball(delta: Tensor, eps: Tensor | float, norm: str) -> Tensor:
-    """As `threat.project`, without the box, which an image has and a delta has not."""
+def into_ball(delta: Tensor, eps: Tensor | float, norm: str) -> Tensor:
+    """The delta inside its ball: `threat.project` without the box, which images have and deltas
+    have not.
+    """
     if norm == "L2":
         return delta * (eps / length(delta).clamp_min(1e-12)).clamp_max(1.0)
     eps = torch.as_tensor(eps, device=delta.device, dtype=delta.dtype)
@@ -183,7 +189,7 @@ def _of(delta: Tensor, y: Tensor) -> Tensor:
     return delta if len(delta) == 1 else delta[y]
 
 
-def _members(y: Tensor, n_classes: int) -> Tensor:
+def members(y: Tensor, n_classes: int) -> Tensor:
     """(n_classes, N) bool: who is of which class."""
     return torch.arange(n_classes, device=y.device)[:, None] == y
 
@@ -208,13 +214,15 @@ def fooling_rates(
     counted: str = "all",
     batch_size: int = 500,
 ) -> Tensor:
-    """The share of each class's images whose float32 prediction delta changes, (n_classes,); nan
-    for an absent class.
+    """The share of each class's images whose float32 prediction delta changes, (n_classes,).
+
+    nan for an absent class.
 
     counted: "all" images of the class, right or wrong, is the fooling rate of Moosavi-Dezfooli et
-    al. 2017 (Universal adversarial perturbations, equation 1) and of Benz et al.; "correct": only
-    those that the model gets right when clean, so that it is the share of the class's accuracy that
-    is lost. x (N, C, H, W) uint8 or in [0, 1], y (N,), delta (n_classes or 1, C, H, W).
+        al. 2017 (Universal adversarial perturbations, equation 1) and of Benz et al.; "correct":
+        only those that the model gets right when clean, so that it is the share of the class's
+        accuracy that is lost.
+    x (N, C, H, W) uint8 or in [0, 1], y (N,), delta (n_classes or 1, C, H, W).
     Raises ValueError on NaN logits, an unknown choice, or deltas for another number of classes.
     """
     one_of("counted", counted, COUNTED)
@@ -229,5 +237,5 @@ def fooling_rates(
             moved.append(finite_logits(model, apply_universal(images, labels, delta)).argmax(1))
     before, after = torch.cat(clean), torch.cat(moved)
     among = before == (before if counted == "all" else y)
-    member = _members(y, n_classes) & among
+    member = members(y, n_classes) & among
     return (member & (before != after)).sum(1) / member.sum(1)

@@ -19,10 +19,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from crat import data
 from crat.analysis import metrics
-from crat.attacks import Decision, checks, frozen
-from crat.attacks.door import check_model
+from crat.attacks import Decision, frozen
+from crat.attacks.door import (
+    RobustnessWarning,
+    as_images,
+    check_gradients,
+    check_model,
+    check_outputs,
+)
 from crat.attacks.gradient import forward_backward
-from crat.attacks.judge import as_images, attacked_logits
+from crat.attacks.judge import attacked_logits
 from crat.attacks.logits import AttackError, finite_logits, logits_of
 from crat.attacks.objectives import Margin
 from crat.config import MODELS, ConfigError, ModelConfig
@@ -187,11 +193,11 @@ def examine(
     few, labels = as_images(x[:CHECKED]), y[:CHECKED]
     with frozen(model), noted() as lines:
         logits = attacked_logits(model, x, y, None)
-        checks.check_outputs(model, few)
+        check_outputs(model, few)
         alone = finite_logits(model, few[:1])
         with _blamed(ModelError, "the gradient of the logits by the images cannot be had"):
             gradient = forward_backward(model, few, labels, Margin())[0]
-        checks.check_gradients(gradient)
+        check_gradients(gradient)
     if not lines and (alone - logits[:1]).abs().max() > SAME * logits.abs().max():
         lines.append("an image's logits depend on the others of its batch, and so will its verdict")
     if not lines and logits.abs().max() <= 1:
@@ -252,7 +258,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 @contextmanager
-def noted(kind: type[Warning] = checks.RobustnessWarning) -> Iterator[list[str]]:
+def noted(kind: type[Warning] = RobustnessWarning) -> Iterator[list[str]]:
     """Collects the lines of one kind of warning, each once; other warnings are shown as ever."""
     lines: list[str] = []
     with warnings.catch_warnings():

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 import crat
 from crat import data, store
-from crat.attacks import checks
-from crat.attacks.judge import as_images
+from crat.attacks.door import as_images, check_square
 from crat.attacks.search import SearchWarning
 from crat.audit import probes
 from crat.audit.foreign import CHECKED, decision, examine, find_model, noted
@@ -29,7 +28,7 @@ from crat.device import describe, pick_device, pick_dtype
 from crat.keys.identity import Identity, identity
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
-from crat.reproduce import shown
+from crat.text import shown
 from crat.training.run import classes_in_turn
 
 
@@ -209,7 +208,7 @@ def _masked(found: Outcomes) -> list[str]:
     with noted() as lines:
         for name, broken_by in found.broken_by.items():
             if name == "AA":
-                checks.check_square(int((broken_by == "square").sum()), len(broken_by))
+                check_square(int((broken_by == "square").sum()), len(broken_by))
     return lines
 
 

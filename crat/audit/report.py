@@ -13,7 +13,7 @@ from crat import store
 from crat.analysis import metrics
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import Outcomes
-from crat.reproduce import aligned
+from crat.text import aligned
 
 DRAWN = 20  # classes in a figure; of more, the worst
 
@@ -61,7 +61,7 @@ def broken_by(found: Outcomes, battery: Battery) -> pd.DataFrame:
     for name, parts in found.broken_by.items():
         parts = np.where(found.clean == found.y, parts, "clean")
         table = pd.crosstab(found.y, np.where(parts == "", "survived", parts))
-        names = [*battery[name].names, "survived"]  # type: ignore[union-attr]
+        names = [*battery[name].names, "survived"]
         table = table.reindex(index=range(len(found.classes)), columns=names, fill_value=0)
         front = {"attack": name, "class": list(found.classes), "n": table.sum(axis=1)}
         frames.append(pd.concat([pd.DataFrame(front), table], axis=1))

@@ -117,7 +117,7 @@ def _typed(value: Any) -> str:
 
 def asked_for(a: Namespace) -> RunConfig:
     """The config that the flags ask for: profile or recipe, then preset, then single settings."""
-    names = {name for _, _, name in settings()}
+    names = {name for _, _, name in settings()} | {"beta"}
     given = {name: value for name, value in vars(a).items() if name in names}
     config = recipe(a.recipe) if a.recipe else profile(a.profile)
     if a.preset or "defense" in given:
@@ -127,15 +127,9 @@ def asked_for(a: Namespace) -> RunConfig:
 
 def _with_preset(config: RunConfig, name: str, given: dict[str, Any]) -> RunConfig:
     """The config with a method's preset; removes from `given` the settings that it takes over."""
-    from crat.defenses import DEFENSES, method_named, preset
+    from crat.defenses import DEFENSES, preset
 
     defense = one_of("defense", given.get("defense", config.train.defense), DEFENSES)
     given["defense"] = defense
     options = dict(given.pop("options", ()))
-    default = c.TrainConfig.beta
-    if "beta" in given and method_named(defense).options().get("beta", default) != default:
-        options["beta"] = given.pop("beta")  # an option of the method, whose own default is another
-    changes = preset(defense, name, **options)
-    if "beta" in given:  # a flag goes before the preset
-        changes["options"].pop("beta", None)
-    return config.but(**changes)
+    return config.but(**preset(defense, name, **options))

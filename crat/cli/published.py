@@ -8,11 +8,11 @@ from typing import Any
 
 from crat import store
 from crat.cli.flags import words_for
+from crat.data.sources import found
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import Outcomes
 from crat.outcomes.evaluation import at_hand as readable
 from crat.outcomes.evaluation import evaluate
-from crat.sources import found
 from crat.store import Store
 from crat.training.run import Run
 

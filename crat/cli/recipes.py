@@ -27,7 +27,7 @@ RECIPES: dict[str, RunConfig] = {
         average_decay=0.995,  # 200 updates, two epochs
         eps_warmup=1,
         dtype="bfloat16",
-    ),
+    )
 }
 
 

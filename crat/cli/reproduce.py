@@ -79,7 +79,7 @@ def _add_how(parser: ArgumentParser) -> None:
     add(
         "--dry-run",
         action="store_true",
-        help="show the plan only: notebooks, runs, time and memory",
+        help="show the plan only: notebooks, runs, time",
     )
 
 
@@ -87,7 +87,7 @@ def run(a: Namespace) -> int:
     """Runs the command; a polite kill stops it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     selection = Selection(a.data or "", tuple(a.seeds or Selection.seeds))
-    from crat import reproduce
+    from crat.batch import reproduce
 
     return reproduce.run(
         [*a.numbers, *a.papers],

@@ -16,6 +16,6 @@ def add_to(parser: ArgumentParser) -> None:
 
 def run(a: Namespace) -> None:
     """Builds the pages and prints where they begin."""
-    from crat import site
+    from crat.batch import site
 
     print(shown(site.build(a.profile)))

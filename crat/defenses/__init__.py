@@ -1,17 +1,18 @@
-"""Training methods, one file a paper. A new one is a file and a line in METHODS."""
+"""Training methods, one file a paper. A new one is a file and a line in DEFENSES."""
 
 from __future__ import annotations
 
 from dataclasses import Field, fields
+from math import inf
 from typing import Any
 
 import torch
 
-from crat.attacks import PGD
+from crat.attacks.gradient import PGD
 from crat.config import ConfigError, RunConfig, TrainConfig, number
 from crat.defenses.alp import ALP
 from crat.defenses.at_bsl import ATBSL
-from crat.defenses.base import Defense, Row, Task, Words
+from crat.defenses.base import METHODS, Defense, Row, Task, Words, checked
 from crat.defenses.bat import BAT
 from crat.defenses.cfa import CFA
 from crat.defenses.cfol import CFOL
@@ -42,9 +43,13 @@ __all__ = [
     "Defense",
     "Row",
     "Task",
+    "base",
+    "fit_bias",
     "make_defense",
     "method_named",
     "preset",
+    "stats",
+    "tables",
 ]
 
 DEFENSES: dict[str, type[Defense]] = {
@@ -72,7 +77,8 @@ DEFENSES: dict[str, type[Defense]] = {
     "reat": REAT,
     "at_bsl": ATBSL,
 }
-CAME = dict(DEFENSES)  # as crat has them, whatever a session puts in their place
+# the bases of policies stay crat's own, whatever a user puts into DEFENSES under their names
+METHODS.update(DEFENSES)
 PRESETS = ("paper", "released", "crat")
 
 
@@ -100,12 +106,14 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
     attack = PGD(
         number(config.eps), number(config.step_size), config.steps, start=start, batch_norm=mode
     )
-    if "beta" in own and own["beta"] != TrainConfig.beta != config.beta:
-        raise ConfigError(
-            f"{config.defense} has a beta of its own, {own['beta']}: change it by options"
+    if "beta" in given:
+        checked(
+            f"beta of {config.defense}",
+            given["beta"],
+            lambda b: 0 <= b < inf,
+            "at least 0 and finite",
         )
-    common = {"beta": config.beta} if own.get("beta") == TrainConfig.beta else {}
-    defense = method(attack, **common | given)
+    defense = method(attack, **given)
     if config.awp and given.get("overwrites"):
         raise ConfigError(
             "overwrites and awp both move the weights of the head in one step: choose one"
@@ -120,7 +128,7 @@ def preset(defense: str, which: str = "crat", **chosen: Any) -> dict[str, Any]:
 
     "crat" holds what a method needs beyond the profile, such as CFA's gated average.
     chosen: options that decide between variants, such as base="trades" of CFA; they stay as they
-    are given.
+        are given.
     """
     defense, which = one_of("defense", defense, DEFENSES), one_of("preset", which, PRESETS)
     method = method_named(defense)

@@ -1,5 +1,5 @@
-"""Adversarial logit pairing (Kannan et al. 2018): the logits of an image and its attacked copy
-are drawn together.
+"""Adversarial logit pairing (Kannan et al. 2018): the logits of an image and its attacked copy are
+drawn together.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ class ALP(Defense):
     cross-entropy.
 
     As in AT_HE's code, which carries ALP to CIFAR-10: eval mode while crafting, start x + 0.001
-    N(0, 1), the clean pass before the adversarial one, gradients through both logits, and the
-    square averaged over the K classes. Deviation from the paper's own code: no targeted attack
-    (there the target is the least likely class).
+    N(0, 1), the clean
+    pass before the adversarial one, gradients through both logits, and the square averaged over the
+    K classes. Deviation from the paper's own code: no targeted attack (there the target is the
+    least likely class).
     """
 
     pairing: float = 0.5  # the paper's lambda
@@ -33,8 +34,7 @@ class ALP(Defense):
     paper = "Kannan et al. 2018 (arXiv 1803.06373)"
     code = (
         "ShawnXYang/AT_HE@dad6a41bb170bba94f9818e7ba891163143c3e10 (losses.py); the paper's own, "
-        "for ImageNet: "
-        "tensorflow/models@245f66dd6304869c082840dedce2f45c6af4e78f "
+        "for ImageNet: tensorflow/models@245f66dd6304869c082840dedce2f45c6af4e78f "
         "(research/adversarial_logit_pairing/train.py)"
     )
     start = "gaussian"
@@ -45,8 +45,8 @@ class ALP(Defense):
             None,
             1.0,
             0.5,
-            "1 is the default of AT_HE's script; its README has 0.5 for ALP + HE, and the "
-            "command of the paper's own code 0.5, too",
+            "1 is the default of AT_HE's script; its README has 0.5 for ALP + HE, and the command "
+            "of the paper's own code 0.5, too",
         ),
         Row(
             "joint",
@@ -72,7 +72,7 @@ class ALP(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Refuses a negative weight."""
+        """Raises ConfigError on a negative or infinite weight."""
         checked("pairing of alp", self.pairing, lambda w: 0 <= w < float("inf"), "at least 0")
 
     def loss(

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crat.attacks.objectives import full
 from crat.defenses.base import Defense, Row, Task, Words
+from crat.defenses.losses import balanced_softmax_loss, log_counts
 from crat.defenses.stats import ClassStats
 
 
@@ -20,11 +20,15 @@ class ATBSL(Defense):
     cross-entropy.
 
     The balanced softmax is used in training only: what answers is z, and so is what is attacked. A
-    class without images counts as one, as in REAT's code; log n stands in state["bias"] (K,).
+    class without
+    images counts as one, as in REAT's code; log n stands in state["bias"] (K,).
     """
 
     paper = "Yue et al. 2024 (CVPR)"
-    code = "NISPLab/AT-BSL@23f433e8eeec463f1ec40188966a64d240c33443 (at_bsl_loss.py, train_at_bsl_cifar10.py)"
+    code = (
+        "NISPLab/AT-BSL@23f433e8eeec463f1ec40188966a64d240c33443 (at_bsl_loss.py, "
+        "train_at_bsl_cifar10.py)"
+    )
     start = "gaussian"
     batch_norm = "eval"
     rows = (
@@ -68,7 +72,7 @@ class ATBSL(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Notes log n."""
+        """Begins state["bias"] with log n."""
         self.state["bias"] = log_counts(task.class_counts)
 
     def loss(
@@ -78,15 +82,3 @@ class ATBSL(Defense):
         logits = full(model(x_adv))
         losses = balanced_softmax_loss(logits, y, self.state["bias"])
         return losses.mean(), ClassStats.of(y, losses, logits)
-
-
-def log_counts(class_counts: Tensor) -> Tensor:
-    """log n (K,) in float64 of training counts (K,); a class without images counts as one."""
-    return class_counts.double().clamp_min(1).log()
-
-
-def balanced_softmax_loss(logits: Tensor, y: Tensor, bias: Tensor) -> Tensor:
-    """CE(z + bias, y) per sample (N,), bias (K,) = log n up to a constant: balanced softmax (Ren
-    et al. 2020).
-    """
-    return F.cross_entropy(logits + bias.to(logits.dtype), y, reduction="none")

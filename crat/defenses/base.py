@@ -1,8 +1,10 @@
-"""What a training method is: it crafts, then returns a loss and class-wise statistics. It never
-steps the optimizer.
+"""What a training method is: it crafts, then returns a loss and class-wise statistics.
+
+It never steps the optimizer.
 
 A method is a dataclass: its attack and its own settings. What it updates is tensors in `state`;
-those of shape (K,) are class-wise values, and land in history.csv under their names.
+those of shape (K,)
+are class-wise values, and land in history.csv under their names.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from crat.attacks import PGD
+from crat.attacks.frozen import frozen
+from crat.attacks.gradient import PGD
 from crat.attacks.noise import Source
-from crat.attacks.objectives import Objective, PlainCrossEntropy
+from crat.attacks.objectives import KLFrom, Objective, PlainCrossEntropy, full
+from crat.attacks.threat import Budget
 from crat.config import ConfigError
 from crat.defenses.stats import ClassStats
 
@@ -30,8 +34,8 @@ class Row:
     """A line of a method's table "paper / released code / crat".
 
     name: a setting of the method or of the run (then it is part of the preset), or a habit in
-    words. None: not stated, or not seen by us; under crat: the method's own default, or the
-    profile's.
+        words. None: not stated, or not seen by us; under crat: the method's own default, or the
+        profile's.
     """
 
     name: str
@@ -43,24 +47,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is told of the run: training images of each class (K,), the images' shape
-    (C, H, W), epochs.
-    """
+    """What a method knows of the run before it begins."""
 
-    class_counts: Tensor
-    image_shape: tuple[int, ...] = (1, 28, 28)
+    class_counts: Tensor  # training images of each class, (K,)
+    image_shape: tuple[int, ...] = (1, 28, 28)  # (C, H, W)
     epochs: int = 1
 
     @property
     def n_classes(self) -> int:
-        """K."""
+        """The number of classes, K."""
         return len(self.class_counts)
 
 
 @dataclass
 class Defense:
-    """A training method. `revision` is raised whenever its numbers may change: stored runs are
-    then trained anew.
+    """A training method.
+
+    `revision` is raised whenever its numbers may change: stored runs are then trained anew.
     """
 
     # eps, step_size and steps are the run's; the start and BatchNorm's mode are the method's own
@@ -73,7 +76,7 @@ class Defense:
     extra_outputs: ClassVar[int] = 0  # M of an augmented head, where the method brings it
     start: ClassVar[str] = "uniform"  # of the training attack
     batch_norm: ClassVar[str] = "train"  # its mode while crafting
-    # or "clean": what the best epoch is chosen by, on validation
+    # "robust" or "clean": what the best epoch is chosen by, on validation
     selects_on: ClassVar[str] = "robust"
     rows: ClassVar[tuple[Row, ...]] = ()
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # choices of options whose tables differ
@@ -82,8 +85,9 @@ class Defense:
         self.state: dict[str, Tensor] = {}
 
     def prepare(self, task: Task) -> None:
-        """Called once before training: the place to begin `state`. Raises ConfigError where the
-        task does not fit.
+        """Called once before training: the place to begin `state`.
+
+        Raises ConfigError where the task does not fit.
         """
 
     def craft(
@@ -95,18 +99,26 @@ class Defense:
         scale: float = 1.0,
         generator: Source = None,
     ) -> Tensor:
-        """The inner maximisation, BatchNorm as the paper has it; `scale` shrinks eps and step
-        during a warm-up.
+        """The inner maximisation: the adversarial images that `loss` takes, shaped like x.
 
-        Here: the attack on the cross-entropy, within state["eps"][y] where the method has one.
+        x (B, C, H, W) in [0, 1], y (B,) int64. scale, in [0, 1]: the share of eps and step during a
+        warm-up. generator draws the start (None: seed 0). BatchNorm works as the paper has it
+        (`batch_norm`); the model is left as it was found but for what the mode "moving" moves.
+        Nothing is checked, and nothing waits for the device. Here: the method's attack on its
+        `objective`. A method may return more, as BAT does with (2, B, C, H, W).
         """
         return self.search(model, x, y, scale, generator)
 
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """The scalar to descend and the batch's statistics; the model is in train mode.
+        """The scalar to descend, with its graph, and the batch's statistics.
 
+        The model is in train mode. x (B, C, H, W) in [0, 1], y (B,) int64, x_adv as `craft` gave
+        it. The order of the forward passes is the authors', because BatchNorm's running statistics
+        see them. Losses are taken of float32 logits. Each subclass names its formula's source in
+        its own docstring. Raises TypeError where a method has none, and ConfigError where the
+        network's head is not what the method needs.
         Of several processes each passes its own images: what is no mean over images (a class's
         mean, a weighted mean, a maximum) is taken over crat.distributed.whole(values), all of the
         batch, here and in `craft`.
@@ -114,54 +126,49 @@ class Defense:
         raise TypeError(f"{type(self).__name__} must define its loss")
 
     def after_step(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        """Called behind the optimizer's step (CFA's code passes the clean images once more
-        there).
-        """
+        """Called after the optimizer's step: CFA's code passes the clean images once more there."""
 
     def class_probs(self) -> Tensor | None:
-        """Probabilities (K,) with which classes are drawn in the next epoch, or None for plain
-        epochs.
-        """
+        """Probabilities (K,) by which the next epoch draws classes; None: every image once."""
         return None
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
         """The place where a class-wise policy moves; a class may be absent from either (n = 0)."""
 
     def search(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        scale: float,
-        generator: Source,
-        objective: Objective | None = None,
+        self, model: nn.Module, x: Tensor, y: Tensor, scale: float, generator: Source
     ) -> Tensor:
-        """The method's attack with an objective (None: its own), budget state["eps"], step
-        state["step_size"].
-        """
-        a = self.attack
-        objective = self.ascended() if objective is None else objective
-        eps, step = self.of("eps", y, a.eps), self.of("step_size", y, a.step_size)
-        return a.perturb(
-            model,
-            x,
-            y,
-            eps=eps * scale,
-            step_size=step * scale,
-            objective=objective,
-            generator=generator,
+        """The method's attack on its objective, within its budget."""
+        objective = self.objective(model, x)
+        eps, step = self.budget(y, scale)
+        return self.attack.perturb(
+            model, x, y, eps=eps, step_size=step, objective=objective, generator=generator
         )
 
+    def budget(self, y: Tensor | None, scale: float) -> tuple[Budget, Budget]:
+        """eps and step of the attack times scale, each a number or (B,).
+
+        They are state["eps"][y] and state["step_size"][y] where the method keeps them, else those
+        of the attack, as they are for y None. Only here the warm-up's scale is multiplied.
+        """
+        a = self.attack
+        if y is None:
+            return a.eps * scale, a.step_size * scale
+        return self.of("eps", y, a.eps) * scale, self.of("step_size", y, a.step_size) * scale
+
+    def objective(self, model: nn.Module, x: Tensor) -> Objective:
+        """What the attack ascends on the images x; here the cross-entropy."""
+        return self.ascended()
+
     def ascended(self) -> Objective:
-        """Cross-entropy as it is ascended: its log-odds, but itself under BatchNorm "moving", as
-        in released code.
+        """The cross-entropy in the form that is ascended: its log-odds.
+
+        Under BatchNorm "moving" it is the cross-entropy itself, as in released code.
         """
         return PlainCrossEntropy() if self.attack.batch_norm == "moving" else self.attack.objective
 
     def of(self, name: str, y: Tensor, default: float) -> Tensor | float:
-        """The class-wise value `name` of each sample (B,), or the default where the method keeps
-        none.
-        """
+        """The class-wise value `name` of each sample (B,); the default where none is kept."""
         return self.state[name][y] if name in self.state else default
 
     def class_values(self) -> dict[str, Tensor]:
@@ -178,8 +185,9 @@ class Defense:
         return self.state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes back what state_dict gave; in place, so that a method that wraps another shares
-        its state.
+        """Takes back what state_dict gave.
+
+        In place, so that a method that wraps another shares its state.
         """
         self.state.update(state)
 
@@ -207,3 +215,60 @@ def checked(what: str, value: Any, test: Callable[[Any], bool], allowed: str) ->
         right = False
     if not right:
         raise ConfigError(f"{what} is {allowed}, not {value!r}")
+
+
+def kl_from_clean(model: nn.Module, x: Tensor, batch_norm: str) -> KLFrom:
+    """KL(p(x) || p(x')), what TRADES ascends.
+
+    p(x) is computed once, with BatchNorm in the attack's mode.
+    """
+    with frozen(model, batch_norm), torch.no_grad():
+        return KLFrom(full(model(x)))
+
+
+# name -> method; crat.defenses fills it, so that no policy imports its base
+METHODS: dict[str, type[Defense]] = {}
+
+
+class Policy(Defense):
+    """A method with a base that crafts for it and reads class-wise eps and beta in its state.
+
+    base: the name of the base, a field of the subclass or a constant of it.
+    bases: the names that are allowed.
+    """
+
+    base: str
+    inner: Defense
+    bases: ClassVar[tuple[str, ...]]
+
+    def prepare(self, task: Task) -> None:
+        """Makes the base. Raises ConfigError on an unknown one."""
+        name = type(self).__name__.lower()
+        checked(
+            f"base of {name}",
+            self.base,
+            lambda b: b in self.bases,
+            f"one of {', '.join(self.bases)}",
+        )
+        self.inner = METHODS[self.crafts_as()](self.attack, **self.settings_of_base())
+        self.inner.state = self.state
+
+    def crafts_as(self) -> str:
+        """The name of the method that crafts."""
+        return self.base
+
+    def settings_of_base(self) -> dict[str, Any]:
+        """The options that the base is made with."""
+        return {}
+
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        scale: float = 1.0,
+        generator: Source = None,
+    ) -> Tensor:
+        """The adversarial images of the base."""
+        return self.inner.craft(model, x, y, scale=scale, generator=generator)

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.attacks import KLFrom, frozen
+from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward
-from crat.attacks.noise import Source
+from crat.attacks.noise import Source, drawing
 from crat.attacks.objectives import full, kl_divergence
 from crat.attacks.threat import gaussian_start, over_images, per_sample, project
-from crat.defenses.base import Defense, Row, Task, checked
+from crat.defenses.base import Defense, Row, Task, checked, kl_from_clean
 from crat.defenses.stats import ClassStats
 
 
@@ -27,7 +27,8 @@ class BAT(Defense):
 
     On the way of TRADES' attack, x_last is the last iterate before the first error, and x_first
     lies `tau` steps behind that error; where none occurs both are the end of the way. u is uniform.
-    `craft` returns the two as one tensor (2, B, C, H, W), x_first before x_last.
+    `craft` returns the two as one tensor
+    (2, B, C, H, W), x_first before x_last.
     All samples stay in the batch, and those that stopped do not move: no loop over samples, no host
     synchronisation.
     """
@@ -38,8 +39,9 @@ class BAT(Defense):
 
     paper = "Sun et al. 2022 (arXiv 2209.07534)"
     code = (
-        "silvercherry/Improving-Robust-Fairness-via-Balance-Adversarial-Training@9bcee67aedeea64cd5c3790e88d292f7"
-        "dafe8a8f (train.py, train_mode/; whether its owner is an author we do not know)"
+        "silvercherry/Improving-Robust-Fairness-via-Balance-Adversarial-Training"
+        "@9bcee67aedeea64cd5c3790e88d292f7dafe8a8f "
+        "(train.py, train_mode/; whether its owner is an author we do not know)"
     )
     start = "gaussian"
     batch_norm = "eval"
@@ -65,8 +67,8 @@ class BAT(Defense):
             None,
             "the end of the way, not checked",
             "the same",
-            "a check costs a pass; it "
-            "may be the first wrong iterate where only the last step crossed",
+            "a check costs a pass; it may be the first wrong iterate where only the last step "
+            "crossed",
         ),
         Row(
             "order of the batch",
@@ -87,7 +89,7 @@ class BAT(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Nothing to begin: the method keeps no class-wise values."""
+        """Raises ConfigError on a negative tau."""
         checked("tau of bat", self.tau, lambda t: t >= 0, "at least 0")
 
     def craft(
@@ -99,18 +101,17 @@ class BAT(Defense):
         scale: float = 1.0,
         generator: Source = None,
     ) -> Tensor:
-        """PGD on KL(p(x) || p(x')) from x + 0.001 N(0, 1), cut to box and ball; (x_first,
-        x_last) stacked.
+        """PGD on KL(p(x) || p(x')) from x + 0.001 N(0, 1), cut to box and ball.
+
+        (x_first, x_last) stacked.
         """
         a = self.attack
-        generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
-        eps = per_sample(self.of("eps", y, a.eps) * scale, x)
-        step = per_sample(self.of("step_size", y, a.step_size) * scale, x)
-        x_first = x_last = project(gaussian_start(x, 0.001, generator), x, eps, a.norm)
-        slack, right = torch.full_like(y, self.tau), torch.ones_like(y, dtype=torch.bool)
+        eps, step = (per_sample(value, x) for value in self.budget(y, scale))
+        x_first = x_last = project(gaussian_start(x, 0.001, drawing(generator, x)), x, eps, a.norm)
+        slack = torch.full_like(y, self.tau)
+        right = torch.ones_like(y, dtype=torch.bool)
+        target = kl_from_clean(model, x, a.batch_norm)
         with frozen(model, a.batch_norm):
-            with torch.no_grad():
-                target = KLFrom(full(model(x)))
             for _ in range(a.steps):
                 gradient, _, logits = forward_backward(model, x_first, y, target)
                 wrong = logits.argmax(1) != y
@@ -125,11 +126,14 @@ class BAT(Defense):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """Passes x_last, x_first and x in the code's order; the statistics count x_first as what
-        was attacked.
+        """Passes x_last, x_first and x in the code's order.
+
+        The statistics count x_first as what was attacked.
         """
         x_first, x_last = x_adv
-        last, first, clean = full(model(x_last)), full(model(x_first)), full(model(x))
+        last = full(model(x_last))
+        first = full(model(x_first))
+        clean = full(model(x))
         losses = F.cross_entropy(last, y, reduction="none") + self.beta * kl_divergence(
             clean, first
         )

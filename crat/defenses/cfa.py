@@ -12,25 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crat.attacks.noise import Source
-from crat.defenses.base import Defense, Row, Task, Words, checked
-from crat.defenses.fat import FAT
-from crat.defenses.pgd_at import PGDAT
+from crat.defenses.base import Policy, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
-from crat.defenses.trades import TRADES
 
-BASES: dict[str, type[Defense]] = {"pgd_at": PGDAT, "trades": TRADES, "fat": FAT}
 LAMBDA_1 = {"pgd_at": 0.5, "trades": 0.3, "fat": 0.7}  # the paper's, section 5.1
 BEGIN, EPOCHS = 10, 200  # the released code: class-wise from epoch 10 of 200
 
 
 @dataclass
-class CFA(Defense):
+class CFA(Policy):
     """eps_k = (lambda_1 + t_k) eps and, on TRADES, beta_k = (lambda_2 + t_k) beta (eq. 6 and 7).
 
     t_k: the share of class k's training adversarial examples, those of the last epoch, that are
-    still right. The loss of the base is taken within eps_k; that of TRADES is [CE + beta_k KL] / (1
-    + beta_k) (eq. 8). A class that no batch showed keeps its values.
+        still right. The loss of the base is taken within eps_k; that of TRADES is [CE + beta_k KL]
+        / (1 + beta_k) (eq. 8). A class that no batch showed keeps its values.
     """
 
     base: str = "pgd_at"
@@ -46,42 +41,86 @@ class CFA(Defense):
     released_passes: bool = False
 
     paper = "Wei et al. 2023 (CVPR), Algorithm 1, section 5.1"
+    bases = ("pgd_at", "trades", "fat")
     variants = ({"base": "pgd_at"}, {"base": "trades"}, {"base": "fat"})
     code = "PKU-ML/CFA@071f3334a59d144cedbe65b18019c9757bece6f2 (attack.py, train.py)"
+    rows = (
+        Row("lambda_2", 0.5, 0.5),
+        Row("beta", 6.0, 6.0),
+        Row("tau", None, 3),
+        Row(
+            "begin",
+            1,
+            BEGIN,
+            Words("10 of 200, in proportion"),
+            "a proportion serves short schedules, too",
+        ),
+        Row("average", "fawa", "fawa", "fawa"),
+        Row(
+            "average_decay",
+            0.85,
+            0.88,
+            Words("0.85^(200 / epochs)"),
+            "0.85 an epoch is too slow for 12 epochs",
+        ),
+        Row("average_start", 50, 0, Words("a quarter of the epochs"), "the paper's 50 of 200"),
+        Row(
+            "fawa_threshold",
+            0.2,
+            0.24,
+            Words("the median so far"),
+            "a fixed one may never be reached: then the code returns a random initialisation, we "
+            "the plain weights",
+        ),
+        Row("eps", "8/255", "8/255"),
+        Row("step_size", None, "2/255", why="the same for every class"),
+        Row("steps", None, 10),
+        Row("model", "preact_resnet18", "preact_resnet18"),
+        Row("split", "first", "first"),
+        Row("epochs", 200, 200),
+        Row("schedule", "piecewise", "piecewise"),
+        Row(
+            "released_passes",
+            None,
+            True,
+            why="running statistics there are mostly clean; nothing else changes",
+        ),
+        Row(
+            "t_k divides by",
+            "its own count",
+            "N / 10",
+            "its own count",
+            "the same for balanced classes",
+        ),
+        Row(
+            "best epoch chosen on",
+            "validation",
+            "test",
+            "validation",
+            "the test set is for reporting",
+        ),
+    )
 
     def prepare(self, task: Task) -> None:
         """Begins with the common eps and beta."""
-        checked("base of cfa", self.base, lambda b: b in BASES, f"one of {', '.join(BASES)}")
+        super().prepare(task)
         checked(
             "begin of cfa",
             self.begin,
             lambda b: b is None or b >= 1,
             "at least 1, for t_k needs an epoch",
         )
-        own = {
-            "pgd_at": {},
-            "trades": {"beta": self.beta, "normalised": True},
-            "fat": {"tau": self.tau, "omega": 0.0, "resumes": False},  # as in CFA's code
-        }
-        self.inner = BASES[self.base](self.attack, **own[self.base])
-        self.inner.state = self.state
         self.first = self.begin or max(1, round(BEGIN * task.epochs / EPOCHS))
         self.state["epoch"] = torch.zeros((), dtype=torch.long)
         self.state["eps"] = torch.full((task.n_classes,), self.attack.eps)
         if self.base == "trades":
             self.state["beta"] = torch.full((task.n_classes,), self.beta)
 
-    def craft(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        scale: float = 1.0,
-        generator: Source = None,
-    ) -> Tensor:
-        """The base's attack within eps_k; the step keeps its size, as in the code."""
-        return self.inner.craft(model, x, y, scale=scale, generator=generator)
+    def settings_of_base(self) -> dict[str, Any]:
+        """TRADES divided by 1 + beta, and FAT without noise, as in CFA's code."""
+        if self.base == "trades":
+            return {"beta": self.beta, "normalised": True}
+        return {"tau": self.tau, "omega": 0.0, "resumes": False} if self.base == "fat" else {}
 
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
@@ -117,8 +156,11 @@ class CFA(Defense):
     @classmethod
     def crafting(cls, **chosen: Any) -> tuple[str, str]:
         """The base's; this FAT crafts in train mode, as AT does here."""
-        base = BASES.get(chosen.get("base", cls.base), PGDAT)
-        return base.start, "eval" if base is TRADES else "train"
+        return (
+            ("gaussian", "eval")
+            if chosen.get("base", cls.base) == "trades"
+            else ("uniform", "train")
+        )
 
     @classmethod
     def table(cls, **chosen: Any) -> tuple[Row, ...]:
@@ -133,64 +175,11 @@ class CFA(Defense):
                 Words("the paper's"),
                 "the paper's text over the code's defaults",
             ),
-            Row("lambda_2", 0.5, 0.5),
-            Row("beta", 6.0, 6.0),
-            Row("tau", None, 3),
-            Row(
-                "begin",
-                1,
-                BEGIN,
-                Words("10 of 200, in proportion"),
-                "a proportion serves short schedules, too",
-            ),
-            Row("average", "fawa", "fawa", "fawa"),
-            Row(
-                "average_decay",
-                0.85,
-                0.88,
-                Words("0.85^(200 / epochs)"),
-                "0.85 an epoch is too slow for 12 epochs",
-            ),
-            Row("average_start", 50, 0, Words("a quarter of the epochs"), "the paper's 50 of 200"),
-            Row(
-                "fawa_threshold",
-                0.2,
-                0.24,
-                Words("the median so far"),
-                "a fixed one may never be reached: then the "
-                "code returns a random initialisation, we the plain weights",
-            ),
-            Row("eps", "8/255", "8/255"),
-            Row("step_size", None, "2/255", why="the same for every class"),
-            Row("steps", None, 10),
-            Row("model", "preact_resnet18", "preact_resnet18"),
-            Row("split", "first", "first"),
-            Row("epochs", 200, 200),
-            Row("schedule", "piecewise", "piecewise"),
             Row(
                 "batch_norm",
                 None,
                 crafting,
                 why="in the code each attack step of AT and FAT moves the statistics",
             ),
-            Row(
-                "released_passes",
-                None,
-                True,
-                why="running statistics there are mostly clean; nothing else changes",
-            ),
-            Row(
-                "t_k divides by",
-                "its own count",
-                "N / 10",
-                "its own count",
-                "the same for balanced classes",
-            ),
-            Row(
-                "best epoch chosen on",
-                "validation",
-                "test",
-                "validation",
-                "the test set is for reporting",
-            ),
+            *cls.rows,
         )

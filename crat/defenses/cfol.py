@@ -1,5 +1,5 @@
-"""CFOL, class focused online learning (Pethick et al. 2023, TMLR): a bandit draws the classes
-that AT trains on.
+"""CFOL, class focused online learning (Pethick et al. 2023, TMLR): a bandit draws the classes that
+AT trains on.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from crat.attacks.objectives import full
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
 
-# the released code's rate, and its epochs times its training images of CIFAR-10
-ETA, DRAWS = 5e-6, 100 * 40_000
+ETA = 5e-6
+DRAWS = 100 * 40_000
 
 
 @dataclass
@@ -32,7 +32,10 @@ class CFOL(Defense):
     eta: float | None = None  # None: 5e-6 sqrt(4 million / (epochs x training images))
 
     paper = "Pethick et al. 2023 (TMLR); gamma, eta, steps and epochs from its ICLR 2022 submission"
-    code = "LIONS-EPFL/class-focused-online-learning-code@98abd595fcba38271d7eb2a08846377d980997d8 (class_sampler.py)"
+    code = (
+        "LIONS-EPFL/class-focused-online-learning-code@98abd595fcba38271d7eb2a08846377d980997d8 "
+        "(class_sampler.py)"
+    )
     batch_norm = "eval"
     rows = (
         Row("gamma", 0.5, 0.5),
@@ -41,19 +44,17 @@ class CFOL(Defense):
             ETA,
             ETA,
             Words("5e-6 sqrt(4 million / draws)"),
-            "Exp3's rate falls with the square root of the "
-            "draws; at the code's 100 epochs of 40,000 images it is 5e-6, that of its "
-            "cmd_generator (config.py has "
-            "1e-5, the README 1e-7)",
+            "Exp3's rate falls with the square root of the draws; at the code's 100 epochs of "
+            "40,000 images it is 5e-6, that of its cmd_generator (config.py has 1e-5, the README "
+            "1e-7)",
         ),
         Row(
             "when w moves",
             "with every draw",
             "after every batch",
             "after every epoch",
-            "class probabilities are read "
-            "once an epoch, and p_k is that of the whole epoch; the sum of the estimates is the "
-            "same to first order",
+            "class probabilities are read once an epoch, and p_k is that of the whole epoch; the "
+            "sum of the estimates is the same to first order",
         ),
         Row("eps", None, "0.031"),
         Row("step_size", None, "0.00797"),
@@ -63,9 +64,8 @@ class CFOL(Defense):
             None,
             "the one behind the largest mean loss of the batch",
             "the last",
-            "the loss "
-            "is that before the step, the image that after it; as long as the mean loss rises it "
-            "is the last one",
+            "the loss is that before the step, the image that after it; as long as the mean loss "
+            "rises it is the last one",
         ),
         Row("model", "resnet50", "resnet50", why="of the command generator"),
         Row("epochs", 100, 100),

@@ -1,5 +1,5 @@
-"""CODAT (Zhi et al. 2025): adversarial training against the worst distribution over classes,
-solved in closed form.
+"""CODAT (Zhi et al. 2025): adversarial training against the worst distribution over classes, solved
+in closed form.
 """
 
 from __future__ import annotations
@@ -11,57 +11,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.attacks.noise import Source
 from crat.attacks.objectives import full, kl_divergence
-from crat.defenses.base import Defense, Row, Task, Words, checked
-from crat.defenses.pgd_at import PGDAT
-from crat.defenses.stats import ClassStats
-from crat.defenses.trades import TRADES
+from crat.defenses.base import Policy, Row, Task, Words, checked
+from crat.defenses.stats import ClassStats, class_means
 from crat.distributed import whole
-
-BASES: dict[str, type[Defense]] = {"pgd_at": PGDAT, "trades": TRADES}
 
 
 @dataclass
-class CODAT(Defense):
+class CODAT(Policy):
     """min over theta of max over p of sum_k p_k L_k, p on the simplex with chi^2(p || uniform) <=
     rho.
 
     L_k: the mean robust loss of class k in the batch, CE(f(x'), y), or that of TRADES. p is
-    `worst_distribution`, fixed in the gradient, which by Danskin's theorem is that of the maximum.
-    Classes that the batch lacks have no part in p. Only a description of the method was seen, and
-    no code: the closed form and its constants are derived here.
+        `worst_distribution`, fixed in the gradient, which by Danskin's theorem is that of the
+        maximum. Classes that the batch lacks have no part in p. Only a description of the method
+        was seen, and no code: the closed form and its constants are derived here.
     """
 
     base: str = "pgd_at"
     rho: float = 0.25
     beta: float = 6.0
 
+    bases = ("pgd_at", "trades")
     paper = "Zhi et al. 2025 (arXiv 2501.04527): its abstract and a summary"
 
     def prepare(self, task: Task) -> None:
         """Raises ConfigError on an unknown base or a negative rho."""
-        checked("base of codat", self.base, lambda b: b in BASES, f"one of {', '.join(BASES)}")
+        super().prepare(task)
         checked("rho of codat", self.rho, lambda r: r >= 0, "at least 0")
-        self.inner = BASES[self.base](self.attack)
-
-    def craft(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        scale: float = 1.0,
-        generator: Source = None,
-    ) -> Tensor:
-        """The base's attack."""
-        return self.inner.craft(model, x, y, scale=scale, generator=generator)
 
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """sum_k p_k L_k of the batch; a sample's loss in the statistics carries its factor B p_y
-        / n_y.
+        """sum_k p_k L_k of the batch.
+
+        A sample's loss in the statistics carries its factor B p_y / n_y.
         """
         clean = full(model(x)) if self.base == "trades" else None
         adversarial = full(model(x_adv))
@@ -75,21 +59,24 @@ class CODAT(Defense):
 
     @classmethod
     def crafting(cls, **chosen: Any) -> tuple[str, str]:
-        """The base's."""
-        base = BASES.get(chosen.get("base", cls.base), PGDAT)
-        return base.start, base.batch_norm
+        """Start and BatchNorm's mode of the base."""
+        return (
+            ("gaussian", "eval")
+            if chosen.get("base", cls.base) == "trades"
+            else ("uniform", "train")
+        )
 
     @classmethod
     def table(cls, **chosen: Any) -> tuple[Row, ...]:
-        """What the description leaves open is ours."""
+        """The settings; where the description leaves one open, ours."""
         return (
             Row(
                 "rho",
                 None,
                 None,
                 Words("0.25"),
-                "ours: the objective is then the mean of the classes' losses plus "
-                "half their standard deviation, while no p_k reaches 0",
+                "ours: the objective is then the mean of the classes' losses plus half their "
+                "standard deviation, while no p_k reaches 0",
             ),
             Row(
                 "chi^2",
@@ -111,27 +98,21 @@ class CODAT(Defense):
         )
 
 
-def class_means(values: Tensor, y: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-    """How many samples (K,) and the mean of their values (B,) per class (K,); 0 where a class
-    has none.
-    """
-    member = (y[:, None] == torch.arange(n_classes, device=y.device)).to(values)
-    n = member.sum(0)
-    return n, (member * values[:, None]).sum(0) / n.clamp_min(1)
-
-
 def worst_distribution(means: Tensor, present: Tensor, rho: float) -> Tensor:
-    """The p (K,) that maximises sum_k p_k L_k on the simplex with K sum_k (p_k - 1/K)^2 <= rho; K:
-    classes present.
+    """The p (K,) that maximises sum_k p_k L_k on the simplex with K sum_k (p_k - 1/K)^2 <= rho.
+
+    K: classes present.
 
     means (K,): L; present (K,): bool; p is 0 elsewhere. While nothing falls below 0, p_k = (1 +
     sqrt(rho) (L_k - Lbar) / sigma) / K, with the value Lbar + sqrt(rho) sigma. Else only the m
     classes of largest L keep a share, p_k = 1/m + c (L_k - Lbar_m) with c from sum p^2 = (1 + rho)
-    / K; the largest m that gives no negative share is the maximum. All m are tried at once. No host
-    synchronisation.
+    / K; the largest m that gives no negative share is the maximum.
+    All m are tried at once. No host synchronisation.
     """
     order = means.masked_fill(~present, float("-inf")).argsort(descending=True)
-    ranked, here, k = means[order], present[order], present.sum().to(means)
+    ranked = means[order]
+    here = present[order]
+    k = present.sum().to(means)
     ranked = ranked - ranked[:1]  # equals: exactly 0
     m = torch.arange(1, len(means) + 1, device=means.device, dtype=means.dtype)
     inside = (m[None, :] <= m[:, None]).to(means)  # row m - 1: the m largest

@@ -1,5 +1,5 @@
-"""DAFA (Lee et al. 2024, ICLR): weights and margins by which similar classes trade robustness
-with each other.
+"""DAFA (Lee et al. 2024, ICLR): weights and margins by which similar classes trade robustness with
+each other.
 """
 
 from __future__ import annotations
@@ -13,20 +13,17 @@ from torch import Tensor, nn
 
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward
-from crat.attacks.noise import Source
+from crat.attacks.noise import Source, drawing
 from crat.attacks.objectives import full, kl_divergence
 from crat.attacks.threat import gaussian_start, per_sample
-from crat.defenses.base import Defense, Row, Task, Words, checked
-from crat.defenses.pgd_at import PGDAT
+from crat.defenses.base import Policy, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
-from crat.defenses.trades import TRADES
 
-BASES: dict[str, type[Defense]] = {"trades": TRADES, "pgd_at": PGDAT}
 WARMUP, EPOCHS = 70, 110  # the released code: class-wise behind epoch 70 of 110
 
 
 @dataclass
-class DAFA(Defense):
+class DAFA(Policy):
     """After a warm-up on the base, class k trains within W_k eps (step W_k a), its cross-entropy
     weighted by W_k.
 
@@ -45,6 +42,7 @@ class DAFA(Defense):
     # on pgd_at, the code's madry_loss: a second, common step and margin an iteration
     unweighted_step: bool = False
 
+    bases = ("trades", "pgd_at")
     paper = "Lee et al. 2024 (ICLR), Algorithms 1 and 2"
     code = "rucy74/DAFA@c60ba8352d712c6108480a2ce7e7fa7abf30b48a (losses.py, train.py, utils.py)"
     start = "gaussian"
@@ -52,7 +50,7 @@ class DAFA(Defense):
 
     def prepare(self, task: Task) -> None:
         """Begins with W = 1. Raises ConfigError on an unknown base or a setting out of range."""
-        checked("base of dafa", self.base, lambda b: b in BASES, f"one of {', '.join(BASES)}")
+        super().prepare(task)
         checked("lam of dafa", self.lam, lambda v: v >= 0, "at least 0")
         checked(
             "warmup of dafa",
@@ -60,8 +58,6 @@ class DAFA(Defense):
             lambda w: w is None or w >= 1,
             "at least 1, for W needs an epoch",
         )
-        self.inner = BASES[self.base](self.attack)
-        self.inner.state = self.state
         self.last = self.warmup or max(1, round(WARMUP * task.epochs / EPOCHS))
         self.state["epoch"] = torch.zeros((), dtype=torch.long)
         self.take(torch.ones(task.n_classes))
@@ -78,25 +74,23 @@ class DAFA(Defense):
         """The base's attack, its margin and its step times W_y, from x + 0.001 N(0, 1)."""
         if self.base == "pgd_at" and self.unweighted_step:
             return self._twice(model, x, y, scale, generator)
-        return self.inner.craft(model, x, y, scale=scale, generator=generator)
+        return super().craft(model, x, y, scale=scale, generator=generator)
 
     def _twice(
         self, model: nn.Module, x: Tensor, y: Tensor, scale: float, generator: Source
     ) -> Tensor:
-        """madry_loss: each gradient is stepped along twice, and the second step ends in the ball
-        of the common eps.
+        """madry_loss: each gradient is stepped along twice, and the second step ends in the ball of
+        the common eps.
         """
         a = self.attack
-        generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
-        eps, step = (per_sample(self.state[name][y] * scale, x) for name in ("eps", "step_size"))
-        x_adv = gaussian_start(x, 0.001, generator)
+        eps, step = (per_sample(value, x) for value in self.budget(y, scale))
+        common_eps, common_step = self.budget(None, scale)
+        x_adv = gaussian_start(x, 0.001, drawing(generator, x))
         with frozen(model, a.batch_norm):
             for _ in range(a.steps):
                 sign = forward_backward(model, x_adv, y, self.ascended())[0].sign()
-                x_adv = (x_adv + step * sign).maximum(x - eps).minimum(
-                    x + eps
-                ) + scale * a.step_size * sign
-                x_adv = x_adv.maximum(x - scale * a.eps).minimum(x + scale * a.eps).clamp(0, 1)
+                x_adv = (x_adv + step * sign).maximum(x - eps).minimum(x + eps) + common_step * sign
+                x_adv = x_adv.maximum(x - common_eps).minimum(x + common_eps).clamp(0, 1)
         return x_adv
 
     def loss(
@@ -115,8 +109,9 @@ class DAFA(Defense):
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """W at the end of the warm-up, and never again; a class that no batch showed stays at 1
-        and moves no other.
+        """W at the end of the warm-up, and never again.
+
+        A class that no batch showed stays at 1 and moves no other.
         """
         self.state["epoch"] += 1
         if self.state["epoch"] == self.last:
@@ -128,11 +123,6 @@ class DAFA(Defense):
         self.state["weight"] = weight
         self.state["eps"] = weight * self.attack.eps
         self.state["step_size"] = weight * self.attack.step_size
-
-    @classmethod
-    def crafting(cls, **chosen: Any) -> tuple[str, str]:
-        """The code's for both bases: eval mode, start x + 0.001 N(0, 1)."""
-        return cls.start, cls.batch_norm
 
     @classmethod
     def table(cls, **chosen: Any) -> tuple[Row, ...]:
@@ -166,9 +156,8 @@ class DAFA(Defense):
                 False,
                 at,
                 False,
-                "in the code a common step and the common margin follow each "
-                "class-wise one, so no class trains beyond eps, and every step is followed by "
-                "another",
+                "in the code a common step and the common margin follow each class-wise one, so no "
+                "class trains beyond eps, and every step is followed by another",
             ),
             Row("eps", None, "0.031"),
             Row("step_size", None, "0.007"),
@@ -199,12 +188,14 @@ class DAFA(Defense):
 
 
 def class_weights(similarity: Tensor, seen: Tensor, lam: float, ties_lose: bool = False) -> Tensor:
-    """W (K,) from S (K, K), S_ij the mean of p_j over class i's adversarial examples (Algorithm 2);
-    at least 0.
+    """W (K,) from S (K, K), S_ij the mean of p_j over class i's adversarial examples (Algorithm 2).
+
+    At least 0.
 
     W_i = 1 + lam sum_{j != i} (S_ij S_jj where S_ii < S_jj, -S_ji S_ii where S_ii > S_jj). seen
-    (K,): classes that had examples; the others stay at 1 and count for none. ties_lose: the second
-    case covers equality, as in the code.
+    (K,): classes that
+    had examples; the others stay at 1 and count for none. ties_lose: the second case covers
+    equality, as in the code.
     """
     own = similarity.diagonal()
     weaker = own[:, None] < own[None, :]

@@ -1,5 +1,5 @@
-"""FAAL (Zhang et al. 2024, CVPR): each batch is trained on the worst distribution over classes
-in a KL ball.
+"""FAAL (Zhang et al. 2024, CVPR): each batch is trained on the worst distribution over classes in a
+KL ball.
 """
 
 from __future__ import annotations
@@ -12,32 +12,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.attacks.noise import Source
 from crat.attacks.objectives import full, kl_divergence, other_logits, true_logit
-from crat.defenses.base import Defense, Row, Task, Words, checked
-from crat.defenses.codat import class_means
-from crat.defenses.mart import FLOOR, boosted_cross_entropy
-from crat.defenses.pgd_at import PGDAT
-from crat.defenses.stats import ClassStats
-from crat.defenses.trades import TRADES
+from crat.defenses.base import Policy, Row, Task, Words, checked
+from crat.defenses.losses import FLOOR, boosted_cross_entropy
+from crat.defenses.stats import ClassStats, class_means
 from crat.distributed import whole
-
-BASES = ("pgd_at", "trades", "mart")
 
 
 @dataclass
-class FAAL(Defense):
+class FAAL(Policy):
     """mean[K p_y l(x, x', y)] with p = argmax of sum_i p_{y_i} m_{y_i} over the batch, KL(u || p)
     <= radius.
 
     u: uniform over the K classes; m_k: the mean over class k's samples of max_{j != y} p_j(x') -
-    p_y(x'); l: CE(f(x'), y), TRADES' or MART's loss. p is fixed in the gradient. For `warmup`
-    epochs p = u, which is the base. As in the authors' code: eval mode while crafting, on the
-    cross-entropy from a uniform start or (trades, mart) on the KL from x + 0.001 N(0, 1); the
-    adversarial pass before the clean one; a class counts as often as it has samples in the batch,
-    so that one the batch lacks enters with margin 0.
+        p_y(x'); l: CE(f(x'), y), TRADES' or MART's loss. p is fixed in the gradient. For `warmup`
+        epochs p = u, which is the base.
+    As in the authors' code: eval mode while crafting, on the cross-entropy from a uniform start or
+    (trades, mart) on the KL from x + 0.001 N(0, 1); the adversarial pass before the clean one; a
+    class counts as often as it has samples in the batch, so that one the batch lacks enters with
+    margin 0.
     Deviation: the code hands the inner problem to a convex solver on the CPU; `worst_distribution`
-    solves it in place.
+        solves it in place.
     """
 
     base: str = "pgd_at"
@@ -47,32 +42,25 @@ class FAAL(Defense):
     # the code's clean pass on pgd_at, too; it moves BatchNorm's running statistics only
     released_passes: bool = False
 
+    bases = ("pgd_at", "trades", "mart")
     paper = "Zhang et al. 2024 (CVPR)"
     code = "TrustAI/FAAL@b20ee9dbe60c5ab700eaab3d41faa10e5295d39a (FAAL.py, ft_prn.py, utils.py)"
     batch_norm = "eval"
 
     def prepare(self, task: Task) -> None:
-        """Begins to count epochs. Raises ConfigError on an unknown base or a setting out of
-        range.
+        """Begins to count epochs.
+
+        Raises ConfigError on an unknown base or a setting out of range.
         """
-        checked("base of faal", self.base, lambda b: b in BASES, f"one of {', '.join(BASES)}")
+        super().prepare(task)
         checked("radius of faal", self.radius, lambda r: 0 <= r <= 50, "between 0 and 50")
         checked("warmup of faal", self.warmup, lambda w: w is None or w >= 0, "at least 0")
         self.first = task.epochs // 2 if self.warmup is None else self.warmup
-        self.inner = PGDAT(self.attack) if self.base == "pgd_at" else TRADES(self.attack)
         self.state["epoch"] = torch.zeros((), dtype=torch.long)
 
-    def craft(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        scale: float = 1.0,
-        generator: Source = None,
-    ) -> Tensor:
-        """PGD on the cross-entropy; on trades and mart, TRADES' attack."""
-        return self.inner.craft(model, x, y, scale=scale, generator=generator)
+    def crafts_as(self) -> str:
+        """The base; for mart TRADES, as in the code."""
+        return "trades" if self.base == "mart" else self.base
 
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
@@ -106,7 +94,7 @@ class FAAL(Defense):
         )
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """One epoch more."""
+        """Counts the epochs of the warm-up."""
         self.state["epoch"] += 1
 
     @classmethod
@@ -150,8 +138,8 @@ class FAAL(Defense):
                 None,
                 None,
                 None,
-                "its second variant, gamma 0.005: the run's awp=0.005, which moves weights "
-                "by the weighted loss, the code by the plain mean; not compared",
+                "its second variant, gamma 0.005: the run's awp=0.005, which moves weights by the "
+                "weighted loss, the code by the plain mean; not compared",
             ),
             Row(
                 "inner problem",
@@ -178,19 +166,21 @@ class FAAL(Defense):
 
 
 def worst_distribution(gain: Tensor, radius: float, rounds: int = 8, points: int = 257) -> Tensor:
-    """The p (K,) that maximises sum_k p_k a_k on the simplex with KL(u || p) <= radius, u uniform;
-    gain (K,): a.
+    """The p (K,) that maximises sum_k p_k a_k on the simplex with KL(u || p) <= radius, u uniform.
+
+    Gain (K,): a.
 
     Lagrange's conditions give p_k proportional to 1 / (s + d_k), d_k = max a - a_k, for one s > 0,
     and KL(u || p) = mean_k log(s + d_k) + log mean_k 1 / (s + d_k) falls in s: t = log(s / max d)
     is found on a grid of `points` that narrows onto one of its cells, `rounds` times. All in
-    logarithms, in gain's dtype, with no host synchronisation. Equal gains give u; a radius of 0
-    gives u up to rounding.
+    logarithms, in gain's dtype, with no host
+    synchronisation. Equal gains give u; a radius of 0 gives u up to rounding.
     """
     d = gain.max() - gain
     log_d = (d / d.max().clamp_min(torch.finfo(d.dtype).tiny)).log()
     cells = torch.linspace(0, 1, points, dtype=d.dtype, device=d.device)
-    low, high = torch.full_like(cells[:1], -200.0), torch.full_like(cells[:1], 200.0)
+    low = torch.full_like(cells[:1], -200.0)
+    high = torch.full_like(cells[:1], 200.0)
     for _ in range(rounds):
         t = low + (high - low) * cells
         terms = torch.logaddexp(t[:, None], log_d[None, :])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward
-from crat.attacks.noise import PerImage, Share, Source, normal
+from crat.attacks.noise import Drawing, Source, drawing, normal
 from crat.attacks.objectives import full
 from crat.attacks.threat import over_images, per_sample, project, uniform_start
 from crat.defenses.base import Defense, Row, Task, Words
@@ -35,7 +35,10 @@ class FAT(Defense):
     resumes: bool = True  # a sample that is right again goes on; CFA's own FAT stops it for good
 
     paper = "Zhang et al. 2020 (ICML), Algorithm 1, section 5"
-    code = "zjfheart/Friendly-Adversarial-Training@80a064074891775146bca8c4d8a6b99c1499285a (earlystop.py, FAT.py)"
+    code = (
+        "zjfheart/Friendly-Adversarial-Training@80a064074891775146bca8c4d8a6b99c1499285a "
+        "(earlystop.py, FAT.py)"
+    )
     batch_norm = "eval"
     rows = (
         Row(
@@ -68,7 +71,7 @@ class FAT(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Begins to count epochs."""
+        """Begins state["epoch"], by which tau grows."""
         self.epochs = task.epochs
         self.state["epoch"] = torch.zeros((), dtype=torch.long)
 
@@ -83,22 +86,22 @@ class FAT(Defense):
     ) -> Tensor:
         """PGD on the cross-entropy, each sample until tau steps behind its first error."""
         a = self.attack
-        generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
-        eps = per_sample(self.of("eps", y, a.eps) * scale, x)
-        step = per_sample(self.of("step_size", y, a.step_size) * scale, x)
-        x_adv = uniform_start(x, eps, a.norm, generator)
+        draws = drawing(generator, x)
+        eps, step = (per_sample(value, x) for value in self.budget(y, scale))
+        x_adv = uniform_start(x, eps, a.norm, draws)
         slack = torch.zeros_like(y) + self.slack()
         with frozen(model, a.batch_norm):
             for _ in range(a.steps):
                 gradient, _, logits = forward_backward(model, x_adv, y, self.ascended())
                 wrong = logits.argmax(1) != y
                 goes = (slack > 0) | (~wrong & self.resumes)
-                # CFA's code: each pass counts there
-                if a.batch_norm == "moving" and not whole(goes.long()).any():
+                if (
+                    a.batch_norm == "moving" and not whole(goes.long()).any()
+                ):  # CFA's code: each pass counts there
                     break
                 slack -= (wrong & goes).long()
                 stepped = project(
-                    x_adv + step * gradient.sign() + self._noise(x, generator), x, eps, a.norm
+                    x_adv + step * gradient.sign() + self._noise(x, draws), x, eps, a.norm
                 )
                 x_adv = torch.where(over_images(goes, x), stepped, x_adv)
             else:
@@ -106,8 +109,8 @@ class FAT(Defense):
                     model(x_adv)
         return x_adv
 
-    def _noise(self, x: Tensor, generator: torch.Generator | PerImage | Share) -> Tensor | float:
-        return self.omega * normal(tuple(x.shape), x, generator) if self.omega else 0.0
+    def _noise(self, x: Tensor, draws: Drawing) -> Tensor | float:
+        return self.omega * normal(tuple(x.shape), x, draws) if self.omega else 0.0
 
     def slack(self) -> Tensor | int:
         """tau of this epoch; a tensor where it changes, so that nothing waits for the device."""
@@ -125,5 +128,5 @@ class FAT(Defense):
         return losses.mean(), ClassStats.of(y, losses, logits)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """One epoch more."""
+        """Counts the epochs, by which tau grows."""
         self.state["epoch"] += 1

@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.attacks import KLFrom, frozen
-from crat.attacks.noise import Source
-from crat.attacks.objectives import full, kl_divergence
-from crat.defenses.base import Defense, Row, Task, Words, checked
+from crat.attacks.objectives import Objective, full, kl_divergence
+from crat.attacks.threat import Budget
+from crat.defenses.base import Defense, Row, Task, Words, checked, kl_from_clean
 from crat.defenses.stats import ClassStats
-from crat.defenses.trades import TRADES
 from crat.distributed import whole
 
 # the released code's, without and with remargin, as are the two rates
 BOUND = {False: 0.1, True: 0.07}
-RATE_1, RATE_2, EPOCHS = 0.05, 0.2, 40
+RATE_1 = 0.05
+RATE_2 = 0.2
+EPOCHS = 40
 # how much larger the rates of a short training may be: beyond, one epoch would widen eps_k to the
 # limit
 FASTEST = 10
@@ -37,11 +37,11 @@ class FRL(Defense):
     eps_y for eps.
 
     After each epoch behind the warm-up, on validation, with e_k the clean error of class k less
-    that of all images, b_k the same of the boundary error, and the bounds d:
-        lambda_k = lambda_k + rate_1 (e_k - d), mu_k = mu_k + 2 rate_1 (b_k - d), both >= 0 and
-        their sums <= limit; u_k = (1 - sum_j lambda_j) / K + lambda_k, v_k the same of mu;
-        phi_k = phi_k + rate_2 (b_k - d), eps_k = eps clamp(exp(2 phi_k), 0.98, 3), and the step
-        grows with the widest eps_k of the batch.
+    that of all images,
+    b_k the same of the boundary error, and the bounds d: lambda_k = lambda_k + rate_1 (e_k - d),
+        mu_k = mu_k + 2 rate_1 (b_k - d), both >= 0 and their sums <= limit; u_k = (1 - sum_j
+        lambda_j) / K + lambda_k, v_k the same of mu; phi_k = phi_k + rate_2 (b_k - d), eps_k = eps
+        clamp(exp(2 phi_k), 0.98, 3), and the step grows with the widest eps_k of the batch.
     A class that validation lacks keeps its multipliers.
     """
 
@@ -57,9 +57,86 @@ class FRL(Defense):
     released_passes: bool = False
 
     paper = "Xu et al. 2021 (ICML)"
-    code = "hannxu123/fair_robust@a80547def881cb4ca99b50e7544f997f9a0210a7 (frlrw.py, frlrmrw.py, utils_frl*.py)"
-    start = TRADES.start
-    batch_norm = TRADES.batch_norm
+    code = (
+        "hannxu123/fair_robust@a80547def881cb4ca99b50e7544f997f9a0210a7 (frlrw.py, frlrmrw.py, "
+        "utils_frl*.py)"
+    )
+    start = "gaussian"
+    batch_norm = "eval"
+    rows = (
+        Row(
+            "halving of rate_1",
+            None,
+            "from each 40th epoch on",
+            "none",
+            "the last of 40 epochs; the rest scales",
+        ),
+        Row("limit", None, 0.5),
+        Row("beta", None, 1.5, 1.5),
+        Row(
+            "where it starts",
+            None,
+            "hot_start.pt, a robust network given for download, how it was trained not said",
+            "no checkpoint: `warmup` epochs of TRADES with this beta come first, in the same run",
+            "the whole training is one run, of as many epochs as what it is compared with",
+        ),
+        Row(
+            "warmup",
+            None,
+            Words("none, the checkpoint comes first"),
+            Words("three quarters of the epochs"),
+            "with 200 epochs, piecewise, the policy moves in the last 50, at the code's rate 0.001",
+        ),
+        Row(
+            "lr",
+            None,
+            Words("0.001, constant over 40 epochs"),
+            Words("the profile's, warm-up included"),
+        ),
+        Row("eps", None, "8/255"),
+        Row(
+            "step_size",
+            None,
+            "2/255",
+            why="with remargin max eps_k / 4 of the batch, the same at this eps",
+        ),
+        Row("steps", None, 10),
+        Row("model", None, "preact_resnet18", why="a WRN-28 is the code's other choice"),
+        Row("weight_decay", None, 5e-4),
+        Row(
+            "valid_per_class",
+            None,
+            300,
+            why="the code's are the last of each class; here as `split` says",
+        ),
+        Row("widest eps_k / eps", None, WIDEST, WIDEST, "frlrw.py has 2.5, but never moves it"),
+        Row(
+            "attack on validation",
+            None,
+            "PGD-20 on the cross-entropy",
+            "the protocol's: PGD-10 on CIFAR",
+        ),
+        Row(
+            "weights that validation judges",
+            None,
+            "the present ones",
+            "the average, where one is kept",
+            "one validation serves the policy and the choice of the best epoch",
+        ),
+        Row(
+            "robust on validation",
+            None,
+            "right under attack",
+            "right on the clean image and under attack",
+            "the house's R_k; they differ where an attack turns a wrong prediction right",
+        ),
+        Row(
+            "released_passes",
+            None,
+            True,
+            why="p(x) is computed twice there; only running statistics change",
+        ),
+    )
 
     def prepare(self, task: Task) -> None:
         """Begins with equal weights and the common eps."""
@@ -92,29 +169,19 @@ class FRL(Defense):
                 "eps": torch.full((k,), self.attack.eps),
             }
 
-    def craft(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        scale: float = 1.0,
-        generator: Source = None,
-    ) -> Tensor:
-        """As TRADES, within eps_k; with remargin one step size for the batch, that of its widest
-        eps_k.
+    def objective(self, model: nn.Module, x: Tensor) -> Objective:
+        """KL(p(x) || p(x')), as in TRADES."""
+        return kl_from_clean(model, x, self.attack.batch_norm)
+
+    def budget(self, y: Tensor | None, scale: float) -> tuple[Budget, Budget]:
+        """eps_k of each image.
+
+        With remargin one step size for the batch, that of its widest eps_k.
         """
-        with frozen(model, self.attack.batch_norm), torch.no_grad():
-            target = KLFrom(full(model(x)))
-        eps = self.of("eps", y, self.attack.eps) * scale
-        step = (
-            self.attack.step_size
-            * scale
-            * (self.widths()[whole(y)].max() if self.remargin else 1.0)
-        )
-        return self.attack.perturb(
-            model, x, y, eps=eps, step_size=step, objective=target, generator=generator
-        )
+        eps, step = super().budget(y, scale)
+        if self.remargin and y is not None:
+            step = step * self.widths()[whole(y)].max()
+        return eps, step
 
     def widths(self) -> Tensor:
         """eps_k / eps (K,)."""
@@ -128,11 +195,10 @@ class FRL(Defense):
         if self.released_passes:
             with torch.no_grad():
                 model(x)
-        errors, divergences = (
-            F.cross_entropy(clean, y, reduction="none"),
-            kl_divergence(clean, adversarial),
-        )
-        u, v = self.state["clean_weight"][y], self.state["boundary_weight"][y]
+        errors = F.cross_entropy(clean, y, reduction="none")
+        divergences = kl_divergence(clean, adversarial)
+        u = self.state["clean_weight"][y]
+        v = self.state["boundary_weight"][y]
         loss = weighted_mean(errors, u) + self.beta * weighted_mean(divergences, v)
         return loss, ClassStats.of(y, errors + self.beta * divergences, adversarial, clean)
 
@@ -142,10 +208,8 @@ class FRL(Defense):
         if self.state["epoch"] < self.first or valid is None or not valid.n.any():
             return
         clean, robust = valid.accuracy("clean"), valid.accuracy("robust")
-        all_clean, all_robust = (
-            valid.clean.sum() / valid.n.sum(),
-            valid.robust.sum() / valid.n.sum(),
-        )
+        all_clean = valid.clean.sum() / valid.n.sum()
+        all_robust = valid.robust.sum() / valid.n.sum()
         bound = BOUND[self.remargin] if self.bound is None else self.bound
         unfair_clean = (all_clean - clean - bound).nan_to_num(0.0)
         unfair_boundary = ((clean - robust) - (all_clean - all_robust) - bound).nan_to_num(0.0)
@@ -184,86 +248,14 @@ class FRL(Defense):
                 Words("0.2, scaled as rate_1"),
                 "unread without remargin",
             ),
-            Row(
-                "halving of rate_1",
-                None,
-                "from each 40th epoch on",
-                "none",
-                "the last of 40 epochs; the rest scales",
-            ),
-            Row("limit", None, 0.5),
-            Row("beta", None, 1.5, 1.5),
-            Row(
-                "where it starts",
-                None,
-                "hot_start.pt, a robust network given for download, how it was trained not said",
-                "no checkpoint: `warmup` epochs of TRADES with this beta come first, in the same "
-                "run",
-                "the whole training is one run, of as many epochs as what it is compared with",
-            ),
-            Row(
-                "warmup",
-                None,
-                Words("none, the checkpoint comes first"),
-                Words("three quarters of the epochs"),
-                "with 200 epochs, piecewise, the policy moves in the last 50, at the code's rate "
-                "0.001",
-            ),
-            Row(
-                "lr",
-                None,
-                Words("0.001, constant over 40 epochs"),
-                Words("the profile's, warm-up included"),
-            ),
-            Row("eps", None, "8/255"),
-            Row(
-                "step_size",
-                None,
-                "2/255",
-                why="with remargin max eps_k / 4 of the batch, the same at this eps",
-            ),
-            Row("steps", None, 10),
-            Row("model", None, "preact_resnet18", why="a WRN-28 is the code's other choice"),
-            Row("weight_decay", None, 5e-4),
-            Row(
-                "valid_per_class",
-                None,
-                300,
-                why="the code's are the last of each class; here as `split` says",
-            ),
-            Row("widest eps_k / eps", None, WIDEST, WIDEST, "frlrw.py has 2.5, but never moves it"),
-            Row(
-                "attack on validation",
-                None,
-                "PGD-20 on the cross-entropy",
-                "the protocol's: PGD-10 on CIFAR",
-            ),
-            Row(
-                "weights that validation judges",
-                None,
-                "the present ones",
-                "the average, where one is kept",
-                "one validation serves the policy and the choice of the best epoch",
-            ),
-            Row(
-                "robust on validation",
-                None,
-                "right under attack",
-                "right on the clean image and under attack",
-                "the house's R_k; they differ where an attack turns a wrong prediction right",
-            ),
-            Row(
-                "released_passes",
-                None,
-                True,
-                why="p(x) is computed twice there; only running statistics change",
-            ),
+            *cls.rows,
         )
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """sum w l / sum w over the batch, of (B,) each; of several processes each gives what its
-    mean is to be averaged.
+    """sum w l / sum w over the batch, of (B,) each.
+
+    Of several processes each gives what its mean is to be averaged.
     """
     every = whole(weights)
     return len(every) / len(weights) * (weights * values).sum() / every.sum()

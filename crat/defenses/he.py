@@ -14,12 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.attacks.noise import Source
 from crat.attacks.objectives import full, kl_divergence
 from crat.config import ConfigError
-from crat.defenses.base import Defense, Row, Task, Words, checked
+from crat.defenses.base import Policy, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
-from crat.defenses.trades import TRADES
 from crat.nets.models import CosineHead
 
 MARGINS = {"pgd_at": 0.2, "trades": 0.2, "alp": 0.3}  # the code's README, as the following
@@ -28,17 +26,18 @@ DECAYS = {"pgd_at": 5e-4, "trades": 2e-4, "alp": 2e-4}
 
 
 @dataclass
-class HE(Defense):
+class HE(Policy):
     """AT, TRADES or ALP with each cross-entropy at s (cos_k - m [k = y]).
 
     pgd_at: CE_m(z(x'), y). trades: CE_m(z(x), y) + beta KL(p(x) || p(x')). alp: (CE_m(z(x), y) +
-    CE_m(z(x'), y)) / 2 + pairing |cos(x) - cos(x')|^2 / K. As in the authors' code: the margin is
-    in the loss only, not in what the attack ascends (cross-entropy; for trades the KL) nor in the
-    KL; the cosines are paired unscaled; eval mode while crafting, start x + 0.001 N(0, 1), on every
-    base; the clean pass before the adversarial one.
+        CE_m(z(x'), y)) / 2
+    + pairing |cos(x) - cos(x')|^2 / K. As in the authors' code: the margin is in the loss only, not
+    in what the attack ascends (cross-entropy; for trades the KL) nor in the KL; the cosines are
+    paired unscaled; eval mode while crafting, start x + 0.001 N(0, 1), on every base; the clean
+    pass before the adversarial one.
     Deviation: the code overwrites the head's weights with unit vectors in each forward pass,
-    outside the gradient; here they are normalised within it (CosineHead), so its gradient has no
-    part along the weight.
+        outside the gradient; here they are normalised within it (CosineHead), so its gradient has
+        no part along the weight.
     """
 
     base: str = "pgd_at"
@@ -46,10 +45,11 @@ class HE(Defense):
     beta: float = 6.0  # of TRADES
     pairing: float = 0.5  # of ALP
 
+    bases = ("pgd_at", "trades", "alp")
     paper = "Pang et al. 2020 (NeurIPS)"
     code = (
-        "ShawnXYang/AT_HE@dad6a41bb170bba94f9818e7ba891163143c3e10 "
-        "(CIFAR-10: he.py, losses.py, train_adv_cifar10.py, README.md)"
+        "ShawnXYang/AT_HE@dad6a41bb170bba94f9818e7ba891163143c3e10 (CIFAR-10: he.py, losses.py, "
+        "train_adv_cifar10.py, README.md)"
     )
     head = "hypersphere"
     start = "gaussian"
@@ -57,7 +57,7 @@ class HE(Defense):
 
     def prepare(self, task: Task) -> None:
         """Checks the settings and takes the base's margin."""
-        checked("base of he", self.base, lambda b: b in MARGINS, f"one of {', '.join(MARGINS)}")
+        super().prepare(task)
         checked(
             "margin of he",
             self.margin,
@@ -67,25 +67,12 @@ class HE(Defense):
         checked("pairing of he", self.pairing, lambda w: 0 <= w < float("inf"), "at least 0")
         self.m = MARGINS[self.base] if self.margin is None else self.margin
 
-    def craft(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        scale: float = 1.0,
-        generator: Source = None,
-    ) -> Tensor:
-        """The base's attack, on logits without the margin."""
-        if self.base == "trades":
-            return TRADES(self.attack).craft(model, x, y, scale=scale, generator=generator)
-        return self.search(model, x, y, scale, generator)
-
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """The base's loss with the margin, averaged over the batch. Raises ConfigError without a
-        cosine head.
+        """The base's loss with the margin, averaged over the batch.
+
+        Raises ConfigError without a cosine head.
         """
         s = head_scale(model)
         clean = None if self.base == "pgd_at" else full(model(x))
@@ -117,8 +104,8 @@ class HE(Defense):
                 None,
                 SCALES.get(base),
                 SCALES["alp"] if base == "alp" else None,
-                "15, the default of the "
-                "code's script, unless with ALP; its README trains AT + HE with 10",
+                "15, the default of the code's script, unless with ALP; its README trains AT + HE "
+                "with 10",
             ),
             Row("beta", None, 6.0),
             Row("pairing", None, 0.5),
@@ -135,8 +122,8 @@ class HE(Defense):
                 None,
                 "cosines, without s",
                 "s times the cosines",
-                "cross-entropy of "
-                "cosines alone is all but flat: its attacks are weaker than they could be",
+                "cross-entropy of cosines alone is all but flat: its attacks are weaker than they "
+                "could be",
             ),
             Row("eps", None, "0.031"),
             Row("step_size", None, "0.007"),

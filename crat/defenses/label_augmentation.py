@@ -12,15 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.attacks.noise import PerImage, Share, Source, normal
+from crat.attacks.noise import Drawing, Source, drawing, normal
 from crat.attacks.objectives import Objective, full, true_logit
 from crat.attacks.threat import over_images
 from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
 from crat.distributed import places
-
-Drawing = torch.Generator | PerImage | Share
 
 
 @dataclass
@@ -95,8 +93,9 @@ class LabelAugmentation(LabelSmoothing):
     """
 
     adversarial: bool = True  # Adv+: the attack is the last operation
-    # others, of OPERATIONS; (): none beside the attack, without it all
-    operations: tuple[str, ...] = ()
+    operations: tuple[
+        str, ...
+    ] = ()  # others, of OPERATIONS; (): none beside the attack, without it all
     attacked: str = "classes"  # outputs whose cross-entropy the attack ascends: classes | all
 
     paper = "Amerehi and Healy 2024 (CoLLAs), arXiv 2408.01977, and 2025, arXiv 2503.16179"
@@ -114,9 +113,8 @@ class LabelAugmentation(LabelSmoothing):
             None,
             None,
             None,
-            "not found; with attacked images only, one operation's output is always "
-            "on and says nothing. At 0.5 as many attacked images are seen as in AT, and as many "
-            "clean ones",
+            "not found; with attacked images only, one operation's output is always on and says "
+            "nothing. At 0.5 as many attacked images are seen as in AT, and as many clean ones",
         ),
         Row(
             "operations",
@@ -124,24 +122,23 @@ class LabelAugmentation(LabelSmoothing):
             None,
             Words("the same; LA: identity, all of OPERATIONS"),
             "those of LA (2024) were not found: noise, blur, contrast and brightness at medium "
-            "strength; do not judge "
-            "on these corruptions what trained on them",
+            "strength; do not judge on these corruptions what trained on them",
         ),
         Row(
             "attacked",
             None,
             None,
             None,
-            "not found. The classes decide; over all outputs the attack may spend its "
-            "budget on raising p_{K + j}, which lowers p_y and changes no answer",
+            "not found. The classes decide; over all outputs the attack may spend its budget on "
+            "raising p_{K + j}, which lowers p_y and changes no answer",
         ),
         Row(
             "what decides",
             None,
             None,
             Words("the first K outputs"),
-            "the natural reading; and attacks must be on "
-            "them, for cross-entropy over all outputs is weak",
+            "the natural reading; and attacks must be on them, for cross-entropy over all outputs "
+            "is weak",
         ),
         Row("eps", "0.03", why="7.65/255 is large for ImageNet"),
         Row("steps", 10),
@@ -189,23 +186,23 @@ class LabelAugmentation(LabelSmoothing):
         generator: Source = None,
     ) -> Tensor:
         """Each image under its operation; the attack ascends the cross-entropy of y."""
-        drawing = torch.Generator(x.device).manual_seed(0) if generator is None else generator
+        draws = drawing(generator, x)
         moved, operation = x, self.operation(y)
         for j, name in enumerate(self.names[1:], 1):
             if name == "attack":
-                image = self.search(model, x, y, scale, drawing)
+                image = self.search(model, x, y, scale, draws)
             else:
-                image = OPERATIONS[name](x, drawing)
+                image = OPERATIONS[name](x, draws)
             moved = torch.where(over_images(operation == j, x), image, moved)
         return moved
 
     def ascended(self) -> Objective:
-        """Of the class outputs, or of all."""
+        """The cross-entropy of the class outputs, or of all outputs."""
         objective = super().ascended()
         return OfClasses(self.n_classes, objective) if self.attacked == "classes" else objective
 
     def operation(self, y: Tensor) -> Tensor:
-        """1, 2 ... M - 1 in turn."""
+        """The operations 1 to M - 1 in turn, by the image's place in the batch, (B,)."""
         return 1 + places(y) % (len(self.names) - 1)
 
     def cost(self, logits: Tensor, y: Tensor, operation: Tensor) -> Tensor:
@@ -234,7 +231,7 @@ class OfClasses:
     objective: Objective
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
-        """(N, K + M), (N,) -> (N,)."""
+        """Logits (N, K + M), labels (N,) -> (N,)."""
         return self.objective(logits[:, : self.n_classes], y)
 
 

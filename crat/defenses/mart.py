@@ -6,15 +6,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.attacks.objectives import full, kl_divergence, other_logits, true_logit
+from crat.attacks.objectives import full, kl_divergence, true_logit
 from crat.defenses.base import Defense, Row
+from crat.defenses.losses import FLOOR, boosted_cross_entropy
 from crat.defenses.stats import ClassStats
-
-ROOM = 1e-4  # the code's: log(1 - p_k + ROOM) stays finite where p_k is 1
-FLOOR = 1e-7  # the code's: least weight of a sample
 
 
 @dataclass
@@ -25,13 +22,16 @@ class MART(Defense):
     code: eval mode while crafting, start x + 0.001 N(0, 1), gradients through the weight 1 - p_y(x)
     and both outputs of the KL, and the clean pass before the adversarial one.
     Deviation: the code's further guards (1e-12 within two logarithms) are left out, for log-softmax
-    needs none.
+        needs none.
     """
 
     beta: float = 6.0
 
     paper = "Wang et al. 2020 (ICLR)"
-    code = "YisenWang/MART@2d83e17b381dd2ee52223695e517bf6d5ff09c2c (mart.py, train_wideresnet.py, train_resnet.py)"
+    code = (
+        "YisenWang/MART@2d83e17b381dd2ee52223695e517bf6d5ff09c2c (mart.py, train_wideresnet.py, "
+        "train_resnet.py)"
+    )
     start = "gaussian"
     batch_norm = "eval"
     rows = (
@@ -82,8 +82,9 @@ class MART(Defense):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """BCE + beta (1 - p_y(x)) KL, averaged over the batch; beta per class where state has
-        one.
+        """BCE + beta (1 - p_y(x)) KL, averaged over the batch.
+
+        Beta per class where state has one.
         """
         clean, adversarial = full(model(x)), full(model(x_adv))
         beta = self.of("beta", y, self.beta)
@@ -92,9 +93,3 @@ class MART(Defense):
             clean, adversarial
         )
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
-
-
-def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log p_y - log(1 + ROOM - max_{k != y} p_k) per sample, (N, K), (N,) -> (N,)."""
-    strongest = other_logits(logits.softmax(1), y).amax(1)
-    return F.cross_entropy(logits, y, reduction="none") - (1 + ROOM - strongest).log()

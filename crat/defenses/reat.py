@@ -1,5 +1,5 @@
-"""REAT (Li et al. 2023): re-balanced attacks, balanced softmax, and a term on the features of
-the rarest classes.
+"""REAT (Li et al. 2023): re-balanced attacks, balanced softmax, and a term on the features of the
+rarest classes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crat.attacks.noise import Source
 from crat.attacks.objectives import Objective, full
-from crat.defenses.at_bsl import balanced_softmax_loss, log_counts
 from crat.defenses.base import Defense, Row, Task, Words
+from crat.defenses.losses import balanced_softmax_loss, log_counts
 from crat.defenses.stats import ClassStats
 from crat.distributed import whole
 from crat.nets.models import plain
@@ -25,9 +24,10 @@ class REAT(Defense):
 
     w_k = 1 / E_k up to a common factor, E_k = (1 - b_k^a_k) / (1 - b_k) with b_k = (n_k - 1) / n_k
     is the effective number of class k, a_k how many training adversarial examples the last epoch's
-    model answered by k (n_k at first); w stands in state["weight"]. A positive weight of a sample's
-    loss changes the length of its gradient, not its sign: in eval mode, where samples do not meet,
-    the L-inf steps are those of PGD. batch_norm="train" lets w matter.
+    model answered by k (n_k at first);
+    w stands in state["weight"]. A positive weight of a sample's loss changes the length of its
+    gradient, not its sign: in eval mode, where samples do not meet, the L-inf steps are those of
+    PGD. batch_norm="train" lets w matter.
     TAIL (`tail_term`): for each image i of the rarest classes the mean KL(softmax(f_i) ||
     softmax(f_j)) of its features (f_i detached) to those of the batch, per feature, times the mean
     over j of s_ij (v_i + v_j), s_ij = -1 within a class and 1 else, v_k = sqrt(N / n_k); the mean
@@ -78,17 +78,9 @@ class REAT(Defense):
         self.state["rare"] = (rank >= min(2 * (k // 3) + 1, k - 1)).double()
         self.state["weight"] = effective_weights(n, n)
 
-    def craft(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        scale: float = 1.0,
-        generator: Source = None,
-    ) -> Tensor:
-        """PGD on the weighted cross-entropy."""
-        return self.search(model, x, y, scale, generator, self._weighted(self.ascended()))
+    def objective(self, model: nn.Module, x: Tensor) -> Objective:
+        """The cross-entropy times w_y."""
+        return self._weighted(self.ascended())
 
     def _weighted(self, objective: Objective) -> Objective:
         def ascended(logits: Tensor, y: Tensor) -> Tensor:
@@ -99,8 +91,9 @@ class REAT(Defense):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """Mean balanced-softmax loss plus TAIL, from one pass; without torch.compile, which
-        hides the features.
+        """Mean balanced-softmax loss plus TAIL, from one pass.
+
+        Without torch.compile, which hides the features.
         """
         network = plain(model)
         features = network.features(x_adv)
@@ -119,8 +112,8 @@ class REAT(Defense):
 
 
 def effective_weights(n: Tensor, a: Tensor) -> Tensor:
-    """Weights (K,), of mean 1, proportional to 1 / (E + 1e-5): n (K,) >= 1 training images, a
-    (K,) >= 0 answers.
+    """Weights (K,), of mean 1, proportional to 1 / (E + 1e-5): n (K,) >= 1 training images, a (K,)
+    >= 0 answers.
     """
     b = (n - 1) / n
     inverse = 1 / ((1 - b**a) / (1 - b) + 1e-5)
@@ -133,7 +126,8 @@ def tail_terms(features: Tensor, y: Tensor, rare: Tensor, bias: Tensor) -> Tenso
     features (N, D); y (N,); rare (K,) 1.0 or 0.0; bias (K,) = log n. Of several processes each has
     some of the i, and the j are those of all.
     """
-    every, of_class = whole(y), (0.5 * (bias.logsumexp(0) - bias)).exp().to(features)
+    every = whole(y)
+    of_class = (0.5 * (bias.logsumexp(0) - bias)).exp().to(features)
     v, log_q = of_class[y], features.log_softmax(1)
     p = log_q.detach().exp()
     with torch.autocast(features.device.type, enabled=False):  # a difference of near equals

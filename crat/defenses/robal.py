@@ -1,5 +1,5 @@
-"""RoBal (Wu et al. 2021): cosine logits, class-aware margins while training, and a calibration
-of what answers.
+"""RoBal (Wu et al. 2021): cosine logits, class-aware margins while training, and a calibration of
+what answers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from crat.attacks.decision import LogitBias
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import ascend
-from crat.attacks.noise import Source, uniform
+from crat.attacks.noise import Source, drawing, uniform
 from crat.attacks.objectives import Objective, full, kl_divergence, true_logit
 from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
@@ -30,10 +30,11 @@ class RoBal(Defense):
     scale (10 in the configurations). In the code the classifier gives cos, and only this loss
     multiplies by s: its KL(p(x) || p(x')) is of the softmax of cos, nearly flat, hence about 1 /
     s^2 of what `kl_scaled` takes, the softmax of s cos that answers; and its attack ascends the
-    loss of cos, a temperature of s, from x + eps U(0, 1), half of the ball, not cut to [0, 1]
-    (`released_attack`). Here the attack sees s cos, from a uniform start.
+    loss of cos, a temperature of s, from x + eps U(0, 1), half of the ball, not
+    cut to [0, 1] (`released_attack`). Here the attack sees s cos, from a uniform start.
     gamma: the code divides the weights by ||w_k|| + gamma, so that cos_k is what it was times
-    ||w_k|| / (||w_k|| + gamma) in loss and attack. The network itself gives s cos; judge a run with gamma by `calibrated`.
+        ||w_k|| / (||w_k|| + gamma) in loss and attack. The network itself gives s cos; judge a run
+        with gamma by `calibrated`.
     The defaults are "N" for CIFAR-10 of the configurations; "R" has tau_m 0.3, tau_b 1.5.
     CIFAR-100: tau_b and tau_m 0 and, for N, m 0.2, beta 3; for R, m 0.3, beta 6, gamma 1/16.
     """
@@ -51,8 +52,7 @@ class RoBal(Defense):
     paper = "Wu et al. 2021 (CVPR); its formulas were not seen by us, the configurations were"
     code = (
         "wutong16/Adversarial_Long-Tail@ab2f3a792aede2bd2a3e57657c787ec542165be1 "
-        "(methods/train_modes.py: "
-        "add_reg_train, methods/losses_inclass.py: MultiMarginLoss, "
+        "(methods/train_modes.py: add_reg_train, methods/losses_inclass.py: MultiMarginLoss, "
         "models/classifiers/basic_classifiers.py, configs)"
     )
     head = "hypersphere"
@@ -124,6 +124,17 @@ class RoBal(Defense):
         self.state["margin"] = self.tau_m * (n / n.min()).log()
         self.state["bias"] = self.tau_b * (n / n.sum()).log()
 
+    def objective(self, model: nn.Module, x: Tensor) -> Objective:
+        """The cross-entropy of the logits without margins and prior."""
+        head = cosine_head(model)
+        shrink = shrinkage(head, self.gamma).detach() / (head.scale if self.released_attack else 1)
+        plainly = self.ascended()
+
+        def shrunk(logits: Tensor, y: Tensor) -> Tensor:
+            return plainly(logits * shrink, y)
+
+        return shrunk
+
     def craft(
         self,
         model: nn.Module,
@@ -133,34 +144,14 @@ class RoBal(Defense):
         scale: float = 1.0,
         generator: Source = None,
     ) -> Tensor:
-        """PGD on the cross-entropy of the logits without margins and prior."""
-        head = cosine_head(model)
-        shrink = shrinkage(head, self.gamma).detach() / (head.scale if self.released_attack else 1)
-        plainly = self.ascended()
-
-        def objective(logits: Tensor, y: Tensor) -> Tensor:
-            return plainly(logits * shrink, y)
-
-        if self.released_attack:
-            return self._from_half_the_ball(model, x, y, scale, generator, objective)
-        return self.search(model, x, y, scale, generator, objective)
-
-    def _from_half_the_ball(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        scale: float,
-        generator: Source,
-        objective: Objective,
-    ) -> Tensor:
-        a = self.attack
-        generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
-        start = x + a.eps * scale * uniform(tuple(x.shape), x, generator)
+        """PGD; the released attack starts in half of the ball."""
+        if not self.released_attack:
+            return super().craft(model, x, y, scale=scale, generator=generator)
+        a, objective = self.attack, self.objective(model, x)
+        eps, step = self.budget(None, scale)
+        start = x + eps * uniform(tuple(x.shape), x, drawing(generator, x))
         with frozen(model, a.batch_norm):
-            return ascend(
-                model, x, start, y, a.eps * scale, a.step_size * scale, a.steps, a.norm, objective
-            )
+            return ascend(model, x, start, y, eps, step, a.steps, a.norm, objective)
 
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
@@ -215,7 +206,7 @@ def calibrated(
     white-box.
 
     model: a trained network of ours with its cosine head; class_counts (K,): its training images;
-    gamma: that of the training. Nothing is trained or copied.
+        gamma: that of the training. Nothing is trained or copied.
     """
     n = class_counts.double().clamp_min(1)
     head = cosine_head(model)

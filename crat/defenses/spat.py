@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.attacks import frozen
-from crat.attacks.noise import Source
-from crat.attacks.objectives import full
+from crat.attacks.frozen import frozen
+from crat.attacks.objectives import Objective, full
 from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
@@ -43,7 +42,10 @@ class SPAT(Defense):
     overwrites: bool = False
 
     paper = "Hou, Han and Li 2023 (AAAI), arXiv 2210.15068"
-    code = "puerrrr/Self-Paced-Adversarial-Training@e72bf4b321439ef8894b995f52e46b4f86dfe9d0 (spat.py, wrn.py)"
+    code = (
+        "puerrrr/Self-Paced-Adversarial-Training@e72bf4b321439ef8894b995f52e46b4f86dfe9d0 "
+        "(spat.py, wrn.py)"
+    )
     head = "cosine"
     start = "gaussian"
     batch_norm = "eval"
@@ -57,11 +59,10 @@ class SPAT(Defense):
             None,
             "released",
             Words("released"),
-            "the paper's printed equations were not seen; the code "
-            "differentiates the weights and does not cut them at 0, so that L_sp is least near z_y "
-            "= (1 + m) / 2, not "
-            "at 1: the others are variants of circle loss, to be compared, and plain, for the "
-            "ablation, leaves it out",
+            "the paper's printed equations were not seen; the code differentiates the weights and "
+            "does not cut them at 0, so that L_sp is least near z_y = (1 + m) / 2, not at 1: the "
+            "others are variants of circle loss, to be compared, and plain, for the ablation, "
+            "leaves it out",
         ),
         Row("squares", None, True, Words("True"), "False is for the ablation"),
         Row(
@@ -69,8 +70,8 @@ class SPAT(Defense):
             None,
             True,
             Words("False"),
-            "with it the gradient keeps its part along w_k and each step "
-            "turns unit vectors; the function that is learnt is of the same kind",
+            "with it the gradient keeps its part along w_k and each step turns unit vectors; the "
+            "function that is learnt is of the same kind",
         ),
         Row("eps", None, "0.031"),
         Row("step_size", None, "0.007"),
@@ -93,17 +94,16 @@ class SPAT(Defense):
             None,
             "the cosines z, not s z",
             "s z",
-            "cross-entropy of numbers in "
-            "[-1, 1] is Temperature-PGD at T = s, a weak attack: p_y stays below 0.451 for ten "
-            "classes without a bias",
+            "cross-entropy of numbers in [-1, 1] is Temperature-PGD at T = s, a weak attack: p_y "
+            "stays below 0.451 for ten classes without a bias",
         ),
         Row(
             "clean accuracy of a test",
             None,
             "of the head without its normalisation",
             "of s z",
-            "the bias makes them "
-            "two decision functions: clean and robust accuracy must be one function's",
+            "the bias makes them two decision functions: clean and robust accuracy must be one "
+            "function's",
         ),
         Row(
             "best epoch chosen on", None, "none: all are kept, test accuracy printed", "validation"
@@ -121,19 +121,10 @@ class SPAT(Defense):
         """Raises ConfigError on an unknown form."""
         checked("form of spat", self.form, lambda form: form in FORMS, f"one of {', '.join(FORMS)}")
 
-    def craft(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        scale: float = 1.0,
-        generator: Source = None,
-    ) -> Tensor:
-        """PGD on L_hcp."""
+    def objective(self, model: nn.Module, x: Tensor) -> Objective:
+        """L_hcp from the clean logits, with BatchNorm in the attack's mode."""
         with frozen(model, self.attack.batch_norm), torch.no_grad():
-            target = HardPairsFrom(full(model(x)), self.n, self.squares)
-        return self.search(model, x, y, scale, generator, target)
+            return HardPairsFrom(full(model(x)), self.n, self.squares)
 
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
@@ -180,8 +171,8 @@ def self_paced(z: Tensor, y: Tensor, m: float, form: str = "released") -> Tensor
     it weighs.
 
     z: (N, K) cosines plus bias. form: "released", as in the code, a is differentiated, too;
-    "detached", it is a number; "clamped", a is cut at 0 from below; "circle", both, as in circle
-    loss (Sun et al. 2020); "plain", z as it is.
+        "detached", it is a number; "clamped", a is cut at 0 from below; "circle", both, as in
+        circle loss (Sun et al. 2020); "plain", z as it is.
     """
     if form == "plain":
         return z

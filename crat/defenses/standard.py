@@ -28,14 +28,15 @@ class Standard(Defense):
         scale: float = 1.0,
         generator: Source = None,
     ) -> Tensor:
-        """The image itself."""
+        """The clean images themselves."""
         return x
 
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """Mean cross-entropy of the clean images; `robust` in the statistics is the clean count
-        here.
+        """Mean cross-entropy of the clean images.
+
+        `robust` in the statistics is the clean count here.
         """
         logits = full(model(x))
         losses = F.cross_entropy(logits, y, reduction="none")

@@ -1,5 +1,5 @@
-"""Class-wise sums of an epoch: what a class-wise policy moves by, and what history.csv is
-written from.
+"""Class-wise sums of an epoch: what a class-wise policy moves by, and what history.csv is written
+from.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ class ClassStats:
     """Class-wise sums of one epoch, on the device; read once an epoch.
 
     n, clean, robust, loss: (K,) sums of samples, of clean-correct, of adversarially correct and of
-    the loss; clean is NaN where the method never sees clean logits, as are clean_loss and
-    divergence, the sums of CE(f(x), y) and KL(p(x) || p(x')). confusion (K, K): true class x
-    prediction under attack; soft_confusion: the same summed in probabilities. `robust` counts the
-    training adversarial examples themselves (CFA's t_k), whether or not the clean image was right.
+        the loss;
+    clean is NaN where the method never sees clean logits, as are clean_loss and divergence, the
+    sums of CE(f(x), y)
+    and KL(p(x) || p(x')). confusion (K, K): true class x prediction under attack; soft_confusion:
+    the same summed in probabilities. `robust` counts the training adversarial examples themselves
+    (CFA's t_k), whether or not the clean image was right.
     """
 
     n: Tensor
@@ -38,8 +40,9 @@ class ClassStats:
     def of(
         cls, y: Tensor, losses: Tensor, adv_logits: Tensor, clean_logits: Tensor | None = None
     ) -> ClassStats:
-        """Statistics of one batch: y (B,), losses (B,), logits (B, K). Small matrix products, no
-        host sync.
+        """Statistics of one batch: y (B,), losses (B,), logits (B, K).
+
+        Small matrix products, no host sync.
         """
         with torch.autocast(y.device.type, enabled=False):  # bfloat16 does not count beyond 256
             clean = None if clean_logits is None else full(clean_logits.detach())
@@ -77,15 +80,17 @@ class ClassStats:
         return ClassStats(*(factor * value for value in vars(self).values()))
 
     def accuracy(self, which: str = "robust", absent: float = float("nan")) -> Tensor:
-        """Share (K,) of `which` ("robust" or "clean") among a class's samples; `absent` where
-        there were none.
+        """Share (K,) of `which` ("robust" or "clean") among a class's samples.
+
+        `absent` where there were none.
         """
         return torch.where(self.n > 0, getattr(self, which) / self.n.clamp_min(1), absent)
 
 
 def judged_stats(y: Tensor, clean: Tensor, robust: Tensor) -> ClassStats:
-    """Sums of judged images, logits (N, K); `robust` is R_k's count: clean-correct and correct
-    under attack.
+    """Sums of judged images, logits (N, K).
+
+    `robust` is R_k's count: clean-correct and correct under attack.
     """
     stats = ClassStats.of(y, F.cross_entropy(robust, y, reduction="none"), robust, clean)
     both = (clean.argmax(1) == y) & (robust.argmax(1) == y)
@@ -93,13 +98,24 @@ def judged_stats(y: Tensor, clean: Tensor, robust: Tensor) -> ClassStats:
     return stats
 
 
+def class_means(values: Tensor, y: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """How many samples (K,) and the mean of their values (B,) per class (K,).
+
+    0 where a class has none.
+    """
+    member = (y[:, None] == torch.arange(n_classes, device=y.device)).to(values)
+    n = member.sum(0)
+    return n, (member * values[:, None]).sum(0) / n.clamp_min(1)
+
+
 def _one_hot(y: Tensor, n_classes: int) -> Tensor:
     return (y[:, None] == torch.arange(n_classes, device=y.device)).float()
 
 
 def _by_class(member: Tensor, columns: Tensor) -> Tensor:
-    """Sums of columns (B, M) by class, (K, M); a NaN column stays NaN in the classes that are
-    present.
+    """Sums of columns (B, M) by class, (K, M).
+
+    a NaN column stays NaN in the classes that are present.
     """
     sums = member.T @ columns.nan_to_num()
     missing = columns.isnan().any(0)

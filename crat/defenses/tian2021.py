@@ -45,8 +45,8 @@ class Tian2021(Defense):
             None,
             None,
             Words("weight"),
-            "the paper's formula was not found: a weight or a temperature per "
-            "class fits its description",
+            "the paper's formula was not found: a weight or a temperature per class fits its "
+            "description",
         ),
         Row(
             "rate",
@@ -76,7 +76,8 @@ class Tian2021(Defense):
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
         """Mean cross-entropy of the adversarial images, weighted or at the class's temperature."""
-        logits, of_class = full(model(x_adv)), self.state[self.form][y]
+        logits = full(model(x_adv))
+        of_class = self.state[self.form][y]
         if self.form == "weight":
             losses = of_class * F.cross_entropy(logits, y, reduction="none")
         else:
@@ -84,8 +85,9 @@ class Tian2021(Defense):
         return losses.mean(), ClassStats.of(y, losses, logits)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """Raises the factor of the most vulnerable class, of equals each; an absent class is not
-        judged.
+        """Raises the factor of the most vulnerable class, of equals each.
+
+        An absent class is not judged.
         """
         robust = (train if valid is None else valid).accuracy("robust", absent=float("inf"))
         value = self.state[self.form]
@@ -114,8 +116,8 @@ def fit_bias(
     not judged. Deterministic.
     max_drop: the mean over classes may fall by at most this share (None: by any).
     The attack must see b in the end: fit on logits under attack on `LogitBias(model, b)` again to
-    go on from there (its bias is then b plus what is found). Raises ValueError where nothing can be
-    fitted.
+    go on from there
+    (its bias is then b plus what is found). Raises ValueError where nothing can be fitted.
     """
     if logits.ndim != 2 or len(y) != len(logits) or len(y) == 0:
         raise ValueError(

@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.attacks import KLFrom, frozen
-from crat.attacks.noise import Source
-from crat.attacks.objectives import full, kl_divergence
-from crat.defenses.base import Defense, Row, Task, checked
+from crat.attacks.objectives import Objective, full, kl_divergence
+from crat.defenses.base import Defense, Row, Task, checked, kl_from_clean
 from crat.defenses.stats import ClassStats
 
 # crat's, TRADES', AWP's code
@@ -27,8 +25,9 @@ class TRADES(Defense):
     As in the authors' code: eval mode while crafting, start x + 0.001 N(0, 1), gradients through
     both outputs of the KL, and the clean pass before the adversarial one.
     Deviations: inside the attack p(x) is computed once, not once a step; it is the same number, for
-    eval mode is fixed. The code passes the clean images once more for the KL, which moves nothing
-    but BatchNorm's running statistics; `passes` tells which passes there are, in their order.
+        eval mode is fixed. The code passes the clean images once more for the KL, which moves
+        nothing but BatchNorm's running statistics; `passes` tells which passes there are, in their
+        order.
     """
 
     beta: float = 6.0
@@ -52,8 +51,8 @@ class TRADES(Defense):
             None,
             "clean adversarial clean",
             "clean adversarial",
-            "the third repeats the first: BatchNorm's "
-            "running statistics lean to clean images, and a step takes longer",
+            "the third repeats the first: BatchNorm's running statistics lean to clean images, and "
+            "a step takes longer",
         ),
         Row("eps", None, "0.031"),
         Row("step_size", None, "0.007"),
@@ -73,7 +72,7 @@ class TRADES(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Refuses other passes than are known."""
+        """Raises ConfigError on other passes than those of PASSES."""
         checked(
             "passes of trades",
             self.passes,
@@ -81,19 +80,9 @@ class TRADES(Defense):
             f"one of {', '.join(map(repr, PASSES))}",
         )
 
-    def craft(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        scale: float = 1.0,
-        generator: Source = None,
-    ) -> Tensor:
-        """PGD on KL(p(x) || p(x'))."""
-        with frozen(model, self.attack.batch_norm), torch.no_grad():
-            target = KLFrom(full(model(x)))
-        return self.search(model, x, y, scale, generator, target)
+    def objective(self, model: nn.Module, x: Tensor) -> Objective:
+        """KL(p(x) || p(x')) from the clean logits, with BatchNorm in the attack's mode."""
+        return kl_from_clean(model, x, self.attack.batch_norm)
 
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
@@ -108,8 +97,9 @@ class TRADES(Defense):
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
 
     def _outputs(self, model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean and adversarial logits; what passes again is not differentiated again, for its
-        output is the same.
+        """Clean and adversarial logits.
+
+        What passes again is not differentiated again, for its output is the same.
         """
         logits: dict[str, Tensor] = {}
         for which in self.passes.split():

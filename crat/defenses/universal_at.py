@@ -14,7 +14,7 @@ from crat import distributed
 from crat.attacks.frozen import frozen
 from crat.attacks.noise import Source
 from crat.attacks.objectives import full
-from crat.attacks.universal import _gradient, _into_ball, apply_universal
+from crat.attacks.universal import apply_universal, delta_gradient, into_ball
 from crat.defenses.base import Defense, Row, Task
 from crat.defenses.stats import ClassStats
 
@@ -27,10 +27,11 @@ class UniversalAT(Defense):
     delta lasts over the whole training: state["delta"] (K, C, H, W), or (1, C, H, W) with
     class_wise=False, which is the universal adversarial training of Shafahi et al. 2020. Judge it
     by `crat.attacks.universal`: fit_universal, of either kind, and fooling_rates; PGD, an attack on
-    each image, is not what it defends against. Of Benz et al. the abstract was read, and there is
-    no code: a delta per class is theirs. Ours are the start at 0, the sign step of step_size and
-    the clipping to eps (crat.attacks.universal, from Shafahi et al.), eval mode while crafting, and
-    that the step comes before the training pass.
+    each image, is not what it defends against.
+    Of Benz et al. the abstract was read, and there is no code: a delta per class is theirs. Ours
+    are the start at 0, the sign step of step_size and the clipping to eps (crat.attacks.universal,
+    from Shafahi et al.), eval mode while crafting, and that the step comes before the training
+    pass.
     """
 
     class_wise: bool = True
@@ -59,7 +60,7 @@ class UniversalAT(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Begins with deltas of 0."""
+        """Begins state["delta"] with zeros."""
         self.state["delta"] = torch.zeros(
             task.n_classes if self.class_wise else 1, *task.image_shape
         )
@@ -73,21 +74,21 @@ class UniversalAT(Defense):
         scale: float = 1.0,
         generator: Source = None,
     ) -> Tensor:
-        """Moves the deltas by `steps` ascent steps on this batch and adds them; a class not in it
-        keeps its own.
+        """Moves the deltas by `steps` ascent steps on this batch and adds them.
+
+        a class not in it keeps its own.
 
         Nothing is drawn. With several processes all of them take the step of the whole batch.
         """
-        eps, step, objective = (
-            self.attack.eps * scale,
-            self.attack.step_size * scale,
-            self.ascended(),
-        )
+        eps, step = self.budget(None, scale)
+        objective = self.ascended()
         delta = self.state["delta"]
         with frozen(model, self.attack.batch_norm):
             for _ in range(self.attack.steps):
-                (gradient,) = distributed.sum_over_ranks([_gradient(model, x, y, delta, objective)])
-                delta.copy_(_into_ball(delta + step * gradient.sign(), eps, "Linf"))
+                (gradient,) = distributed.sum_over_ranks(
+                    [delta_gradient(model, x, y, delta, objective)]
+                )
+                delta.copy_(into_ball(delta + step * gradient.sign(), eps, "Linf"))
         return apply_universal(x, y, delta)
 
     def loss(

@@ -1,51 +1,57 @@
-"""WAT, worst-class adversarial training (Li and Liu 2023, AAAI): classes weighted by what they
-have cost so far.
+"""WAT, worst-class adversarial training (Li and Liu 2023, AAAI): classes weighted by what they have
+cost so far.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crat.attacks.noise import Source
 from crat.attacks.objectives import full, kl_divergence
-from crat.defenses.base import Defense, Row, Task, Words, checked
+from crat.defenses.base import Policy, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
-from crat.defenses.trades import TRADES
 
 ETA, EPOCHS = 0.1, 100  # the released code's rate, and the epochs that it is meant for
 
 
 @dataclass
-class WAT(Defense):
+class WAT(Policy):
     """mean of (w_y + w_0) l over the batch, with the TRADES loss l = CE(f(x), y) + beta KL(p(x) ||
     p(x')).
 
     After each epoch (w_1, ..., w_K, w_0) = K softmax(eta C), where C sums over the epochs the mean
     l of each class, and behind them that of all images, on validation: exponential weights among K
     + 1 experts, the last being the plain mean. All weights are 1 in the first epoch, as in the
-    code; the loss is about twice that of TRADES at first, and goes towards once as the weights
-    gather on a few experts. A class that validation lacks is taken to cost the mean.
+    code;
+    the loss is about twice that of TRADES at first, and goes towards once as the weights gather on
+    a few experts.
+    A class that validation lacks is taken to cost the mean.
     """
 
     beta: float = 6.0
     eta: float | None = None  # None: 0.1 sqrt(100 / epochs)
 
     paper = "Li and Liu 2023 (AAAI)"
-    code = "boqili/WAT@62d1184f9b88909c9e782ab8234128324235ac84 (worst_class_adversarial_train.py, attack_generator.py)"
-    start = TRADES.start
-    batch_norm = TRADES.batch_norm
+    code = (
+        "boqili/WAT@62d1184f9b88909c9e782ab8234128324235ac84 (worst_class_adversarial_train.py, "
+        "attack_generator.py)"
+    )
+    base: ClassVar[str] = "trades"  # type: ignore[misc]
+    bases = ("trades",)
+    start = "gaussian"
+    batch_norm = "eval"
     rows = (
         Row(
             "eta",
             None,
             ETA,
             Words("0.1 sqrt(100 / epochs)"),
-            "the rate of exponential weights falls with the square "
-            "root of the rounds, which are epochs; at 100 it is the code's",
+            "the rate of exponential weights falls with the square root of the rounds, which are "
+            "epochs; at 100 it is the code's",
         ),
         Row("beta", None, 6.0),
         Row("eps", None, "0.031"),
@@ -80,27 +86,13 @@ class WAT(Defense):
 
     def prepare(self, task: Task) -> None:
         """Begins with weights of 1 and no cost."""
+        super().prepare(task)
         checked("eta of wat", self.eta, lambda e: e is None or e >= 0, "at least 0")
         self.rate = ETA * (EPOCHS / task.epochs) ** 0.5 if self.eta is None else self.eta
-        self.inner = TRADES(self.attack, self.beta)
-        self.inner.state = self.state
-        self.state["weight"], self.state["plain_weight"] = (
-            torch.ones(task.n_classes),
-            torch.ones(()),
-        )
-        self.state["cost"], self.state["plain_cost"] = torch.zeros(task.n_classes), torch.zeros(())
-
-    def craft(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        scale: float = 1.0,
-        generator: Source = None,
-    ) -> Tensor:
-        """As TRADES: PGD on KL(p(x) || p(x'))."""
-        return self.inner.craft(model, x, y, scale=scale, generator=generator)
+        self.state["weight"] = torch.ones(task.n_classes)
+        self.state["plain_weight"] = torch.ones(())
+        self.state["cost"] = torch.zeros(task.n_classes)
+        self.state["plain_cost"] = torch.zeros(())
 
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
@@ -125,4 +117,5 @@ class WAT(Defense):
         self.state["plain_cost"] = self.state["plain_cost"] + mean
         cost = torch.cat([self.state["cost"], self.state["plain_cost"][None]])
         weights = len(valid.n) * (self.rate * cost).softmax(0)
-        self.state["weight"], self.state["plain_weight"] = weights[:-1], weights[-1]
+        self.state["weight"] = weights[:-1]
+        self.state["plain_weight"] = weights[-1]

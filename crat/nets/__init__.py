@@ -20,10 +20,12 @@ __all__ = [
     "Classifier",
     "CosineHead",
     "Normalize",
+    "bodies",
     "build",
     "class_weight_norms",
     "load_checkpoint",
     "load_weights",
+    "models",
     "plain",
     "save_weights",
 ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from crat.attacks.autoattack import AutoAttack
 from crat.attacks.gradient import FGSM, PGD, Attack, cw, temperature_pgd
 from crat.attacks.square import Square
 from crat.config import PROTOCOLS, number
 
-Battery = Mapping[str, Attack | AutoAttack]
+# name -> attack, or whatever is called like one, such as a corruption
+Battery = Mapping[str, Any]
 TEMPERATURES = (1 / 50, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -25,7 +27,7 @@ def standard_battery(dataset: str) -> dict[str, Attack]:
     return {"FGSM": FGSM(pgd.eps), f"PGD-{pgd.steps}": pgd, f"CW-{pgd.steps}": cw(pgd)}
 
 
-def strong_battery(dataset: str) -> dict[str, Attack | AutoAttack]:
+def strong_battery(dataset: str) -> dict[str, Attack]:
     """Square and AutoAttack at the data set's budget: hours on a CPU for 10,000 images, so mind
     `first`.
     """

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from crat import store
-from crat.attacks import Attack, AutoAttack
+from crat.attacks.door import Attack, as_attack
 from crat.attacks.judge import REVISION, attacked_batches
 from crat.keys.identity import Identity, attack_identity, is_plain
 from crat.outcomes import files
 from crat.outcomes.batteries import Battery
 from crat.outcomes.files import Arrays
-from crat.training.progress import dated
+from crat.text import dated
 
 BATCH = {"cpu": 500, "cuda": 2000}
 NAMED = 4  # outcomes, at most, in a line on what is read again
@@ -126,7 +126,7 @@ class OutcomeCache:
         """How many images are asked for, from the first on; None: all."""
         return self.decided_by.get("first")
 
-    def path(self, attack: Attack | AutoAttack | None) -> Path:
+    def path(self, attack: Attack | None) -> Path:
         """Relative place of an outcome, named by the hash of all that decides it."""
         return self._place(attack_identity(attack), self.first)
 
@@ -139,7 +139,7 @@ class OutcomeCache:
             what.pop("first", None)
         return Path("eval") / f"{what['split']}-{store.digest(what)}.npz"
 
-    def outcome(self, name: str, attack: Attack | AutoAttack | None) -> Arrays:
+    def outcome(self, name: str, attack: Attack | None) -> Arrays:
         """The arrays of one attack (crat.outcomes.files), read or computed; what has no faithful
         key is not kept.
         """
@@ -155,14 +155,12 @@ class OutcomeCache:
             self._read[f"{name} (a part)"] = shorter
         return self._compute(name, attack, key, shorter)
 
-    def is_kept(self, attack: Attack | AutoAttack | None) -> bool:
+    def is_kept(self, attack: Attack | None) -> bool:
         """Whether `outcome` would only read."""
         key = attack_identity(attack)
         return not key.unread and self._prefixes(attack, key)[0] is not None
 
-    def _prefixes(
-        self, attack: Attack | AutoAttack | None, key: Identity
-    ) -> tuple[Path | None, Path | None]:
+    def _prefixes(self, attack: Attack | None, key: Identity) -> tuple[Path | None, Path | None]:
         """The kept outcome of at least as many images as are asked for, else the longest of fewer:
         it can be continued.
 
@@ -198,13 +196,14 @@ class OutcomeCache:
         return files.read(path, key.text, told)
 
     def _compute(
-        self, name: str, attack: Attack | AutoAttack | None, key: Identity, shorter: Path | None
+        self, name: str, attack: Attack | None, key: Identity, shorter: Path | None
     ) -> Arrays:
         began = time.perf_counter()
         if self._subject is None:
             self._subject = self.load()
         model, crafted_on, x, y = self._subject
-        labels, names = y.cpu().numpy(), attack.names if isinstance(attack, AutoAttack) else None
+        labels = y.cpu().numpy()
+        names = as_attack(attack).names or None
         path = None if key.unread else self.folders[-1] / self._place(key, self.first)
         parts = files.Parts(path)
         if shorter is not None:
@@ -263,8 +262,8 @@ class OutcomeCache:
         self.unkept.clear()
 
 
-def one_by_one(attack: Attack | AutoAttack | None) -> bool:
+def one_by_one(attack: Attack | None) -> bool:
     """Whether an image's outcome is its own, whoever else is in the batch: ours, in BatchNorm's
     eval mode.
     """
-    return is_plain(attack) and getattr(attack, "batch_norm", "eval") == "eval"
+    return is_plain(attack) and as_attack(attack).batch_norm == "eval"

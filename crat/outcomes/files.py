@@ -35,7 +35,7 @@ def write(
     arrays = {
         "y": y.astype(np.int16),
         "prediction": prediction,
-        "logits": halved(logits),
+        "logits": store.halved(logits),
         "meta": np.array(json.dumps(meta)),
     }
     if names is not None:
@@ -44,15 +44,6 @@ def write(
         store.write_arrays(path, arrays, compressed=True)
         parts.remove()
     return arrays
-
-
-def halved(logits: np.ndarray) -> np.ndarray:
-    """Logits as float16; as float32 where some are beyond its 65504, which would become
-    infinite.
-    """
-    with np.errstate(over="ignore"):
-        half = logits.astype(np.float16)
-    return half if np.isfinite(half).all() else logits.astype(np.float32)
 
 
 def read(path: Path, attack: str, decided_by: dict[str, Any]) -> Arrays:

@@ -352,3 +352,12 @@ def _checksum(tensors: Mapping[str, Any], text: str) -> str:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         total.update(flat.view(torch.uint8).numpy())
     return total.hexdigest()
+
+
+def halved(logits: np.ndarray) -> np.ndarray:
+    """Logits as float16; as float32 where some are beyond its 65504, which would become
+    infinite.
+    """
+    with np.errstate(over="ignore"):
+        half = logits.astype(np.float16)
+    return half if np.isfinite(half).all() else logits.astype(np.float32)

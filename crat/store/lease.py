@@ -1,247 +1,177 @@
-"""A lease: the file by which one worker holds a run's folder, so that no second one trains the same
-run.
+"""A lease: the file by which one worker holds a folder, so that no second one trains the same run.
 
-It is taken atomically and renewed by a heartbeat. A holder is gone when this machine knows that its
-process has ended; of another machine's, when the file has not changed for a minute of the waiter's
-own clock: clocks differ, so times of files are compared with each other and never with ours.
+filelock's SoftFileLease creates it exclusively and renews it by a heartbeat. A holder is gone when
+this machine knows that its process has ended; a holder of another machine, when its file has not
+changed for a minute of the waiter's own clock. This module adds two things to filelock, which never
+takes over where the file system cannot exchange two names (NFS), and takes a machine of the same
+name for this one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import secrets
-import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psutil
+from filelock import SoftFileLease, Timeout
 
-from crat import store
+from crat.store.files import StoreError
 
 if TYPE_CHECKING:
     import torch
 
 BEAT = 10.0  # seconds between heartbeats
 STALE = 60.0  # seconds without one after which a holder that cannot be asked is taken for gone
-PAUSE = 1.0  # seconds between attempts of one who waits
-GONE = (errno.ENOENT, errno.ESTALE)  # what is said of a file that was removed, by a disk and by NFS
+PAUSE = 1.0  # seconds between attempts of a worker that waits
+LOOKS = 5  # a waiter may move the file aside for a moment, so a holder looks so often, 0.1 s apart
+GONE = (errno.ENOENT, errno.ESTALE)  # errors of a file that was removed, on a disk and on NFS
 
 
-class LeaseLost(store.StoreError):
-    """Another worker has taken over, as this one did not renew its lease for long: one line that
-    says who.
-    """
+class LeaseLost(StoreError):
+    """Another worker has taken over, as this one did not renew its lease: one line says who."""
 
 
 class Lease:
-    """One worker's hold on a folder: `attempt` until it is True, `confirm` before writing,
-    `release`.
-    """
+    """One worker's hold on a folder: `attempt` until it is True, `confirm`, `release`."""
 
     def __init__(self, folder: Path):
         self.path = folder / ".lease"  # hidden: never published
-        self.own = {
-            "token": secrets.token_hex(8),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-        }
-        self.own |= {"host": socket.gethostname(), "processes": _processes()}
-        self.held = False
-        self._seen: tuple[bytes, int] = (b"", 0)  # the other's file as it was when it last changed
+        self._file = SoftFileLease(
+            self.path, lease_duration=STALE, heartbeat_interval=BEAT, thread_local=False
+        )
+        self._seen = ("", 0)  # the other's file, content and time, as it was when it last changed
         self._since = 0.0
-        self._stop = threading.Event()
+
+    @property
+    def held(self) -> bool:
+        """Whether it is ours, as far as we know."""
+        return self._file.is_locked
 
     @property
     def holder(self) -> str:
-        """Who has it, as of the last attempt that failed."""
-        return _who(self._seen[0])
+        """Whose it is, as the file says now; "" where there is none."""
+        owner = self._file.owner
+        return f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else ""
 
     def attempt(self) -> bool:
-        """Takes it where it is free or its holder is gone; whether it is ours. Raises StoreError
-        where none can be.
+        """Takes it where it is free or its holder is gone.
+
+        Returns whether it is ours. Raises StoreError where no file can be made.
         """
-        try:
-            self.held = self._create() or (
-                self._holder_is_gone() and self._remove_stale() and self._create()
-            )
-        except OSError as error:
-            raise store.StoreError(
-                f"cannot write {self.path}: {error.strerror or error}"
-            ) from error
         if self.held:
-            threading.Thread(target=self._beat, daemon=True).start()
+            return True
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            still = self._standing_still()
+            if still > STALE + BEAT:  # by now filelock has taken over, if it can here
+                self._remove_stale()
+            if still > STALE or not self._of_another_start():
+                self._file.acquire(blocking=False)
+        except Timeout:
+            pass
+        except OSError as error:
+            if error.errno not in GONE:  # else the other has just left and removed the empty folder
+                why = error.strerror or error
+                raise StoreError(f"cannot write {self.path}: {why}") from error
         return self.held
 
     def confirm(self) -> None:
-        """Raises LeaseLost where another has taken over; to be asked before anything is written.
-        Or StoreError.
-        """
+        """To be asked before anything is written: raises LeaseLost where another has taken over."""
         if not self.held:
             return
-        try:
-            while (seen := _look(self.path)) is None:
-                if self._create():  # it was removed with its folder
-                    return
-                time.sleep(0.1)  # a waiter holds it in his hands for a moment
-        except OSError as error:
-            raise store.StoreError(f"cannot read {self.path}: {error.strerror or error}") from error
-        if seen[0] and _read(seen[0]).get("token") != self.own["token"]:
-            self.held = False
+        token = self._file.token or ""
+        for _ in range(LOOKS):
+            content, _ = self._look()
+            if token in content and not self._file.compromise:
+                return
+            if self._file.owner and token not in content:
+                break
+            time.sleep(0.1)
+        self._file.release(force=True)
+        lost = self._file.owner is not None
+        if lost or not self.attempt():  # it was removed with its folder, or could not be renewed
             raise LeaseLost(
-                f"{self.path.parent.name}: {_who(seen[0])} has taken over; this worker stops"
+                f"{self.path.parent.name}: {self.holder} has taken over; this worker stops"
             )
 
     def release(self) -> None:
         """Gives it back, if it is still ours; a folder in which nothing was made goes with it."""
-        self._stop.set()
         if self.held:
-            self.held = False
+            self._file.release(force=True)
             with contextlib.suppress(OSError):
-                seen = _look(self.path)
-                if seen and _read(seen[0]).get("token") == self.own["token"]:
-                    self.path.unlink()
-                    self.path.parent.rmdir()
+                self.path.parent.rmdir()
 
-    def _create(self) -> bool:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+    def _look(self) -> tuple[str, int]:
+        """Content and time of the file, asked anew of a network's server; ("", 0) without one."""
         try:
-            handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        # another has it, or just left and took the empty folder away
-        except (FileExistsError, FileNotFoundError):
-            return False
-        try:
-            os.write(handle, json.dumps(self.own).encode())
-        except OSError:  # a full disk: an empty file would look like a holder
-            self.path.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(handle)
-        return True
-
-    def _beat(self) -> None:
-        """A new time on the file, which harms nobody if it is another's by now."""
-        while not self._stop.wait(BEAT):
-            with contextlib.suppress(OSError):
-                os.utime(self.path)
-
-    def _holder_is_gone(self) -> bool:
-        now = _look(self.path)
-        if now is None:
-            return False
-        if now != self._seen:
-            self._seen, self._since = now, time.monotonic()
-        return _ended_here(_read(now[0])) or time.monotonic() - self._since > STALE
-
-    def _remove_stale(self) -> bool:
-        """Of several who find it stale, the one whose renaming succeeds; one who was too late
-        puts it back.
-        """
-        aside = self.path.with_name(f"{self.path.name}-{self.own['token']}")
-        try:
-            self.path.rename(aside)
+            with self.path.open(encoding="utf-8", errors="replace") as file:
+                return file.read(), os.fstat(file.fileno()).st_mtime_ns
         except OSError as error:
             if error.errno not in GONE:
-                raise
-            return False
-        stale = aside.read_bytes() == self._seen[0]
-        if not stale:
+                why = error.strerror or error
+                raise StoreError(f"cannot read {self.path}: {why}") from error
+            return "", 0
+
+    def _standing_still(self) -> float:
+        """Seconds of our own clock since the other's file was last seen to change."""
+        now = self._look()
+        if now != self._seen:
+            self._seen = now
+            self._since = time.monotonic()
+        return time.monotonic() - self._since if now[0] else 0.0
+
+    def _of_another_start(self) -> bool:
+        """Whether the holder's machine only has this one's name: its start is another.
+
+        The process that filelock would ask for then has nothing to do with the holder.
+        """
+        owner = self._file.owner
+        start = owner.start >> 64 if owner and owner.start else 0
+        return start not in (0, _start_of_machine())
+
+    def _remove_stale(self) -> None:
+        """Moves it away; of several who find it stale, one who was too late puts it back."""
+        aside = self.path.with_name(f"{self.path.name}-{secrets.token_hex(8)}")
+        self.path.rename(aside)
+        if aside.read_text(encoding="utf-8", errors="replace") != self._seen[0]:
             with contextlib.suppress(OSError):
-                os.link(aside, self.path)
+                self.path.hardlink_to(aside)
         aside.unlink()
-        return stale
+
+
+def _start_of_machine() -> int:
+    """The number of this machine's start, as in the upper bits of filelock's `start`; or 0."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return int(text.strip().replace("-", ""), 16)
+    except (OSError, ValueError):
+        return 0
 
 
 @contextlib.contextmanager
 def held(folder: Path, device: torch.device) -> Iterator[Lease]:
-    """The lease of a folder, after waiting for whoever has it (one line says who); under
-    torchrun rank 0 takes it.
+    """The lease of a folder, after waiting for its holder, whom one line names.
+
+    Under torchrun rank 0 takes it, and all wait.
     """
     from crat import distributed
 
-    lease, told, first = Lease(folder), "", distributed.rank() == 0
+    lease = Lease(folder)
+    told = ""
+    first = distributed.rank() == 0
     try:
         while not distributed.decided_by_first(first and lease.attempt(), device):
             if first and lease.holder not in ("", told):
                 told = lease.holder
-                print(
-                    f"{folder.name}: waiting for {told}, which is training it",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                line = f"{folder.name}: waiting for {told}, which is training it"
+                print(line, file=sys.stderr, flush=True)
             time.sleep(PAUSE)
         yield lease
     finally:
         lease.release()
-
-
-def _processes() -> str:
-    """The world in which a process number means something: one start of a machine, and in it the
-    container.
-
-    Containers of one name may have several such worlds, and the first one is called the same on all
-    machines.
-    """
-    try:
-        started = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{started} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> float:
-    """When a process began, in seconds that no setting of the clock changes. Raises
-    psutil.NoSuchProcess.
-
-    Linux counts from the machine's start, and psutil adds the time of that, which moves with the
-    clock.
-    """
-    boot = psutil.boot_time() if psutil.LINUX else 0.0
-    return psutil.Process(pid).create_time() - boot
-
-
-def _look(path: Path) -> tuple[bytes, int] | None:
-    """What a lease's file holds and when it was last touched; None where there is none (any
-    more).
-    """
-    try:
-        with path.open("rb") as file:  # opening it asks a network's server anew
-            return file.read(), os.fstat(file.fileno()).st_mtime_ns
-    except OSError as error:
-        if error.errno not in GONE:
-            raise
-        return None
-
-
-def _read(content: bytes) -> dict[str, Any]:
-    try:
-        return json.loads(content)
-    except ValueError:
-        return {}  # being written
-
-
-def _who(content: bytes) -> str:
-    other = _read(content)
-    return f"process {other['pid']} on {other['host']}" if other else ""
-
-
-def _ended_here(other: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that has ended; its number may be
-    another's by now.
-    """
-    if (other.get("host"), other.get("processes")) != (socket.gethostname(), _processes()):
-        return False
-    try:
-        if abs(_started(other["pid"]) - other["started"]) > 3:  # both times of a start are rounded
-            return True
-        return psutil.Process(other["pid"]).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.Error:
-        return False

@@ -10,10 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from crat import defenses, store
-from crat.config import ConfigError, RunConfig, TrainConfig, different_from_default
+from crat import store
+from crat.config import ConfigError, RunConfig, different_from_default
 from crat.data.registry import DATASETS
 from crat.defenses import DEFENSES, ClassStats, make_defense
+from crat.defenses.base import METHODS
 from crat.device import pick_device, pick_dtype
 from crat.keys import identity
 from crat.keys.identity import Identity
@@ -148,7 +149,7 @@ def put_in_place(config: RunConfig) -> dict[str, Identity]:
     """
     method, network = config.train.defense, config.model.name
     return identity.put_in_place(
-        method=(DEFENSES.get(method), defenses.CAME.get(method)),
+        method=(DEFENSES.get(method), METHODS.get(method)),
         network=(bodies.BODIES.get(network), bodies.CAME.get(network)),
     )
 
@@ -179,9 +180,6 @@ def _canonical(config: RunConfig) -> tuple[RunConfig, int]:
         model = replace(model, extra_outputs=defense.extra_outputs)
     default = defense.options()
     given = {name: getattr(defense, name) for name, _ in train.options}
-    # then the run's beta is the method's: one place for it
-    if default.get("beta") == TrainConfig.beta:
-        train = replace(train, beta=given.pop("beta", train.beta))
     options = tuple((name, value) for name, value in given.items() if value != default[name])
     return replace(config, model=model, train=replace(train, options=options)), defense.revision
 

@@ -22,7 +22,6 @@ from crat.config import PROTOCOLS, ConfigError, RunConfig, number
 from crat.defenses import ClassStats, Defense, Task, make_defense
 from crat.defenses.stats import judged_stats
 from crat.device import autocast, compiled, pick_device
-from crat.outcomes.files import halved
 from crat.store import Store
 from crat.store.lease import Lease, held
 from crat.training.averaging import make_average, make_gate
@@ -377,7 +376,7 @@ class Trainer:
         index = first_per_class(self.images.y_test, per_class)
         x, y = self.images.x_test[index], self.images.y_test[index]
         for name, attack in (("clean", None), ("pgd", self.valid_attack)):
-            self.state.trace[name].append(halved(self._logits(x, y, attack).cpu().numpy()))
+            self.state.trace[name].append(store.halved(self._logits(x, y, attack).cpu().numpy()))
         arrays = {"index": index.cpu().numpy(), "y": y.cpu().numpy()}
         arrays |= {name: np.stack(epochs) for name, epochs in self.state.trace.items()}
         store.write_arrays(self.run.folder / "trace.npz", arrays, compressed=True)

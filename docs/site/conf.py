@@ -1,9 +1,10 @@
-"""Sphinx settings of the report. `crat site` (crat/site.py) prepares the pages and calls sphinx
-with this file.
+"""Sphinx settings of the report. `crat site` (crat/batch/site.py) prepares the pages and calls sphinx with this file.
 
-Nothing here may make a page fetch from elsewhere: MathJax lies in _static, and the scripts of
-widgets, which myst-nb would take from the net, are off.
+Nothing here may make a page fetch from elsewhere: MathJax lies in _static, and the scripts of widgets, which myst-nb
+would take from the net, are off.
 """
+
+from docutils import nodes
 
 project = "crat"
 html_title = "crat: the report"
@@ -15,7 +16,12 @@ nb_ipywidgets_js = {}
 nb_render_markdown_format = "myst"  # the claims tables that notebooks print
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
+suppress_warnings = [
+    "myst.header",
+    "myst.xref_missing",
+    "mystnb.unknown_mime_type",
+    "misc.highlighting_failure",
+]
 
 mathjax_path = "mathjax/tex-svg.js"
 # the context menu would load its parts from beside tex-svg.js, where they are not
@@ -43,6 +49,14 @@ html_show_sourcelink = False
 html_show_sphinx = False
 
 
+def as_words(app, doctree, name):
+    """Turns links to files of the repository that have no page into their words."""
+    for link in list(doctree.findall(nodes.reference)):
+        if link.get("refid") and link["refid"] not in doctree.ids:
+            link.replace_self(link.children)
+
+
 def setup(app):
     """Builds no search index."""
     app.connect("builder-inited", lambda app: setattr(app.builder, "search", False))
+    app.connect("doctree-resolved", as_words)

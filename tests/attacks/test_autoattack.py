@@ -21,10 +21,10 @@ from crat.attacks import (
     DeepFool,
     PerImage,
     Square,
-    checks,
     cw,
 )
-from crat.attacks.hunt import Broken, Hunt, pursue
+from crat.attacks.door import Broken, RobustnessWarning, check_square
+from crat.attacks.hunt import Hunt, pursue
 from crat.attacks.judge import attacked_batches, attacked_logits
 from crat.attacks.objectives import CrossEntropy, Margin  # noqa: F401 (the reprs name them)
 from crat.attacks.threat import budget, size
@@ -163,7 +163,7 @@ def test_two_classes_and_a_constant_model_end(attack):
     two = net(2).eval()
     x, y = batch(two)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", checks.RobustnessWarning)
+        warnings.simplefilter("ignore", RobustnessWarning)
         if getattr(attack, "loss", "") == "dlr":
             with pytest.raises(ValueError, match="needs at least 4 classes, the model gives 2"):
                 attack(two, x, y)
@@ -310,17 +310,17 @@ SEEDS = iter(range(10**6))
 )
 def test_what_makes_a_number_unbelievable_warns_in_one_line(model, warned):
     x = torch.rand(6, 2, 6, 6)
-    with pytest.warns(checks.RobustnessWarning, match=warned) as seen:
+    with pytest.warns(RobustnessWarning, match=warned) as seen:
         AutoAttack(0.01)(model, x, model.eval()(x).argmax(1))
     assert all("\n" not in str(w.message) for w in seen)
 
 
 def test_square_beating_gradients_warns():
-    with pytest.warns(checks.RobustnessWarning, match="Square broke 3 of 1000 images"):
-        checks.check_square(3, 1000)
+    with pytest.warns(RobustnessWarning, match="Square broke 3 of 1000 images"):
+        check_square(3, 1000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        checks.check_square(2, 1000)
+        check_square(2, 1000)
 
 
 def test_batches_carry_what_broke_them_and_resume():

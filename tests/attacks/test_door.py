@@ -33,8 +33,8 @@ from crat.attacks import (
     temperature_pgd,
     transfer,
 )
-from crat.attacks.checks import RobustnessWarning
 from crat.attacks.decision import Decision
+from crat.attacks.door import RobustnessWarning
 from crat.attacks.judge import attacked_batches, attacked_logits
 from crat.attacks.logits import AttackError
 

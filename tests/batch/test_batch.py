@@ -1,7 +1,6 @@
 """The graph of runs and notebooks, what chooses its parts, and what is refused in one line."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +11,20 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
-from crat import batch, cli, plans, reproduce, store
-from crat.config import ConfigError, chosen_seeds, profile
-from crat.executors import Local, perform
-from crat.notebook import NotebookError, declared
-from crat.parameters import choose_parameters
-from crat.plans import PLANS
+from crat import cli, store
+from crat.batch import jobs as batch
+from crat.batch import reproduce
+from crat.batch.executors import Local, perform
+from crat.batch.notebook import NotebookError
+from crat.batch.parameters import choose_parameters, declared
+from crat.config import ConfigError, Selection, profile
+from crat.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_store")
 
-PARAMETERS = 'profile: str = "quick"\nseed: int = 0\neps: float = 0.1'
+PARAMETERS = (
+    'profile: str = "quick"\nseed: int = 0\neps: float = 0.1\ndata: str = ""\nseeds: str = "0 1 2"'
+)
 NAMES = ("00_start_here", "03_hou2023_spat", "04_wei2023_cfa")
 LIVE, FIRST, SECOND, THIRD = (profile("quick").but(seed=s) for s in range(4))
 
@@ -36,10 +39,7 @@ def notebooks(tmp_path, monkeypatch):
         "04": {"live": LIVE, "x": SECOND},
     }
     runs["04"]["y"] = THIRD
-    monkeypatch.setattr(
-        plans, "PLANS", {n: lambda profile, seed, own=own: own for n, own in runs.items()}
-    )
-    monkeypatch.setattr(plans, "LIVE", {})
+    monkeypatch.setattr(batch, "plan_of", lambda number, *_: (runs[number], ()))
     folder = tmp_path / "notebooks"
     folder.mkdir()
     cell = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
@@ -57,7 +57,7 @@ def jobs_of(notebooks, profile="quick"):
 
 def test_a_run_that_two_notebooks_ask_for_is_one_task(notebooks):
     jobs = jobs_of(notebooks)
-    runs = batch.entries(jobs, quick=True)
+    runs = batch.entries(jobs, True, Store.usual())
     assert [(entry.notebooks, entry.live) for entry in runs] == [
         (["00", "03", "04"], True),
         (["03"], False),
@@ -67,10 +67,14 @@ def test_a_run_that_two_notebooks_ask_for_is_one_task(notebooks):
     live, a, b, y = (entry.run.name for entry in runs)
     start, spat, cfa = batch.linked(jobs, runs)
     assert (start.needs, start.after) == (set(), set())
-    # the first shows it, the others find it
-    assert (spat.needs, spat.after) == ({a, b}, {"00_start_here"})
+    assert (spat.needs, spat.after) == (
+        {a, b},
+        {"00_start_here"},
+    )  # the first shows it, the others find it
     assert (cfa.needs, cfa.after) == ({b, y}, {"00_start_here"})
-    assert live in {entry.run.name for entry in batch.entries(jobs, quick=False) if not entry.live}
+    assert live in {
+        entry.run.name for entry in batch.entries(jobs, False, Store.usual()) if not entry.live
+    }
     assert [entry.state for entry in runs] == [
         "to be trained in notebook 00",
         *["to be trained"] * 3,
@@ -78,7 +82,7 @@ def test_a_run_that_two_notebooks_ask_for_is_one_task(notebooks):
 
 
 def test_shards_deal_all_runs_alike(notebooks):
-    runs = batch.entries(jobs_of(notebooks), quick=True)
+    runs = batch.entries(jobs_of(notebooks), True, Store.usual())
     parts = [batch.share(runs, i, 2) for i in (1, 2)]
     assert [len(part) for part in parts] == [2, 1]
     assert {entry.run.name for part in parts for entry in part} == {
@@ -92,10 +96,11 @@ def test_a_task_is_the_same_run_for_the_worker(notebooks):
     from crat.config import RunConfig
     from crat.training.run import Run
 
-    for entry in batch.entries(jobs_of(notebooks), quick=True):
-        config = RunConfig.from_dict(entry.task.config)
+    for entry in batch.entries(jobs_of(notebooks), True, Store.usual()):
+        task = entry.task(Store.usual())
+        config = RunConfig.from_dict(task.config)
         assert config.train.dtype != "auto"
-        assert Run.of(config).name == entry.task.name
+        assert Run.of(config).name == task.name
 
 
 @pytest.mark.parametrize(
@@ -120,14 +125,18 @@ def test_notebooks_are_chosen_by_number_author_or_method(notebooks, names, found
             "--papers madry",
             "no notebook 'madry'; known: 00_start_here, 03_hou2023_spat, 04_wei2023_cfa",
         ),
-        ("--set epsilon=1", "no chosen notebook has a parameter 'epsilon'; known: eps, seed"),
+        (
+            "--set epsilon=1",
+            "no chosen notebook has a parameter 'epsilon'; known: data, eps, seed, seeds",
+        ),
         ("--parameters none.yml", "--parameters none.yml: No such file or directory"),
         ("--parameters bad.yml", "--parameters bad.yml is no YAML"),
         ("--parameters list.yml", "--parameters list.yml: it holds lines such as seed: 1"),
         ("--parameters typo.yml", "no chosen notebook has a parameter 'sed'"),
-        ("--parameters text.yml", "seed: '1' in the file, but it is of type int, such as 0"),
+        ("--parameters text.yml", "seed: '1' in the file: seed is of type int, such as 0"),
         ("--shard 3/2", "--shard is i/n with i from 1 to n, such as 1/4, not '3/2'"),
-        ("--shard 1/2 --recompute", "--shard with --recompute: set CRAT_RECOMPUTE=1"),
+        ("--recompute", "--recompute: 00_start_here has no parameter recompute"),
+        ("--set recompute=true", "the recompute is chosen by --recompute"),
         ("--workers 0", "--workers is at least 1, not 0"),
         ("--data flowers", "'flowers'"),
         (
@@ -141,8 +150,6 @@ def test_notebooks_are_chosen_by_number_author_or_method(notebooks, names, found
 def test_what_is_asked_wrongly_is_one_line(notebooks, monkeypatch, capsys, words, line):
     for name, text in {"bad": "a: [", "list": "- 1", "typo": "sed: 1", "text": "seed: '1'"}.items():
         Path(f"{name}.yml").write_text(text)
-    for name in ("CRAT_DATA_SET", "CRAT_SEEDS"):
-        monkeypatch.setenv(name, "")
     run = reproduce.run
     monkeypatch.setattr(
         reproduce, "run", lambda *given, **more: run(*given, **more, notebooks=notebooks)
@@ -179,7 +186,7 @@ def test_the_command_line_goes_before_the_file(notebooks, monkeypatch, capsys):
         seen[profile] = given
         raise Enough
 
-    monkeypatch.setattr(reproduce.batch, "job", job)
+    monkeypatch.setattr(batch, "job", job)
     asked = dict(parameters=Path("own.yml"), notebooks=notebooks, dry_run=True)
     for given in (["seed=7"], []):
         with pytest.raises(Enough):
@@ -190,47 +197,52 @@ def test_the_command_line_goes_before_the_file(notebooks, monkeypatch, capsys):
     with pytest.raises(ConfigError, match="unknown profile 'slow'"):
         reproduce.run(**asked)
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(NotebookError, match="parameter files need PyYAML"):
+    with pytest.raises(NotebookError, match="parameters are read by PyYAML"):
         reproduce.run(**asked)
 
 
-def test_another_data_set_keeps_the_number_of_images(monkeypatch):
-    monkeypatch.setenv("CRAT_DATA_SET", "mnist")
-    quick, laptop, paper = map(profile, ("quick", "laptop", "paper"))
-    assert {config.data.name for config in (quick, laptop, paper)} == {"mnist"}
-    assert (
-        quick.data.train_per_class,
-        laptop.data.train_per_class,
-        paper.data.train_per_class,
-    ) == (700, 2000, None)
-    assert {config.data.name for config in PLANS["02"]("laptop", 0).values()} == {"mnist"}
-    monkeypatch.setenv("CRAT_DATA_SET", "cifar")
-    with pytest.raises(ConfigError, match="unknown data set 'cifar'"):
-        profile("quick")
+def test_a_notebook_on_another_data_set_is_another(notebooks, monkeypatch):
+    """What was done for one is not done for the other; its plan is asked for that data and those seeds."""
+    asked = []
+
+    def plan(number, profile, seed, chosen):
+        asked.append((number, profile, seed, chosen))
+        return {"a": chosen.on_data(FIRST)}, ("a",)
+
+    monkeypatch.setattr(batch, "plan_of", plan)
+    path = notebooks / "00_start_here.ipynb"
+
+    def job(**parameters):
+        return batch.job(path, Path("figures"), "quick", parameters, "")
+
+    plain, mnist = job(), job(data="mnist", seeds="0 4", seed=3)
+    assert {key for key in plain.made_from if plain.made_from[key] != mnist.made_from[key]} == {
+        "runs",
+        "parameters",
+    }
+    assert asked == [
+        ("00", "quick", 0, Selection()),
+        ("00", "quick", 3, Selection("mnist", (0, 4))),
+    ]
+    assert (plain.weights, job().made_from) == (("a",), plain.made_from)
 
 
-def test_seeds_are_chosen_in_the_environment(monkeypatch):
-    monkeypatch.setenv("CRAT_SEEDS", "")
-    assert chosen_seeds() == (0, 1, 2)
-    monkeypatch.setenv("CRAT_SEEDS", "0 4 4 2")
-    assert chosen_seeds() == (0, 2, 4)
-    for wrong in ("1 2", "0 x", "0 -1"):
-        monkeypatch.setenv("CRAT_SEEDS", wrong)
-        with pytest.raises(ConfigError, match=re.escape(wrong)):
-            chosen_seeds()
-
-
-def test_a_notebook_on_another_data_set_is_another(monkeypatch):
-    """What was done for one is not done for the other."""
-    path = next((Path(__file__).parents[2] / "notebooks").glob("00_*.ipynb"))
-
-    def made_from(data):
-        monkeypatch.setenv("CRAT_DATA_SET", data)
-        return batch.job(path, Path("figures"), "quick", {}, "").made_from
-
-    plain, mnist = made_from(""), made_from("mnist")
-    assert {key for key in plain if plain[key] != mnist[key]} == {"runs"}
-    assert made_from("") == plain
+def test_flags_reach_the_notebooks_that_declare_them(notebooks, monkeypatch):
+    """--data, --seeds and --recompute become parameters; the environment decides nothing."""
+    given = []
+    monkeypatch.setattr(batch, "plan_of", lambda *asked: ({"a": asked[3].on_data(FIRST)}, ()))
+    right = batch.job
+    monkeypatch.setattr(batch, "job", lambda *asked: given.append(asked[3]) or right(*asked))
+    monkeypatch.setenv("CRAT_SEEDS", "0 9")
+    asked = dict(notebooks=notebooks, dry_run=True, selection=Selection("CIFAR-10", (0, 1, 2, 3)))
+    assert reproduce.run(["00"], **asked) == 0
+    assert given == [{"profile": "quick", "data": "cifar10", "seeds": "0 1 2 3"}]
+    recomputes = new_code_cell(
+        PARAMETERS + "\nrecompute: bool = False", metadata={"tags": ["parameters"]}
+    )
+    nbformat.write(new_notebook(cells=[recomputes]), notebooks / "00_start_here.ipynb")
+    assert reproduce.run(["00"], **asked, recompute=True) == 0
+    assert given[1] == given[0] | {"recompute": True}
 
 
 def test_what_a_notebook_wrote_is_what_changed(notebooks, monkeypatch):
@@ -277,5 +289,6 @@ def test_what_cannot_be_removed_fails_that_notebook_only(notebooks, monkeypatch)
 
 def test_what_starts_tasks_imports_no_torch():
     """A dask worker's own process stays small; what it starts imports what it needs."""
-    code = "import sys, crat.cluster, crat.reproduce; sys.exit(any(m in sys.modules for m in ('torch', 'pandas')))"
+    heavy = "any(m in sys.modules for m in ('torch', 'pandas'))"
+    code = f"import sys, crat.batch.cluster, crat.batch.reproduce; sys.exit({heavy})"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

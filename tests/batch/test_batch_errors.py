@@ -17,13 +17,14 @@ from test_executors_killed import SETTINGS
 STORY = """
 import json, subprocess, sys
 from pathlib import Path
-from crat import cli, plans, reproduce, worker
+from crat import cli
+from crat.batch import jobs, reproduce, worker
 from crat.config import RunConfig
 from crat.training.run import Run
 from crat.training.trainer import train
 
 config = RunConfig().but(**json.loads(sys.argv[1]))
-plans.PLANS = {"00": lambda profile, seed: {"a": config}}
+jobs.plan_of = lambda *asked: ({"a": config}, ())
 run = reproduce.run
 reproduce.run = lambda *given, **more: run(*given, **more, notebooks=Path("notebooks"))
 

@@ -1,7 +1,6 @@
-"""A dask cluster that cannot be used is refused in one line, before anything is begun; what it
-is given, and says.
-"""
+"""A dask cluster that cannot be used is refused in one line, before anything is begun; what it is given, and says."""
 
+import concurrent.futures
 import json
 import subprocess
 import sys
@@ -9,11 +8,14 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from gates import PATIENCE, wait_until
+from gates import PATIENCE
 
-from crat import cluster, store
-from crat.batch import RunTask
-from crat.cluster import Cluster, ClusterError
+from crat import store
+from crat.batch import cluster
+from crat.batch.cluster import Cluster, ClusterError
+from crat.batch.executors import _outcome
+from crat.batch.jobs import RunTask
+from crat.store import Store
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.usefixtures("own_store")
@@ -34,17 +36,13 @@ def scheduler():
 
 @pytest.mark.parametrize("where", ["tcp://127.0.0.1:9", "nothing.json"])
 def test_nobody_answers(where):
-    """In a process of its own, as it is: a client of distributed that found nobody leaves a
-    thread behind.
-    """
-    code = (
-        "import sys\nfrom crat import cluster\ncluster.PATIENCE = 1.0\ncluster.Cluster(sys.argv[1])"
-    )
+    """In a process of its own, as it is: a client of distributed that found nobody leaves a thread behind."""
+    code = "import sys\nfrom crat.batch import cluster\ncluster.PATIENCE = 1.0\ncluster.Cluster(sys.argv[1])"
     asked = subprocess.run(
         [sys.executable, "-c", code, where], capture_output=True, text=True, timeout=PATIENCE
     )
     assert asked.returncode == 1
-    assert f"\ncrat.cluster.ClusterError: no dask scheduler at {where}: " in asked.stderr
+    assert f"\ncrat.batch.cluster.ClusterError: no dask scheduler at {where}: " in asked.stderr
 
 
 def test_no_worker_has_joined(scheduler, monkeypatch):
@@ -82,37 +80,42 @@ def fails(task, *_):
     raise distributed.KilledWorker(task.name, SimpleNamespace(address="there"), 3)
 
 
-def ended(work):
-    seen = []
-    wait_until(lambda: seen.append(work.ended()) or seen[-1] is not None, "the work does not end")
-    return seen[-1]
-
-
-def test_no_more_is_handed_out_than_will_be_begun_soon(scheduler, monkeypatch, tmp_path):
-    """Two for each thread of the workers; and an error that is no lost worker is told as what it
-    is, once.
-    """
+def test_an_error_is_told_and_a_lost_worker_says_nothing_against_the_run(
+    scheduler, monkeypatch, tmp_path
+):
+    """And whatever is handed out is done, however few workers there are."""
     scheduler.scale(1)
     GO.clear()
     monkeypatch.setattr(cluster, "make", fails)
     place = Cluster(scheduler.scheduler_address)
     try:
-        threads = sum(place.client.nthreads().values())
-        handed = []
-        while place.free:
-            handed.append(place.begin(RunTask("ab"[len(handed) % 2], {}, tmp_path)))
-        assert len(handed) == 2 * threads
+        handed = [place.submit(RunTask(name, {}, Store(tmp_path))) for name in "ab" * 4]
         GO.set()
-        assert ended(handed[0]) == "ValueError: no such thing"
-        assert not handed[0].died
-        assert ended(handed[1]) == "lost by the cluster (error)"
-        assert handed[1].died
-        for work in handed:
-            ended(work)
-        assert place.free
+        concurrent.futures.wait(handed, PATIENCE)
+        first, second, *_ = outcomes = [_outcome(work) for work in handed]
+        assert (first.error, first.killed) == ("ValueError: no such thing", False)
+        assert (second.error, second.killed) == ("lost by the cluster", True)
+        assert outcomes == [first, second] * 4
     finally:
         GO.set()
         place.close()
+
+
+def test_what_is_wanted_no_more_ends(scheduler, monkeypatch, tmp_path):
+    """When the driver closes its place, the worker's thread stops its process."""
+    scheduler.scale(1)
+    child = SimpleNamespace(running=True, died=False)
+    begun, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr(RunTask, "begin", lambda task, env: begun.set() or child)
+    monkeypatch.setattr("crat.batch.children.end", lambda them: ended.set())
+    place = Cluster(scheduler.scheduler_address)
+    try:
+        place.submit(RunTask("a", {}, Store(tmp_path)))
+        assert begun.wait(PATIENCE)
+        assert not ended.is_set()
+    finally:
+        place.close()
+    assert ended.wait(PATIENCE)
 
 
 def test_what_all_see_is_what_was_written(tmp_path):

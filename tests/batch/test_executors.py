@@ -1,6 +1,4 @@
-"""The loop that hands out tasks: order, what a failure stops, one more try for what was killed,
-nothing left over.
-"""
+"""The loop that hands out tasks: order, what a failure stops, one more try for what was killed, nothing left over."""
 
 import io
 import os
@@ -17,17 +15,18 @@ import psutil
 import pytest
 from gates import PATIENCE, wait_until
 
-from crat import executors, store
-from crat.batch import Job, RunTask
-from crat.children import Child
-from crat.executors import Local, perform
-from crat.store import StoreError
+from crat import store
+from crat.batch import executors
+from crat.batch.children import Child
+from crat.batch.executors import Local, perform
+from crat.batch.jobs import Job, RunTask
+from crat.store import Store, StoreError
 from crat.store.lease import Lease
 
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from crat import children
+from crat.batch import children
 children.end_with_starter()
 exec(sys.argv[1])
 """
@@ -42,7 +41,7 @@ class Script(RunTask):
 
     def begin(self, env):
         return Child(
-            "script", self.config, self.folder / f"{self.name}.log", {"PYTHONPATH": PATH, **env}
+            "script", self.config, self.place.root / f"{self.name}.log", {"PYTHONPATH": PATH, **env}
         )
 
 
@@ -61,7 +60,7 @@ def script(tmp_path, monkeypatch):
     def make(name, words="", needs=(), after=()):
         note = f"Path({str(tmp_path / 'notes')!r}).open('a').write"
         text = f"{note}({name!r} + ' '); {words or 'pass'}; {note}({name.upper()!r} + ' ')"
-        return Script(name, text, tmp_path, frozenset(needs), frozenset(after))
+        return Script(name, text, Store(tmp_path), frozenset(needs), frozenset(after))
 
     return make
 
@@ -180,9 +179,7 @@ def test_a_log_that_cannot_be_written_fails_the_task(script, tmp_path):
 
 
 def test_a_log_has_a_name_only_where_it_tells_of_a_fault(script, tmp_path):
-    """Else a killed driver would leave it behind. What is said in the meantime is on no disk
-    that anybody sees.
-    """
+    """Else a killed driver would leave it behind. What is said in the meantime is on no disk that anybody sees."""
     listed = f"print('a word', flush=True); assert not list(Path({str(tmp_path)!r}).glob('*.log'))"
     assert do([script("a", listed)]) == {}
     assert not list(tmp_path.glob("*.log"))
@@ -213,7 +210,7 @@ def test_an_error_of_the_disk_is_that_task_s_alone(script, monkeypatch, tmp_path
 SPEAKS = """
 import os, sys, tempfile
 from pathlib import Path
-from crat.children import Child
+from crat.batch.children import Child
 child = Child("script", "sys.exit('the last word')", Path("disk/a.log"), {})
 child.process.wait()
 print(child.told())
@@ -236,8 +233,7 @@ def test_a_full_disk_under_the_log_is_told(script, tmp_path, monkeypatch):
         or subprocess.run([*alone, "true"], capture_output=True).returncode
     ):
         pytest.skip(
-            "a disk of this test's own needs user name spaces (unshare), which this machine does "
-            "not allow"
+            "a disk of this test's own needs user name spaces (unshare), which this machine does not allow"
         )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", PATH)

@@ -20,7 +20,8 @@ from gates import PATIENCE, Gates
 from nbformat.v4 import new_code_cell, new_notebook
 from tiny_runs import same, weights
 
-from crat import plans, reproduce, store, worker
+from crat import store
+from crat.batch import jobs, reproduce, worker
 from crat.config import RunConfig
 from crat.training.run import Run
 
@@ -39,10 +40,11 @@ RUNS = {f"AT-s{s}": RunConfig().but(**SETTINGS, seed=s) for s in range(2)}
 
 DRIVER = """
 import json, sys
-from crat import cli, plans, reproduce
+from crat import cli
+from crat.batch import jobs, reproduce
 from crat.config import RunConfig
 runs = {key: RunConfig.from_dict(config) for key, config in json.loads(sys.argv[1]).items()}
-plans.PLANS = {"00": lambda profile, seed: runs}
+jobs.plan_of = lambda *asked: (runs, ())
 run = reproduce.run
 reproduce.run = lambda *given, **more: run(*given, **more, notebooks=reproduce.Path("notebooks"))
 sys.exit(cli.main(["reproduce", "--shard", "1/1", *sys.argv[2:]]))
@@ -63,7 +65,8 @@ def workers_of(home):
     found = []
     for process in psutil.process_iter():
         try:
-            if "crat.worker" in process.cmdline() and process.environ()["CRAT_RUNS"] == str(home):
+            words = process.cmdline()
+            if "crat.batch.worker" in words and json.loads(words[-1])["root"] == str(home):
                 found.append(process)
         except (psutil.Error, KeyError):
             pass
@@ -77,7 +80,7 @@ def test_every_result_is_there_and_as_if_undisturbed(on, tmp_path, monkeypatch, 
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "runs"))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    monkeypatch.setattr(plans, "PLANS", {"00": lambda profile, seed: RUNS})
+    monkeypatch.setattr(jobs, "plan_of", lambda *asked: (RUNS, ()))
     Path("notebooks").mkdir()
     cell = new_code_cell('profile: str = "quick"\nseed: int = 0', metadata={"tags": ["parameters"]})
     nbformat.write(new_notebook(cells=[cell]), "notebooks/00_none.ipynb")

@@ -11,10 +11,11 @@ import pytest
 from gates import PATIENCE, wait_until
 from nbformat.v4 import new_code_cell, new_notebook
 
-from crat import batch, estimates, plans, reproduce, store
+from crat import store
+from crat.batch import estimates, jobs, notebook, reproduce
+from crat.batch.notebook import NotebookError, Progress, by_papermill
+from crat.batch.parameters import choose_parameters
 from crat.config import ConfigError, profile
-from crat.notebook import NotebookError, Progress, by_papermill
-from crat.parameters import choose_parameters
 from crat.training.run import Run
 from crat.training.trainer import train
 
@@ -48,9 +49,7 @@ def write_notebook(path, *sources, parameters=PARAMETERS):
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CRAT_RUNS", "runs")  # a relative one must mean the same in a notebook
-    # set first, so that it is gone again afterwards, whoever sets it
-    monkeypatch.setenv("CRAT_RECOMPUTE", "")
-    monkeypatch.setattr(plans, "PLANS", {})
+    monkeypatch.setattr(jobs, "plan_of", lambda *asked: ({}, ()))
     Path("notebooks").mkdir()
     return tmp_path
 
@@ -99,7 +98,7 @@ def test_a_good_and_a_failed_notebook(capsys, monkeypatch, elsewhere):
     def never(*_):
         raise AssertionError("a notebook that is done was run")
 
-    monkeypatch.setattr(batch.notebook, "start", never)
+    monkeypatch.setattr(notebook, "start", never)
     assert start("00", settings=["seed=7"]) == 0
     assert re.search(r"00_good +done: figures/quick/00_good", capsys.readouterr().out)
     assert state("00", capsys, settings=["seed=8"]) == "to be run"
@@ -187,41 +186,40 @@ def test_the_plan_tells_what_is_cached_published_and_to_be_trained(capsys, monke
     }
     names = {key: Run.of(config).name for key, config in runs.items()}
     write_notebook(Path("notebooks/00_good.ipynb"), GOOD)
-    monkeypatch.setattr(plans, "PLANS", {"00": lambda profile_name, seed: runs})
-    monkeypatch.setattr(plans, "LIVE", {})
-    published = property(lambda run: Path("results") if run.name == names["published"] else None)
-    monkeypatch.setattr(Run, "published", published)
-    # nothing lies in that folder
-    monkeypatch.setattr(store, "published_file", lambda folder, name: None)
+    monkeypatch.setattr(jobs, "plan_of", lambda *asked: (runs, ()))
+    published = Path("results").absolute() / "fashion_mnist_mini" / names["published"]
+    published.mkdir(parents=True)
+    monkeypatch.setattr(store, "published_home", lambda: Path("results").absolute())
+    monkeypatch.setattr(
+        store, "published_file", lambda folder, name: None
+    )  # nothing lies in that folder
     train(runs["cached"], progress="none")
     train(runs["begun"], progress="none", max_minutes=0)
     assert start(dry_run=True) == 0
     told = capsys.readouterr().out
-    takes = r"\d\d:\d\d +\d+\.\d GB\n"
+    takes = r"\d\d:\d\d\n"
     assert re.search(rf"{names['cached']} +00 +to be judged +{takes}", told)
     assert re.search(rf"{names['begun']} +00 +to be trained, from epoch 2 +{takes}", told)
     assert "1 runs are read from results/, 0 more are in the store" in told
     assert names["published"] not in told
     # a notebook that uses the network itself needs its weights
-    monkeypatch.setattr(plans, "LIVE", {"00": ("published",)})
+    monkeypatch.setattr(jobs, "plan_of", lambda *asked: (runs, ("published",)))
     assert start(dry_run=True) == 0
     live = capsys.readouterr().out
     assert re.search(rf"{names['published']} +00 +to be trained in notebook 00 +{takes}", live)
     assert re.search(rf"{names['new']} +00 +to be trained +{takes}", told)
-    assert re.search(rf"{names['without data']} +00 +to be trained +{takes}", told)
-    assert re.search(rf"all of it +\d at a time on .+ +about {takes}", told)
+    assert re.search(rf"{names['without data']} +00 +to be trained +not known\n", told)
+    assert re.search(rf"all of it +\d at a time on .+ +over {takes}", told)
+    assert "times of training, by finished runs of the same kind on " in told
     assert "`crat data fetch cifar10` downloads it" in told
     assert not Path("figures").exists()
 
 
 def test_a_plan_of_what_other_machines_do_tells_no_times(capsys, monkeypatch):
     write_notebook(Path("notebooks/00_good.ipynb"), GOOD)
-    monkeypatch.setattr(
-        plans, "PLANS", {"00": lambda profile_name, seed: {"new": TINY.but(seed=4)}}
-    )
-    monkeypatch.setattr(plans, "LIVE", {})
+    monkeypatch.setattr(jobs, "plan_of", lambda *asked: ({"new": TINY.but(seed=4)}, ()))
     monkeypatch.setattr(reproduce, "_perform", lambda *_: {"all": "not today"})
-    monkeypatch.setattr(estimates, "estimate", None)
+    monkeypatch.setattr(estimates, "Rates", None)
     assert start(dask="tcp://127.0.0.1:9") == 1
     assert re.search(r"small_cnn-\S+-s4-\S+ +00 +to be trained\n", capsys.readouterr().out)
 
@@ -238,8 +236,9 @@ DRIVER = """
 import sys
 from functools import partial
 from pathlib import Path
-from crat import cli, plans, reproduce
-plans.PLANS = {}
+from crat import cli
+from crat.batch import jobs, reproduce
+jobs.plan_of = lambda *asked: ({}, ())
 reproduce.run = partial(reproduce.run, notebooks=Path("notebooks"), figures=Path("figures"))
 sys.exit(cli.main(["reproduce", "--workers", "1"]))
 """
@@ -257,8 +256,9 @@ def test_a_stopped_driver_leaves_nothing_running(sent, code, elsewhere):
         wait_until(
             lambda: told.exists() or driver.poll() is not None, "the notebook does not begin"
         )
-        # kernel, its starter, its own process
-        family = [psutil.Process(pid) for pid in json.loads(told.read_text())]
+        family = [
+            psutil.Process(pid) for pid in json.loads(told.read_text())
+        ]  # kernel, its starter, its own process
         driver.send_signal(sent)
         assert psutil.wait_procs(family, timeout=PATIENCE)[1] == []
         assert driver.wait(PATIENCE) == code
@@ -268,6 +268,7 @@ def test_a_stopped_driver_leaves_nothing_running(sent, code, elsewhere):
     assert error == (
         "" if code < 0 else "crat: stopped; the same command resumes from what is done\n"
     )
-    # left for reading
-    assert Progress.read(Path("figures/quick/00_sleeps/00_sleeps.ipynb")).cells == 3
+    assert (
+        Progress.read(Path("figures/quick/00_sleeps/00_sleeps.ipynb")).cells == 3
+    )  # left for reading
     assert not Path("figures/quick/01_next").exists()

@@ -1,31 +1,28 @@
-"""--recompute: what it removes, what it keeps of requests that were stopped, and when it is
-refused.
-"""
+"""--recompute: what it removes, what it keeps of requests that were stopped, and when it is refused."""
 
-import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_reproduce import GOOD, elsewhere, start, write_notebook
+from test_reproduce import GOOD, PARAMETERS, elsewhere, start, write_notebook
 
-from crat import cluster, reproduce, store
-from crat.config import ConfigError
+from crat import store
+from crat.batch import cluster, jobs, reproduce
+from crat.config import ConfigError, profile
+from crat.store import Store
+from crat.training.run import Run
 
 __all__ = ["elsewhere"]  # used by each test
 
 
 @pytest.fixture
 def recompute(monkeypatch):
-    """Recomputes two notebooks, or those of these numbers, of which only works[0] decides
-    whether the second works.
-    """
+    """Recomputes two notebooks, or those of these numbers, of which only works[0] decides whether the second works."""
     write_notebook(Path("notebooks/00_good.ipynb"), GOOD)
     write_notebook(Path("notebooks/01_other.ipynb"), GOOD)
 
     def recompute(*numbers, **settings):
-        monkeypatch.setenv("CRAT_RUNS", "runs")
         ran.clear()
         return start(*numbers, recompute=True, **settings)
 
@@ -33,14 +30,10 @@ def recompute(monkeypatch):
     recompute.ran, recompute.works = ran, works
 
     def perform(jobs, *_):
-        assert (os.environ["CRAT_RUNS"], os.environ["CRAT_RECOMPUTE"]) == (
-            str(Path("runs/recomputed").absolute()),
-            "1",
-        )
         broken = [job.name for job in jobs if not works[0] and job.name != "00_good"]
         for job in jobs:
             ran.append(job.name)
-            store.write_text(store.home() / job.name / "card.json", "{}")
+            store.write_text(Store.recomputed().root / job.name / "card.json", "{}")
             store.write_text(job.output, "{}")
             job.began.append(time.monotonic())
             if job.name not in broken:
@@ -90,13 +83,48 @@ def test_a_small_recomputation_takes_nothing_from_a_stopped_one(recompute, capsy
     assert not kept.exists()  # nothing was unfinished any more
 
 
+def test_a_shard_of_a_recomputation_removes_nothing(recompute):
+    """The others are at it; what they have made is what the same request without a shard goes on with."""
+    recompute.works[0] = True
+    made = Path("runs/recomputed/made-by-another-shard")
+    store.write_text(made, "")
+    assert recompute(shard="1/2") == recompute(shard="2/2") == 0
+    assert recompute.ran == []
+    assert len(list(made.parent.glob("unfinished-*"))) == 1
+    assert recompute() == 0
+    assert recompute.ran == ["00_good", "01_other"]
+    assert [path.name for path in made.parent.glob("[mu]*")] == [made.name]
+
+
+def test_a_recomputation_leaves_what_is_published_aside(monkeypatch):
+    """Its runs are planned in a store of their own, and are tasks though they were published."""
+    config = profile("quick").but(train_per_class=20, valid_per_class=10, epochs=2, steps=1)
+    write_notebook(
+        Path("notebooks/00_good.ipynb"), GOOD, parameters=PARAMETERS + "\nrecompute: bool = False"
+    )
+    monkeypatch.setattr(jobs, "plan_of", lambda *asked: ({"a": config}, ()))
+    monkeypatch.setattr(store, "published_home", lambda: Path("results").absolute())
+    (Path("results") / "fashion_mnist_mini" / Run.of(config).name).mkdir(parents=True)
+    handed = []
+    monkeypatch.setattr(
+        reproduce, "perform", lambda tasks, *_: handed.extend(tasks) or {"all": "not today"}
+    )
+    start()
+    start(recompute=True)
+    usual, run, again = handed
+    assert usual.parameters == {"profile": "quick"}
+    assert run.place == Store(Path("runs/recomputed").absolute())
+    assert again.parameters == {"profile": "quick", "recompute": True}
+    assert again.needs == {run.name}
+
+
 def test_nothing_is_removed_for_a_recomputation_that_is_refused(recompute, monkeypatch, capsys):
     recompute.works[0] = True
     assert recompute() == 0
     kept = Path("runs/recomputed/00_good/card.json")
     refuse, refused = reproduce._refuse_what_is_not_heeded, ConfigError("--data: not heeded")
     monkeypatch.setattr(
-        reproduce, "_refuse_what_is_not_heeded", lambda jobs: (_ for _ in ()).throw(refused)
+        reproduce, "_refuse_what_is_not_heeded", lambda *asked: (_ for _ in ()).throw(refused)
     )
     with pytest.raises(ConfigError, match="not heeded"):
         recompute()

@@ -1,6 +1,4 @@
-"""The report as pages: what is in them, and how they behave in a real, headless Chromium without
-any network.
-"""
+"""The report as pages: what is in them, and how they behave in a real, headless Chromium without any network."""
 
 import contextlib
 import hashlib
@@ -17,34 +15,38 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from crat import cli, leaderboard, plans, site
+from crat import cli, store
 from crat.analysis import claims
+from crat.batch import site
+from crat.config import Selection
+from crat.papers import leaderboard
 
 ROOT = Path(__file__).parents[2]
 STEMS = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
-PAGES = ["index.html", *(f"site/{stem}.html" for stem in STEMS)]
-PAGES += [f"site/{path.stem}.html" for path in sorted((ROOT / "docs").glob("*.md"))]
+PAGES = ["index.html", *(f"notebooks/{stem}.html" for stem in STEMS)]
+PAGES += [f"docs/{path.stem}.html" for path in sorted((ROOT / "docs").glob("*.md"))]
 EXECUTED = "02_attacks_side_by_side"
 MATHJAX = ROOT / "docs" / "site" / "_static" / "mathjax"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """The laptop report in a folder of its own, one of its notebooks as if executed there;
-    sphinx had no complaint.
-    """
+    """The laptop report in a folder of its own, one of its notebooks as if executed there; sphinx had no complaint."""
     figures = tmp_path_factory.mktemp("figures")
-    # what git ignores
-    own = shutil.ignore_patterns("site", ".site-*", "index.html", "*.ipynb", "success.json")
+    own = shutil.ignore_patterns("site", ".site-*", "*.ipynb", "success.json")  # what git ignores
     shutil.copytree(ROOT / "figures" / "laptop", figures / "laptop", ignore=own)
     executed = json.loads((ROOT / "notebooks" / f"{EXECUTED}.ipynb").read_text(encoding="utf-8"))
     executed["cells"][2]["source"] += "\n# this very run"
+    links = "[a](../crat/run.py) [m](../docs/methods.md#cfa) [w](https://a.b/c.md)"
+    executed["cells"].append(
+        {"cell_type": "markdown", "id": "links", "metadata": {}, "source": links}
+    )
     (figures / "laptop" / EXECUTED / f"{EXECUTED}.ipynb").write_text(json.dumps(executed))
     (figures / "laptop" / EXECUTED / "success.json").write_text("{}")
     with contextlib.redirect_stderr(io.StringIO()) as said:
         index = site.build("laptop", figures=figures)
     assert said.getvalue() == ""
-    assert index == figures / "laptop" / "index.html"
+    assert index == figures / "laptop" / "site" / "index.html"
     return index.parent
 
 
@@ -75,7 +77,7 @@ def test_the_claims_are_those_of_the_notebooks(home):
     expected = []
     for stem in STEMS:
         paths = [
-            home / stem / "claims.json",
+            home.parent / stem / "claims.json",
             ROOT / "results" / "fashion_mnist" / f"claims_{stem[:2]}.json",
         ]
         for path in [path for path in paths if path.exists()][:1]:
@@ -102,7 +104,7 @@ def test_the_leaderboard_is_that_of_notebook_06(home):
     for method, seeds, *cells in shown:
         name = re.escape(method.removesuffix(" the one to beat"))
         (line,) = re.findall(rf"^ *{name} +(\d.*)$", printed, re.MULTILINE)
-        assert seeds == str(len(plans.SEEDS))
+        assert seeds == str(len(Selection.seeds))
         numbers = re.findall(r"\d+\.\d(?: ± \d+\.\d)?", line)
         del numbers[2]  # the union of two attacks, which the page leaves out
         assert cells == numbers
@@ -112,9 +114,7 @@ def test_the_leaderboard_is_that_of_notebook_06(home):
 
 
 def test_pages_are_whole_and_lead_nowhere_else(home):
-    """Every local address is there; none is fetched from elsewhere; no page tells of the machine
-    that built it.
-    """
+    """Every local address is there; none is fetched from elsewhere; no page tells of the machine that built it."""
     assert all((home / page).exists() for page in PAGES)
     for path in (home / page for page in PAGES):
         page = text(path)
@@ -126,40 +126,41 @@ def test_pages_are_whole_and_lead_nowhere_else(home):
             ), (path, address)
         for place in (ROOT, home, Path.home() / "x"):
             assert f"{place}".removesuffix("/x") + "/" not in page, path
-    for path in [*home.glob("site/**/*.css"), *home.glob("site/_static/*.js")]:
+    for path in [*home.glob("**/*.css"), *home.glob("_static/*.js")]:
         assert not re.search(r"url\([\"']?(https?:)?//|@import [\"'](https?:)?//", text(path)), path
 
 
 def test_a_page_says_where_it_comes_from(home):
-    executed, committed = (text(home / "site" / f"{stem}.html") for stem in (EXECUTED, STEMS[0]))
+    executed, committed = (
+        text(home / "notebooks" / f"{stem}.html") for stem in (EXECUTED, STEMS[0])
+    )
     assert "this very run" in executed
     assert "Executed by <code>crat reproduce --profile laptop</code>" in executed
     assert "Shown as committed" in committed
-    assert f'href="../{EXECUTED}/broken_by.csv"' in executed
+    assert f'href="../../{EXECUTED}/broken_by.csv"' in executed
 
 
 def test_what_was_there_survives_a_failed_build(home, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
     (tmp_path / "00_broken.ipynb").write_text("{")
     with pytest.raises(site.SiteError, match="00_broken"):
-        site.build("laptop", notebooks=tmp_path, figures=home.parent)
+        site.build("laptop", notebooks=tmp_path, figures=home.parents[1])
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before
 
 
 def test_without_runs_the_first_page_says_so(monkeypatch):
-    monkeypatch.setenv("CRAT_RECOMPUTE", "1")  # nothing published is read
+    monkeypatch.setattr(store, "published_home", lambda: Path("nothing"))
     assert leaderboard.leaderboard("laptop").empty
     page = site._first_page([], "laptop", [])
     assert "No claims yet" in page
     assert "No run of this profile is published yet" in page
 
 
-def test_links_lead_to_pages_or_are_words():
-    told = site._relinked(
-        "[a](../crat/training/run.py) [m](../docs/methods.md#cfa) [w](https://a.b/c.md)",
-        {"methods"},
-    )
-    assert told == 'a <a href="methods.html#cfa">m</a> [w](https://a.b/c.md)'
+def test_links_lead_to_pages_or_are_words(home):
+    page = text(home / "notebooks" / f"{EXECUTED}.html")
+    assert 'href="../docs/methods.html#cfa"' in page
+    assert '<p><span class="xref myst">a</span> <a class' in page  # it has no page
+    assert 'href="https://a.b/c.md"' in page
 
 
 def test_errors_are_one_line(monkeypatch, tmp_path, capsys):
@@ -169,8 +170,7 @@ def test_errors_are_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(site.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["site"]) == 1
     assert capsys.readouterr().err.splitlines()[1] == (
-        "crat: the report as pages needs sphinx, myst_nb, sphinx_book_theme: pip install "
-        "'crat[site]'"
+        "crat: the report as pages needs sphinx, myst_nb, sphinx_book_theme: pip install 'crat[site]'"
     )
 
 
@@ -196,8 +196,7 @@ def test_ci_asks_for_a_browser_and_goes_on_without(tmp_path, there, told):
         assert ("will skip" in run.stderr) == (not told)
 
 
-# --- in the browser
-# ------------------------------------------------------------------------------------------------
+# --- in the browser ------------------------------------------------------------------------------------------------
 
 FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run
     --disable-background-networking --disable-component-update --disable-sync --window-size=1300,900"""
@@ -205,9 +204,7 @@ FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --d
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Chromium with an empty profile in which no name resolves; skips without one, or fails
-    where CI promised it.
-    """
+    """Chromium with an empty profile in which no name resolves; skips without one, or fails where CI promised it."""
     chromium = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
@@ -234,15 +231,12 @@ def browser(tmp_path_factory):
 
 
 def visit(browser, path):
-    """Opens a page from the disk and waits until its formulas are set; what was logged before is
-    dropped.
-    """
+    """Opens a page from the disk and waits until its formulas are set; what was logged before is dropped."""
     browser.get_log("browser"), browser.get_log("performance")
     browser.get(path.as_uri())
     browser.set_script_timeout(600), browser.set_page_load_timeout(600)
     browser.execute_async_script(
-        "const done = arguments[0]; window.MathJax?.startup ? MathJax.startup.promise.then(() => "
-        "done()) : done()"
+        "const done = arguments[0]; window.MathJax?.startup ? MathJax.startup.promise.then(() => done()) : done()"
     )
 
 
@@ -275,8 +269,7 @@ def test_a_page_opens_and_shows_everything(home, browser, page):
     assert all(width > 0 and alt for _, width, alt in images), images
     formulas, unset, wrong = browser.execute_script(
         "const all = s => document.querySelectorAll(s).length;"
-        "return [all('mjx-container'), all('.math:not(:has(mjx-container))'), "
-        "all('[data-mml-node=merror]')]"
+        "return [all('mjx-container'), all('.math:not(:has(mjx-container))'), all('[data-mml-node=merror]')]"
     )
     assert (unset, wrong) == (0, 0)
     assert bool(formulas) == ('class="math' in text(home / page))
@@ -303,8 +296,9 @@ def test_tables_sort_both_ways(home, browser, table):
             orders[heading.get_attribute("aria-sort")] = browser.execute_script(keys, table, column)
         up, down = orders["ascending"], orders["descending"]
         valued = [value for value in up if value != ""]
-        # no value: last, both ways
-        assert up[len(valued) :] == [""] * (len(up) - len(valued)) == down[len(valued) :]
+        assert (
+            up[len(valued) :] == [""] * (len(up) - len(valued)) == down[len(valued) :]
+        )  # no value: last, both ways
         assert [v for v in down if v != ""] == sorted_like(valued)[::-1], heading.text
         assert valued == sorted_like(valued), heading.text
     assert len(headings) >= 7

@@ -203,7 +203,6 @@ def test_every_setting_has_a_flag():
         "0.031",
         "2/255",
         3,
-        1.0,
         (("a", 0.5), ("b", "word")),
         2,
         4,

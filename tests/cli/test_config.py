@@ -10,6 +10,7 @@ from crat.config import (
     PROFILES,
     ConfigError,
     RunConfig,
+    Selection,
     TrainConfig,
     as_written,
     different_from_default,
@@ -79,6 +80,27 @@ def test_names_hash_only_what_differs_from_the_defaults():
     }
 
 
+def test_beta_is_an_option_and_keeps_the_names_of_published_runs():
+    """Cards of version 1 have it beside the options, and the names of their runs hash it as
+    "train.beta".
+    """
+    trades = RunConfig().but(defense="trades", options={"normalised": True}, beta=3)
+    assert trades.train.options == (("beta", 3.0), ("normalised", True))
+    assert trades.but(beta=1.0).train.options == (("beta", 1.0), ("normalised", True))
+    named = {"train.defense": "trades", "train.beta": 3.0, "train.options": (("normalised", True),)}
+    assert different_from_default(trades) == named
+    frl = RunConfig().but(defense="frl", beta=3.0)
+    assert different_from_default(frl) == {
+        "train.defense": "frl",
+        "train.options": (("beta", 3.0),),
+    }
+    card = trades.as_dict()
+    card["train"] |= {"beta": 3.0, "options": [["normalised", True]]}
+    assert RunConfig.from_dict(card) == trades
+    card["train"] |= {"beta": 6.0}
+    assert RunConfig.from_dict(card).train.options == (("normalised", True),)
+
+
 def test_bad_values_get_one_line():
     for make, message in (
         (lambda: number("a lot"), "'a lot' is not a number: write 0.1 or 8/255"),
@@ -98,3 +120,20 @@ def test_bad_values_get_one_line():
     ):
         with pytest.raises(ConfigError, match=message):
             make()
+
+
+def test_another_data_set_keeps_the_number_of_images_of_a_class():
+    bases = [Selection("mnist").on_data(profile(name)) for name in PROFILES]
+    assert [base.data.name for base in bases] == ["mnist"] * 3
+    assert [base.data.train_per_class for base in bases] == [700, 2000, None]
+    assert Selection().on_data(bases[0]) == bases[0]
+
+
+def test_a_selection_is_read_from_a_notebooks_parameters():
+    assert Selection.read() == Selection()
+    assert Selection.read("mnist", "4 0 2 4") == Selection("mnist", (0, 2, 4))
+    for wrong in ("1 2", "0 x", "0 -1", ""):
+        with pytest.raises(ConfigError, match="seeds are numbers"):
+            Selection.read(seeds=wrong)
+    with pytest.raises(ConfigError, match="unknown data set 'cifar'"):
+        Selection.read("cifar")

@@ -7,6 +7,7 @@ import pytest
 
 from crat import cli, store
 from crat.audit import Plan
+from crat.batch.reproduce import choose
 from crat.cli.flags import asked_for, words_for
 from crat.config import (
     AVERAGES,
@@ -20,7 +21,6 @@ from crat.config import (
 )
 from crat.defenses import DEFENSES, preset
 from crat.names import did_you_mean, known_as, one_of
-from crat.reproduce import choose
 from crat.training.run import Run
 
 ATTACKS = ("FGSM", "PGD-20", "CW-20", "Square", "AA", "AA-plus", "AA-rand")

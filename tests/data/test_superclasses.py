@@ -1,6 +1,7 @@
 """Superclasses: table, blocks, where errors end; notebook 01 on other data sets."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crat import data, plans, plots
+from crat import data, plots
 from crat.analysis import metrics
-from crat.config import PROTOCOLS, ConfigError, profile
+from crat.config import PROTOCOLS, ConfigError, Selection, profile
 from crat.data import superclasses
 from crat.data.registry import DATASETS
 from crat.nets import models
 from crat.outcomes.cache import Outcomes
+from crat.papers.common import sweep
+from crat.papers.evidence import Evidence
+from crat.papers.tian2021 import TRAINED, plan
 from crat.plots import methods as plots_methods
 from crat.training.run import Run
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_tian2021_class_wise_robustness.ipynb"
-TRAINED = ("mnist", "cifar10", "cifar100", "svhn", "stl10")  # the paper's, and ImageNet
+DATA_SETS = ("mnist", "cifar10", "cifar100", "svhn", "stl10")  # the paper's, and ImageNet
 
 
 @pytest.mark.parametrize("name", superclasses.GROUPS)
@@ -82,10 +86,10 @@ def test_disparity_adds_up():
     assert np.allclose(superclasses.disparity([0.2, 0.8, 0.5], [0, 0, 1])[0], 0)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", DATA_SETS)
 @pytest.mark.parametrize("chosen", ["quick", "laptop", "paper"])
 def test_the_plan_of_each_data_set_can_be_trained(chosen, name):
-    runs = plans.tian2021(chosen, 3, name)
+    runs = plan(chosen, 3, Selection(name))
     for key, config in runs.items():
         run = Run.of(config)  # resolves: protocol, method, model
         assert run.config.data.name == name, key
@@ -103,40 +107,40 @@ def test_the_plan_of_each_data_set_can_be_trained(chosen, name):
     with torch.no_grad():
         assert network(torch.zeros(2, *shape)).shape == (2, n_classes)
     assert runs["live"].train.seed == 3
-    removed = {f"without-{c}-s0" for c in plans.REMOVED.get(name, ())}
+    removed = {f"without-{c}-s0" for c in DATASETS[name].removed_classes}
     assert removed == {key for key in runs if key.startswith("without")}
-    assert {f"{m}-s{s}" for m in plans.METHODS for s in plans.SEEDS} <= runs.keys()
+    assert {f"{m}-s{s}" for m in TRAINED for s in (0, 1, 2)} <= runs.keys()
 
 
-def test_the_published_data_set_by_its_name_is_the_published_one():
+def test_a_data_set_by_its_name_is_the_same_runs_on_it():
     for chosen in ("quick", "laptop"):
-        named, usual = (plans.tian2021(chosen, 0, name) for name in ("fashion_mnist", ""))
-        named.pop("live"), usual.pop("live")
-        assert named == usual
-    assert plans.tian2021("paper", 0, "cifar10") == plans.tian2021("paper", 0)
-    laptop = plans.tian2021("laptop", 0)
-    assert laptop["pgd_at-s1"] == profile("laptop").but(
-        defense="pgd_at", seed=1
-    )  # nothing of it is changed
-    assert laptop["AT-s0"] == plans.sweep("laptop").but(defense="pgd_at")
-    shipped = plans.tian2021("quick", 0, "fashion_mnist_mini")
-    assert shipped["pgd_at-s0"] == profile("quick").but(
-        defense="pgd_at"
-    )  # nothing is published: its own settings
+        named, usual = plan(chosen, 0, Selection("fashion_mnist")), plan(chosen)
+        main = {key for key in usual if key.startswith((*TRAINED, "without"))}
+        assert {key: named[key] for key in main} == {key: usual[key] for key in main}
+        # the sweeps, too
+        assert {config.data.name for config in named.values()} == {"fashion_mnist"}
+    assert plan("paper", 0, Selection("cifar10")) == plan("paper")
+    laptop = plan("laptop")
+    # nothing of it is changed
+    assert laptop["pgd_at-s1"] == profile("laptop").but(defense="pgd_at", seed=1)
+    assert laptop["AT-s0"] == sweep("laptop", Selection()).but(defense="pgd_at")
+    shipped = plan("quick", 0, Selection("fashion_mnist_mini"))
+    # nothing is published: its own settings
+    assert shipped["pgd_at-s0"] == profile("quick").but(defense="pgd_at")
 
 
 def test_what_cannot_be_trained_says_so(tmp_path, monkeypatch):
     with pytest.raises(
         ConfigError, match=r"imagenet is not trained here: `crat audit .* --data imagenet` judges"
     ):
-        plans.tian2021("laptop", 0, "imagenet")
+        plan("laptop", 0, Selection("imagenet"))
     with pytest.raises(
         ConfigError, match="unknown data set 'cifar'; known: fashion_mnist_mini, mnist"
     ):
-        plans.tian2021("laptop", 0, "cifar")
+        Selection("cifar")
     monkeypatch.setenv("CRAT_DATA", str(tmp_path))
     with pytest.raises(data.DataError, match=r"cifar100.*crat data fetch cifar100"):
-        data.load(plans.tian2021("quick", 0, "cifar100")["live"].data)
+        data.load(plan("quick", 0, Selection("cifar100"))["live"].data)
 
 
 def hundred_classes(seed, towards=0.7):
@@ -158,23 +162,19 @@ def test_the_cells_of_the_notebook_on_a_hundred_classes(tmp_path, monkeypatch, c
     sources = [
         "".join(cell["source"]) for cell in cells if "synthetic" in cell["metadata"].get("tags", [])
     ]
-    seen = {f"{m}-s{s}": hundred_classes(s) for m in plans.METHODS for s in plans.SEEDS}
-    given_names = {
-        "test": seen,
-        "valid": seen,
+    seen = {f"{m}-s{s}": hundred_classes(s) for m in TRAINED for s in (0, 1, 2)}
+    test = replace(Evidence.of("01", "quick", data="cifar100"), seen=seen)
+    cell = {
+        "test": test,
+        "valid": test,
         "PGD": "PGD-20",
         "dataset": "cifar100",
         "STEM": "01",
         "np": np,
         "pd": pd,
     }
-    given_names |= {
-        "plots": plots,
-        "metrics": metrics,
-        "plans": plans,
-        "superclasses": superclasses,
-    }
-    cell = given_names | {"y": seen["pgd_at-s0"].y, "names": DATASETS["cifar100"].classes}
+    cell |= {"plots": plots, "metrics": metrics, "superclasses": superclasses}
+    cell |= {"y": seen["pgd_at-s0"].y, "names": DATASETS["cifar100"].classes}
     for source in sources:
         exec(source, cell)
     plots.plt.close("all")

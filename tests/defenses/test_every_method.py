@@ -184,15 +184,19 @@ def test_options_are_checked_and_defaults_do_not_change_the_name():
     ):
         with pytest.raises(ConfigError, match=re.escape(line)):
             Run.of(TINY.but(defense="cfa", options=options))
-    with pytest.raises(ConfigError, match=r"frl has a beta of its own, 1\.5: change it by options"):
-        Run.of(TINY.but(defense="frl", beta=3.0))
+    assert Run.of(TINY.but(defense="frl", beta=3.0)).config.train.options == (("beta", 3.0),)
+    with pytest.raises(ConfigError, match="pgd_at has no option 'beta'"):
+        Run.of(TINY.but(defense="pgd_at", beta=3.0))
+    with pytest.raises(ConfigError, match=r"beta of trades is at least 0 and finite, not -1\.0"):
+        Run.of(TINY.but(defense="trades", beta=-1))
     trades = TINY.but(defense="trades")
     assert (
         Run.of(trades.but(beta=3.0)).name
         == Run.of(trades.but(options={"beta": 3})).name
         != Run.of(trades).name
     )
-    assert Run.of(trades.but(beta=3.0).but(**preset("trades", "released"))).config.train.beta == 6.0
+    released = Run.of(trades.but(beta=3.0).but(**preset("trades", "released")))
+    assert "beta" not in dict(released.config.train.options)
     with pytest.raises(ConfigError, match="unknown preset 'papr'; known: paper, released, crat"):
         preset("cfa", "papr")
 

@@ -48,7 +48,7 @@ def test_flags_choose_options_and_presets():
     assert train.options == (("base", "trades"), ("ccm", False), ("lambda_1", 1))
     assert train.average == "fawa"  # the crat preset's
     assert asked("--preset released").train.epochs == 200  # of the profile's own method
-    assert asked("--defense mart --preset released --beta 3").train.beta == 3.0
+    assert asked("--defense mart --preset released --beta 3").train.options == (("beta", 3.0),)
     assert asked("--defense frl --beta 6").train.options == (("beta", 6.0),)
     assert asked("--recipe fast --seed 2").but(seed=0) == recipes.recipe("fast")
     with pytest.raises(ConfigError, match="unknown preset 'papr'"):
@@ -75,10 +75,20 @@ def test_the_readmes_own_method_trains(own_store, monkeypatch):
 
 def test_the_fast_recipe_is_a_run_of_cifar10():
     config = recipes.recipe("fast")
-    assert (config.data.name, config.model.name, config.train.average) == (
+    train = config.train
+    assert (config.data.name, config.model.name, train.average) == (
         "cifar10",
         "preact_resnet18",
         "ema_update",
     )
+    assert (train.epochs, train.batch_size, train.schedule, train.dtype) == (
+        30,
+        512,
+        "one_cycle",
+        "bfloat16",
+    )
+    updates = train.epochs * (50_000 - 10 * config.data.valid_per_class) // train.batch_size
+    assert 10 / (1 - train.average_decay) < updates  # the average forgets where it began
+    assert config.resolved().train.eps == "8/255"
     with pytest.raises(ConfigError, match="unknown recipe 'faster'; known: fast"):
         recipes.recipe("faster")

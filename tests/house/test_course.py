@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from crat import defenses
+from crat.batch.parameters import declared
 from crat.config import ConfigError
-from crat.notebook import declared
 
 ROOT = Path(__file__).resolve().parents[2]
 COURSE = ROOT / "notebooks" / "course"

@@ -22,14 +22,14 @@ FILES = [*MODULES, *sorted(p.relative_to(ROOT) for p in ROOT.glob("tests/**/*.py
 FLOORS = (
     "config device distributed names text",
     "keys store",
-    "analysis data nets",
-    "attacks corruptions",
-    "defenses",
+    "data nets",
+    "analysis attacks",
+    "corruptions defenses",
     "training",
     "outcomes",
     "papers plots",
     "audit batch",
-    "cli __main__",
+    "cli",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 LONGEST_CHAIN = 14  # modules that import one another in a row
@@ -57,6 +57,8 @@ def room_of(name):
     """The room of a module, or the module itself where it is on the ground; "" for crat itself."""
     if name == "crat.data.registry":  # a table, which config reads
         return "config"
+    if name == "crat.__main__":
+        return "cli"
     return ".".join(name.split(".")[1:2])
 
 

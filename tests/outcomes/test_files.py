@@ -232,10 +232,10 @@ def test_a_part_of_another_key_is_not_continued(tmp_path):
 
 def test_huge_logits_stay_finite():
     small = np.array([[1.0, 65504.0]], np.float32)
-    assert files.halved(small).dtype == np.float16
+    assert store.halved(small).dtype == np.float16
     huge = np.array([[1e5, 2e5]], np.float32)
-    assert np.array_equal(files.halved(huge), huge)
-    assert files.halved(-huge).dtype == np.float32
+    assert np.array_equal(store.halved(huge), huge)
+    assert store.halved(-huge).dtype == np.float32
 
 
 def test_classes_in_turn():

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from nbval.plugin import get_sanitize_patterns
 
-from crat import data, plans
-from crat.notebook import declared
+from crat import data
+from crat.batch.parameters import declared
+from crat.papers import LIVE, PLANS
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -26,7 +27,7 @@ def cells(path, kind):
 
 
 def test_there_are_notebooks_and_each_has_its_plan():
-    assert {path.stem[:2] for path in NOTEBOOKS} == set(plans.PLANS)
+    assert {path.stem[:2] for path in NOTEBOOKS} == set(PLANS)
 
 
 @each_notebook
@@ -45,6 +46,42 @@ def test_anatomy(path):
     assert all("papermill" not in cell["metadata"] for cell, _ in code)
     prose = len(cells(path, "markdown"))
     assert 0.4 <= prose / len(code) <= 1.5
+
+
+PARAMETERS = {"profile": "quick", "seed": 0, "data": "", "seeds": "0 1 2", "recompute": False}
+BY_EVIDENCE = [
+    path for path in NOTEBOOKS if "crat.papers.evidence" in path.read_text(encoding="utf-8")
+]
+each_by_evidence = pytest.mark.parametrize("path", BY_EVIDENCE, ids=lambda path: path.stem)
+
+
+@each_by_evidence
+def test_a_notebook_has_the_parameters_of_all_notebooks(path):
+    assert declared(path) == PARAMETERS
+
+
+@each_by_evidence
+def test_lines_are_of_100_columns(path):
+    """But for formulas and rows of tables, which cannot be broken."""
+    for kind in ("code", "markdown"):
+        for _, source in cells(path, kind):
+            lines = [line for line in source.splitlines() if not line.startswith(("|", "$$", "\\"))]
+            assert max(map(len, lines), default=0) <= 100, source
+
+
+def test_no_function_is_defined_in_two_notebooks():
+    defined = [
+        node.name
+        for path in BY_EVIDENCE
+        for _, source in cells(path, "code")
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+        and not node.name.startswith("__")
+        and node.name != "forward"
+    ]
+    assert len(defined) == len(set(defined)), sorted(
+        name for name in set(defined) if defined.count(name) > 1
+    )
 
 
 @each_notebook
@@ -73,9 +110,20 @@ def test_every_cell_was_run_and_enough_is_compared(path):
     # what is ignored must have a reason to differ: a device, a training, a drawing
     for cell, source in code:
         if "NBVAL_IGNORE_OUTPUT" in source:
-            reasons = ("describe", "outcomes", "train(", "import", "plots.", "to_string")
+            reasons = (
+                "setting",
+                "describe",
+                "outcomes",
+                "judge(",
+                "train(",
+                "import",
+                "plots.",
+                "to_string",
+            )
             assert any(word in source for word in reasons), source
-            assert cell["outputs"] or "import" in source or "outcomes" in source, source
+            assert cell["outputs"] or any(
+                word in source for word in ("import", "outcomes", "judge(")
+            ), source
 
 
 def is_text(output):
@@ -94,15 +142,13 @@ def test_figures_come_with_their_tables(path):
         assert drawn == {file.stem for file in published.glob("*.csv")}
 
 
-@pytest.mark.parametrize("number", plans.PLANS)
+@pytest.mark.parametrize("number", PLANS)
 def test_what_a_notebook_trains_while_its_reader_waits_is_small(number):
     """Counted, not timed: an image through the network, there and back, is a pass. 110,000 took
     10 s of one core.
     """
-    live = plans.LIVE.get(number, ()) if number == "00" else ("live",)
-    runs = {
-        key: run.resolved() for key, run in plans.PLANS[number]("quick", 0).items() if key in live
-    }
+    live = LIVE.get(number, ()) if number == "00" else ("live",)
+    runs = {key: run.resolved() for key, run in PLANS[number]("quick", 0).items() if key in live}
     assert runs.keys() == set(live)
     for key, run in runs.items():
         images = data.load(run.data)
@@ -124,16 +170,14 @@ def test_a_kept_run_is_not_compared():
     assert told == "before\nafter: kept: 3\n"
 
 
-@pytest.mark.parametrize("number", [number for number in plans.PLANS if number != "00"])
+@pytest.mark.parametrize("number", [number for number in PLANS if number != "00"])
 def test_published_results_are_whole(number):
     """Every run that a notebook names, but for its live one, is there with its card, history and
     outcomes.
     """
     from crat.training.run import Run
 
-    evidence = {
-        key: config for key, config in plans.PLANS[number]("quick", 0).items() if key != "live"
-    }
+    evidence = {key: config for key, config in PLANS[number]("quick", 0).items() if key != "live"}
     for key, config in evidence.items():
         run = Run.of(config)
         assert run.published is not None, key

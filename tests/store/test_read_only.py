@@ -1,6 +1,4 @@
-"""A checkout and a home folder that nobody may write to: CRAT_RUNS, CRAT_DATA and CRAT_FIGURES
-take everything.
-"""
+"""A checkout and a home folder that nobody may write to: CRAT_RUNS, CRAT_DATA and CRAT_FIGURES take everything."""
 
 import os
 import re
@@ -13,7 +11,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from crat import reproduce, site, store
+from crat import store
+from crat.batch import reproduce, site
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = """
@@ -28,7 +27,8 @@ print(profile, os.environ["CRAT_FIGURES"])
 STORY = """
 import os, sys
 from pathlib import Path
-from crat import cli, plans, reproduce
+from crat import cli
+from crat.batch import jobs, reproduce
 own = Path("mine").absolute()
 
 def told(*words):
@@ -39,7 +39,7 @@ told("train", "--epochs", "1")
 told("reproduce", "00", "--shard", "1/1")  # its notebook trains all it needs: nothing to do, nothing to write
 os.environ.update(CRAT_RUNS=str(own / "runs"), CRAT_DATA=str(own / "data"), CRAT_FIGURES=str(own / "figures"))
 told("reproduce", "00", "--dry-run")
-plans.PLANS = {}
+jobs.plan_of = lambda *asked: ({}, ())
 run = reproduce.run
 reproduce.run = lambda *given, **more: run(*given, **more, notebooks=Path("notebooks"))
 told("reproduce", "--profile", "laptop")
@@ -67,8 +67,7 @@ def test_everything_is_written_where_it_is_told(tmp_path, monkeypatch):
         or subprocess.run([*alone, "true"], capture_output=True).returncode
     ):
         pytest.skip(
-            "a read-only folder of this test's own needs user name spaces, which this machine does "
-            "not allow"
+            "a read-only folder of this test's own needs user name spaces, which this machine does not allow"
         )
     for folder in ("home", "mine"):
         (tmp_path / folder).mkdir()
@@ -83,11 +82,8 @@ def test_everything_is_written_where_it_is_told(tmp_path, monkeypatch):
     }
     done = subprocess.run(
         [*alone, "sh", "-c", INSIDE, "sh", sys.executable, "-c", STORY],
-        cwd=tmp_path,
-        env=os.environ | given,
-        capture_output=True,
-        text=True,
-    )
+        cwd=tmp_path, env=os.environ | given, capture_output=True, text=True,
+    )  # fmt: skip
     if done.returncode == 77:
         pytest.skip(f"this machine mounts nothing anew: {done.stderr.splitlines()[0]}")
     codes = re.findall(r"^code (\d) (.*)$", done.stdout, re.MULTILINE)
@@ -109,7 +105,7 @@ def test_everything_is_written_where_it_is_told(tmp_path, monkeypatch):
     assert (
         f"laptop {mine / 'laptop'}" in (mine / "laptop" / "00_small" / "00_small.ipynb").read_text()
     )
-    assert (mine / "laptop" / "index.html").exists()
+    assert (mine / "laptop" / "site" / "index.html").exists()
     assert not list((tmp_path / "home").iterdir())
 
 
@@ -119,7 +115,7 @@ def test_the_folder_of_figures_is_the_one_that_is_named(tmp_path, monkeypatch):
     write_notebook(tmp_path / "notebooks")
     built = []
     monkeypatch.setattr(site, "build", lambda profile, figures: built.append((profile, figures)))
-    monkeypatch.setattr("crat.plans.PLANS", {})
+    monkeypatch.setattr("crat.batch.jobs.plan_of", lambda *asked: ({}, ()))
     assert reproduce.run(notebooks=tmp_path / "notebooks") == 0
     assert (tmp_path / "own" / "quick" / "00_small" / "bars.png").exists()
     assert built == [("quick", tmp_path / "own")]

@@ -1,0 +1,3 @@
+"""What makes figures: `crat reproduce` (here or on a cluster), and its report as pages."""
+
+__all__ = ["reproduce", "site"]

@@ -1,0 +1,61 @@
+"""What several plans share: the average, the base of the sweeps and of live trainings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crat.config import DataConfig, RunConfig, Selection, TrainConfig, profile
+
+Runs = dict[str, RunConfig]
+
+USUAL = Selection()  # each plan's own data sets, seeds 0, 1 and 2
+
+EMA: dict[str, Any] = {"average": "ema_update"}
+
+# Of what the quick profile trains live. The batches are small: an update counts for more here than
+# a calm gradient.
+SMALL: dict[str, Any] = {
+    "train_per_class": 200,
+    "valid_per_class": 50,
+    "width": 8,
+    "batch_size": 32,
+    "lr": 0.05,
+}
+
+
+def evidence_profile(profile_name: str) -> str:
+    """The profile of the figures' runs: quick decides nothing, so it shows the laptop's."""
+    return "laptop" if profile_name == "quick" else profile_name
+
+
+def base_of(profile_name: str, selection: Selection = USUAL) -> RunConfig:
+    """The profile's run on the selected data set."""
+    return selection.on_data(profile(profile_name))
+
+
+def shown_live(profile_name: str, selection: Selection = USUAL) -> RunConfig:
+    """The base of a live training: 15 s of one core in quick, else the profile's own.
+
+    A slow laptop needs twice that. The gap between the classes shows at this size already; the run
+    decides nothing.
+    """
+    base = base_of(profile_name, selection)
+    return base.but(**SMALL) if profile_name == "quick" else base
+
+
+def sweep(profile_name: str, selection: Selection = USUAL) -> RunConfig:
+    """The base of ablations and sweeps: AT+EMA on the shipped images, two minutes a run.
+
+    The weights are averaged in all of them, unless averaging is the question: single epochs of so
+    short a training jump by more than the settings move. The paper profile sweeps in the paper's
+    own setting.
+    """
+    if profile_name == "paper":
+        return base_of("paper", selection).but(**EMA)
+    short = TrainConfig(epochs=6, eps_warmup=1, dtype="bfloat16", average="ema_update")
+    return selection.on_data(RunConfig(DataConfig("fashion_mnist_mini"), train=short))
+
+
+def seeded(name: str, config: RunConfig, seeds: tuple[int, ...]) -> Runs:
+    """The run once for each seed, under the keys "name-s0", "name-s1" ..."""
+    return {f"{name}-s{s}": config.but(seed=s) for s in seeds}

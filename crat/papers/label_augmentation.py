@@ -1,0 +1,202 @@
+"""Notebook 05: Amerehi and Healy on label augmentation (2025: Adv, Adv+; 2024: LA, no attack).
+
+The papers' numbers are relative changes of errors. The abstract of 2025 prints 53.50 and 5.73 %;
+the others of that paper are known from a summary. One claim is a control of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crat.analysis.claims import Claim
+from crat.config import RunConfig, Selection
+from crat.defenses import preset
+from crat.papers.common import (
+    EMA,
+    USUAL,
+    Runs,
+    base_of,
+    evidence_profile,
+    seeded,
+    shown_live,
+    sweep,
+)
+
+# the paper's three, LA of 2024, and two controls on the half-clean batches of Adv+: smooth labels,
+# and hard ones
+COMPARED: dict[str, dict[str, Any]] = {
+    "base": preset("standard"),
+    "LA": preset("label_augmentation", adversarial=False),
+    "Adv": preset("pgd_at"),
+    "Adv+": preset("label_augmentation"),
+    "smoothing": preset("label_smoothing"),
+    "half clean": preset("label_smoothing", delta=0.0),
+}
+DELTAS = (0.05, 0.2, 0.4)  # of Adv+, beside 0.1
+MAIN = {"Adv": preset("pgd_at"), "Adv+": preset("label_augmentation")}
+
+
+LIVE = ("live",)  # the network itself is used
+
+
+def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
+    """A short live training of Adv+, the methods that are compared, the sweep over delta."""
+    evidence = evidence_runs(evidence_profile(profile_name), selection)
+    return {"live": live(profile_name, seed, selection)} | evidence
+
+
+def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
+    """Adv+, a demonstration; in laptop the training that figures/laptop shows."""
+    base = shown_live(profile_name, selection)
+    if profile_name == "laptop":
+        base = base_of("quick", selection).but(train_per_class=300)
+    return base.but(**preset("label_augmentation")).but(seed=seed)
+
+
+def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
+    """Keys "base-s0", "delta 0.4" ... of the sweeps; "main base-s0" ... of the profile."""
+    base, main = sweep(profile_name, selection), base_of(profile_name, selection)
+    runs: Runs = {}
+    for name, changes in COMPARED.items():
+        runs |= seeded(name, base.but(**changes | EMA), selection.seeds)
+    runs |= {
+        f"delta {d:g}": base.but(**preset("label_augmentation", delta=d) | EMA) for d in DELTAS
+    }
+    runs |= seeded("main base", main.but(defense="standard"), selection.seeds)
+    for name, changes in MAIN.items():
+        runs |= seeded(f"main {name}", main.but(**changes | EMA), selection.seeds)
+    return runs
+
+
+LA25, LA24, CONTROL = "Amerehi and Healy 2025", "Amerehi and Healy 2024 (LA)", "crat (a control)"
+SUMMARY, PARTLY = "as a summary gives it", "abstract; the number as a summary gives it"
+
+
+def _claim(
+    paper: str,
+    where: str,
+    statement: str,
+    functional: str,
+    number: str = "",
+    direction: str = "greater",
+) -> Claim:
+    smallest = {"average": 0.01, "spread": 0.005}[functional]
+    return Claim(
+        paper,
+        where,
+        statement,
+        functional,
+        direction,
+        "05",
+        number=number,
+        smallest_difference=smallest,
+    )
+
+
+PLAIN, HALF = "the plain network", "one drawn for each image"
+CLAIMS = {
+    "Adv robust": _claim(
+        LA25, PARTLY, f"Adv is more robust than {PLAIN} (PGD-20)", "average", "error -25.24 %"
+    ),
+    "Adv clean": _claim(
+        LA25,
+        PARTLY,
+        f"Adv is less accurate than {PLAIN} on clean images",
+        "average",
+        "error +54.19 %",
+        "less",
+    ),
+    "robust": _claim(
+        LA25, "abstract", "Adv+ is more robust than Adv (PGD-20)", "average", "error -53.50 %"
+    ),
+    "clean": _claim(
+        LA25,
+        PARTLY,
+        "Adv+ is more accurate than Adv on clean images",
+        "average",
+        "error +27.93 %, Adv +54.19 %",
+    ),
+    "spread clean": _claim(
+        LA25,
+        "abstract",
+        "Adv+ spreads the classes less than Adv (clean, sd)",
+        "spread",
+        "-5.73 %",
+        "less",
+    ),
+    "spread PGD": _claim(
+        LA25,
+        SUMMARY,
+        "Adv+ spreads the classes less than Adv (PGD-20, sd; there PGD-40)",
+        "spread",
+        "-2.79 %",
+        "less",
+    ),
+    "Adv corruptions": _claim(
+        LA25,
+        SUMMARY,
+        f"Adv is less robust to corruptions than {PLAIN} ({HALF})",
+        "average",
+        "error +22.99 %",
+        direction="less",
+    ),
+    "corruptions": _claim(
+        LA25,
+        SUMMARY,
+        f"Adv+ is more robust to corruptions than Adv ({HALF})",
+        "average",
+        "error +14.42 %, Adv +22.99 %",
+    ),
+    "exceptions": _claim(
+        LA25,
+        SUMMARY,
+        f"... but less robust to JPEG and pixelate ({HALF})",
+        "average",
+        direction="less",
+    ),
+    "LA clean": _claim(
+        LA24,
+        "abstract",
+        f"LA is more accurate than {PLAIN} on clean images",
+        "average",
+        "error up to -23.29 %",
+    ),
+    "LA robust": _claim(
+        LA24,
+        "abstract",
+        f"LA is more robust than {PLAIN} (PGD-20)",
+        "average",
+        "error up to -24.46 %",
+    ),
+    "LA corruptions": _claim(
+        LA24,
+        "abstract",
+        f"LA is more robust than {PLAIN} to corruptions it does not train on ({HALF})",
+        "average",
+        "error up to -24.23 %",
+    ),
+    "half robust": _claim(
+        CONTROL,
+        "not a paper's: is it the extra outputs?",
+        "Adv+ is more robust than AT on the same half-clean batches (PGD-20)",
+        "average",
+    ),
+    "half clean": _claim(
+        CONTROL,
+        "not a paper's: is it the extra outputs?",
+        "Adv+ is more accurate on clean images than AT on the same half-clean batches",
+        "average",
+    ),
+    "control robust": _claim(
+        CONTROL,
+        "not a paper's: is it the extra outputs?",
+        "Adv+ is more robust than AT with smoothed labels on the same images (PGD-20)",
+        "average",
+    ),
+    "control clean": _claim(
+        CONTROL,
+        "not a paper's: is it the extra outputs?",
+        "Adv+ is more accurate on clean images than AT with smoothed labels on the same images",
+        "average",
+    ),
+}

@@ -1,0 +1,71 @@
+"""The leaderboard: every method of notebook 06 with published runs, clean and under PGD."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from crat.analysis.metrics import per_run
+from crat.config import PROTOCOLS, profile
+from crat.outcomes.batteries import protocol_pgd
+from crat.outcomes.evaluation import evaluate
+from crat.papers.all_methods import TRIED, evidence_runs
+from crat.papers.common import evidence_profile
+from crat.store import Store
+from crat.training.run import Run
+
+BASELINE = "AT+EMA"  # no class-wise policy, only an average of the weights: the one to beat
+ROBUST = ("average", "worst", "crossfit", "tail", "spread", "gap")  # functionals under PGD
+NUMBERS = tuple(f"{name}{suffix}" for name in ("clean", *ROBUST) for suffix in ("", "_sd"))
+
+
+def leaderboard(profile_name: str, store: Store | None = None) -> pd.DataFrame:
+    """A row per method: method, seeds, then for clean and each of ROBUST mean and (<name>_sd) sd.
+
+    Fractions; the sd is nan for one seed. Methods with several seeds come first, then by average
+    under attack. Only published runs are read (quick shows the laptop's), nothing is trained or
+    attacked. Empty where none is published.
+    """
+    shown = evidence_profile(profile_name)
+    runs = {key: Run.of(config, store=store) for key, config in evidence_runs(shown).items()}
+    rows = []
+    for method in TRIED:
+        own = [run for key, run in runs.items() if key.rpartition("-s")[0] == method]
+        if published := [run for run in own if run.published]:
+            rows.append({"method": method, "seeds": len(published)} | numbers(*correct(published)))
+    return ranked(pd.DataFrame(rows, columns=["method", "seeds", *NUMBERS]))
+
+
+def correct(runs: Sequence[Run]) -> tuple[NDArray, NDArray, NDArray]:
+    """Labels y (N,); (S, N) bool of S runs: right on the clean image; right there and under PGD."""
+    attack = {"PGD": protocol_pgd(runs[0].config.data.name)}
+    outcomes = [evaluate(run, attack, tell=None) for run in runs]
+    clean = np.stack([outcome.robust("clean") for outcome in outcomes])
+    attacked = np.stack([outcome.robust("PGD") for outcome in outcomes])
+    return outcomes[0].y, clean, attacked
+
+
+def numbers(y: NDArray, clean: NDArray, attacked: NDArray) -> dict[str, float]:
+    """Mean and sd over runs of clean accuracy, and of each of ROBUST under attack."""
+    values = {"clean": per_run(y, clean, "average")}
+    values |= {name: per_run(y, attacked, name) for name in ROBUST}
+    row = {name: float(value.mean()) for name, value in values.items()}
+    several = len(clean) > 1
+    for name, value in values.items():
+        row[f"{name}_sd"] = float(value.std(ddof=1)) if several else float("nan")
+    return row
+
+
+def ranked(board: pd.DataFrame) -> pd.DataFrame:
+    """Methods with several seeds first, then by average under attack."""
+    several = board.assign(several=board.seeds > 1)
+    order = several.sort_values(["several", "average"], ascending=False, ignore_index=True)
+    return order.drop(columns="several")
+
+
+def attack_name(profile_name: str) -> str:
+    """The attack that judges, such as "PGD-20"."""
+    return f"PGD-{PROTOCOLS[profile(evidence_profile(profile_name)).data.name].test_steps}"

@@ -1,0 +1,114 @@
+"""Notebook 08: adversarial training on a long tail.
+
+Of the three methods' papers no table was seen. The directions claimed are those of a table that
+notes on TAET, a later paper, give (CIFAR-10-LT at ratio 10, ResNet-18), and of a warning in RoBal's
+own repository. Accuracies are balanced: every class counts the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crat.analysis.claims import Claim
+from crat.config import RunConfig, Selection
+from crat.defenses import preset
+from crat.papers.common import EMA, SMALL, USUAL, Runs, evidence_profile, seeded, sweep
+
+# images of the largest class over those of the smallest; the authors' code writes it as 0.02
+RATIO = 50.0
+BALANCED = 196  # images a class that hold as many in all as the tail of 700, 453 ... 14
+TAIL: dict[str, Any] = {
+    "train_per_class": 700,
+    "epochs": 4,
+    "dtype": "auto",
+}  # live: the largest class as in evidence
+COMPARED: dict[str, dict[str, Any]] = {
+    "AT": preset("pgd_at"),
+    "TRADES": preset("trades"),
+    "AT-BSL": preset("at_bsl"),
+    "RoBal": preset("robal"),
+    "REAT": preset("reat"),
+}
+
+
+def tailed(profile_name: str, selection: Selection) -> RunConfig:
+    """The sweeps' base on a long tail: a quarter of the images, more and smaller steps."""
+    base = sweep(profile_name, selection).but(imbalance_ratio=RATIO)
+    return base if profile_name == "paper" else base.but(epochs=15, batch_size=64)
+
+
+def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
+    """Notebook 08: AT on a long tail, live; then the methods made for it beside AT and TRADES."""
+    evidence = evidence_runs(evidence_profile(profile_name), selection)
+    return {"live": live(profile_name, seed, selection)} | evidence
+
+
+def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
+    """AT-BSL on the evidence's images: a smaller net, fewer epochs, no average."""
+    base = tailed(evidence_profile(profile_name), selection)
+    base = base.but(**preset("at_bsl") | {"average": "none"}).but(seed=seed)
+    return base if profile_name == "paper" else base.but(**SMALL | TAIL)
+
+
+def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
+    """Keys "AT-s0" ...; "balanced AT-s0": as many images in all, as many of each class."""
+    base = tailed(profile_name, selection)
+    runs: Runs = {}
+    for name, changes in COMPARED.items():
+        runs |= seeded(name, base.but(**changes | EMA), selection.seeds)
+    if (
+        profile_name != "paper"
+    ):  # the tail's images spread evenly: what is lost by their number, what by the tail
+        even = base.but(imbalance_ratio=1.0, train_per_class=BALANCED, **EMA)
+        runs |= seeded("balanced AT", even, selection.seeds)
+    return runs
+
+
+TABLE = "a table of TAET's, as third-party notes give it"
+
+
+def _claim(
+    paper: str, where: str, statement: str, number: str = "", direction: str = "greater"
+) -> Claim:
+    return Claim(paper, where, statement, "average", direction, "08", number=number)
+
+
+BSL, ROBAL, REAT = "Yue et al. 2024 (AT-BSL)", "Wu et al. 2021 (RoBal)", "Li et al. 2023 (REAT)"
+PURPOSE = "its purpose, read as: the rare third of the classes"
+
+CLAIMS = {
+    "AT-BSL clean": _claim(
+        BSL, TABLE, "AT-BSL is more accurate than AT on clean images", "72.74 against 69.00"
+    ),
+    "AT-BSL robust": _claim(
+        BSL, TABLE, "AT-BSL is more robust than AT under PGD-20", "26.86 against 25.69"
+    ),
+    "RoBal clean": _claim(
+        ROBAL, TABLE, "RoBal is more accurate than AT on clean images", "73.18 against 69.00"
+    ),
+    "RoBal robust": _claim(
+        ROBAL, TABLE, "RoBal is more robust than AT under PGD-20", "27.12 against 25.69"
+    ),
+    "REAT clean": _claim(
+        REAT, TABLE, "REAT is more accurate than AT on clean images", "74.56 against 69.00"
+    ),
+    "REAT robust": _claim(
+        REAT,
+        TABLE,
+        "REAT is less robust than AT under PGD-20",
+        "24.02 against 25.69",
+        direction="less",
+    ),
+    "scale": _claim(
+        ROBAL,
+        "README",
+        "PGD on the unscaled cosines leaves more of RoBal's images right than PGD on the "
+        "scaled ones",
+    ),
+    "tail": _claim(BSL, PURPOSE, "AT-BSL is more robust than AT under PGD-20 in the tail"),
+    "bias": _claim(
+        "crat (a control)",
+        "not a paper's: is a shift of the K biases enough?",
+        "AT-BSL is more robust than AT whose logits are shifted by the log counts at inference",
+    ),
+}

@@ -1,0 +1,192 @@
+"""The papers' plans by selection, and every claim given known effects.
+
+Each verdict must be reachable, and noise must not decide. A claim's functional says how it is
+decided: one of `metrics.per_run` by `claims.compare`, "share" by `claims.share`, "rank correlation"
+by `claims.rank_correlation`.
+"""
+
+import numpy as np
+import pytest
+
+from crat.analysis import claims
+from crat.analysis.metrics import per_run
+from crat.config import PROFILES, Selection
+from crat.papers import LIVE, PAPERS, PLANS, all_claims
+from crat.training.run import Run
+
+CLAIMS = all_claims()
+COMPARED = ("average", "worst", "crossfit", "tail", "spread", "gap")
+K, PER_CLASS, SEEDS = 10, 400, 3
+Y = np.repeat(np.arange(K), PER_CLASS)
+ORDER = np.linspace(0.3, 0.9, K)  # class accuracies
+
+each_claim = pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+
+
+def runs(class_acc, seed, noise=0.0, shared=None):
+    """(SEEDS, images) bool with these class accuracies; `shared` uniforms make two sets of runs
+    alike by image.
+    """
+    rng = np.random.default_rng(seed)
+    u = rng.random(Y.size) if shared is None else shared
+    moved = class_acc + noise * (rng.standard_normal((SEEDS, 1)) + rng.standard_normal((SEEDS, K)))
+    return u < moved[:, Y]
+
+
+def changed(functional, by):
+    """Class accuracies whose functional lies `by` above ORDER's."""
+    if functional in ("spread", "gap"):
+        centred = ORDER - ORDER.mean()
+        size = centred.std() if functional == "spread" else np.ptp(centred)
+        return ORDER.mean() + centred * (size + by) / size
+    return ORDER + by
+
+
+def two_methods(claim, by, noise, seed=0):
+    rng = np.random.default_rng(seed)
+    u = rng.random(Y.size)
+    a, b = changed(claim.functional, by / 2), changed(claim.functional, -by / 2)
+    return runs(a, seed + 1, noise, u), runs(b, seed + 2, noise, u)
+
+
+def compared(claim, by, noise, seed=0):
+    a, b = two_methods(claim, by, noise, seed)
+    return claims.compare(Y, a, b, claim.functional, draws=400)
+
+
+def shared_out(claim, by, noise):
+    """A share counted on each run: without noise on 4,000 images, with noise on 40."""
+    n = 40 if noise else 4000
+    return claims.share(np.full(SEEDS, round(n * (0.5 + by))), np.full(SEEDS, n), 0.5)
+
+
+def correlated(claim, by, noise):
+    """An order against itself, its reverse, or one that has nothing to do with it; without noise
+    on many images.
+    """
+    orders = {
+        1: ORDER,
+        -1: ORDER[::-1],
+        0: np.array([8, 2, 5, 1, 9, 0, 4, 7, 3, 6.0]),
+    }  # rho = -0.006
+    y = np.repeat(np.arange(K), 5 if noise else 4000)
+    right = np.random.default_rng(1).random((SEEDS, y.size)) < ORDER[y]
+    return claims.rank_correlation(y, right, orders[int(np.sign(by))], draws=400)
+
+
+def estimate(claim, by, noise=0.0):
+    if claim.functional in COMPARED:
+        return compared(claim, by, noise)
+    return {"share": shared_out, "rank correlation": correlated}[claim.functional](claim, by, noise)
+
+
+@pytest.mark.parametrize("number", PLANS)
+def test_a_plan_heeds_its_selection(number):
+    """Another data set for every run, the seeds for what is repeated; the usual plan is the
+    default.
+    """
+    plan = PLANS[number]
+    for name in PROFILES:
+        assert plan(name, 3) == plan(name, 3, Selection())
+        moved = plan(name, 3, Selection("svhn", (0, 5)))
+        assert {config.data.name for config in moved.values()} == {"svhn"}
+        assert {config.train.seed for config in moved.values()} <= {0, 3, 5}
+    assert set(LIVE.get(number, ())) <= plan("quick").keys()
+
+
+def test_each_paper_is_a_module_of_its_own_and_claims_its_number():
+    assert len({paper.__name__ for paper in PAPERS.values()}) == len(PAPERS)
+    for number, paper in PAPERS.items():
+        assert paper.__doc__
+        families = {claim.family for claim in getattr(paper, "CLAIMS", {}).values()}
+        assert families <= {number}
+
+
+def test_the_published_runs_are_those_of_the_plans():
+    """A change of a name would leave all published results behind."""
+    shown = {key: PLANS[key]("quick") for key in ("01", "04", "06", "08")}
+    lost = [
+        f"{number}: {key}"
+        for number, runs in shown.items()
+        for key, config in runs.items()
+        if key != "live" and not Run.of(config).published
+    ]
+    assert not lost
+
+
+@each_claim
+def test_a_large_effect_decides_in_the_direction_it_has(claim):
+    sign = 1 if claim.direction == "greater" else -1
+    large = 0.2
+    assert claims.decide(claim, estimate(claim, sign * large)).verdict == "supported"
+    assert claims.decide(claim, estimate(claim, -sign * large)).verdict == "reversed"
+
+
+@each_claim
+def test_nothing_is_no_effect_and_noise_is_undecided(claim):
+    if claim.functional in COMPARED:
+        same = runs(ORDER, 1, 0.0, np.random.default_rng(0).random(Y.size))
+        quiet = claims.compare(Y, same, same, claim.functional, draws=400)
+    elif claim.functional == "rank correlation":
+        quiet = correlated(claim, 0, 0.0)
+    else:
+        quiet = claims.share(np.full(SEEDS, 500_000), np.full(SEEDS, 1_000_000), 0.5)
+    assert claims.decide(claim, quiet).verdict == "no effect"
+    assert claims.decide(claim, estimate(claim, 0, noise=0.1)).verdict == "undecided"
+
+
+@each_claim
+def test_one_seed_and_none_decide_nothing(claim):
+    assert claims.decide(claim, None).verdict == "not run"
+    if claim.functional in COMPARED:
+        a, b = two_methods(claim, 0.2, 0.0)
+        assert (
+            claims.decide(
+                claim, claims.compare(Y, a[:1], b[:1], claim.functional, draws=100)
+            ).verdict
+            == "undecided"
+        )
+
+
+@pytest.mark.parametrize(
+    "functional", sorted({c.functional for c in CLAIMS.values()} & set(COMPARED))
+)
+def test_runs_that_differ_in_seed_only_are_seldom_decided(functional):
+    claim = next(c for c in CLAIMS.values() if c.functional == functional)
+    decided = 0
+    for seed in range(60):
+        a, b = two_methods(claim, 0.0, 0.02, 10 * seed)
+        found = claims.decide(claim, claims.compare(Y, a, b, functional, draws=100))
+        decided += found.verdict in ("supported", "reversed")
+    assert decided <= 8  # 5 % of 60 are 3; more than 8 has a chance below one in a hundred
+
+
+def test_the_planted_difference_is_the_one_that_is_read():
+    for functional in COMPARED:
+        a, b = (
+            runs(changed(functional, by), 0, 0.0, np.random.default_rng(0).random(Y.size))
+            for by in (0.05, -0.05)
+        )
+        assert (per_run(Y, a, functional) - per_run(Y, b, functional)).mean() == pytest.approx(
+            0.1, abs=0.05
+        )
+
+
+def test_the_smallest_differences_that_matter_stay_what_was_declared():
+    """Declared before a number was seen; two values where notebooks differ."""
+    declared = {}
+    for claim in CLAIMS.values():
+        declared.setdefault(claim.functional, set()).add(claim.smallest_difference)
+    assert declared == {
+        "average": {0.01},
+        "worst": {0.02},
+        "spread": {0.005},
+        "gap": {0.02, 0.05},
+        "share": {0.05, 0.1},
+        "rank correlation": {0.05, 0.1, 0.3},
+    }
+
+
+def test_claims_are_distinct_and_name_their_source():
+    assert len({(c.family, c.paper, c.statement) for c in CLAIMS.values()}) == len(CLAIMS)
+    assert all(claim.where and claim.paper for claim in CLAIMS.values())
