@@ -355,9 +355,7 @@ def _checksum(tensors: Mapping[str, Any], text: str) -> str:
 
 
 def halved(logits: np.ndarray) -> np.ndarray:
-    """Logits as float16; as float32 where some are beyond its 65504, which would become
-    infinite.
-    """
+    """Logits as float16; as float32 where any is beyond float16's 65504."""
     with np.errstate(over="ignore"):
         half = logits.astype(np.float16)
     return half if np.isfinite(half).all() else logits.astype(np.float32)
