@@ -27,7 +27,7 @@ def confidence(logits: ArrayLike) -> tuple[NDArray, NDArray]:
     """
     logits = np.asarray(logits, float)
     if logits.ndim != 2 or not logits.size:
-        raise MetricError(f"logits are (N, K), not of shape {logits.shape}")
+        raise MetricError(f"logits must be (N, K), not of shape {logits.shape}")
     if not np.isfinite(logits).all():
         raise MetricError("logits must be finite")
     return softmax(logits, 1).max(1), logits.argmax(1)
@@ -49,7 +49,7 @@ def reliability(
     """
     sure, right = _answers(logits, y)
     if (bins if bin_size is None else bin_size) < 1:
-        raise MetricError(f"bins and bin_size are at least 1, not {bins} and {bin_size}")
+        raise MetricError(f"bins and bin_size must be at least 1, not {bins} and {bin_size}")
     if bin_size is None:
         index = np.searchsorted(np.arange(1, bins) / bins, sure)
     else:

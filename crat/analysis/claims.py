@@ -84,10 +84,9 @@ class Claim:
 
     def __post_init__(self) -> None:
         for name, allowed in (("direction", ("greater", "less")), ("setting", SETTINGS)):
-            if getattr(self, name) not in allowed:
-                raise ClaimError(
-                    f"{name} {getattr(self, name)!r}: it is {allowed[0]!r} or {allowed[1]!r}"
-                )
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ClaimError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")
         smallest = self.smallest_difference
         if isnan(smallest):
             smallest = SMALLEST.get(self.functional, nan)

@@ -214,7 +214,8 @@ def _orders(y: NDArray, groups: Sequence[ArrayLike], draws: int, seed: int) -> l
     for group in arrays:
         if group.dtype != bool and not present[-1] < group.shape[-1] < y.size:
             raise ClaimError(
-                f"an order is bool per image ({y.size}) or one number per class, not {group.shape}"
+                f"a class order must be bool per image ({y.size}) or one number per class, "
+                f"not of shape {group.shape}"
             )
     sampled = [checked(y, group)[1] for group in arrays if group.dtype == bool]
     counts, sizes = resample(y, np.vstack(sampled), draws, seed)

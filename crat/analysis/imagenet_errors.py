@@ -25,7 +25,7 @@ def real_correct(labels: dict[str, frozenset[int]], predicted: pd.Series) -> pd.
         )
     correct = {name: int(k) in labels[name] for name, k in predicted.items() if labels[name]}
     if not correct:
-        raise MetricError("no predicted image has a right class to be judged by")
+        raise MetricError("no predicted image has a right class")
     return pd.Series(correct, name="correct")
 
 

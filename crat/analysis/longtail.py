@@ -40,11 +40,11 @@ def groups(class_counts: ArrayLike, edges: tuple[float, float] | None = None) ->
     """
     counts = np.asarray(class_counts, float)
     if counts.ndim != 1 or counts.size == 0 or not (counts >= 0).all():
-        raise MetricError(f"class_counts is a non-empty vector of counts, not {class_counts!r}")
+        raise MetricError(f"class_counts must be a non-empty (K,) of counts, not {class_counts!r}")
     if edges is not None:
         low, high = edges
         if not low <= high:
-            raise MetricError(f"edges are (low, high) with low <= high, not {edges!r}")
+            raise MetricError(f"edges must be (low, high) with low <= high, not {edges!r}")
         in_head, in_tail = counts > high, counts < low
     else:
         rank = np.argsort(np.argsort(-counts, kind="stable"))

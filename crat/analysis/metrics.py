@@ -35,20 +35,20 @@ def checked(y: ArrayLike, *arrays: ArrayLike, n_classes: int | None = None) -> l
     labels = np.asarray(y)
     if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
         raise MetricError(
-            f"labels must be a non-empty 1-D integer array, not {labels.dtype} of shape "
-            f"{labels.shape}"
+            f"labels must be a non-empty 1-D integer array, "
+            f"not {labels.dtype} of shape {labels.shape}"
         )
     if labels.min() < 0 or labels.max() >= (n_classes or inf):
         raise MetricError(
-            f"classes {labels.min()} to {labels.max()} found, allowed are 0 to "
-            f"{(n_classes or inf) - 1}"
+            f"labels must lie between 0 and {(n_classes or inf) - 1}, "
+            f"not between {labels.min()} and {labels.max()}"
         )
     others = [np.asarray(array) for array in arrays]
     for other in others:
         if other.shape[-1:] != labels.shape:
             raise MetricError(
-                f"{labels.size} labels but an array of shape {other.shape}: the last axis is the "
-                f"image"
+                f"{labels.size} labels but an array of shape {other.shape}: "
+                f"the last axis is the image"
             )
     return [labels.astype(np.int64, copy=False), *others]
 
@@ -109,7 +109,7 @@ def outcomes(y: ArrayLike, clean_pred: ArrayLike, attacks: Attacks) -> dict[str,
     """
     if taken := {"clean", "union"} & set(attacks):
         raise MetricError(
-            f"an attack may not be called {taken.pop()!r}: the tables use that name themselves"
+            f"an attack may not be called {taken.pop()!r}: the name is reserved for the tables"
         )
     table = {"clean": robust_correct(y, clean_pred)}
     for name, pred in attacks.items():

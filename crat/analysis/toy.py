@@ -110,5 +110,6 @@ def classify(x: NDArray, w: float) -> NDArray:
 def _check(p: float, eta: float, d: int, eps: float) -> None:
     if not (0 < p < 1 and 0 < eta < 0.5 and d >= 1 and 0 <= eps <= eta):
         raise ToyError(
-            f"p in (0, 1), eta in (0, 0.5), d >= 1, eps in [0, eta]; not {p}, {eta}, {d}, {eps}"
+            "the toy model needs p in (0, 1), eta in (0, 0.5), d >= 1, eps in [0, eta], "
+            f"not {p}, {eta}, {d}, {eps}"
         )

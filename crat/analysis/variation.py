@@ -37,7 +37,7 @@ def seeds_needed(gain: float, sd_a: float, sd_b: float, *, most: int = 1000, **t
     Raises MetricError unless the gain is above 0.
     """
     if not gain > 0:
-        raise MetricError(f"a gain is above 0, not {gain!r}")
+        raise MetricError(f"gain must be above 0, not {gain!r}")
     for seeds in range(2, most):
         if detectable_gain(seeds, sd_a, sd_b, **test) <= gain:
             return seeds
@@ -82,8 +82,8 @@ def see_saw(a: ArrayLike, b: ArrayLike) -> SeeSaw:
     b = np.diff(np.asarray(b, float))
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
         raise MetricError(
-            f"two series of one length, at least three epochs each, not {a.size + 1} and "
-            f"{b.size + 1}"
+            f"a see-saw needs two series of one length, at least three epochs each, "
+            f"not {a.size + 1} and {b.size + 1}"
         )
     if not (a.var() and b.var()):
         raise MetricError("a class that never moves has no see-saw")
@@ -107,8 +107,8 @@ def grid_radius(robust: ArrayLike, grid: ArrayLike) -> NDArray:
     ascends = grid[0] == 0 and (np.diff(grid) > 0).all()
     if len(robust) != len(grid) or not ascends:
         raise MetricError(
-            f"a grid of radii begins at 0, ascends and has a row of outcomes each, not "
-            f"{grid.tolist()}"
+            f"grid must begin at 0, ascend and have a row of outcomes for each radius, "
+            f"not {grid.tolist()}"
         )
     broken = ~robust
     return np.where(broken.any(0), grid[broken.argmax(0)], np.inf)

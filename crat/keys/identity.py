@@ -37,12 +37,12 @@ from torch.utils.hooks import RemovableHandle
 from crat.keys import ours
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
-# whose repr is all of them
+# types whose repr is complete
 NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)
 SCALARS = (str, bytes, int, float, complex)
 CONTAINERS = (list, dict, tuple, set, frozenset, *SCALARS)
 
-ours.changes()  # notes what is there now
+ours.changes()  # records crat's code as it was imported
 _PROCESS = os.urandom(8).hex()
 _HELD: list[Any] = []  # what could not be read, so that no other object gets its id
 

@@ -21,7 +21,7 @@ import torch
 
 import crat
 
-# of a class: bookkeeping, and what the fields of a dataclass say themselves
+# attributes of a class that are bookkeeping, or follow from the fields of a dataclass
 NOT_CODE = {
     "__module__",
     "__dict__",
@@ -49,8 +49,8 @@ DECIDING = (
     "training.schedules",
 )
 ANY = "*"  # in place of a name: code that looks names up by a string may mean any
-LOOK_UP = {"getattr", "vars", "dir", "attrgetter", "methodcaller"}  # of a module, say
-LOOK_ABOUT = {"globals", "locals", "eval", "exec"}  # among what the code itself sees
+LOOK_UP = {"getattr", "vars", "dir", "attrgetter", "methodcaller"}  # in a module or object
+LOOK_ABOUT = {"globals", "locals", "eval", "exec"}  # in the code's namespace
 HEAP = 1 << 9  # the flag of a class that was made while Python ran
 
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-SUMS = "SHA256SUMS"  # what was published, in each run's folder and at the top of results/
+SUMS = "SHA256SUMS"  # names the published files of a run's folder, and those of results/
 TEMPORARY = ".half-"  # begins the names of files that are being written
-# raise it when the meaning of what is stored changes: old runs are then trained anew, never misread
+# raise it when the meaning of stored files changes: old runs are then trained anew, never misread
 FORMAT = 1
 
 
@@ -186,7 +186,8 @@ def _sums(folder: Path) -> dict[str, str]:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     except OSError:
         raise StoreError(
-            f"{folder} has no {SUMS}, so nobody knows what was published: `git checkout` it"
+            f"{folder} has no {SUMS}, which names its published files; "
+            f"`git checkout` brings it back"
         ) from None
     sums = {}
     for line in lines:
