@@ -24,12 +24,12 @@ from crat.audit.foreign import CHECKED, decision, examine, find_model, noted
 from crat.audit.plan import Plan
 from crat.audit.report import class_table, report
 from crat.config import ConfigError
+from crat.data.images import classes_in_turn
 from crat.device import describe, pick_device, pick_dtype
 from crat.keys.identity import Identity, identity
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
 from crat.text import shown
-from crat.training.run import classes_in_turn
 
 
 def audit(

@@ -12,13 +12,12 @@ from torch import nn
 
 from crat import data, store
 from crat.attacks.decision import Decision, LogitBias
-from crat.config import ConfigError, RunConfig
+from crat.config import ConfigError
+from crat.data.images import classes_in_turn
 from crat.device import pick_device
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
-from crat.store import Store
-from crat.training.run import Run, classes_in_turn
-from crat.training.trainer import train
+from crat.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -174,32 +173,6 @@ def _never() -> Subject:
 def _folders(run: Run) -> list[Path]:
     """The folders of a run's outcomes: the published one first, the store's last."""
     return [run.published, run.folder] if run.published else [run.folder]
-
-
-def outcomes(
-    config: RunConfig,
-    battery: Battery,
-    *,
-    progress: str | None = None,
-    store: Store | None = None,
-    **settings,
-) -> Outcomes:
-    """The outcomes of a config's run, which is trained and attacked where outcomes are missing.
-
-    Stored outcomes, here or under results/, are read; those from the store are announced in a line
-    with their date, unless progress is "none".
-    progress: as in `crat.training.train`. settings: as in `evaluate`.
-    store: the place of the runs (None: the usual one).
-    """
-    run = Run.of(config, settings.get("device"), store)
-    if progress == "none":
-        settings = {"tell": None} | settings
-    try:
-        return evaluate(run, battery, **settings)
-    except MissingWeights:
-        for needed in filter(None, (run, settings.get("crafted_on"))):
-            train(needed.config, device=settings.get("device"), progress=progress, store=store)
-        return evaluate(run, battery, **settings)
 
 
 class MissingWeights(store.StoreError):

@@ -18,6 +18,7 @@ from crat.attacks import PGD, Decision
 from crat.attacks.judge import quick_logits
 from crat.attacks.noise import Share
 from crat.config import PROTOCOLS, ConfigError, RunConfig, number
+from crat.data.images import first_per_class
 from crat.defenses import ClassStats, Defense, Task, make_defense
 from crat.defenses.stats import judged_stats
 from crat.device import autocast, compiled, pick_device
@@ -28,7 +29,7 @@ from crat.training.averaging import make_average, make_gate
 from crat.training.awp import perturbed
 from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, write_card
 from crat.training.progress import Progress, tell
-from crat.training.run import Run, build_model, first_per_class, history_rows, unread
+from crat.training.run import Run, build_model, history_rows, unread
 from crat.training.schedules import learning_rate
 from crat.training.state import TrainState
 from crat.training.whole_batch import see_the_whole_batch

@@ -473,6 +473,8 @@ NO_RESULT = {
         "a cat keeps 20 %",
     ],
 }
+
+
 # to be put right in the notebooks; a row goes when it is
 @pytest.mark.parametrize("name", EVIDENCE)
 def test_numbers_in_prose_are_those_of_the_results(name):

@@ -18,9 +18,10 @@ from crat.attacks import FGSM, PGD
 from crat.attacks.judge import attacked_logits
 from crat.attacks.objectives import Toward
 from crat.config import ConfigError
+from crat.data.images import classes_in_turn
 from crat.outcomes import cache, files
 from crat.outcomes import evaluation as evaluate
-from crat.training.run import Run, classes_in_turn
+from crat.training.run import Run
 from crat.training.trainer import train
 
 ATTACK = {"PGD-1": PGD(0.1, 0.05, 1)}
