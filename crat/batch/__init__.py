@@ -1,3 +1,3 @@
-"""What makes figures: `crat reproduce` (here or on a cluster), and its report as pages."""
+"""The batch: `reproduce` makes the figures, here or on a cluster; `site` builds the pages."""
 
 __all__ = ["reproduce", "site"]

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however it ended, and end their own, too."""
+"""Child processes that end with their starter, however it ends, and end their own children."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ import psutil
 
 from crat.store import StoreError
 
-GRACE = 5.0  # seconds for a child to end by itself when it is told to
-TOLD = 3  # the exit code of a child whose log ends in one line that needs no traceback
+GRACE = 5.0  # seconds for a child to end by itself after its input is closed
+EXPLAINED = 3  # the exit code of a child whose last line says all, without a traceback
 
 
 class Child:
-    """`python -m module argument`. Its standard input is held open: the end of its life.
+    """A process `python -m module argument` that lives as long as its standard input is open.
 
-    Its output goes to a file without a name in the log's folder, which is gone with us, however we
-    end; where it tells of a fault, it becomes the log. env is added to the environment. Raises
+    Its output goes to a nameless file in the log's folder, which vanishes with us, however we end;
+    after a fault the output is written to the log. env is added to the environment. Raises
     StoreError where nothing can be written.
     """
 
@@ -39,27 +39,31 @@ class Child:
             log.unlink(missing_ok=True)  # of an earlier try
             self.noise = tempfile.TemporaryFile(dir=log.parent)  # noqa: SIM115
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, argument], stdin=subprocess.PIPE, stdout=self.noise,
-                stderr=subprocess.STDOUT, cwd=cwd, env={**os.environ, **env},
+                [sys.executable, "-m", module, argument],
+                stdin=subprocess.PIPE,
+                stdout=self.noise,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env={**os.environ, **env},
                 process_group=0,  # Ctrl-C is ours to pass on
-            )  # fmt: skip
+            )
         except OSError as error:
             raise StoreError(f"cannot write {log}: {error.strerror or error}") from error
         self.family = {psutil.Process(self.process.pid)}
 
     @property
     def running(self) -> bool:
-        """Whether it is; its descendants are noted meanwhile, for its end."""
+        """Whether the process runs; notes its descendants, which end with it."""
         self.family |= descendants(self.process.pid)
         return self.process.poll() is None
 
     @property
     def died(self) -> bool:
-        """Whether something outside ended it: a signal, the lack of memory."""
+        """Whether a signal ended it, such as the kernel's for lack of memory."""
         return (self.process.returncode or 0) < 0
 
-    def told(self) -> str:
-        """ "" after a clean end, else what went wrong, in a line; with a log, if that is little."""
+    def fault(self) -> str:
+        """The fault in a line, "" after a clean end; writes the log where a line says little."""
         code = self.process.returncode
         with self.noise:
             self.noise.seek(0)
@@ -69,20 +73,19 @@ class Child:
         if code == -signal.SIGKILL:
             return "killed by SIGKILL (out of memory?)"
         line = last_line(said.decode(errors="replace"))
-        if code == TOLD and line:
+        if code == EXPLAINED and line:
             return line
         with contextlib.suppress(OSError):  # the line below says why
             self.log.write_bytes(said)
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
-        line = (line or "it ended without a word") + _disk_error(
-            self.log.parent
-        )  # why the log may say little
-        return line if code in (1, TOLD) else f"{line} (exit code {code})"
+        line = line or "it ended without a word"
+        line += _disk_error(self.log.parent)  # a full disk leaves the log short
+        return line if code in (1, EXPLAINED) else f"{line} (exit code {code})"
 
 
 def _disk_error(folder: Path) -> str:
-    """What keeps a file from being written in a folder, in brackets; "" where nothing does."""
+    """The error of writing a file into a folder, in brackets; "" where there is none."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 16))
@@ -94,7 +97,7 @@ def _disk_error(folder: Path) -> str:
 
 
 def end(children: Iterable[Child]) -> None:
-    """Tells all of them to end, waits a while, and kills what is left of them and of theirs."""
+    """Closes the inputs of children, waits GRACE seconds, and kills the rest of their families."""
     children = list(children)
     for child in children:
         assert child.process.stdin is not None
@@ -109,14 +112,14 @@ def end(children: Iterable[Child]) -> None:
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
-    """Kills them; psutil knows a number that was given to another process since."""
+    """Kills processes; psutil spares a new process that got an old number."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
 
 
 def descendants(pid: int) -> set[psutil.Process]:
-    """The processes that a process started, and those that they did."""
+    """The children of a process and theirs, as far as they go."""
     try:
         return set(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
@@ -124,14 +127,17 @@ def descendants(pid: int) -> set[psutil.Process]:
 
 
 def end_with_starter(grace: float = 0.0) -> None:
-    """To be called first in a child. grace: seconds for it to end by KeyboardInterrupt."""
+    """Ends this process when its starter ends; a child calls it first.
+
+    grace: seconds for it to end by KeyboardInterrupt.
+    """
     threading.Thread(target=_wait_for_end, args=(grace,), daemon=True).start()
 
 
 def _wait_for_end(grace: float) -> None:
-    """Until the starter closes our standard input, which its death does too.
+    """Waits until the starter, by its will or its death, closes our standard input; then ends us.
 
-    A raw read, as a thread that waits in sys.stdin would block the interpreter's end.
+    The read is raw, as a thread that waits in sys.stdin would block the interpreter's end.
     """
     os.read(0, 1)
     if grace:
@@ -142,5 +148,5 @@ def _wait_for_end(grace: float) -> None:
 
 
 def last_line(text: str) -> str:
-    """Of a log or a cell's output."""
+    """The last line of a text that is not blank at its end, without spaces around it."""
     return text.rstrip().rpartition("\n")[2].strip()

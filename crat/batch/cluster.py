@@ -1,7 +1,7 @@
-"""Runs on several machines, by dask.distributed: a thread there starts the same process as here.
+"""Runs on several machines, by dask.distributed, whose workers start the same child processes.
 
-A config and a line of text go over the network; what is made goes to the store, a folder that all
-machines see.
+A config and a line of text go over the network; weights and outcomes go to the store, a folder that
+all machines see.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Cluster:
         except ImportError:
             line = "--dask needs dask.distributed: pip install 'crat[dask]'"
             raise ClusterError(line) from None
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # losses are told by us
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # we report losses ourselves
         at: dict[str, Any] = {"address": where}
         if Path(where).is_file():
             at = {"scheduler_file": where}
@@ -73,11 +73,11 @@ class Cluster:
                 raise ClusterError(f"{worker}: {answer!r}")
 
     def submit(self, task: Task) -> Future[Outcome]:
-        """The task, done by the first worker that is free."""
+        """Gives the task to the first free worker."""
         return self.executor.submit(make, task, self.proof)
 
     def close(self) -> None:
-        """Leaves the cluster as it was; a worker that is at a task sees that it is not wanted."""
+        """Leaves the cluster; a worker that is at a task notices that nobody wants it."""
         self.executor.shutdown(wait=False)
         with contextlib.suppress(OSError):
             self.proof[0].unlink(missing_ok=True)
@@ -85,7 +85,7 @@ class Cluster:
 
 
 def sees(path: Path, text: str) -> bool:
-    """Whether this machine reads what the driver wrote."""
+    """Whether this machine reads the text that the driver wrote to a path."""
     with contextlib.suppress(OSError):
         return path.read_text(encoding="utf-8") == text
     return False
@@ -97,7 +97,7 @@ def _unfit(worker: str, folder: Path) -> str:
 
 
 def make(task: Task, proof: tuple[Path, str]) -> Outcome:
-    """Within a dask worker: the task, for as long as its driver lives and wants it."""
+    """Does a task within a dask worker, for as long as its driver lives and wants it."""
     from distributed import get_worker
 
     worker = get_worker()

@@ -1,4 +1,4 @@
-"""The time that a run will take: that of runs of its kind, as their cards have it.
+"""Estimates of the time of a run, from the cards of finished runs of its kind.
 
     seconds = images x epochs x (seconds an image and epoch of a run of the same kind)
 
@@ -36,9 +36,9 @@ class Rates:
         self.seconds = seconds
 
     def of(self, config: RunConfig, epochs: int) -> tuple[float, str] | None:
-        """Seconds of so many epochs, and the device that they are of: this one, if it is known.
+        """Seconds of so many epochs and the device that took them; None where no such run is known.
 
-        config: resolved (`Run.config`). None where no run of its kind is known.
+        The device is this one where its times are known. config: resolved (`Run.config`).
         """
         by_device = self.seconds.get(_kind(config))
         if not by_device:
@@ -48,7 +48,7 @@ class Rates:
 
 
 def images(config: RunConfig) -> int:
-    """The training images of an epoch."""
+    """The number of training images of an epoch."""
     data = config.data
     spec = DATASETS[data.name]
     most = max(1, spec.train_images // spec.n_classes - data.valid_per_class)
@@ -57,7 +57,7 @@ def images(config: RunConfig) -> int:
 
 
 def lacking(config: RunConfig) -> str:
-    """Why the images of a run cannot be had here, in a line; "" where they are."""
+    """A line on the images of a run that are not here; "" where they are."""
     from crat.data import DataError, found, not_here
 
     try:
@@ -67,7 +67,7 @@ def lacking(config: RunConfig) -> str:
 
 
 def _cards(place: Store) -> Iterable[dict[str, Any]]:
-    """Of all runs, published or not."""
+    """The cards of all runs of a store, published or not."""
     folders = [*place.root.glob("*")]
     if place.published:
         folders += place.published.glob("*/*")
@@ -77,7 +77,7 @@ def _cards(place: Store) -> Iterable[dict[str, Any]]:
 
 
 def _kind(config: RunConfig) -> str:
-    c = config.train
+    train = config.train
     shape = DATASETS[config.data.name].image_shape
-    cost = [shape, asdict(config.model), c.defense, c.steps, c.awp > 0, c.dtype]
-    return json.dumps(cost)
+    method = [train.defense, train.steps, train.awp > 0, train.dtype]
+    return json.dumps([shape, asdict(config.model), *method])

@@ -1,4 +1,4 @@
-"""Tasks done in their order, each in a child process, by a thread of this machine or of a cluster.
+"""The executors: tasks in their order, each in a child process, here or on a cluster.
 
 ready tasks (graphlib) -> concurrent.futures -> Outcome -> the tasks that waited for them
 """
@@ -21,16 +21,16 @@ from crat.batch.jobs import Job, RunTask, Task
 from crat.store import StoreError
 from crat.text import shown
 
-GLANCE = 0.5  # seconds between looks at what is going on
+GLANCE = 0.5  # seconds between looks at the tasks
 AT_MOST = 4  # processes on a CPU, unless asked for otherwise: each holds about a gigabyte
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task.
+    """The outcome of a task.
 
-    error: "" or what went wrong. killed: something outside ended it, which says nothing against
-    the task. waits_for: the other driver that is at it (then it was not begun).
+    error: "" or the fault in a line. killed: something outside ended it, which says nothing against
+    the task. waits_for: another driver that does the task, which was not begun here.
     """
 
     error: str = ""
@@ -40,17 +40,17 @@ class Outcome:
 
 
 class Place(Protocol):
-    """Where tasks are done: the face of a concurrent.futures.Executor that knows how to do one."""
+    """A place that does tasks, with the face of a concurrent.futures.Executor."""
 
     def submit(self, task: Task) -> Future[Outcome]:
-        """The task, done as soon as there is room for it."""
+        """Begins the task as soon as there is room for it."""
 
     def close(self) -> None:
-        """Ends whatever is still going on."""
+        """Ends all tasks that still run."""
 
 
 def do(task: Task, env: Mapping[str, str], wanted: Callable[[], bool]) -> Outcome:
-    """In a thread: the task in a child process, for as long as it is wanted.
+    """Does a task in a child process, for as long as it is wanted; called in a thread.
 
     Raises StoreError or OSError where something cannot be written.
     """
@@ -84,7 +84,7 @@ class Local:
         self.ended = Event()
 
     def submit(self, task: Task) -> Future[Outcome]:
-        """The task, done by one of the threads."""
+        """Begins the task in a free thread."""
         return self.executor.submit(self._do, task)
 
     def _do(self, task: Task) -> Outcome:
@@ -95,13 +95,13 @@ class Local:
             self.slots.append(slot)
 
     def close(self) -> None:
-        """Ends the processes, and those that they started."""
+        """Ends the processes and their descendants."""
         self.ended.set()
         self.executor.shutdown(cancel_futures=True)
 
 
 def slots(workers: int | None) -> list[dict[str, str]]:
-    """What the environment of each worker says: its GPU, else how many threads it may use."""
+    """The environment variables of each worker: its GPU, else its number of threads."""
     import torch
 
     every = ",".join(map(str, range(torch.cuda.device_count())))
@@ -117,7 +117,7 @@ def slots(workers: int | None) -> list[dict[str, str]]:
 
 
 def perform(tasks: Sequence[Task], runs_on: Place, notebooks_on: Place) -> dict[str, str]:
-    """Does all tasks, each after what it needs; returns what failed: name -> why.
+    """Does all tasks, each after its needs; returns the faults by name of task.
 
     However this ends, nothing is left running on this machine.
     """
@@ -132,7 +132,7 @@ def perform(tasks: Sequence[Task], runs_on: Place, notebooks_on: Place) -> dict[
 
 
 class _Loop:
-    """What is being done, and what became of the rest."""
+    """The state of a batch: the tasks at work, and the outcomes of the finished ones."""
 
     def __init__(self, tasks: Sequence[Task], runs_on: Place, notebooks_on: Place):
         self.tasks = {task.name: task for task in tasks}
@@ -149,7 +149,7 @@ class _Loop:
         self.waits_for: dict[str, str] = {}  # the other driver, by the notebook that it has
 
     def run(self) -> None:
-        """Until all is done."""
+        """Does all tasks."""
         while self.order.is_active():
             for name in self.order.get_ready():
                 self._begin(self.tasks[name])
@@ -195,7 +195,7 @@ class _Loop:
 
 
 def _outcome(future: Future[Outcome]) -> Outcome:
-    """A future's result; an error is that task's alone."""
+    """The outcome of a future; an error is that task's alone."""
     if future.cancelled():
         return Outcome("lost by the cluster", killed=True)
     error = future.exception()
@@ -209,7 +209,7 @@ def _outcome(future: Future[Outcome]) -> Outcome:
 
 
 class Bars:
-    """In a terminal: a bar over the epochs of all runs, and one over the cells of all notebooks."""
+    """The bars in a terminal: one over epochs of all runs, one over cells of all notebooks."""
 
     def __init__(self, tasks: Sequence[Task]):
         self.bars: list[tuple[tqdm, list[Task], dict[str, int]]] = []
@@ -224,7 +224,7 @@ class Bars:
                 self.bars.append((bar, own, done))
 
     def show(self, working: Iterable[Task], finished: set[str]) -> None:
-        """How far all of them are; a finished task counts in full, however it ended."""
+        """Draws the progress of all tasks; a finished task counts in full, however it ended."""
         names = {task.name for task in working}
         for bar, own, done in self.bars:
             if bar.disable:
@@ -238,6 +238,6 @@ class Bars:
             bar.set_postfix_str(", ".join(task.shown() for task in at_work[:AT_MOST]))
 
     def close(self) -> None:
-        """Takes them away."""
+        """Removes the bars."""
         for bar, _, _ in self.bars:
             bar.close()

@@ -1,7 +1,7 @@
-"""What is to be done: notebooks and the runs they ask for, a graph in which each run is one task.
+"""The tasks of a batch: notebooks, and the runs that they ask for, each run once.
 
-A task knows what must be done before it (`needs`), what it waits for without needing it (`after`),
-and how it is begun as a process. The store is the truth: whatever lies there is no task.
+A task knows the tasks that it needs (`needs`), those that it waits for without needing them
+(`after`), and how it begins as a process. The store is the truth: what lies there is no task.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROOT = Path(crat.__file__).parents[1]
 def plan_of(
     number: str, profile: str, seed: int, chosen: Selection
 ) -> tuple[dict[str, RunConfig], Sequence[str]]:
-    """The runs that a notebook asks for, by key, and the keys whose networks it uses itself."""
+    """The runs of a notebook by key, and the keys whose networks it uses itself."""
     from crat.papers import LIVE, PLANS
 
     plan = PLANS.get(number)
@@ -46,9 +46,9 @@ def plan_of(
 
 @dataclass(frozen=True)
 class RunTask:
-    """One run to be trained and judged by the standard battery.
+    """A run that is to be trained, and judged by the standard battery.
 
-    config: as JSON, its dtype resolved for the driver. place: where it is kept, by absolute paths.
+    config: as JSON, its dtype resolved for the driver. place: its store, by absolute paths.
     """
 
     name: str
@@ -60,24 +60,24 @@ class RunTask:
 
     @property
     def steps(self) -> int:
-        """Its epochs, and one step for judging."""
+        """The number of its epochs, and one step for judging."""
         return self.config["train"]["epochs"] + 1
 
     def done(self) -> int:
-        """The epochs that are in the store."""
+        """The number of epochs in the store."""
         with contextlib.suppress(store.StoreError, KeyError):
             return store.read_json(self.place.root / self.name / "card.json")["epochs_done"]
         return 0
 
     def shown(self) -> str:
-        """Method, seed and epoch, for the bar."""
+        """The method, seed and epoch, for the bar."""
         train = self.config["train"]
         done = self.done()
         now = f"epoch {done + 1}/{train['epochs']}" if done < train["epochs"] else "judged"
         return f"{train['defense']}-s{train['seed']} {now}"
 
     def begin(self, env: Mapping[str, str]) -> Child:
-        """Starts its worker."""
+        """Starts the worker of the run."""
         log = Path(tempfile.gettempdir()) / f"crat-{self.name}-{time.time_ns()}.log"
         published = str(self.place.published) if self.place.published else None
         job = {"config": self.config, "root": str(self.place.root), "published": published}
@@ -85,16 +85,16 @@ class RunTask:
         return Child("crat.batch.worker", json.dumps(job), log, {**where, **env})
 
     def finish(self, child: Child) -> str:
-        """ "" or what went wrong."""
-        error = child.told()
-        return (
-            f"{error} (log: {child.log} on {socket.gethostname()})" if child.log.exists() else error
+        """The fault in a line, with the log where there is one; "" after a clean end."""
+        error = child.fault()
+        return error + (
+            f" (log: {child.log} on {socket.gethostname()})" if child.log.exists() else ""
         )
 
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook with its parameters, the folder for all it writes, and the runs it asks for.
+    """A notebook with its parameters, the folder for its files, and the runs that it asks for.
 
     weights: keys of runs whose networks it uses itself. made_from: all that decides its outcome.
     """
@@ -112,12 +112,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The notebook's."""
+        """The name of the notebook."""
         return self.notebook.stem
 
     @property
     def number(self) -> str:
-        """The notebook's, by which plans are known."""
+        """The number of the notebook, by which plans are known."""
         return self.notebook.stem[:2]
 
     @property
@@ -127,37 +127,37 @@ class Job:
 
     @cached_property
     def lease(self) -> Lease:
-        """Held while it is run, so that no other driver writes to the folder meanwhile."""
+        """The lease on the folder, so that two drivers do not write to it at once."""
         return Lease(self.folder)
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the success record says; {} where there is none."""
+        """The record of the last clean end; {} where there is none."""
         path = self.folder / "success.json"
         return store.read_json(path) if path.exists() else {}
 
     @property
     def is_done(self) -> bool:
-        """Whether it ran to its end from the same sources, and all that it wrote is still there."""
+        """Whether it ended cleanly from the same sources, and all its files are still there."""
         record = self.record
         same = record.get("made_from") == self.made_from
         return same and all((self.folder / name).exists() for name in record["files"])
 
     @property
     def steps(self) -> int:
-        """Its cells."""
+        """The number of its cells."""
         return len(json.loads(self.notebook.read_text(encoding="utf-8"))["cells"])
 
     def done(self) -> int:
-        """The cells that are done."""
+        """The number of cells that are done."""
         return min(self.steps, notebook.Progress.read(self.output).done)
 
     def shown(self) -> str:
-        """The notebook and the last line that it printed, for the bar."""
+        """The number of the notebook and its last printed line, for the bar."""
         return f"{self.number} {notebook.Progress.read(self.output).last_line[:40]}".strip()
 
     def begin(self, env: Mapping[str, str]) -> Child:
-        """Starts it anew; nothing of an earlier run is taken for its own."""
+        """Starts the notebook anew, without the record and files of an earlier run."""
         for name in [*self.record.get("files", ()), "success.json", "claims.json"]:
             (self.folder / name).unlink(missing_ok=True)
         runs = store.home().absolute()  # absolute, as it works in its own folder
@@ -172,8 +172,8 @@ class Job:
         return notebook.start(source, self.output.absolute(), self.parameters, {**where, **env})
 
     def finish(self, child: Child) -> str:
-        """ "" or what went wrong; a record is written after a clean end. Raises StoreError."""
-        error = child.told()
+        """The fault in a line, or "" after a clean end, which it records. Raises StoreError."""
+        error = child.fault()
         if not error:
             self.lease.confirm()
             written = [path for path, ns in self._files().items() if self.before.get(path) != ns]
@@ -186,7 +186,7 @@ class Job:
         return error
 
     def _files(self) -> dict[Path, int]:
-        """The files of its folder, with times that are only compared with each other."""
+        """The files of the folder with their times, which are compared with each other only."""
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return {path: path.stat().st_mtime_ns for path in files if path != self.lease.path}
 
@@ -205,12 +205,12 @@ class Entry:
 
     @property
     def published(self) -> bool:
-        """Whether what is in results/ will do."""
+        """Whether the published outcomes are enough."""
         return bool(self.run.published) and not self.weights
 
     @property
     def epochs_left(self) -> int:
-        """How many epochs are to be trained."""
+        """The number of epochs to be trained."""
         epochs = self.run.config.train.epochs
         if self.run.trained_here or self.published:
             return 0
@@ -218,7 +218,7 @@ class Entry:
 
     @property
     def state(self) -> str:
-        """What is left to do, in words; "" for nothing."""
+        """The work that remains, in words; "" for none."""
         if self.published:
             return ""
         epochs = self.run.config.train.epochs
@@ -231,22 +231,22 @@ class Entry:
 
     @property
     def judged(self) -> bool:
-        """Whether the outcomes that every notebook asks for are kept, or published."""
-        from crat.batch.worker import usual_battery
+        """Whether the outcomes that every notebook asks for are in the store, or published."""
         from crat.outcomes.evaluation import judged
+        from crat.papers.common import usual_battery
 
         battery = usual_battery(self.run.config.data.name)
         return bool(self.run.published) or judged(self.run, battery)
 
     def task(self, place: Store) -> RunTask:
-        """The work of making it."""
+        """The run as a task."""
         return RunTask(self.run.name, self.run.config.as_dict(), place)
 
 
 def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], again: str) -> Job:
-    """A notebook as a task; its number says which runs it asks for.
+    """A notebook as a task; its number decides which runs it asks for.
 
-    again: when the recomputation that it is part of began; "" for none.
+    again: the time at which a recomputation began that it is part of; "" for none.
     """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     seed = parameters.get("seed", declared(path).get("seed", 0))
@@ -265,20 +265,20 @@ def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], aga
 
 @cache
 def _package() -> str:
-    """The digest of the sources, once for all notebooks of a batch."""
+    """The digest of the package's sources."""
     sources = sorted((ROOT / "crat").rglob("*.py"))
     return store.digest([path.read_text(encoding="utf-8") for path in sources])
 
 
 @cache
 def _results() -> str:
-    """The digest of what is published."""
+    """The digest of the published results."""
     files = [path for path in sorted((ROOT / "results").rglob("*")) if path.is_file()]
     return store.digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
 
 
 def entries(jobs: Iterable[Job], quick: bool, place: Store) -> list[Entry]:
-    """The runs that notebooks ask for, each once, in the order of the plans, as a store has them.
+    """The runs that notebooks ask for, each once and as a store has it, in the order of the plans.
 
     quick: live runs are trained by the notebook that shows them, epoch by epoch; in a larger
     profile they are tasks.
@@ -301,7 +301,7 @@ def entries(jobs: Iterable[Job], quick: bool, place: Store) -> list[Entry]:
 
 
 def linked(jobs: Sequence[Job], runs: Iterable[Entry]) -> list[Job]:
-    """The notebooks with what each needs: those of its runs that are tasks.
+    """The notebooks, each needing those of its runs that are tasks.
 
     Of several notebooks that train the same live run, all but the first wait for the first.
     """
@@ -318,8 +318,8 @@ def linked(jobs: Sequence[Job], runs: Iterable[Entry]) -> list[Job]:
 
 
 def share(runs: Sequence[Entry], i: int, n: int) -> list[Entry]:
-    """Every n-th of the runs that are made outside notebooks, from the i-th (1-based) on.
+    """Every n-th of the runs that are trained outside notebooks, from the i-th (1-based) on.
 
-    They are dealt before anybody looks at what is done, so that all shards deal alike.
+    The shares do not depend on what is done, so that all machines deal alike.
     """
     return [entry for entry in runs if not entry.published and not entry.live][i - 1 :: n]

@@ -1,4 +1,4 @@
-"""One notebook's run: it ends with its starter, and tells how far it is."""
+"""The execution of one notebook in a child process, and its progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class NotebookError(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an output notebook is: cells done, cells in all, and the last line printed."""
+    """The progress of an output notebook: cells done, cells in all, the last line printed."""
 
     done: int = 0
     cells: int = 0
@@ -27,57 +27,42 @@ class Progress:
 
     @classmethod
     def read(cls, output: Path) -> Progress:
-        """From the notebook as papermill last saved it; nothing is done in a broken one."""
+        """The progress as papermill last saved it; none in a broken notebook."""
         try:
             cells = json.loads(output.read_text(encoding="utf-8"))["cells"]
         except (OSError, ValueError, KeyError):
             return cls()
         states = [cell["metadata"].get("papermill", {}).get("status") for cell in cells]
-        outputs = [
-            out for cell in cells for out in cell.get("outputs", []) if out.get("name") == "stdout"
-        ]
-        return cls(
-            states.count("completed"),
-            len(cells),
-            last_line("".join("".join(out["text"]) for out in outputs)),
-        )
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        printed = ["".join(out["text"]) for out in outputs if out.get("name") == "stdout"]
+        return cls(states.count("completed"), len(cells), last_line("".join(printed)))
 
 
 def folders_of_jupyter(instead: Path) -> dict[str, str]:
-    """The variables of Jupyter's and Matplotlib's own folders, if the home folder is read-only."""
-    home = Path.home()
-    if os.access(home, os.W_OK):
+    """The variables of Jupyter's and Matplotlib's folders, where the home folder is read-only."""
+    if os.access(Path.home(), os.W_OK):
         return {}
-    names = (
-        "IPYTHONDIR",
-        "JUPYTER_CONFIG_DIR",
-        "JUPYTER_DATA_DIR",
-        "JUPYTER_RUNTIME_DIR",
-        "MPLCONFIGDIR",
-    )
-    return {
-        name: str(instead / ".jupyter" / name.lower()) for name in names if name not in os.environ
-    }
+    jupyter = (f"JUPYTER_{kind}_DIR" for kind in ("CONFIG", "DATA", "RUNTIME"))
+    unset = {"IPYTHONDIR", "MPLCONFIGDIR", *jupyter} - os.environ.keys()
+    return {name: str(instead / ".jupyter" / name.lower()) for name in unset}
 
 
 def start(
     notebook: Path, output: Path, parameters: Mapping[str, Any], env: Mapping[str, str]
 ) -> Child:
-    """Begins to run a notebook in its own folder; papermill saves it to `output` as it goes.
+    """Starts a notebook in its own folder; papermill saves it to `output` as it goes.
 
     However the caller ends (even by SIGKILL), the child, its kernel and the kernel's processes end.
     """
     output.unlink(missing_ok=True)
-    job = json.dumps(
-        {"input_path": str(notebook), "output_path": str(output), "parameters": dict(parameters)}
-    )
+    job = json.dumps([str(notebook), str(output), dict(parameters)])
     return Child(__name__, job, output.with_suffix(".log"), env, cwd=notebook.parent)
 
 
 def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) -> str:
-    """Executes a notebook in this process; returns "" or what went wrong.
+    """Executes a notebook in this process; returns the fault in a line, or "".
 
-    papermill's own word is not enough: it takes a kernel that died, or a cell that exits, for done.
+    papermill alone takes a kernel that died, or a cell that exits, for done.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -90,23 +75,16 @@ def by_papermill(input_path: str, output_path: str, parameters: dict[str, Any]) 
         return f"In [{error.exec_count}]: {error.ename}: {last_line(str(error.evalue))}"
     except DeadKernelError:
         cells = json.loads(Path(output_path).read_text(encoding="utf-8"))["cells"]
+        states = [cell["metadata"]["papermill"] for cell in cells if cell["cell_type"] == "code"]
         # all cells are called completed, but only those that were started know of an exception
-        started = [
-            c
-            for c in cells
-            if c["cell_type"] == "code" and c["metadata"]["papermill"]["exception"] is not None
-        ]
+        started = [state for state in states if state["exception"] is not None]
         return f"In [{len(started)}]: the kernel died (out of memory?)"
-    left = [
-        cell
-        for cell in notebook.cells
-        if cell.cell_type == "code" and cell.source and not cell.execution_count
-    ]
-    return f"it ended early: {len(left)} of its cells were not run" if left else ""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source]
+    skipped = sum(not cell.execution_count for cell in code)
+    return f"it ended early: {skipped} of its cells were not run" if skipped else ""
 
 
 if __name__ == "__main__":
     end_with_starter()
-    sys.exit(
-        by_papermill(**json.loads(sys.argv[1])) or 0
-    )  # a text goes to the log as its last line, and means code 1
+    # sys.exit prints a text as the last line of the log, and exits with code 1
+    sys.exit(by_papermill(*json.loads(sys.argv[1])) or 0)

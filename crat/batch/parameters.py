@@ -1,4 +1,4 @@
-"""The parameters of notebooks: what they declare, and what --profile, --set and a file give them.
+"""The parameters of notebooks: their declarations, and the values from flags and a file.
 
 A notebook's cell is read as Python: papermill.inspect_notebook reads lines by regular expressions,
 and takes three seconds to import.
@@ -17,11 +17,11 @@ from crat.batch.notebook import NotebookError
 from crat.config import ConfigError
 from crat.names import did_you_mean
 
-FLAGS = ("profile", "recompute")  # parameters that a flag of their own chooses
+FLAGS = ("profile", "recompute")  # parameters that have a flag, so --set does not take them
 
 
 def declared(notebook: Path) -> dict[str, Any]:
-    """Names and defaults of the cell tagged "parameters", literals such as `seed: int = 0`.
+    """The names and defaults in the cell tagged "parameters", literals such as `seed: int = 0`.
 
     Raises NotebookError where a default is no literal.
     """
@@ -37,7 +37,7 @@ def declared(notebook: Path) -> dict[str, Any]:
 
 
 def from_file(path: Path) -> dict[str, Any]:
-    """The names and values of a YAML file, as `papermill -f` takes it; raises ConfigError."""
+    """The names and values of a YAML file, as for `papermill -f`; raises ConfigError."""
     try:
         values = _yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -50,7 +50,7 @@ def from_file(path: Path) -> dict[str, Any]:
 
 
 def _yaml(text: str) -> Any:
-    """What a text in YAML says; raises ValueError where it is none."""
+    """The value of a text in YAML; raises ValueError on another text."""
     try:
         import yaml
     except ImportError:
@@ -71,9 +71,9 @@ def choose_parameters(
 ) -> dict[Path, dict[str, Any]]:
     """The parameters of each notebook, as far as it declares them.
 
-    settings: "name=value" each; they go before values (a file's). asked: what flags say; it goes
-    before both, and need not be declared by any. Raises ConfigError on a name that no notebook
-    declares, and on a value of another type.
+    values: from a file. settings: "name=value" each, before values. asked: from flags, before both;
+    no notebook need declare them. Raises ConfigError on a name that no notebook declares, and on a
+    value of another type.
     """
     known = {notebook: declared(notebook) for notebook in notebooks}
     given = {name: value for name, value in (values or {}).items() if name not in FLAGS}
@@ -97,11 +97,11 @@ def choose_parameters(
 
 
 class _Typed(str):
-    """A value as it was typed on the command line: YAML, if no text is asked for."""
+    """A value typed on the command line: YAML, unless the parameter is a text."""
 
 
 def _value(name: str, given: Any, default: Any) -> Any:
-    """The value, if it has the default's type; an integer will do for a float."""
+    """The value with the default's type (an integer serves as a float); raises ConfigError."""
     kind = type(default)
     value = given
     if isinstance(given, _Typed):

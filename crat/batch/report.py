@@ -1,4 +1,4 @@
-"""The end of `crat reproduce`: where the figures are, and the claims table."""
+"""The report at the end of `crat reproduce`: the folders of figures, and the claims table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crat import store
 from crat.batch.jobs import Job
 from crat.text import aligned, shown
 
-# columns of claims.csv, by what the claims' table calls them
+# column of the claims table -> its name in claims.csv
 SHORT = {
     "statement": "claim",
     "number": "the paper's number",
@@ -22,7 +22,7 @@ SHORT = {
 
 
 def report(jobs: Sequence[Job], figures: Path) -> None:
-    """Tells where the figures are, and the claims: in the terminal, claims.csv and claims.md."""
+    """Prints where the figures are, and the claims; writes these to claims.csv and claims.md."""
     for job in jobs:
         if job.is_done:
             n = Counter(Path(name).suffix for name in job.record["files"])

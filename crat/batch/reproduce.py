@@ -1,4 +1,4 @@
-"""`crat reproduce`: the plan (which notebooks, which runs, how long), the batch, the report."""
+"""`crat reproduce`: the plan (notebooks, runs, times), the batch, the report."""
 
 from __future__ import annotations
 
@@ -44,16 +44,14 @@ def run(
     notebooks: Path = ROOT / "notebooks",
     figures: Path | None = None,
 ) -> int:
-    """Shows the plan, does what of it is not done, reports.
+    """Shows the plan, does the rest of it, and reports; returns the exit code, 1 after a fault.
 
-    Returns the exit code, 1 where something failed. Raises ConfigError before anything runs on what
-    is asked wrongly; NotebookError, ClusterError, StoreError.
-    numbers: which notebooks (`choose`). profile: quick, unless the parameter file says more.
-    settings: parameters as "name=value"; parameters: a YAML file of them. selection: the data set
-    of all runs, and the seeds of those that are repeated. workers: processes at a time here; dask:
-    a scheduler's address or file, which does the runs instead. shard: "i/n", this part of the runs
-    and no notebook. recompute: train everything again, in a store of its own, where the same
-    request goes on if it was stopped. figures: None is CRAT_FIGURES, else the checkout's own.
+    numbers: the notebooks (`choose`). profile: None is that of the parameter file, else quick.
+    settings: parameters as "name=value"; parameters: a YAML file of them. selection: data set of
+    all runs, seeds of repeated ones. workers: processes at a time here; dask: address or file of a
+    scheduler that does the runs instead. shard: "i/n", a part of the runs and no notebook.
+    recompute: trains all again in another store. figures: None is CRAT_FIGURES or the checkout's.
+    Raises ConfigError before anything runs; NotebookError, ClusterError, StoreError.
     """
     home = figures or store.figures_home()
     values = from_file(parameters) if parameters else {}
@@ -62,47 +60,50 @@ def run(
         raise ConfigError(f"--workers is at least 1, not {workers}")
     part = _part(shard) if shard else None
     chosen = choose(notebooks, numbers)
-    asked = _asked(selection, recompute or bool(values.get("recompute")))
-    given = choose_parameters(chosen, profile, settings, values, asked)
-    fresh = Recomputation.of(profile, given) if "recompute" in asked else None
-    again = fresh.began if fresh else ""
-    jobs = [batch.job(path, home / profile, profile, given[path], again) for path in chosen]
+    flags = _as_parameters(selection, recompute or bool(values.get("recompute")))
+    given = choose_parameters(chosen, profile, settings, values, flags)
+    fresh = Recomputation.of(profile, given) if "recompute" in flags else None
+    began = fresh.began if fresh else ""
+    jobs = [batch.job(path, home / profile, profile, given[path], began) for path in chosen]
     for job in jobs:
-        _refuse_what_is_not_heeded(job, asked)
+        _check_reach(job, flags)
     place = fresh.start(dask, dry_run, part is not None) if fresh else Store.usual()
-    left = [job for job in jobs if part or not job.is_done]
-    runs = batch.entries(left, profile == "quick", place) if left else []
-    left = batch.linked(left, runs)
+    todo = [job for job in jobs if part or not job.is_done]
+    runs = batch.entries(todo, profile == "quick", place) if todo else []
+    todo = batch.linked(todo, runs)
     if part:
         runs = batch.share(runs, *part)
-        jobs = left = []
+        jobs = todo = []
     show_plan(jobs, runs, place, workers, timed=dry_run or not dask)
-    sys.stdout.flush()
     if dry_run:
         return 0
     if not part:
         store.must_be_writable(home / profile, "CRAT_FIGURES")
-    errors = _perform(runs, left, place, workers, dask)
+    errors = _perform(runs, todo, place, workers, dask)
     if not part:
         if fresh and not errors:
             fresh.marker.unlink(missing_ok=True)
         report(jobs, home / profile)
         if figures is None:
-            _pages(home / profile, anew=bool(left))
-    return _told(errors)
+            _pages(home / profile, anew=bool(todo))
+    if errors:
+        print(f"failed: {', '.join(errors)}")
+    return 1 if errors else 0
 
 
 def choose(notebooks: Path, names: Sequence[str]) -> list[Path]:
-    """The notebooks NN_*.ipynb of these numbers, names, or papers, in order; all without a name.
+    """The notebooks NN_*.ipynb of these numbers, names or papers, in order; without a name, all.
 
-    A paper is called by a word of the file's name: "cfa", "tian2021", "tian".
+    A word of the file's name means a paper: "cfa", "tian2021", "tian". Raises ConfigError on an
+    unknown name, NotebookError where papermill or the notebooks are missing.
     """
     if importlib.util.find_spec("papermill") is None:
         raise NotebookError("running notebooks needs papermill: pip install 'crat[notebooks]'")
     known = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
     if not known:
-        line = f"no notebooks in {notebooks}: they come with a clone of the repository"
-        raise NotebookError(line)
+        raise NotebookError(
+            f"no notebooks in {notebooks}: they come with a clone of the repository"
+        )
     for name in names:
         if not any(_is_called(path, name) for path in known):
             near = did_you_mean(name, [word for p in known for word in (p.stem, *_words(p))])
@@ -112,7 +113,7 @@ def choose(notebooks: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _is_called(path: Path, name: str) -> bool:
-    """By the whole name or file, the number with or without its 0, or a word without the year."""
+    """Whether a name means a notebook: its file, its number with or without the 0, or a word."""
     name = name.lower()
     if name.endswith(".ipynb"):
         name = Path(name).stem
@@ -127,39 +128,39 @@ def _words(path: Path) -> list[str]:
 
 
 def _part(shard: str) -> tuple[int, int]:
-    """ "2/8" as (2, 8)."""
+    """The numbers (2, 8) of a shard "2/8"; raises ConfigError."""
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"--shard is i/n with i from 1 to n, such as 1/4, not {shard!r}")
     return int(match[1]), int(match[2])
 
 
-def _asked(selection: Selection, recompute: bool) -> dict[str, Any]:
-    """What the flags --data, --seeds and --recompute say, as parameters of notebooks."""
-    asked: dict[str, Any] = {}
+def _as_parameters(selection: Selection, recompute: bool) -> dict[str, Any]:
+    """The flags --data, --seeds and --recompute, where they are given, as notebooks' parameters."""
+    flags: dict[str, Any] = {}
     if selection.data:
-        asked["data"] = selection.data
+        flags["data"] = selection.data
     if selection.seeds != AS_PLANNED.seeds:
-        asked["seeds"] = " ".join(map(str, selection.seeds))
+        flags["seeds"] = " ".join(map(str, selection.seeds))
     if recompute:
-        asked["recompute"] = True
-    return asked
+        flags["recompute"] = True
+    return flags
 
 
-def _refuse_what_is_not_heeded(job: Job, asked: Mapping[str, Any]) -> None:
-    """Another data set, other seeds, a recomputation must reach every run that is planned."""
-    given = {**job.parameters, **asked}
+def _check_reach(job: Job, flags: Mapping[str, Any]) -> None:
+    """Raises ConfigError unless data set, seeds and recomputation reach every run of a notebook."""
+    given = {**job.parameters, **flags}
     data = given.get("data")
     stray = {config.data.name for config in job.runs.values()} - {data}
     if data and stray:
-        line = f"--data {data}: {job.name} has runs that stay on {', '.join(sorted(stray))}"
-        raise ConfigError(line)
+        listed = ", ".join(sorted(stray))
+        raise ConfigError(f"--data {data}: {job.name} has runs that stay on {listed}")
     seeds = {config.train.seed for config in job.runs.values()} - {job.parameters.get("seed", 0)}
     stray_seeds = seeds - {0, *map(int, given.get("seeds", "").split())}
     if given.get("seeds") and stray_seeds:
         listed = ", ".join(map(str, sorted(stray_seeds)))
         raise ConfigError(f"--seeds: {job.name} has runs of the seeds {listed}")
-    unknown = sorted(asked.keys() - declared(job.notebook).keys())
+    unknown = sorted(flags.keys() - declared(job.notebook).keys())
     if job.runs and unknown:
         raise ConfigError(f"--{unknown[0]}: {job.name} has no parameter {unknown[0]}")
 
@@ -168,7 +169,7 @@ def _refuse_what_is_not_heeded(job: Job, asked: Mapping[str, Any]) -> None:
 class Recomputation:
     """A request to train everything again.
 
-    marker: a file in its store, which is left until all of it is done. began: what it says.
+    marker: a file in its store until all is done. began: the time in that file.
     """
 
     place: Store
@@ -177,7 +178,7 @@ class Recomputation:
 
     @classmethod
     def of(cls, profile: str, given: Mapping[Path, dict[str, Any]]) -> Recomputation:
-        """The request for these notebooks and parameters: new, or the one that was stopped."""
+        """The request for these notebooks and parameters: new, or stopped before and going on."""
         place = Store(Store.recomputed().root.absolute())
         chosen = {path.stem: parameters for path, parameters in given.items()}
         marker = place.root / f"unfinished-{store.digest([profile, chosen])}"
@@ -185,10 +186,10 @@ class Recomputation:
         return cls(place, marker, began)
 
     def start(self, dask: str | None, dry_run: bool, part: bool) -> Store:
-        """Its store, emptied unless this or another request is unfinished there.
+        """The store of the request, emptied unless this or another one is unfinished there.
 
-        part: one shard of several, which empties nothing, for the others are at it. Raises
-        ClusterError before anything is removed, StoreError where something cannot be.
+        part: a shard, which empties nothing, as the others use the store. Raises ClusterError
+        before anything is removed, StoreError where something cannot be removed.
         """
         root = self.place.root
         new = not self.marker.exists()
@@ -220,15 +221,11 @@ class Recomputation:
 
 
 def show_plan(
-    jobs: Sequence[Job],
-    runs: Sequence[Entry],
-    place: Store,
-    workers: int | None,
-    timed: bool = True,
+    jobs: Sequence[Job], runs: Sequence[Entry], place: Store, workers: int | None, timed: bool
 ) -> None:
-    """Prints which notebooks are done, and which will be run after which runs.
+    """Prints the notebooks and the runs with their states.
 
-    timed: and how long those take, as far as runs of their kind are known.
+    timed: with the times of the runs, as far as runs of their kind are known.
     """
     if jobs:
         rows = [(job.name, *_state(job)) for job in jobs]
@@ -243,6 +240,7 @@ def show_plan(
     elif left:  # other machines do it
         rows = [(entry.run.name, " ".join(entry.notebooks), entry.state) for entry in left]
         print(aligned(("run", "for", "state"), rows, (72, 11)), end="\n\n")
+    sys.stdout.flush()
 
 
 def _state(job: Job) -> tuple[str, str]:
@@ -280,13 +278,6 @@ def _show_runs(runs: Sequence[Entry], place: Store, workers: int | None) -> None
     print()
 
 
-def _told(errors: Mapping[str, str]) -> int:
-    """The exit code."""
-    if errors:
-        print(f"failed: {', '.join(errors)}")
-    return 1 if errors else 0
-
-
 def _duration(seconds: float) -> str:
     if seconds < 2 * 86_400:
         return tqdm.format_interval(round(seconds))
@@ -294,7 +285,7 @@ def _duration(seconds: float) -> str:
 
 
 def _pages(folder: Path, anew: bool) -> None:
-    """The report as pages, where something was run or they are missing; or what to install."""
+    """Builds the report as pages, where they are missing or old; else prints what to install."""
     from crat.batch import site
 
     try:
@@ -307,14 +298,14 @@ def _pages(folder: Path, anew: bool) -> None:
 
 
 def _perform(
-    runs: Sequence[Entry], left: Sequence[Job], place: Store, workers: int | None, dask: str | None
+    runs: Sequence[Entry], todo: Sequence[Job], place: Store, workers: int | None, dask: str | None
 ) -> dict[str, str]:
-    """The runs that are no notebook's own, and the notebooks; returns what failed, and why."""
-    if runs or left:
+    """Does the notebooks, and the runs that none of them trains itself; returns faults by name."""
+    if runs or todo:
         store.must_be_writable(place.root, "CRAT_RUNS")
     here = Store(place.root.absolute(), place.published)
     tasks = [entry.task(here) for entry in runs if entry.state and not entry.live]
-    if not tasks and not left:
+    if not tasks and not todo:
         return {}
     local = Local(workers)
     runs_on: Place = local
@@ -322,4 +313,4 @@ def _perform(
         from crat.batch.cluster import Cluster
 
         runs_on = Cluster(dask, here.root)
-    return perform([*tasks, *left], runs_on, local)
+    return perform([*tasks, *todo], runs_on, local)

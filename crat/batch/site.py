@@ -1,4 +1,4 @@
-"""`crat site`: the report as pages. Claims and leaderboard, then each notebook as it was executed.
+"""`crat site`: the report as pages, with claims, leaderboard and the executed notebooks.
 
     figures/<profile>/*/ -> sources -> sphinx (docs/site) -> figures/<profile>/site/
 
@@ -31,15 +31,11 @@ from crat.papers.common import evidence_profile
 
 SAVED = re.compile(r'plots\.save\(.*"(\w+)"\)')
 VERDICTS = ("supported", "reversed", "no effect", "undecided", "not run")
-UNUSED = (
-    ".buildinfo",
-    "objects.inv",
-    "search.html",
-)  # files of sphinx that the report has no use for
+UNUSED = (".buildinfo", "objects.inv", "search.html")  # files of sphinx
 
 
 class SiteError(RuntimeError):
-    """Pages that cannot be built: one line with what to do."""
+    """A failed build of the pages: one line with what to do."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +43,22 @@ class Page:
     """A notebook of the report: as executed for this profile, else as committed."""
 
     committed: Path
-    folder: Path  # figures/<profile>/<stem>, for what its run wrote
+    folder: Path  # figures/<profile>/<stem>, with the files of its run
 
     @property
     def stem(self) -> str:
-        """Its name, and the page's."""
+        """The name of the notebook and of its page."""
         return self.committed.stem
 
     @property
     def executed(self) -> bool:
-        """Whether a finished run of it lies in its folder."""
+        """Whether its folder holds a finished run of it."""
         output = self.folder / self.committed.name
         return output.exists() and (self.folder / "success.json").exists()
 
     @cached_property
     def notebook(self) -> dict[str, Any]:
-        """The notebook that is shown. Raises SiteError where it is none."""
+        """The content of the page; raises SiteError where the file is no notebook."""
         path = self.folder / self.committed.name if self.executed else self.committed
         try:
             notebook = json.loads(path.read_text(encoding="utf-8"))
@@ -72,21 +68,21 @@ class Page:
 
     @property
     def title(self) -> str:
-        """Its first heading."""
+        """The first heading."""
         prose = [c["source"] for c in self.notebook["cells"] if c["cell_type"] == "markdown"]
         heading = re.search(r"^# +(.+)$", "\n".join(map("".join, prose)), re.MULTILINE)
         return heading[1].strip() if heading else self.stem
 
     @property
     def sentence(self) -> str:
-        """Its claim in one sentence, else its first paragraph, without marks of markdown."""
+        """The claim in one sentence, else the first paragraph, without marks of markdown."""
         title, *paragraphs = re.split(r"\n\s*\n", "".join(self.notebook["cells"][0]["source"]))
         said = [p for p in paragraphs if re.match(r"\*\*[^*]*one sentence", p)]
         first = [*said, *paragraphs, title][0]
         return " ".join(re.sub(r"^\*\*[^*]*\*\*|[*`$\\]", "", first).split())
 
     def figures(self) -> Iterator[tuple[str, bytes]]:
-        """Name and PNG of each figure that it saves, in order."""
+        """The name and PNG of each saved figure, in order."""
         for cell in self.notebook["cells"]:
             if cell["cell_type"] != "code":
                 continue
@@ -96,13 +92,13 @@ class Page:
             yield from zip(names, map(base64.b64decode, images), strict=False)
 
     def thumbnail(self) -> bytes | None:
-        """The figure that stands for it: if it can be, neither a toy nor of the live training."""
+        """The PNG that stands for it, preferably neither a toy nor of the live training."""
         drawn = list(self.figures())
         chosen = [png for name, png in drawn if not name.startswith(("toy", "live"))]
         return next(iter([*chosen, *(png for _, png in drawn)]), None)
 
     def links(self, name: str) -> str:
-        """Links from its page, site/notebooks/<stem>.html, to a figure's PDF and table."""
+        """The links from site/notebooks/<stem>.html to a figure's PDF and table, as HTML."""
         kinds = {"csv": "its numbers (CSV)", "pdf": "PDF"}
         links = [
             f'<a href="../../{self.stem}/{name}.{suffix}">{text}</a>'
@@ -113,7 +109,7 @@ class Page:
 
 
 def index_of(home: Path) -> Path:
-    """The first page of the report in figures/<profile>."""
+    """The path of the report's first page in figures/<profile>."""
     return home / "site" / "index.html"
 
 
@@ -150,9 +146,9 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | No
 
 
 def _write_sources(folder: Path, pages: list[Page], profile: str) -> None:
-    """What sphinx reads: the first page, and the notebooks and tables in the repository's folders.
+    """Writes the sources for sphinx: the first page, and the notebooks and tables.
 
-    Their links to each other lead where they lead in the repository.
+    Their folders are the repository's, so that their links to each other lead where they do there.
     """
     docs = sorted((ROOT / "docs").glob("*.md"))
     for page in pages:
@@ -165,7 +161,7 @@ def _write_sources(folder: Path, pages: list[Page], profile: str) -> None:
 
 
 def _first_page(pages: list[Page], profile: str, docs: list[str]) -> str:
-    """docs/site/index.md.jinja, filled in."""
+    """The first page: docs/site/index.md.jinja, filled in."""
     import jinja2
 
     from crat.papers import leaderboard
@@ -201,7 +197,7 @@ def _annotated(page: Page, profile: str) -> dict[str, Any]:
         names = SAVED.findall(source)
         alt = f"Figure: {', '.join(names) or 'output of the cell above'}"
         metadata = cell["metadata"] | {"mystnb": {"image": {"alt": alt}}}
-        source = source.removeprefix("# NBVAL_IGNORE_OUTPUT\n")  # a word to the tests
+        source = source.removeprefix("# NBVAL_IGNORE_OUTPUT\n")  # for the tests only
         cells.append(cell | {"source": source, "metadata": metadata})
         links = " · ".join(filter(None, map(page.links, names)))
         if links:
@@ -230,9 +226,9 @@ def _write_thumbnails(folder: Path, pages: list[Page]) -> None:
 
 
 def _claims(pages: list[Page], profile: str) -> list[dict[str, Any]]:
-    """A row per claim: of this profile's runs, or, where there are none, as published.
+    """A row for each claim, of this profile's runs or, where there are none, as published.
 
-    Beside what is shown it has keys, by which the columns are sorted.
+    The columns *_key are for sorting.
     """
     from crat.analysis import claims
 
@@ -257,12 +253,12 @@ def _claims(pages: list[Page], profile: str) -> list[dict[str, Any]]:
 
 
 def _percent(mean: float, sd: float) -> str:
-    """Fractions as percent, with the sd where there is one."""
+    """A fraction in percent, with its sd where there is one."""
     return f"{100 * mean:.1f}" + ("" if isnan(sd) else f" ± {100 * sd:.1f}")
 
 
 def _sphinx(draft: Path) -> None:
-    """Runs sphinx in a process of its own; its warnings go to stderr."""
+    """Runs sphinx in a child process and prints its warnings to stderr; raises SiteError."""
     source = draft / "source"
     words = ["-m", "sphinx", "-q", "-b", "html", "-c", str(ROOT / "docs" / "site")]
     words += ["-d", str(draft / "doctrees"), str(source), str(draft / "html")]

@@ -1,41 +1,32 @@
-"""One run in a process of its own: trained, then judged by the standard battery."""
+"""The worker: a process that trains one run and judges it by the standard battery."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crat.batch import children
 from crat.config import RunConfig
 from crat.store import Store
 
-if TYPE_CHECKING:
-    from crat.attacks import Attack
-
 
 def make(config: RunConfig, place: Store | None = None) -> None:
-    """Makes whatever is missing of a run, its epochs and its outcomes; the rest stays as it is."""
+    """Computes the missing epochs and outcomes of a run."""
     from crat.outcomes.evaluation import evaluate
+    from crat.papers.common import usual_battery
     from crat.training.trainer import train
 
     run = train(config, progress="none", store=place)
-    if not run.published:  # else only the network was asked for
+    if not run.published:  # else only the network is needed
         evaluate(run, usual_battery(config.data.name), tell=None)
 
 
-def usual_battery(dataset: str) -> dict[str, Attack]:
-    """The attacks of every notebook: PGD and CW at the data set's test protocol."""
-    from crat.outcomes.batteries import standard_battery
-
-    return {name: a for name, a in standard_battery(dataset).items() if name != "FGSM"}
-
-
 def main(job: dict[str, Any]) -> int:
-    """The exit code of a job (config, root and published of its store).
+    """Does a job (config; root and published of its store); returns the exit code.
 
-    An error of crat's own is the last line said, any other is a bug and keeps its traceback.
+    An error of crat is printed as the last line; any other is a bug and shows its traceback.
     """
     children.end_with_starter(grace=children.GRACE / 2)  # so that the lease is given back
     published = Path(job["published"]) if job["published"] else None
@@ -45,7 +36,7 @@ def main(job: dict[str, Any]) -> int:
         if not type(error).__module__.startswith("crat."):
             raise
         print(" ".join(str(error).split()), file=sys.stderr)
-        return children.TOLD
+        return children.EXPLAINED
     return 0
 
 

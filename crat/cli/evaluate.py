@@ -13,11 +13,7 @@ if TYPE_CHECKING:
     from crat.outcomes.batteries import Battery
     from crat.outcomes.cache import Outcomes
 
-CHOICES = {
-    "split": ("test", "valid"),
-    "which": ("best", "last"),
-    "dtype": ("float32", "bfloat16"),
-}
+CHOICES = {"split": ("test", "valid"), "which": ("best", "last"), "dtype": ("float32", "bfloat16")}
 
 
 def add_to(parser: ArgumentParser) -> None:

@@ -11,16 +11,9 @@ def add_to(parser: ArgumentParser) -> None:
     """The flags of the command."""
     parser.set_defaults(command=run)
     parser.add_argument(
-        "names",
-        nargs="*",
-        metavar="NAME",
-        help="the tables paper / released code / crat of these",
+        "names", nargs="*", metavar="NAME", help="the tables paper / released code / crat of these"
     )
-    parser.add_argument(
-        "--markdown",
-        action="store_true",
-        help="all tables, as in docs/methods.md",
-    )
+    parser.add_argument("--markdown", action="store_true", help="all tables, as in docs/methods.md")
 
 
 def run(a: Namespace) -> None:

@@ -19,12 +19,7 @@ def add_to(parser: ArgumentParser) -> None:
 def _add_what(parser: ArgumentParser) -> None:
     """Which notebooks, with which parameters."""
     add = parser.add_argument
-    add(
-        "numbers",
-        nargs="*",
-        metavar="NN",
-        help="which notebooks, such as 01 or 04 (default: all)",
-    )
+    add("numbers", nargs="*", metavar="NN", help="which notebooks, such as 01 or 04 (default: all)")
     add(
         "--papers",
         nargs="+",
@@ -33,11 +28,7 @@ def _add_what(parser: ArgumentParser) -> None:
         help="the same by name, such as spat or tian",
     )
     add("--profile", help=f"{' | '.join(PROFILES)} (default: the parameter file's, else quick)")
-    add(
-        "--data",
-        metavar="NAME",
-        help=f"another data set for all runs: {' | '.join(DATASETS)}",
-    )
+    add("--data", metavar="NAME", help=f"another data set for all runs: {' | '.join(DATASETS)}")
     add(
         "--seeds",
         type=int,
@@ -71,16 +62,8 @@ def _add_how(parser: ArgumentParser) -> None:
     )
     add("--dask", metavar="ADDRESS|FILE", help="train on the workers of this dask scheduler")
     add("--shard", metavar="I/N", help="only the I-th of N parts of the runs, and no notebook")
-    add(
-        "--recompute",
-        action="store_true",
-        help="train everything again, published runs included",
-    )
-    add(
-        "--dry-run",
-        action="store_true",
-        help="show the plan only: notebooks, runs, time",
-    )
+    add("--recompute", action="store_true", help="train everything again, published runs included")
+    add("--dry-run", action="store_true", help="show the plan only: notebooks, runs, time")
 
 
 def run(a: Namespace) -> int:

@@ -19,21 +19,12 @@ def add_to(parser: ArgumentParser) -> None:
     parser.set_defaults(command=run)
     add = parser.add_argument
     add("--profile", default="quick", help=" | ".join(PROFILES))
-    add(
-        "--recipe",
-        help=f"start from a speed recipe instead of a profile: {' | '.join(RECIPES)}",
-    )
+    add("--recipe", help=f"start from a speed recipe instead of a profile: {' | '.join(RECIPES)}")
     add("--device", help="such as cpu or cuda:1 (default: the first GPU, else the CPU)")
     add(
-        "--compile",
-        action="store_true",
-        help="torch.compile, worth its start-up time on long runs",
+        "--compile", action="store_true", help="torch.compile, worth its start-up time on long runs"
     )
-    add(
-        "--max-minutes",
-        type=float,
-        help="stop at the end of the epoch in which they have passed",
-    )
+    add("--max-minutes", type=float, help="stop at the end of the epoch in which they have passed")
     add(
         "--recompute",
         action="store_true",

@@ -1,10 +1,13 @@
-"""What several plans share: the average, the base of the sweeps and of live trainings."""
+"""The parts that plans share: the weight average, the bases of sweeps and live trainings."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crat.config import DataConfig, RunConfig, Selection, TrainConfig, profile
+
+if TYPE_CHECKING:
+    from crat.attacks import Attack
 
 Runs = dict[str, RunConfig]
 
@@ -12,8 +15,8 @@ USUAL = Selection()  # each plan's own data sets, seeds 0, 1 and 2
 
 EMA: dict[str, Any] = {"average": "ema_update"}
 
-# Of what the quick profile trains live. The batches are small: an update counts for more here than
-# a calm gradient.
+# Settings of live trainings in the quick profile. The batches are small, as many updates count for
+# more here than a calm gradient.
 SMALL: dict[str, Any] = {
     "train_per_class": 200,
     "valid_per_class": 50,
@@ -56,6 +59,13 @@ def sweep(profile_name: str, selection: Selection = USUAL) -> RunConfig:
     return selection.on_data(RunConfig(DataConfig("fashion_mnist_mini"), train=short))
 
 
+def usual_battery(dataset: str) -> dict[str, Attack]:
+    """The attacks that judge in every notebook: PGD and CW at the data set's test protocol."""
+    from crat.outcomes.batteries import standard_battery  # torch, which a plan does without
+
+    return {name: a for name, a in standard_battery(dataset).items() if name != "FGSM"}
+
+
 def seeded(name: str, config: RunConfig, seeds: tuple[int, ...]) -> Runs:
-    """The run once for each seed, under the keys "name-s0", "name-s1" ..."""
+    """The run with each of the seeds, under the keys "name-s0", "name-s1" ..."""
     return {f"{name}-s{s}": config.but(seed=s) for s in seeds}

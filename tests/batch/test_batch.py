@@ -253,7 +253,7 @@ def test_what_a_notebook_wrote_is_what_changed(notebooks, monkeypatch):
         (job.folder / "deep" / name).touch()
         os.utime(job.folder / "deep" / name, (4e9, 4e9))  # as if of a day to come
     (job.folder / "deep" / "drawn").unlink()
-    monkeypatch.setattr(batch.notebook, "start", lambda *_: SimpleNamespace(told=str))
+    monkeypatch.setattr(batch.notebook, "start", lambda *_: SimpleNamespace(fault=str))
     assert job.lease.attempt()
     child = job.begin({})
     for name in ("rewritten", "drawn"):

@@ -213,7 +213,7 @@ from pathlib import Path
 from crat.batch.children import Child
 child = Child("script", "sys.exit('the last word')", Path("disk/a.log"), {})
 child.process.wait()
-print(child.told())
+print(child.fault())
 with open("disk/filled", "wb", buffering=0) as file:
     try:
         while file.write(bytes(4096)):
@@ -222,7 +222,7 @@ with open("disk/filled", "wb", buffering=0) as file:
         pass
 child = Child("script", "sys.exit('the last word')", Path("disk/b.log"), {})
 child.process.wait()
-print(child.told())
+print(child.fault())
 """
 
 

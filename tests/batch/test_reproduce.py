@@ -69,7 +69,7 @@ def test_a_good_and_a_failed_notebook(capsys, monkeypatch, elsewhere):
     out = Path("figures/quick/00_good")
     assert (out / "bars.png").read_text() == f"quick 7 {elsewhere / 'notebooks'}"
     assert set(store.read_json(out / "success.json")["files"]) == {
-        *("00_good.ipynb", "bars.csv", "bars.pdf", "bars.png", "claims.json"),
+        *("00_good.ipynb", "bars.csv", "bars.pdf", "bars.png", "claims.json")
     }
     assert "figures/quick/00_good: figures as 1 PNG, 1 PDF, 1 CSV" in told.out
     assert re.search(

@@ -122,13 +122,11 @@ def test_nothing_is_removed_for_a_recomputation_that_is_refused(recompute, monke
     recompute.works[0] = True
     assert recompute() == 0
     kept = Path("runs/recomputed/00_good/card.json")
-    refuse, refused = reproduce._refuse_what_is_not_heeded, ConfigError("--data: not heeded")
-    monkeypatch.setattr(
-        reproduce, "_refuse_what_is_not_heeded", lambda *asked: (_ for _ in ()).throw(refused)
-    )
+    refuse, refused = reproduce._check_reach, ConfigError("--data: not heeded")
+    monkeypatch.setattr(reproduce, "_check_reach", lambda *asked: (_ for _ in ()).throw(refused))
     with pytest.raises(ConfigError, match="not heeded"):
         recompute()
-    monkeypatch.setattr(reproduce, "_refuse_what_is_not_heeded", refuse)
+    monkeypatch.setattr(reproduce, "_check_reach", refuse)
     monkeypatch.setattr(
         cluster,
         "Cluster",
