@@ -1,6 +1,8 @@
-"""The answers of a network on each image, clean and under attack: computed once, read ever after."""
+"""The outcomes of a network on each image, clean and under attack: computed once and stored."""
 
+from crat.outcomes.ask import outcomes
 from crat.outcomes.batteries import (
+    TEMPERATURES,
     Battery,
     protocol_pgd,
     standard_battery,
@@ -8,10 +10,11 @@ from crat.outcomes.batteries import (
     temperature_battery,
 )
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
-from crat.outcomes.evaluation import MissingWeights, Question, evaluate, outcomes
+from crat.outcomes.evaluation import MissingWeights, Question, evaluate
 from crat.outcomes.publishing import publish
 
 __all__ = [
+    "TEMPERATURES",
     "Battery",
     "MissingWeights",
     "OutcomeCache",

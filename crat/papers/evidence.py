@@ -35,9 +35,9 @@ from crat.config import ConfigError, RunConfig, Selection, profile
 from crat.defenses.tian2021 import fit_bias
 from crat.device import describe, pick_device
 from crat.names import one_of, unknown
+from crat.outcomes.ask import outcomes
 from crat.outcomes.batteries import Battery, standard_battery
 from crat.outcomes.cache import Outcomes
-from crat.outcomes.evaluation import outcomes
 from crat.papers import PAPERS
 from crat.papers.common import Runs, evidence_profile
 from crat.store import Store
@@ -47,10 +47,10 @@ from crat.training.trainer import train
 
 def mean_sd(values: ArrayLike) -> str:
     """Fractions of several runs as a table's cell in percent, "71.6 ± 0.4"; of one run "71.6"."""
-    percent = 100 * np.atleast_1d(np.asarray(values, float))
-    if percent.size == 1:
-        return f"{percent[0]:.1f}"
-    return f"{percent.mean():.1f} ± {percent.std(ddof=1):.1f}"
+    fractions = np.atleast_1d(np.asarray(values, float))
+    if fractions.size == 1:
+        return f"{100 * fractions[0]:.1f}"
+    return f"{100 * fractions.mean():.1f} ± {100 * fractions.std(ddof=1):.1f}"
 
 
 @dataclass

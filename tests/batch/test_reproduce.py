@@ -189,7 +189,7 @@ def test_the_plan_tells_what_is_cached_published_and_to_be_trained(capsys, monke
     monkeypatch.setattr(jobs, "plan_of", lambda *asked: (runs, ()))
     published = Path("results").absolute() / "fashion_mnist_mini" / names["published"]
     published.mkdir(parents=True)
-    monkeypatch.setattr(store, "published_home", lambda: Path("results").absolute())
+    monkeypatch.setattr("crat.store.files.published_home", lambda: Path("results").absolute())
     monkeypatch.setattr(
         store, "published_file", lambda folder, name: None
     )  # nothing lies in that folder

@@ -103,7 +103,7 @@ def test_a_recomputation_leaves_what_is_published_aside(monkeypatch):
         Path("notebooks/00_good.ipynb"), GOOD, parameters=PARAMETERS + "\nrecompute: bool = False"
     )
     monkeypatch.setattr(jobs, "plan_of", lambda *asked: ({"a": config}, ()))
-    monkeypatch.setattr(store, "published_home", lambda: Path("results").absolute())
+    monkeypatch.setattr("crat.store.files.published_home", lambda: Path("results").absolute())
     (Path("results") / "fashion_mnist_mini" / Run.of(config).name).mkdir(parents=True)
     handed = []
     monkeypatch.setattr(

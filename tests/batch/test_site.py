@@ -15,7 +15,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from crat import cli, store
+from crat import cli
 from crat.analysis import claims
 from crat.batch import site
 from crat.config import Selection
@@ -149,7 +149,7 @@ def test_what_was_there_survives_a_failed_build(home, tmp_path):
 
 
 def test_without_runs_the_first_page_says_so(monkeypatch):
-    monkeypatch.setattr(store, "published_home", lambda: Path("nothing"))
+    monkeypatch.setattr("crat.store.files.published_home", lambda: Path("nothing"))
     assert leaderboard.leaderboard("laptop").empty
     page = site._first_page([], "laptop", [])
     assert "No claims yet" in page

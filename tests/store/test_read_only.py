@@ -1,4 +1,4 @@
-"""A checkout and a home folder that nobody may write to: CRAT_RUNS, CRAT_DATA and CRAT_FIGURES take everything."""
+"""A read-only checkout and home: CRAT_RUNS, CRAT_DATA and CRAT_FIGURES take all files."""
 
 import os
 import re
@@ -36,8 +36,10 @@ def told(*words):
 
 told("site")
 told("train", "--epochs", "1")
-told("reproduce", "00", "--shard", "1/1")  # its notebook trains all it needs: nothing to do, nothing to write
-os.environ.update(CRAT_RUNS=str(own / "runs"), CRAT_DATA=str(own / "data"), CRAT_FIGURES=str(own / "figures"))
+# the notebook trains all that it needs, so there is nothing to do or to write
+told("reproduce", "00", "--shard", "1/1")
+for name in ("runs", "data", "figures"):
+    os.environ[f"CRAT_{name.upper()}"] = str(own / name)
 told("reproduce", "00", "--dry-run")
 jobs.plan_of = lambda *asked: ({}, ())
 run = reproduce.run
@@ -67,7 +69,7 @@ def test_everything_is_written_where_it_is_told(tmp_path, monkeypatch):
         or subprocess.run([*alone, "true"], capture_output=True).returncode
     ):
         pytest.skip(
-            "a read-only folder of this test's own needs user name spaces, which this machine does not allow"
+            "this test's read-only folder needs user name spaces, which this machine does not allow"
         )
     for folder in ("home", "mine"):
         (tmp_path / folder).mkdir()
