@@ -40,7 +40,9 @@ def groups(class_counts: ArrayLike, edges: tuple[float, float] | None = None) ->
     """
     counts = np.asarray(class_counts, float)
     if counts.ndim != 1 or counts.size == 0 or not (counts >= 0).all():
-        raise MetricError(f"class_counts must be a non-empty (K,) of counts, not {class_counts!r}")
+        raise MetricError(
+            f"class_counts must be a non-empty vector of counts, not {class_counts!r}"
+        )
     if edges is not None:
         low, high = edges
         if not low <= high:
