@@ -310,6 +310,7 @@ _HOW: tuple[tuple[Any, Callable[[_Walk, Any], None]], ...] = (
     (weakref.ref, lambda walk, ref: walk.items("weak", (ref(),))),
     (RemovableHandle, lambda walk, handle: walk.put("handle")),
     (torch.Generator, lambda walk, g: walk.items("generator", (str(g.device), g.get_state()))),
+    (np.random.Generator, lambda walk, g: walk.items("generator", (g.bit_generator.state,))),
 )
 
 
