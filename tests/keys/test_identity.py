@@ -80,7 +80,6 @@ OTHERS = {
     "random state": lambda i: pgd(random.Random(i)),
     "numpy's random state": lambda i: pgd(np.random.default_rng(i)),
     "torch's random state": lambda i: pgd(torch.Generator().manual_seed(i)),
-    "numpy's random state": lambda i: pgd(np.random.default_rng(i)),
     "frozen set": lambda i: pgd(frozenset({"a", "b", i})),
     "cached function": lambda i: pgd(functools.lru_cache(lambda z, y: z * i)),
 }
