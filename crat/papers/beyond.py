@@ -1,4 +1,4 @@
-"""Notebook 09: questions that none of the papers answers; most claims are ours, not a paper's."""
+"""Notebook 09: questions that no paper answers; most claims are ours, not a paper's."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ AVERAGED = {"AT, plain": NONE, "AT, FAWA": GATED}
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """AT, live; then the methods of notebook 06, and AT's averages at the sweeps' length."""
+    """A live training of AT, the methods of notebook 06, and AT's averages at the sweeps' length."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
     return {"live": live(seed, selection)} | evidence
 
 
 def live(seed: int, selection: Selection) -> RunConfig:
-    """AT, small in every profile: it only shows the idea, and its weights are needed."""
+    """The live training of AT, small in every profile: it shows the idea, and gives its weights."""
     return shown_live("quick", selection).but(defense="pgd_at", seed=seed)
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys of notebook 06, and "short AT+EMA-s0", "short AT, plain-s0", "short AT, FAWA-s0"."""
+    """The runs of notebook 06, and "short AT+EMA-s0", "short AT, plain-s0", "short AT, FAWA-s0"."""
     base = sweep(profile_name, selection)
     runs = all_methods.evidence_runs(profile_name, selection)
     for s in selection.seeds:

@@ -1,4 +1,4 @@
-"""Notebook 04: Wei et al. 2023 (CFA), in our words; AutoAttack there, the protocol's PGD here."""
+"""Notebook 04: Wei et al. 2023 (CFA); AutoAttack judges there, the protocol's PGD here."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """CFA on AT, trained in the notebook."""
+    """The live training of CFA on AT."""
     return shown_live(profile_name, selection).but(**preset("cfa")).but(seed=seed)
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "main CFA (AT)-s0"; of the sweeps "AT-s0", "eps 0.4-s0", "beta 1", "AT + CCM" ..."""
+    """The runs "main CFA (AT)-s0" ...; the sweeps' "AT-s0", "eps 0.4-s0", "beta 1", "AT + CCM" ..."""
     base, main = sweep(profile_name, selection), all_methods.evidence_runs(profile_name, selection)
     runs = {f"main {m}-s{s}": main[f"{m}-s{s}"] for m in MAIN for s in selection.seeds}
     standard = base_of(profile_name, selection).but(defense="standard")  # no margin

@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
 
 
 def evidence_profile(profile_name: str) -> str:
-    """The profile of the figures' runs: quick decides nothing, so it shows the laptop's."""
+    """The profile of the figures' runs: laptop for quick, whose own runs decide nothing."""
     return "laptop" if profile_name == "quick" else profile_name
 
 
