@@ -20,13 +20,13 @@ AVERAGED = {"AT, plain": NONE, "AT, FAWA": GATED}
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """A live training of AT, the methods of notebook 06, and AT's averages at the sweeps' length."""
+    """A live training of AT, notebook 06's methods, and AT's averages at the sweeps' length."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
     return {"live": live(seed, selection)} | evidence
 
 
 def live(seed: int, selection: Selection) -> RunConfig:
-    """The live training of AT, small in every profile: it shows the idea, and gives its weights."""
+    """The live training of AT, small in every profile: it shows the idea and gives weights."""
     return shown_live("quick", selection).but(defense="pgd_at", seed=seed)
 
 

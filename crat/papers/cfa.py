@@ -1,4 +1,4 @@
-"""Notebook 04: Wei et al. 2023 (CFA); AutoAttack judges there, the protocol's PGD here."""
+"""Notebook 04: Wei et al. 2023 (CFA), in our words; AutoAttack judges there, PGD here."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """The runs "main CFA (AT)-s0" ...; the sweeps' "AT-s0", "eps 0.4-s0", "beta 1", "AT + CCM" ..."""
+    """The runs "main CFA (AT)-s0" ...; the sweeps' "AT-s0", "eps 0.4-s0", "AT + CCM" ..."""
     base, main = sweep(profile_name, selection), all_methods.evidence_runs(profile_name, selection)
     runs = {f"main {m}-s{s}": main[f"{m}-s{s}"] for m in MAIN for s in selection.seeds}
     standard = base_of(profile_name, selection).but(defense="standard")  # no margin

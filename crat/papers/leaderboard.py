@@ -25,8 +25,8 @@ NUMBERS = tuple(f"{name}{suffix}" for name in ("clean", *ROBUST) for suffix in (
 def leaderboard(profile_name: str, store: Store | None = None) -> pd.DataFrame:
     """The table of methods: method, seeds, and mean and sd (<name>_sd) of clean and each of ROBUST.
 
-    Fractions; the sd is nan for one seed. Rows are `ranked`. Only published runs are read (for quick
-    the laptop's); nothing is trained or attacked. Empty where no run is published.
+    Fractions; the sd is nan for one seed. Rows are `ranked`. Only published runs are read, for
+    quick the laptop's; nothing is trained or attacked. Empty where no run is published.
     """
     shown = evidence_profile(profile_name)
     runs = {key: Run.of(config, store=store) for key, config in evidence_runs(shown).items()}
@@ -39,7 +39,7 @@ def leaderboard(profile_name: str, store: Store | None = None) -> pd.DataFrame:
 
 
 def correct(runs: Sequence[Run]) -> tuple[NDArray, NDArray, NDArray]:
-    """The labels (N,), and bool (S, N) of S runs: right when clean; right when clean and under PGD."""
+    """Labels (N,), and bool (S, N) of S runs: right when clean; right when clean and under PGD."""
     attack = {"PGD": protocol_pgd(runs[0].config.data.name)}
     outcomes = [evaluate(run, attack, tell=None) for run in runs]
     clean = np.stack([outcome.robust("clean") for outcome in outcomes])

@@ -44,7 +44,7 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """The live training of AT-BSL on the evidence's images: smaller net, fewer epochs, no average."""
+    """The live AT-BSL on the evidence's images: a smaller net, fewer epochs, no average."""
     base = tailed(evidence_profile(profile_name), selection)
     base = base.but(**preset("at_bsl") | {"average": "none"}).but(seed=seed)
     return base if profile_name == "paper" else base.but(**SMALL | TAIL)
