@@ -29,7 +29,7 @@ ALIASES = {
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used: one line that says what is wrong and what is allowed."""
+    """An unusable setting: one line that says what is wrong and what is allowed."""
 
 
 def plain(name: str) -> str:
@@ -38,12 +38,12 @@ def plain(name: str) -> str:
 
 
 def unnumbered(name: str) -> str:
-    """A plain name without the number that it ends in: that of "PGD-20" is "pgd"."""
+    """A plain name without the number at its end: that of "PGD-20" is "pgd"."""
     return plain(name).rstrip("0123456789")
 
 
 def _aliases(allowed: Collection[str]) -> dict[str, str]:
-    """Plain other name -> plain name, with the `other_names` that the rows of a table bring."""
+    """The aliases, plain other name -> plain name, with the `other_names` from a table's rows."""
     rows = allowed.items() if isinstance(allowed, Mapping) else ()
     brought = {
         plain(other): plain(name) for name, row in rows for other in getattr(row, "other_names", ())
@@ -52,7 +52,7 @@ def _aliases(allowed: Collection[str]) -> dict[str, str]:
 
 
 def known_as(name: str, allowed: Collection[str]) -> str | None:
-    """The one of the allowed names that is meant; None where none is, or more than one may be.
+    """The allowed name that is meant; None where there is none, or more than one.
 
     A name is meant as it stands, in another spelling, by another name of the field, or without its
     number ("PGD" for "PGD-20").
@@ -85,12 +85,12 @@ def did_you_mean(name: str, allowed: Collection[str]) -> str:
 
 
 def unknown(what: str, name: str, allowed: Collection[str]) -> str:
-    """The error line of an unknown name: which names are known, and which may be meant."""
+    """The error line of an unknown name, with the known names and those that may be meant."""
     return f"unknown {what} {name!r}; known: {', '.join(allowed)}{did_you_mean(name, allowed)}"
 
 
 def one_of(what: str, value: str, allowed: Collection[str]) -> str:
-    """The allowed name that is meant (`known_as`); raises ConfigError, with those that are near."""
+    """The allowed name that is meant (`known_as`); raises ConfigError with the nearest names."""
     name = known_as(value, allowed)
     if name is None:
         raise ConfigError(unknown(what, value, allowed))

@@ -14,7 +14,7 @@ WIDEST = 78  # characters of a column, unless its table says otherwise
 def aligned(
     header: Sequence[str], rows: Iterable[Sequence[object]], widest: Sequence[int] = ()
 ) -> str:
-    """A table: columns two spaces apart, cells wrapped to the widths of `widest`, else WIDEST."""
+    """A table with columns two spaces apart, its cells wrapped at `widest`, else at WIDEST."""
     table = [[str(cell) for cell in row] for row in (header, *rows)]
     limits = [*widest, *[WIDEST] * (len(header) - len(widest))]
     widths = []
@@ -30,7 +30,7 @@ def aligned(
 
 
 def shown(path: Path) -> str:
-    """A path as one types it here: relative to the working directory where it lies below."""
+    """A path as a user types it: relative to the working directory where it lies below that."""
     path = path.absolute()
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
@@ -43,5 +43,5 @@ def dated(path: Path) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A share in percent: 0.4567 is "45.7"."""
+    """A fraction in percent: 0.4567 is "45.7"."""
     return f"{100 * fraction:.1f}"

@@ -1,4 +1,4 @@
-"""The command line `crat ...`: a module for each command, imported when the command is used."""
+"""The command line `crat ...`: a module for each command, imported at its use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ for maintainers:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    0, 1 (it failed), 2 (asked wrongly), 130 (interrupted), 141 (pipe closed). An error of crat's
+    0, 1 (it failed), 2 (wrong arguments), 130 (interrupted), 141 (pipe closed). An error of crat's
     own is one line on stderr; any other is a bug and keeps its traceback.
     """
     try:
@@ -60,7 +60,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def parser() -> Parser:
-    """The parser of all commands; that of one command fills itself when it is used."""
+    """The parser of all commands; a command's own parser adds its flags at its use."""
     top = Parser(
         prog="crat",
         description=crat.__doc__,

@@ -10,7 +10,7 @@ from crat.config import DATASETS, DTYPES, MODELS
 
 
 def add_to(parser: ArgumentParser) -> None:
-    """The flags of the command."""
+    """Adds the flags of the command."""
     parser.set_defaults(command=run)
     add = parser.add_argument
     add("subject", help="module:function, file.py:function, or a weights file with --model")

@@ -1,4 +1,4 @@
-"""`crat data`: which data sets are here, and how to get one."""
+"""`crat data`: the list of data sets, and how to get one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FETCH = "get a data set into the folder CRAT_DATA"
 
 
 def add_to(parser: ArgumentParser) -> None:
-    """The commands below this one."""
+    """Adds the subcommands."""
     add = commands(parser, "list|fetch")
     listing = add("list", help=LIST, description=LIST)
     listing.set_defaults(command=show)
@@ -35,7 +35,7 @@ def show(a: Namespace) -> None:
 
 
 def fetch(a: Namespace) -> None:
-    """Fetches a data set and prints where it lies."""
+    """Fetches a data set and prints its path."""
     from crat.data import sources
 
     print(sources.fetch(a.name, a.mirror))

@@ -17,7 +17,7 @@ CHOICES = {"split": ("test", "valid"), "which": ("best", "last"), "dtype": ("flo
 
 
 def add_to(parser: ArgumentParser) -> None:
-    """The flags of the command."""
+    """Adds the flags of the command."""
     parser.set_defaults(command=run)
     add = parser.add_argument
     add("run", help="a run's folder, its name or a part of the name (crat runs lists them)")
@@ -54,7 +54,7 @@ def add_to(parser: ArgumentParser) -> None:
 
 
 def run(a: Namespace) -> int:
-    """Prints a table of the classes; 1 where a part of what was asked for is not there."""
+    """Prints a table of the classes; returns 1 where an outcome that was asked for is missing."""
     from crat.cli import published
     from crat.cli.runs import find_run
     from crat.data import DataError
@@ -85,7 +85,7 @@ def run(a: Namespace) -> int:
 
 
 def chosen_battery(a: Namespace, dataset: str) -> Battery:
-    """The attacks or corruptions that are asked for, by name; raises ConfigError."""
+    """The attacks or corruptions of the flags, by name; raises ConfigError."""
     from crat.corruptions import corruption_battery
     from crat.outcomes.batteries import standard_battery, strong_battery
 

@@ -1,4 +1,4 @@
-"""The flags of `crat train`: one for each field of the config's dataclasses, and the way back."""
+"""The flags of `crat train`, one for each field of the config; and the flags of a config."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WORDS = {"true": True, "false": False, "none": None}
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """One flag for each field of the config; its help shows the values of the profiles."""
+    """Adds a flag for each field of the config; its help shows the values of the profiles."""
     for part, setting, name in settings():
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -44,14 +44,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def settings() -> Iterator[tuple[str, Field, str]]:
-    """Part of the config, field, and the name by which `RunConfig.but` knows it."""
+    """The part of the config, the field, and its name in `RunConfig.but`, for each setting."""
     for part in ("data", "model", "train"):
         for setting in fields(getattr(RunConfig(), part)):
             yield part, setting, part if setting.name == "name" else setting.name
 
 
 def _help(part: str, setting: Field, name: str) -> str:
-    """The known values of a setting, and its value in each profile."""
+    """The help of a setting: its known values, and its value in each profile."""
     values = []
     for profile_name in PROFILES:
         value = getattr(getattr(profile(profile_name), part), setting.name)
@@ -64,7 +64,7 @@ def _help(part: str, setting: Field, name: str) -> str:
 
 
 def _kind(setting: Field) -> dict[str, Any]:
-    """argparse's arguments for a field: how its text becomes a value; "8/255" stays as written."""
+    """The arguments of `add_argument` that make a field's value of a text; "8/255" stays a text."""
     annotation = str(setting.type)
     if annotation == "Options":
         return {"type": option, "nargs": "*", "metavar": "NAME=VALUE"}
@@ -79,7 +79,7 @@ def _kind(setting: Field) -> dict[str, Any]:
 
 
 def option(text: str) -> tuple[str, Any]:
-    """A setting of a method: "lambda_1=0.5"."""
+    """The name and value of a method's setting such as "lambda_1=0.5"."""
     name, _, value = text.partition("=")
     try:
         return name, WORDS[value] if value in WORDS else ast.literal_eval(value)
@@ -88,7 +88,7 @@ def option(text: str) -> tuple[str, Any]:
 
 
 def words_for(config: RunConfig) -> str:
-    """The flags with which `crat train` makes the run of a config.
+    """The flags with which `crat train` trains the run of a config.
 
     They are the settings that differ from the profile and the method's preset.
     """
@@ -108,7 +108,7 @@ def words_for(config: RunConfig) -> str:
 
 
 def _typed(value: Any) -> str:
-    """A setting as it is typed after its flag."""
+    """A setting as a user types it after its flag."""
     if not isinstance(value, tuple):
         return str(value)
     words = ("=".join(map(str, item)) if isinstance(item, tuple) else str(item) for item in value)
@@ -116,7 +116,7 @@ def _typed(value: Any) -> str:
 
 
 def asked_for(a: Namespace) -> RunConfig:
-    """The config that the flags ask for: profile or recipe, then preset, then single settings."""
+    """The config of the flags: profile or recipe, then preset, then single settings."""
     names = {name for _, _, name in settings()} | {"beta"}
     given = {name: value for name, value in vars(a).items() if name in names}
     config = recipe(a.recipe) if a.recipe else profile(a.profile)
@@ -126,7 +126,7 @@ def asked_for(a: Namespace) -> RunConfig:
 
 
 def _with_preset(config: RunConfig, name: str, given: dict[str, Any]) -> RunConfig:
-    """The config with a method's preset; removes from `given` the settings that it takes over."""
+    """The config with a method's preset; removes its settings from `given`."""
     from crat.defenses import DEFENSES, preset
 
     defense = one_of("defense", given.get("defense", config.train.defense), DEFENSES)

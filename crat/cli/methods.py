@@ -8,7 +8,7 @@ from crat.text import aligned
 
 
 def add_to(parser: ArgumentParser) -> None:
-    """The flags of the command."""
+    """Adds the flags of the command."""
     parser.set_defaults(command=run)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="the tables paper / released code / crat of these"

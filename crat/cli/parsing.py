@@ -1,4 +1,4 @@
-"""argparse with errors of one line that name the nearest command or flag."""
+"""The parser: argparse with errors of one line that name the nearest command or flag."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crat.names import ConfigError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with errors of one line; a mistyped command or flag is told the nearest ones."""
+    """An ArgumentParser whose errors are one line and name the nearest command or flag."""
 
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, **settings)
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Each command refuses a flag that it does not know: it knows which of its own are near."""
+        """Parses, and refuses an unknown flag with the nearest flags of this command."""
         namespace, stray = super().parse_known_args(args, namespace)
         if stray:
             flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Command(Parser):
-    """The parser of `crat NAME`, whose flags `crat.cli.NAME` adds when the command is asked for."""
+    """The parser of `crat NAME`, to which `crat.cli.NAME` adds the flags at the command's use."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Imports the command's module, lets it add its flags, and parses."""
@@ -53,7 +53,7 @@ def commands(
     parser_class: type[Parser] = Parser,
     **settings: Any,
 ) -> Any:
-    """The function that adds a command to a parser, which alone prints its help."""
+    """A function that adds commands to a parser, which alone prints its help."""
 
     def help(_: Namespace) -> int:
         parser.print_help()
@@ -64,7 +64,7 @@ def commands(
 
 
 def count(text: str) -> int:
-    """A whole number that is not negative."""
+    """A whole number that is not negative, from a text."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"a number from 0 on, not {text!r}")
     return int(text)

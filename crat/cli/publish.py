@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 
 def add_to(parser: ArgumentParser) -> None:
-    """The flags of the command."""
+    """Adds the flags of the command."""
     parser.set_defaults(command=run)
     parser.add_argument("run", help="as for crat evaluate")
 

@@ -1,4 +1,4 @@
-"""`crat evaluate` of a published run of which neither the weights nor the images are here."""
+"""`crat evaluate` of a published run without its weights or images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def at_hand(
 ) -> tuple[Outcomes, str]:
     """The outcomes of a battery that can be read without computing, and lines on the others.
 
-    error: why those cannot be made; raised where nothing can be read.
+    error: the reason why the others cannot be computed; raised where nothing can be read.
     """
     decided = {name: value for name, value in settings.items() if name != "device"}
     names = readable(run, battery, **decided)
@@ -45,7 +45,7 @@ def at_hand(
 
 
 def _lacking(run: Run, names: list[str], settings: dict[str, Any]) -> str:
-    """Lines on the outcomes that are missing, how to make them, and which others were published."""
+    """Lines on the missing outcomes, the commands that make them, and the published others."""
     flags = f"--split {settings['split']} --which {settings['which']}"
     if settings["first"]:
         flags += f" --images {settings['first']}"
@@ -68,7 +68,7 @@ def _lacking(run: Run, names: list[str], settings: dict[str, Any]) -> str:
 
 
 def others(run: Run) -> list[str]:
-    """The names of the published outcomes; one line for the same images and the same search."""
+    """A line of published outcomes for each choice of images and search."""
     groups: dict[str, list[str]] = {}
     for path in sorted((run.published / "eval").glob("*.npz")) if run.published else ():
         meta = json.loads(str(store.read_arrays(path)["meta"]))
@@ -82,7 +82,7 @@ def others(run: Run) -> list[str]:
 
 
 def _settings_of(meta: dict[str, Any]) -> str:
-    """Which images were judged, in which search."""
+    """The images that were judged and the search, in words."""
     words = [f"{meta['split']} images", f"{meta['which']} epoch"]
     if meta.get("first"):
         words.append(f"the first {meta['first']}")

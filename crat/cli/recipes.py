@@ -1,4 +1,4 @@
-"""Speed recipes: a robust accuracy that a paper printed, as fast as the hardware allows.
+"""Speed recipes: the robust accuracy that a paper prints, as fast as the hardware allows.
 
 `crat train --recipe fast`: CIFAR-10, PreActResNet-18, PGD-10 AT, to what Wei et al. 2023 (CFA,
 Table 1, "AT", best epoch) print after 200 epochs of a piecewise rate: AutoAttack 46.7 on average,

@@ -10,14 +10,14 @@ from crat.config import DATASETS, PROFILES, Selection
 
 
 def add_to(parser: ArgumentParser) -> None:
-    """The flags of the command."""
+    """Adds the flags of the command."""
     parser.set_defaults(command=run)
     _add_what(parser)
     _add_how(parser)
 
 
 def _add_what(parser: ArgumentParser) -> None:
-    """Which notebooks, with which parameters."""
+    """Adds the flags for notebooks and parameters."""
     add = parser.add_argument
     add("numbers", nargs="*", metavar="NN", help="which notebooks, such as 01 or 04 (default: all)")
     add(
@@ -52,7 +52,7 @@ def _add_what(parser: ArgumentParser) -> None:
 
 
 def _add_how(parser: ArgumentParser) -> None:
-    """Where the runs are trained, and which of them."""
+    """Adds the flags for the runs and the machines that train them."""
     add = parser.add_argument
     add(
         "--workers",
@@ -67,7 +67,7 @@ def _add_how(parser: ArgumentParser) -> None:
 
 
 def run(a: Namespace) -> int:
-    """Runs the command; a polite kill stops it as Ctrl-C does."""
+    """Runs the command; SIGTERM stops it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     selection = Selection(a.data or "", tuple(a.seeds or Selection.seeds))
     from crat.batch import reproduce

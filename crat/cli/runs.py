@@ -1,4 +1,4 @@
-"""`crat runs`: the trained and the published runs, and how another command finds one of them."""
+"""`crat runs`: the list of trained and published runs; the search for one by its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crat.training.run import Run, card_config
 
 
 def add_to(parser: ArgumentParser) -> None:
-    """The flags of the command: none."""
+    """Adds no flags, as the command has none."""
     parser.set_defaults(command=run)
 
 
@@ -38,7 +38,7 @@ def _row(folder: Path) -> tuple[str, str, str, str]:
 
 
 def _card(folder: Path) -> Path:
-    """The card of a run; a published one must be as it was published."""
+    """The card of a run, checked where it is published."""
     published = None
     if store.published_home() in folder.parents:
         published = store.published_file(folder, "card.json")
@@ -54,11 +54,11 @@ def run_folders(where: Store) -> list[Path]:
 
 
 def find_run(text: str, recompute: bool = False) -> Run:
-    """The run of a folder, a name, or a part of one name.
+    """The run of a folder, of a name, or of a part of one name.
 
-    recompute: the run as it was trained again, with published results left aside. What is computed
-    for a published run belongs to the store, not to results/. Raises ConfigError where no run or
-    more than one is meant.
+    recompute: the run as it was trained again, with published results left aside. New outcomes of a
+    published run go to the store, not to results/. Raises ConfigError where no run or more than one
+    is meant.
     """
     where = Store.chosen(recompute)
     folder = Path(text)

@@ -9,13 +9,13 @@ from crat.text import shown
 
 
 def add_to(parser: ArgumentParser) -> None:
-    """The flags of the command."""
+    """Adds the flags of the command."""
     parser.set_defaults(command=run)
     parser.add_argument("--profile", default="quick", help=" | ".join(PROFILES))
 
 
 def run(a: Namespace) -> None:
-    """Builds the pages and prints where they begin."""
+    """Builds the pages and prints the path of the first."""
     from crat.batch import site
 
     print(shown(site.build(a.profile)))

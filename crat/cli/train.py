@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_to(parser: ArgumentParser) -> None:
-    """The flags of the command."""
+    """Adds the flags of the command."""
     parser.set_defaults(command=run)
     add = parser.add_argument
     add("--profile", default="quick", help=" | ".join(PROFILES))

@@ -140,12 +140,11 @@ def corruption_battery(
     severities: Iterable[int] = SEVERITIES,
     frost: str | None = None,
 ) -> dict[str, Corruption]:
-    """Corruptions by the names that `crat.analysis.mce` reads: {"gaussian_noise-1": ..., "fog-3":
-    ...}.
+    """The corruptions by name and severity, as `crat.analysis.mce` reads them: "fog-3".
 
-    names: without them the fifteen, of which "frost" only with a folder of images for it (`frost`):
-    what is left out then, `mce` tells. Asked for by name, frost without a folder raises
-    CorruptionError.
+    names: None is all fifteen, or fourteen where there is no folder of images for frost (`frost`);
+    `mce` names the corruptions that are left out. Raises CorruptionError for frost by name without
+    a folder.
     """
     severities = tuple(severities)
     if names is None:

@@ -1,4 +1,4 @@
-"""Defocus, glass, motion, zoom and Gaussian blur: x (N, C, H, W) float64 in [0, 1] -> the same.
+"""Defocus, glass, motion, zoom and Gaussian blur of x (N, C, H, W) float64 in [0, 1].
 
 Lengths are in pixels.
 """
@@ -18,10 +18,10 @@ from crat.corruptions.tools import Draws, at, edge, gaussian, separable, smear, 
 
 
 def defocus_blur(x: Tensor, draws: Draws, radius: float, alias: float) -> Tensor:
-    """A disk of `radius`, its edge softened by a 3 x 3 Gaussian of sigma `alias`; outside mirrored.
+    """Blurs by a disk of `radius`, its edge softened by a 3 x 3 Gaussian of sigma `alias`.
 
-    The kernel is float32, as OpenCV's: it sums to 1 only nearly, which decides where a flat patch
-    is cut off to.
+    Outside, the image is mirrored. The kernel is float32, as OpenCV's: it sums to 1 only nearly,
+    which decides where a flat patch is cut off to.
     """
     reach = int(radius) + 1  # the disk and one pixel of soft edge
     place = torch.arange(-reach, reach + 1)
@@ -37,12 +37,12 @@ def defocus_blur(x: Tensor, draws: Draws, radius: float, alias: float) -> Tensor
 
 
 def gaussian_blur(x: Tensor, draws: Draws, sigma: float) -> Tensor:
-    """A Gaussian of `sigma`."""
+    """Blurs by a Gaussian of `sigma`."""
     return gaussian(x, sigma)
 
 
 def glass_blur(x: Tensor, draws: Draws, sigma: float, times: int) -> Tensor:
-    """Blurs, moves pixels about so many times, and blurs again.
+    """Blurs, moves pixels about a number of times, and blurs again.
 
     A move gives each pixel its own value or that of a neighbour above or to the left.
     The authors' code is a loop that means to swap neighbours up to one pixel away on any side. It
@@ -63,12 +63,12 @@ def glass_blur(x: Tensor, draws: Draws, sigma: float, times: int) -> Tensor:
 
 
 def motion_blur(x: Tensor, draws: Draws, radius: int, sigma: float) -> Tensor:
-    """ImageMagick's motion blur along an angle of -45 to 45 degrees."""
+    """Blurs along an angle of -45 to 45 degrees by ImageMagick's motion blur."""
     return smear(x, radius, sigma, draws.between(-45, 45))
 
 
 def zoom_blur(x: Tensor, draws: Draws, most: float) -> Tensor:
-    """The mean of the image and of its zooms by 1, 1.01, 1.02 ... up to `most`."""
+    """Averages the image and its zooms by 1, 1.01, 1.02 ... up to `most`."""
     factors = np.arange(1, most, 0.01).tolist()  # as numpy counts them
     zoomed: Any = sum(separable(x, partial(zoom_matrix, factor=factor)) for factor in factors)
     return (x + zoomed) / (len(factors) + 1)

@@ -29,8 +29,7 @@ def contrast(x: Tensor, draws: Draws, keep: float) -> Tensor:
 def saturate(x: Tensor, draws: Draws, times: float, add: float) -> Tensor:
     """Scales and shifts the saturation of (hue, saturation, value).
 
-    A grey pixel counts as red, as elsewhere.     Raises CorruptionError for images that have no
-    colours.
+    A grey pixel counts as red, as elsewhere. Raises CorruptionError for images without colours.
     """
     if x.shape[1] != 3:
         raise CorruptionError(f"saturate needs 3 channels, not {x.shape[1]}")
@@ -45,9 +44,9 @@ def saturate(x: Tensor, draws: Draws, times: float, add: float) -> Tensor:
 def elastic_transform(
     x: Tensor, draws: Draws, strength: float, sigma: float, affine: float
 ) -> Tensor:
-    """A random affine map, then a smooth random displacement.
+    """Applies a random affine map, then a smooth random displacement.
 
-    All three numbers are shares of the image's size.     The affine map moves three points by up to
+    All three numbers are shares of the image's size. The affine map moves three points by up to
     `affine` in each direction; it looks up places to a 32nd of a pixel, as OpenCV does for the
     authors, and mirrors outside. The displacement is uniform noise blurred with `sigma`, times
     `strength`. (The authors' severity 1 has strength 0.)
@@ -64,7 +63,7 @@ def elastic_transform(
 
 
 def _affine_places(draws: Draws, height: int, width: int, reach: float) -> tuple[Tensor, Tensor]:
-    """Rows and columns (N, H, W) where a random affine map looks each pixel up.
+    """The rows and columns (N, H, W) at which a random affine map looks up each pixel.
 
     The map moves three points by up to `reach`.
     """
@@ -86,7 +85,7 @@ def _affine_places(draws: Draws, height: int, width: int, reach: float) -> tuple
 
 
 def pixelate(x: Tensor, draws: Draws, keep: float) -> Tensor:
-    """Shrinks each side to this share, rounded down, and enlarges it, by Pillow's box filter."""
+    """Shrinks each side to a share, rounded down, and enlarges it, by Pillow's box filter."""
 
     def change(image: Image) -> Image:
         from PIL.Image import Resampling
@@ -99,7 +98,7 @@ def pixelate(x: Tensor, draws: Draws, keep: float) -> Tensor:
 
 
 def jpeg_compression(x: Tensor, draws: Draws, quality: int) -> Tensor:
-    """Writes each image as JPEG of this quality and reads it again.
+    """Writes each image as JPEG of a given quality and reads it again.
 
     Pillow keeps colours at half resolution.
     """
@@ -115,7 +114,7 @@ def jpeg_compression(x: Tensor, draws: Draws, quality: int) -> Tensor:
 
 
 def _each(x: Tensor, change: Callable[[Image], Image]) -> Tensor:
-    """A change of 8-bit Pillow images; an image without 3 channels goes channel by channel."""
+    """Changes each image by a function of 8-bit Pillow images; without 3 channels, each channel."""
     from PIL import Image as images
 
     pixels = (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -25,9 +25,9 @@ def speckle_noise(x: Tensor, draws: Draws, scale: float) -> Tensor:
 
 
 def shot_noise(x: Tensor, draws: Draws, photons: float) -> Tensor:
-    """A Poisson count of mean x * photons for every value, over photons.
+    """Replaces each value by a Poisson count of mean x * photons, divided by photons.
 
-    It is the quantile of one uniform number.
+    The count is the quantile of one uniform number.
     """
     table = _poisson(photons).to(x.device)
     value = (x * 255).round().long()
@@ -39,7 +39,7 @@ def shot_noise(x: Tensor, draws: Draws, photons: float) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _poisson(photons: float) -> Tensor:
-    """(256, counts): v + P(count <= k) for a mean of v / 255 * photons.
+    """The table (256, counts) of v + P(count <= k) for a mean of v / 255 * photons.
 
     k goes up to 12 standard deviations above a mean of `photons`.
     """

@@ -1,4 +1,4 @@
-"""Parts of corruptions: random numbers by image, linear maps of rows and columns, sampling.
+"""Tools for corruptions: random numbers by image, linear maps of rows and columns, sampling.
 
 Images are float64 (N, C, H, W) here. A separable linear filter of a small image is two small
 matrices, so a blur or a zoom of a whole batch is two matrix products; the matrices are what scipy
@@ -23,7 +23,7 @@ Place = Callable[
 
 
 class Draws:
-    """Float64 random numbers for the N images of x: per image, of a torch.Generator, or of seed 0.
+    """The float64 random numbers of the N images of x: per image, of a generator, or of seed 0.
 
     generator: any object whose uniform(*shape) and normal(*shape) give (N, *shape), such as
     crat.attacks.PerImage (each image then has its own numbers, whatever the batch), or a
@@ -64,7 +64,7 @@ class Draws:
 
 @lru_cache(maxsize=256)
 def zoom_matrix(size: int, factor: float) -> Tensor:
-    """(size, size): the central ceil(size / factor) pixels, stretched over the axis."""
+    """The matrix (size, size) that stretches the middle ceil(size / factor) pixels over an axis."""
     crop = ceil(size / factor)
     top = (size - crop) // 2
     stretched = ndimage.zoom(np.eye(crop), (factor, 1), order=1)
@@ -78,7 +78,7 @@ def zoom_matrix(size: int, factor: float) -> Tensor:
 def gaussian_matrix(
     size: int, sigma: float, mode: str = "nearest", truncate: float = 4.0
 ) -> Tensor:
-    """(size, size): a Gaussian filter of an axis, cut off at `truncate` sigma; mode as scipy's."""
+    """The matrix (size, size) of a Gaussian filter cut off at `truncate` sigma; mode as scipy's."""
     eye = np.eye(size)
     return torch.from_numpy(
         ndimage.gaussian_filter1d(eye, sigma, axis=0, mode=mode, truncate=truncate)
@@ -86,31 +86,31 @@ def gaussian_matrix(
 
 
 def separable(x: Tensor, matrix: Callable[[int], Tensor]) -> Tensor:
-    """The same map (size -> matrix) applied to the columns and the rows of (..., H, W)."""
+    """Applies a map (size -> matrix) to the columns and the rows of (..., H, W)."""
     rows, columns = (matrix(size).to(x.device) for size in x.shape[-2:])
     return rows @ x @ columns.mT
 
 
 def gaussian(x: Tensor, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> Tensor:
-    """Gaussian blur of (..., H, W); sigma in pixels, 0 changes nothing."""
+    """Blurs (..., H, W) by a Gaussian; sigma in pixels, 0 changes nothing."""
     return (
         separable(x, lambda size: gaussian_matrix(size, sigma, mode, truncate)) if sigma > 0 else x
     )
 
 
 def edge(place: Tensor, size: int) -> Tensor:
-    """Outside is the border pixel: a a | a b c | c c."""
+    """Extends an axis by its border pixel: a a | a b c | c c."""
     return place.clamp(0, size - 1)
 
 
 def mirror(place: Tensor, size: int) -> Tensor:
-    """Outside is the inside mirrored at the border pixel's middle: c b | a b c | b a."""
+    """Extends an axis by mirroring at the border pixel's middle: c b | a b c | b a."""
     around = place.remainder(2 * (size - 1))
     return torch.minimum(around, 2 * (size - 1) - around)
 
 
 def reflect(place: Tensor, size: int) -> Tensor:
-    """Outside is the inside mirrored at its edge: b a | a b c | c b."""
+    """Extends an axis by mirroring at its edge: b a | a b c | c b."""
     around = place.remainder(2 * size)
     return torch.minimum(around, 2 * size - 1 - around)
 
@@ -124,20 +124,20 @@ def at(x: Tensor, rows: Tensor, columns: Tensor, outside: Place) -> Tensor:
 
 
 def sample(x: Tensor, rows: Tensor, columns: Tensor, outside: Place) -> Tensor:
-    """(N, C, H, W) at real rows and columns (N, H, W), between four pixels bilinearly."""
+    """The values of (N, C, H, W) at real rows and columns (N, H, W), bilinear in four pixels."""
     top, left = rows.floor(), columns.floor()
     down, right = (rows - top)[:, None], (columns - left)[:, None]
     top, left = top.long(), left.long()
 
     def between(row: Tensor) -> Tensor:
-        """Between two pixels of one row."""
+        """The value between two pixels of a row."""
         return at(x, row, left, outside) * (1 - right) + at(x, row, left + 1, outside) * right
 
     return between(top) * (1 - down) + between(top + 1) * down
 
 
 def smear(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
-    """ImageMagick's motion blur, to 8 bits, along angle (N,) in degrees.
+    """Blurs along an angle (N,) in degrees by ImageMagick's motion blur, to 8 bits.
 
     There are 2 radius + 1 steps, weighted by a half Gaussian. Each step is rounded to whole pixels;
     outside is the border pixel. The result is rounded to 16 bits, which are cut off to 8, as

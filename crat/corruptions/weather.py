@@ -1,4 +1,4 @@
-"""Snow, frost, fog and brightness: x (N, C, H, W) float64 in [0, 1] -> the same, unclipped."""
+"""Snow, frost, fog and brightness of x (N, C, H, W) float64 in [0, 1]; unclipped."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FROST_FILES = (".png", ".jpg", ".jpeg")
 
 
 class CorruptionError(ConfigError):
-    """A corruption that cannot be made: one line that says what is wrong and what is needed."""
+    """An impossible corruption: one line that says what is wrong and what is needed."""
 
 
 def grey(x: Tensor) -> Tensor:
-    """Luma, (N, 3, H, W) -> (N, 1, H, W); of another number of channels the mean."""
+    """The luma of (N, 3, H, W), or the mean of other channels: (N, 1, H, W)."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
@@ -53,7 +53,7 @@ def snow(
 
 
 def frost(x: Tensor, draws: Draws, keep: float, add: float, folder: str) -> Tensor:
-    """keep * x + add * (a window of a frosted pane), pane and window drawn for each image.
+    """Returns keep * x + add * (window of a frosted pane), both drawn for each image.
 
     folder: where the panes are, files .png and .jpg of any size, of which every fifth row and
     column is taken (the authors' bilinear reduction to a fifth is just that). Theirs are frost1 to
@@ -82,7 +82,7 @@ def frost(x: Tensor, draws: Draws, keep: float, add: float, folder: str) -> Tens
 
 @lru_cache(maxsize=4)
 def frost_panes(folder: str) -> list[Tensor]:
-    """Every fifth pixel of the images of a folder, by name: (H, W, 3) float64, 0 to 255.
+    """The images of a folder in order of name, every fifth pixel: (H, W, 3) float64, 0 to 255.
 
     Raises CorruptionError where there are none or one cannot be read.
     """
@@ -109,7 +109,7 @@ def fog(x: Tensor, draws: Draws, thickness: float, decay: float) -> Tensor:
 
 
 def plasma(draws: Draws, size: int, decay: float) -> Tensor:
-    """(N, size, size) in [0, 1]: heights by the diamond-square algorithm on a torus.
+    """The heights (N, size, size) in [0, 1] of the diamond-square algorithm on a torus.
 
     size is a power of two. Roughness w starts at 100 and is divided by `decay` at each halving;
     what is added to a mean is uniform within w^2, as in the authors' code, which multiplies by w

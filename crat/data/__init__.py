@@ -1,7 +1,7 @@
 """The images: `data.load(DataConfig("cifar10"))`, `data.Batches(...)`, `data.fetch("cifar10")`.
 
-The names of this face are looked up when they are used, so that a config, which asks the registry
-only, imports neither torch nor numpy.
+Its names are looked up at their use, so that a config, which reads the registry only, imports
+neither torch nor numpy.
 """
 
 from __future__ import annotations

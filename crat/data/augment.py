@@ -1,4 +1,4 @@
-"""Random crops and flips of a whole batch at once: tensor functions, no loop over images or shifts.
+"""Random crops and flips of a whole batch: tensor functions without a loop over images.
 
 They work on uint8 and float, on any device. The random numbers are drawn where the generator lives
 and then moved, so a CPU generator gives the same augmentation on every device.
@@ -16,7 +16,7 @@ MODES = ("reflect", "zero")
 
 
 def resolve_augment(config: DataConfig) -> str:
-    """none | crop | crop_flip: the setting, where "auto" means that of the data set's row.
+    """The augmentation none, crop or crop_flip; "auto" is that of the data set's row.
 
     Grey 28-pixel images get none, as in the MNIST protocols; street numbers are cropped; pictures
     also mirrored. Raises ConfigError on flipped digits.
@@ -29,7 +29,7 @@ def resolve_augment(config: DataConfig) -> str:
 
 
 def random_crop(x: Tensor, padding_pixels: int, mode: str, generator: torch.Generator) -> Tensor:
-    """Pad every image (N, C, H, W) on each side and cut a window of its own size at random.
+    """Pads each image (N, C, H, W) on all sides and cuts out a random window of the old size.
 
     mode: "reflect" (without the edge, as torch pads) or "zero". Raises ConfigError on another mode,
     or on reflection by as much as the image is wide.
@@ -57,18 +57,18 @@ def random_crop(x: Tensor, padding_pixels: int, mode: str, generator: torch.Gene
 
 
 def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image (N, C, H, W) left to right with probability 1/2."""
+    """Mirrors each image (N, C, H, W) left to right with probability 1/2."""
     flags = torch.randint(2, (len(x), 1, 1, 1), generator=generator, device=generator.device)
     return torch.where(flags.to(x.device, non_blocking=True).bool(), x.flip(-1), x)
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:
-    """Positions outside [0, size) mirrored at the first and last pixel."""
+    """Mirrors positions outside [0, size) at the first and last pixel."""
     return (size - 1 - (size - 1 - position).abs()).abs()
 
 
 def _gather(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Each image's own rows (N, H) and columns (N, W), the same for all channels: one gather."""
+    """Gathers rows (N, H) and columns (N, W) of each image, the same for all channels."""
     index = rows[:, :, None] * x.shape[-1] + columns[:, None, :]
     flat = x.flatten(2)
     return flat.gather(2, index.flatten(1)[:, None].expand_as(flat)).view_as(x)

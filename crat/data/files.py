@@ -1,4 +1,4 @@
-"""Where the files of the images are, and how their damage is told: one line of DataError."""
+"""The folder of the images' files, and DataError, one line on their damage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NO_NPZ = "it is no npz of plain arrays"
 
 
 class DataError(RuntimeError):
-    """Images that cannot be had or used: one line with the fault, its place and how to mend it."""
+    """Missing or damaged images: one line with the fault, its place and how to mend it."""
 
 
 def data_home() -> Path:
@@ -63,9 +63,9 @@ def data_home() -> Path:
 
 @contextmanager
 def one_line(what: str, how: str = "") -> Iterator[None]:
-    """Turn what goes wrong inside with files and networks into one line of DataError.
+    """Turns errors of files and networks inside into one line of DataError.
 
-    what: the thing that was tried; how: the way to mend it.
+    what: the attempt, in words. how: the way to mend it.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""Images in class folders: a user's own, Tiny-ImageNet's, and ImageNet's.
+"""Images in class folders: a user's own, those of Tiny-ImageNet, and those of ImageNet.
 
-ImageNet's are decoded when they are needed, the others at once into arrays.
+ImageNet's are decoded batch by batch, the others at once into arrays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Labelled = list[tuple[Path, int]]  # an image file and the number of its class
 
 
 def read_class_folders(spec: DatasetSpec, root: Path) -> Arrays:
-    """Decode <landmark>/train/<class>/* and test/<class>/* (or val/), classes numbered by name.
+    """Decodes <landmark>/train/<class>/* and test/<class>/* (or val/), classes numbered by name.
 
     Every image has the shape of the row; there is no rescaling. The arrays of a row without names
     of classes hold those of the folders. Raises DataError, one line, on other classes in the test
@@ -59,7 +59,7 @@ def _labelled(folder: Path, classes: list[str]) -> Labelled:
 
 
 def read_tiny_imagenet(spec: DatasetSpec, root: Path) -> Arrays:
-    """Decode Tiny-ImageNet; the validation images serve as test set, whose labels are secret."""
+    """Decodes Tiny-ImageNet; its validation images are the test set, whose labels are secret."""
     top = root / spec.landmark
     labels = {name: label for label, name in enumerate(_folders(top / "train"))}
     train = [
@@ -89,7 +89,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _decode(files: Labelled, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, H, W, C) and labels uint8 (N,), each image of the row's size."""
+    """Decodes images uint8 (N, H, W, C) and labels uint8 (N,), each image of the row's size."""
     from tqdm import tqdm
 
     channels = spec.image_shape[0]
@@ -104,7 +104,7 @@ def _decode(files: Labelled, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray]
 
 
 def decoded(path: str | Path) -> Image.Image:
-    """The image of a file, in RGB; raises DataError with its name where it is truncated or none."""
+    """The image of a file, in RGB; raises DataError with its name where it is damaged."""
     from PIL import Image
 
     with one_line(f"{path} is truncated or no image", "get it anew, or remove it"):
@@ -123,7 +123,7 @@ def imagenet_loader(
     workers: int = min(8, os.cpu_count() or 1),
     size: int = 224,
 ) -> DataLoader:
-    """Batches decoded as needed: x float32 (B, 3, size, size) in [0, 1], y int64 (B,).
+    """Batches decoded one by one: x float32 (B, 3, size, size) in [0, 1], y int64 (B,).
 
     The images are folder/split/<class>/*. split "train": shuffled, a random resized crop, flips;
     "val": in order, the centre of the image scaled to size * 256 / 224. folder: None is

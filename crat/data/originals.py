@@ -20,7 +20,7 @@ from crat.data.registry import DatasetSpec
 
 
 def read_originals(spec: DatasetSpec, root: Path, scratch: Path) -> Arrays:
-    """Decode a data set from its original files below root, by the reader that its row names.
+    """Decodes a data set from its original files below root, by the reader of its row.
 
     Archives are unpacked into scratch, root stays as it is. Raises DataError or one of
     `files.DAMAGE` on missing, truncated or altered files.
@@ -39,7 +39,7 @@ def read_originals(spec: DatasetSpec, root: Path, scratch: Path) -> Arrays:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .gz file, a .zip or a tar archive; raises DataError with the archive's name."""
+    """Unpacks a .gz file, a .zip or a tar archive; raises DataError with the archive's name."""
     folder.mkdir(parents=True, exist_ok=True)
     with one_line(f"unpacking {archive}", "if it is truncated or damaged, get it anew"):
         if archive.name.endswith("-ubyte.gz"):
@@ -50,7 +50,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def read_torchvision(spec: DatasetSpec, root: Path, download: bool = False) -> Arrays:
-    """Decode original files below root by torchvision; raises DataError on missing or altered ones.
+    """Decodes original files below root by torchvision; raises DataError where they are altered.
 
     CIFAR's original format is pickle, which runs what it holds: every file's md5 is checked before
     it is opened.
@@ -75,7 +75,7 @@ def read_torchvision(spec: DatasetSpec, root: Path, download: bool = False) -> A
 
 
 def _channels_last(x: np.ndarray) -> np.ndarray:
-    """(N, H, W), (N, 3, H, W) or (N, H, W, C) -> (N, H, W, C)."""
+    """Images (N, H, W), (N, 3, H, W) or (N, H, W, C) -> (N, H, W, C)."""
     if x.ndim == 3:
         return x[..., None]
     return x.transpose(0, 2, 3, 1) if x.shape[1] == 3 else x
@@ -92,7 +92,7 @@ def _torchvision_class(spec: DatasetSpec) -> Any:
 
 
 def _check_files(kind: Any, root: Path) -> None:
-    """Every original file is there and, where torchvision knows its md5, unaltered."""
+    """Raises DataError on a missing original file, or one with another md5 than torchvision's."""
     for file, md5 in _files_of(kind):
         if not (root / file).is_file():
             raise DataError(f"{root / file} is missing beside the other files of its data set")
@@ -103,7 +103,7 @@ def _check_files(kind: Any, root: Path) -> None:
 
 
 def _files_of(kind: Any) -> list[tuple[str, str | None]]:
-    """The files of one of torchvision's data sets, relative to its root, with their md5."""
+    """The files of a torchvision data set, relative to its root, with their md5."""
     if hasattr(kind, "split_list"):  # SVHN
         parts = [kind.split_list[part] for part in ("train", "test")]
         return [(file, md5) for _, file, md5 in parts]
@@ -117,7 +117,7 @@ def _files_of(kind: Any) -> list[tuple[str, str | None]]:
 
 
 def _check_idx(path: Path) -> None:
-    """Raise DataError unless an IDX file of bytes has the size that its head says.
+    """Raises DataError unless an IDX file of bytes has the size in its head.
 
     The head is 0, 0, 8, the number of axes, then their lengths.
     """
@@ -137,7 +137,7 @@ def _check_idx(path: Path) -> None:
 
 
 def check_md5(path: Path, md5: str) -> None:
-    """Raise DataError unless a file has this md5."""
+    """Raises DataError unless a file has this md5."""
     from torchvision.datasets.utils import calculate_md5
 
     actual = calculate_md5(path)

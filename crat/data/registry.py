@@ -1,4 +1,4 @@
-"""The data sets, ONE table: all that crat knows of a data set is its row, and a new one is a row.
+"""The table of data sets: a row holds all that crat knows of a data set; a new one is a row.
 
 Pure data: no torch, no numpy, nothing of crat is imported, so that a config can be checked at once.
 A function that a row names is written "module:function" and imported when it is needed.
@@ -13,9 +13,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Protocol:
-    """The L-inf threat of one data set: budget, training attack (step x steps) and test attack.
+    """The L-inf threat of a data set: budget, training attack (step x steps) and test attack.
 
-    `source` says whose it is; "crat" marks a protocol that no paper of ours fixes.
+    `source` names its paper; "crat" marks a protocol that no paper of ours fixes.
     """
 
     eps: str

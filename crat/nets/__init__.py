@@ -1,4 +1,4 @@
-"""The networks: `build("resnet18", n_classes=10)`, weights saved and loaded, exchanged heads."""
+"""The networks: `build("resnet18", n_classes=10)`, exchanged heads, weights saved and loaded."""
 
 from crat.nets.bodies import BODIES
 from crat.nets.models import (

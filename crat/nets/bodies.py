@@ -1,4 +1,4 @@
-"""Bodies of the networks: (N, C, H, W) to the penultimate features (N, D).
+"""The bodies of the networks: (N, C, H, W) -> penultimate features (N, D).
 
 The modules are named as in the released code, so that published weights load. Each function gives
 the module and D; its arguments are what the architecture can vary.
@@ -37,7 +37,7 @@ def _he_normal(body: nn.Module, mode: str) -> nn.Module:
 
 
 def _pooled(**layers: nn.Module) -> nn.Sequential:
-    """The named layers, then the mean over all places; at 32 pixels the released fixed pooling."""
+    """The named layers, then the mean over all places: the released pooling at 32 pixels."""
     return nn.Sequential(OrderedDict(layers, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
 
 
@@ -96,7 +96,7 @@ def _stages(block: type[nn.Module], width: int) -> dict[str, nn.Module]:
 
 
 def small_cnn(shape: Shape, width: int = 16) -> Body:
-    """Ours, for laptops: conv-BN-ReLU four times, flattened.
+    """A net of ours for laptops: conv-BN-ReLU four times, flattened.
 
     Channels: width, 2 width (halved), 2 width, 4 width (halved). 3.8 million multiply-adds at
     1 x 28 x 28, 5.2 at 3 x 32 x 32. A mean over the places instead of flattening costs 7 points of
@@ -164,7 +164,7 @@ def preact_resnet18(shape: Shape, width: int = 64, final_bn: bool = True) -> Bod
 
 
 def resnet18(shape: Shape, width: int = 64) -> Body:
-    """The CIFAR variant: a 3x3 stem without pooling."""
+    """The ResNet-18 for CIFAR, with a 3x3 stem without pooling."""
     stem = {"conv1": _conv(shape[0], width), "bn1": nn.BatchNorm2d(width), "relu1": _relu()}
     return _pooled(**stem, **_stages(BasicBlock, width)), 8 * width
 
@@ -190,7 +190,7 @@ def wrn_34_10(shape: Shape, width: int = 10, depth: int = 34) -> Body:
 
 
 def resnet50(shape: Shape) -> Body:
-    """The ImageNet net of torchvision, its own initialisation."""
+    """The ImageNet net of torchvision, with torchvision's initialisation."""
     # only here: it doubles the time of the import, and the core runs without it
     from torchvision import models
 

@@ -1,4 +1,4 @@
-"""Networks, each Normalize + body + head: images in [0, 1] in, logits out.
+"""The networks, each Normalize + body + head: images in [0, 1] -> logits.
 
 They are seeded, and saved and loaded without pickle. A body (crat/nets/bodies.py) ends in the
 penultimate features; the head is apart, because the papers exchange it: linear, cosine,
@@ -33,7 +33,7 @@ HEAD_SCALES = {"cosine": 8.0, "hypersphere": 15.0}  # SPAT's s; AT_HE's s for PG
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel, kept with the weights, so that a net always has its own."""
+    """The map (x - mean) / std per channel; mean and std are saved with the weights of a net."""
 
     mean: Tensor
     std: Tensor
@@ -60,7 +60,7 @@ class Normalize(nn.Module):
 
 
 class CosineHead(nn.Module):
-    """s (cos(feature, w_k) + b_k): SPAT's logits with the bias, hypersphere embedding (HE) without.
+    """The logits s (cos(feature, w_k) + b_k): SPAT's with the bias b, HE's (hypersphere) without.
 
     The scale is part of the logits, for attacks must see the decision function that was trained.
     Weights are normalised in the forward pass only, and the gradient is that of the direction,
@@ -78,10 +78,10 @@ class CosineHead(nn.Module):
         self.free = False
 
     def onto_sphere(self) -> None:
-        """Overwrites the weights by unit vectors; from now on the gradient has its part along w_k.
+        """Overwrites the weights by unit vectors; then the gradient has its part along w_k.
 
         The next overwriting drops that part from the weights, but weight decay and momentum have
-        seen it; and the step turns unit vectors, not vectors whose length, and with it the rate of
+        used it; and the step turns unit vectors, not vectors whose length, and with it the rate of
         turning, drifts.
         """
         self.free = True
@@ -97,9 +97,9 @@ class CosineHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Normalize + body + head: (N, C, H, W) in [0, 1] -> (N, K) logits.
+    """A network Normalize + body + head: (N, C, H, W) in [0, 1] -> logits (N, K).
 
-    With an augmented head (N, K + M), the classes first.
+    With an augmented head the logits are (N, K + M), the classes first.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Classifier(nn.Module):
         self.head = head
 
     def features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] -> (N, D), what the head sees."""
+        """The input of the head: (N, C, H, W) in [0, 1] -> (N, D)."""
         return self.body(self.normalize(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def build(
     scale: float | None = None,
     final_bn: bool | None = None,
 ) -> Classifier:
-    """A new network on the CPU, decided by the seed; the global random state stays as it was.
+    """A new network on the CPU, drawn by the seed; the global random state stays as it was.
 
     image_shape is (C, H, W); mean and std as in crat.data.registry; extra_outputs is M of the
     augmented head; scale is s of the cosine heads; final_bn belongs to preact_resnet18. Raises
@@ -182,7 +182,7 @@ def build(
 
 
 def class_weight_norms(model: nn.Module) -> Tensor:
-    """||w_k|| of the last layer, (K,); raises ConfigError for heads that normalise them."""
+    """The norms ||w_k|| of the last layer, (K,); raises ConfigError for normalising heads."""
     model = plain(model)
     if isinstance(model.head, CosineHead):
         raise ConfigError(
@@ -209,11 +209,11 @@ _NESTS = ("state_dict", "model_state_dict", "model", "net")
 
 
 class CheckpointError(RuntimeError):
-    """A weights file that cannot be used: one line; the model keeps the weights that it had."""
+    """An unusable weights file: one line; the model keeps its old weights."""
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Parameters and buffers as safetensors; the file appears whole or not at all."""
+    """Saves parameters and buffers as safetensors; the file appears whole or not at all."""
     path = Path(path)
     tensors = {name: tensor.contiguous() for name, tensor in plain(model).state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,19 +226,18 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """The inverse of `save_weights`; raises CheckpointError, and then changes nothing."""
+    """Loads the weights of `save_weights`; raises CheckpointError, and then changes nothing."""
     _fill(model, path, _chosen(_read(Path(path)), Path(path), None)[0])
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> str:
-    """Weights from safetensors or a foreign .pt.
+    """Loads weights from safetensors or a foreign .pt; returns a line on the choice of weights.
 
     The names are ours or those of CFA, FRL, TRADES, AdverTorch, torchvision. The file may be a
     state_dict or hold some, and say `module.` before each name. key: which of those it holds
     ("ema", "nets.student"); None: the only one, else the first of state_dict, model_state_dict,
-    model and net. Returns a line that says which of several was taken, "" where there was no
-    choice. Such files have no normalisation and no scale of a head: these stay as built. Raises
-    CheckpointError, and then changes nothing.
+    model and net. The line is "" where there was no choice. Such files have no normalisation and no
+    scale of a head: these stay as built. Raises CheckpointError, and then changes nothing.
     """
     found, line = _chosen(_read(Path(path)), Path(path), key)
     own = plain(model).state_dict()
@@ -259,7 +258,7 @@ def _our_name(name: str) -> str:
 
 
 def _read(path: Path) -> Any:
-    """What a file holds; nothing in it is executed."""
+    """The content of a file; nothing in it is executed."""
     if not path.is_file():
         raise CheckpointError(f"there is no weights file {path}")
     try:
@@ -284,7 +283,7 @@ def _read(path: Path) -> Any:
 
 
 def _chosen(found: Any, path: Path, key: str | None) -> tuple[dict[str, Tensor], str]:
-    """The state_dict in what a file holds, and a line on which it is where there are several."""
+    """The state_dict in a file's content, and a line on the choice where there are several."""
     if _is_state_dict(found) and key is None:
         return found, ""
     known = _state_dicts(found)
@@ -313,7 +312,7 @@ def _is_state_dict(found: Any) -> bool:
 
 
 def _state_dicts(found: Any, front: str = "") -> dict[str, dict[str, Tensor]]:
-    """Every dict of tensors in nested dicts, by its keys joined with dots."""
+    """All dicts of tensors in nested dicts, by their keys joined with dots."""
     if _is_state_dict(found):
         return {front: found}
     parts = found.items() if isinstance(found, dict) else ()

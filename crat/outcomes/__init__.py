@@ -8,6 +8,7 @@ from crat.outcomes.batteries import (
     standard_battery,
     strong_battery,
     temperature_battery,
+    usual_battery,
 )
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
 from crat.outcomes.evaluation import MissingWeights, Question, evaluate
@@ -30,4 +31,5 @@ __all__ = [
     "standard_battery",
     "strong_battery",
     "temperature_battery",
+    "usual_battery",
 ]

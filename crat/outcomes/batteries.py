@@ -27,6 +27,11 @@ def standard_battery(dataset: str) -> dict[str, Attack]:
     return {"FGSM": FGSM(pgd.eps), f"PGD-{pgd.steps}": pgd, f"CW-{pgd.steps}": cw(pgd)}
 
 
+def usual_battery(dataset: str) -> dict[str, Attack]:
+    """The attacks that judge in every notebook: PGD and CW at the data set's test protocol."""
+    return {name: a for name, a in standard_battery(dataset).items() if name != "FGSM"}
+
+
 def strong_battery(dataset: str) -> dict[str, Attack]:
     """Square and AutoAttack at the data set's eps.
 

@@ -1,10 +1,9 @@
 """The papers: a file for each, with the runs it asks for and the claims it makes.
 
-The claims are declared before a number is seen.
-A paper's module has a `plan(profile, seed, selection) -> {key: RunConfig}`, which its notebook asks
-by key, and where it claims something CLAIMS by key. Two papers that ask for the same settings share
-a run: the run's name is their hash. `Evidence` is what a notebook asks for its runs and their
-comparisons.
+The claims are declared before any number of a run is known. A paper's module has a
+`plan(profile, seed, selection) -> {key: RunConfig}` and, where it claims something, CLAIMS by key.
+Two papers with the same settings share a run, as its name is their hash. A notebook asks `Evidence`
+for its runs and their comparisons.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ LIVE: dict[str, tuple[str, ...]] = {
 
 
 def all_claims() -> dict[str, Claim]:
-    """Every claim of the package, by "module: key"."""
+    """All claims of the package, by "module: key"."""
     return {
         f"{paper.__name__.rpartition('.')[2]}: {key}": claim
         for paper in PAPERS.values()

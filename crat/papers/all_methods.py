@@ -1,4 +1,4 @@
-"""Notebook 06: every method at one protocol, and what the papers claim of them."""
+"""Notebook 06: every method at one protocol, and the papers' claims on them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RADII = (0.25, 1.0)  # rho of CODAT's ball of class distributions
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """One live training with a class-wise policy, every method at one protocol, CODAT's sweep."""
+    """A live training with a class-wise policy, every method at one protocol, CODAT's sweep."""
     live = shown_live(profile_name, selection).but(**preset("cfa", base="trades")).but(seed=seed)
     shown = evidence_profile(profile_name)
     swept = {f"codat {key}": run for key, run in codat_sweep(shown, selection).items()}
@@ -44,7 +44,7 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "AT-s0" ... "CFA (TRADES)-s2"."""
+    """The runs "AT-s0" ... "CFA (TRADES)-s2"."""
     base = base_of(profile_name, selection)
     runs: Runs = {}
     for method, changes in TRIED.items():
@@ -53,7 +53,7 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
 
 
 def codat_sweep(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "rho 0.25-s0" and, for rho = 0, "AT-s0", of the sweeps."""
+    """The sweeps' runs "rho 0.25-s0" ... and, for rho = 0, "AT-s0"."""
     base = sweep(profile_name, selection)
     changed = {f"rho {r:g}-s0": base.but(**preset("codat", rho=r) | EMA) for r in RADII}
     return {"AT-s0": base} | changed

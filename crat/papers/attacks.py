@@ -9,7 +9,7 @@ LIVE = ("live",)
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """One adversarially trained net to look into, and those of notebook 01 to count on."""
+    """A live adversarial training, whose net is attacked, and the runs of notebook 01."""
     live = shown_live(profile_name, selection).but(defense="pgd_at", seed=seed)
     evidence = base_of(evidence_profile(profile_name), selection).but(defense="pgd_at")
     return {"live": live} | seeded("pgd_at", evidence, selection.seeds)

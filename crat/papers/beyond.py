@@ -1,12 +1,11 @@
-"""Notebook 09: questions that none of the papers answers; most claims are ours, not a paper's."""
+"""Notebook 09: questions that no paper answers; most claims are ours, not a paper's."""
 
 from __future__ import annotations
 
 from crat.analysis.claims import Claim
 from crat.config import RunConfig, Selection
 from crat.papers import all_methods
-from crat.papers.cfa import GATED, NONE
-from crat.papers.common import USUAL, Runs, evidence_profile, shown_live, sweep
+from crat.papers.common import GATED, NONE, USUAL, Runs, evidence_profile, shown_live, sweep
 
 # what a bias may cost on average, on validation; fitted on all seeds, other costs on the first
 TWO_POINTS = 0.02
@@ -20,18 +19,18 @@ AVERAGED = {"AT, plain": NONE, "AT, FAWA": GATED}
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """AT, live; then the methods of notebook 06, and AT's averages at the sweeps' length."""
+    """A live training of AT, notebook 06's methods, and AT's averages at the sweeps' length."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
     return {"live": live(seed, selection)} | evidence
 
 
 def live(seed: int, selection: Selection) -> RunConfig:
-    """AT, small in every profile: it only shows the idea, and its weights are needed."""
+    """The live training of AT, small in every profile: it shows the idea and gives weights."""
     return shown_live("quick", selection).but(defense="pgd_at", seed=seed)
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys of notebook 06, and "short AT+EMA-s0", "short AT, plain-s0", "short AT, FAWA-s0"."""
+    """The runs of notebook 06, and "short AT+EMA-s0", "short AT, plain-s0", "short AT, FAWA-s0"."""
     base = sweep(profile_name, selection)
     runs = all_methods.evidence_runs(profile_name, selection)
     for s in selection.seeds:

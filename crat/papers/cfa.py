@@ -1,4 +1,4 @@
-"""Notebook 04: Wei et al. 2023 (CFA), in our words; AutoAttack there, the protocol's PGD here."""
+"""Notebook 04: Wei et al. 2023 (CFA), in our words; AutoAttack judges there, PGD here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from crat.defenses import preset
 from crat.papers import all_methods
 from crat.papers.common import (
     EMA,
+    EPOCH,
+    GATED,
+    NONE,
     USUAL,
     Runs,
     base_of,
@@ -25,11 +28,7 @@ MARGINS = (0.4, 0.7, 1.3, 1.6)
 BETAS = (1.0, 3.0, 6.0, 9.0)  # of TRADES (Figure 3: 1 to 8)
 LAMBDA_1 = (0.3, 0.4, 0.5, 0.6, 0.7)  # of CCM on AT (Figure 5)
 LAMBDA_2 = (0.3, 0.5, 0.7)  # of CCR on TRADES, without CCM
-# Tables 2 and 3. An average of 200 epochs at 0.85 forgets in 6; one of 6 epochs needs a decay that
-# keeps two or three
-EPOCH: dict[str, Any] = {"average": "ema_epoch", "average_decay": 0.5}
-GATED: dict[str, Any] = {"average": "fawa", "average_decay": 0.5}
-NONE: dict[str, Any] = {"average": "none", "average_decay": None}
+# Tables 2 and 3
 ON_AT: dict[str, dict[str, Any]] = {
     "AT": preset("pgd_at") | NONE,
     "AT + EMA": preset("pgd_at") | EPOCH,
@@ -57,12 +56,12 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """CFA on AT, trained in the notebook."""
+    """The live training of CFA on AT."""
     return shown_live(profile_name, selection).but(**preset("cfa")).but(seed=seed)
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "main CFA (AT)-s0"; of the sweeps "AT-s0", "eps 0.4-s0", "beta 1", "AT + CCM" ..."""
+    """The runs "main CFA (AT)-s0" ...; the sweeps' "AT-s0", "eps 0.4-s0", "AT + CCM" ..."""
     base, main = sweep(profile_name, selection), all_methods.evidence_runs(profile_name, selection)
     runs = {f"main {m}-s{s}": main[f"{m}-s{s}"] for m in MAIN for s in selection.seeds}
     standard = base_of(profile_name, selection).but(defense="standard")  # no margin

@@ -1,17 +1,20 @@
-"""Evidence: the one object that a notebook asks for its paper's runs, comparisons and verdicts.
+"""Evidence: the object that gives a notebook its paper's runs, comparisons and verdicts.
 
     evidence = Evidence.of("04", profile, seed=seed, data=data, seeds=seeds, recompute=recompute)
-    PGD, CW = evidence.battery
-    test = evidence.judge(evidence.battery)         # clean, PGD, CW: read, or trained and attacked
-    test.runs("main AT")                            # (seeds, images) bool: right under PGD
-    test.each("main AT", "worst", "clean")          # (seeds,) clean accuracy of the worst class
-    gain = test.compare("main CFA (AT)", "main AT", "worst", pool=methods)
-    test.decide("at worst", gain)                   # joined to the claim in the paper's file
-    test.settle(folder)                             # Holm's correction; claims.json
-    test.recheck(folder)                            # as it was published, or an error
+    PGD, CW = evidence.battery                # the names of the attacks, such as "PGD-20"
+    test = evidence.judge(evidence.battery)   # reads the outcomes, or trains and attacks
 
-A method is the name of runs without their seed: "main AT" stands for "main AT-s0", "main AT-s1" ...
-The name of one run stands for that run.
+    test.runs("main AT", CW)                  # bool (seeds, images): right when clean and under CW
+    test.each("main AT", "worst", "clean")    # (seeds,): clean accuracy of the worst class
+    test.cell("main AT", "worst")             # text: the same under PGD, mean ± sd in percent
+
+    gain = test.compare("main CFA (AT)", "main AT", "worst", pool=test.methods)
+    test.decide("at worst", gain)             # the verdict on a claim of the paper, by its key
+    test.settle(folder)                       # Holm's correction of all verdicts; claims.json
+    test.recheck(folder)                      # an error where the published verdicts differ
+
+The name of a method is that of its runs without the seed: "main AT" means "main AT-s0",
+"main AT-s1" ... The name of one run means that run.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from crat.defenses.tian2021 import fit_bias
 from crat.device import describe, pick_device
 from crat.names import one_of, unknown
 from crat.outcomes.ask import outcomes
-from crat.outcomes.batteries import Battery, standard_battery
+from crat.outcomes.batteries import Battery, usual_battery
 from crat.outcomes.cache import Outcomes
 from crat.papers import PAPERS
 from crat.papers.common import Runs, evidence_profile
@@ -46,7 +49,7 @@ from crat.training.trainer import train
 
 
 def mean_sd(values: ArrayLike) -> str:
-    """Fractions of several runs as a table's cell in percent, "71.6 ± 0.4"; of one run "71.6"."""
+    """The mean and sd of several runs' fractions in percent, "71.6 ± 0.4"; of one run "71.6"."""
     fractions = np.atleast_1d(np.asarray(values, float))
     if fractions.size == 1:
         return f"{100 * fractions[0]:.1f}"
@@ -55,20 +58,16 @@ def mean_sd(values: ArrayLike) -> str:
 
 @dataclass
 class Evidence:
-    """The runs of one paper, the outcomes of those that were judged, and the verdicts so far.
+    """The runs of a paper, the outcomes of the judged ones, and the verdicts so far."""
 
-    number: of the notebook. asked: key -> settings of a run, the live one among them. claims: the
-    paper's, by key. seen: key -> a network's answers on each image. decided: verdicts, in order.
-    """
-
-    number: str
+    number: str  # of the notebook
     profile: str
-    asked: Runs
-    seeds: tuple[int, ...]
+    asked: Runs  # key -> the settings of a run; "live" is the one that the notebook trains
+    seeds: tuple[int, ...]  # of the repeated runs
     store: Store
-    claims: Mapping[str, Claim]
+    claims: Mapping[str, Claim]  # of the paper, by key
     decided: list[Verdict] = field(default_factory=list)
-    seen: dict[str, Outcomes] = field(default_factory=dict)
+    seen: dict[str, Outcomes] = field(default_factory=dict)  # key -> a network's answers
 
     @classmethod
     def of(
@@ -81,10 +80,13 @@ class Evidence:
         seeds: str = "0 1 2",
         recompute: bool = False,
     ) -> Evidence:
-        """What a notebook's parameters ask for; nothing is read or trained yet.
+        """The evidence of a notebook with these parameters; nothing is read or trained yet.
 
-        seed: of the live run. data: another data set for all runs. seeds: of the repeated runs.
-        recompute: published runs are left aside. Raises ConfigError.
+        seed: of the live run.
+        data: another data set for all runs; "" is each plan's own.
+        seeds: of the repeated runs.
+        recompute: trains all runs again, in another store.
+        Raises ConfigError.
         """
         paper = PAPERS[one_of("notebook", number, PAPERS)]
         selection = Selection.read(data, seeds)
@@ -94,74 +96,74 @@ class Evidence:
 
     @property
     def live(self) -> RunConfig:
-        """The run that the notebook trains while its reader waits."""
+        """The settings of the run that the notebook trains while its reader waits."""
         return self.asked["live"]
 
     @property
     def dataset(self) -> str:
-        """The data set of the paper's main runs: the profile's, where any run is on it."""
-        used = [config.data.name for key, config in self.asked.items() if key != "live"]
+        """The data set of the main runs: the profile's, where any run is on it."""
+        used = [self.asked[key].data.name for key in self._repeated]
         main = profile(evidence_profile(self.profile)).data.name
         return main if main in used else used[0]
 
     @property
     def battery(self) -> Battery:
-        """PGD and CW at the data set's protocol, which judge; `PGD, CW = evidence.battery`."""
-        attacks = standard_battery(self.dataset)
-        return {name: attack for name, attack in attacks.items() if name != "FGSM"}
+        """The judging attacks PGD and CW at the data set's protocol, by name."""
+        return usual_battery(self.dataset)
 
     @property
     def setting(self) -> str:
         """A line on device, versions and evidence, for the head of a notebook."""
-        used = sorted({config.data.name for key, config in self.asked.items() if key != "live"})
+        used = sorted({self.asked[key].data.name for key in self._repeated})
         where = f"{describe(pick_device())}; torch {torch.__version__}; profile {self.profile}"
         return f"{where}; evidence on {', '.join(used)}; seeds {' '.join(map(str, self.seeds))}"
 
     def run(self, key: str) -> Run:
-        """The run of a key: its card, history and weights. Raises ConfigError on an unknown key."""
+        """The run of a key: card, history and weights; raises ConfigError on an unknown key."""
         if key not in self.asked:
             raise ConfigError(unknown("run", key, self.asked))
         return Run.of(self.asked[key], store=self.store)
 
     def train(self, key: str = "live", progress: str = "line") -> Run:
-        """The run of a key with its weights, trained where it is not yet."""
+        """Trains the run of a key, unless its weights are in the store."""
         return train(self.run(key).config, progress=progress, store=self.store)
 
     def history(self, key: str, split: str = "valid") -> pd.DataFrame:
-        """A row for each epoch and class of a run: clean_acc, robust_acc, loss, eps ..."""
+        """The history of a run: clean_acc, robust_acc, loss, eps ... for each epoch and class."""
         every = self.run(key).history()
         return every[every.split == split]
 
     def by_epoch(self, key: str, column: str = "robust_acc", split: str = "valid") -> pd.DataFrame:
-        """One column of the history as a table: a row for each epoch, a column for each class."""
+        """One column of the history as a table of epochs (rows) and classes (columns)."""
         return self.history(key, split).pivot(index="epoch", columns="class", values=column)
 
     def outcomes(self, key: str, battery: Battery, **settings: Any) -> Outcomes:
-        """What one network answers under a battery, read or computed
-        (`crat.outcomes.evaluation.outcomes`).
+        """The answers of one network under a battery, read from the store or computed.
 
-        Settings: split, which, crafted_on, keep_classes, bias, first, spread, dtype, progress.
+        settings of `crat.outcomes.evaluation.outcomes`: split, which, crafted_on, keep_classes,
+        bias, first, spread, dtype, progress.
         """
         return outcomes(self.run(key).config, battery, store=self.store, **settings)
 
     def judge(
         self, battery: Battery | Callable[[str], Battery], keys: Iterable[str] = (), **settings: Any
     ) -> Evidence:
-        """This evidence with the outcomes of these runs (all but the live one), as `seen`.
+        """This evidence with the outcomes of some runs as `seen`; all share the list of verdicts.
 
-        A function gives each key its own battery. Settings: of `outcomes`. OutcomeCache of all such
-        views go to one list.
+        battery: the attacks, or a function that gives those of a key.
+        keys: the runs; without them all but the live one.
+        settings: as in `outcomes`.
         """
         seen = {}
-        for key in keys or [key for key in self.asked if key != "live"]:
-            own = battery(key) if callable(battery) else battery
-            seen[key] = self.outcomes(key, own, **settings)
+        for key in keys or self._repeated:
+            attacks = battery(key) if callable(battery) else battery
+            seen[key] = self.outcomes(key, attacks, **settings)
         return replace(self, seen=seen)
 
     def bias(self, key: str, max_drop: float) -> list[float]:
-        """Numbers to add to the class logits, which lift the weakest class under PGD on validation.
+        """The bias on the class logits that lifts the weakest class under PGD on validation.
 
-        They cost at most max_drop of the average there (`crat.defenses.tian2021.fit_bias`).
+        It costs at most max_drop of the average there (`crat.defenses.tian2021.fit_bias`).
         """
         attack, pgd = next(iter(self.battery.items()))
         valid = self.outcomes(key, {attack: pgd}, split="valid")
@@ -171,7 +173,7 @@ class Evidence:
 
     @property
     def methods(self) -> list[str]:
-        """The judged methods, in the plan's order."""
+        """The names of the judged methods, in the plan's order."""
         return list(dict.fromkeys(_method(key) for key in self.seen))
 
     @property
@@ -180,7 +182,7 @@ class Evidence:
         return next(iter(self.seen.values())).classes
 
     def keys(self, method: str) -> list[str]:
-        """The judged runs of a method, or the one run of this name. Raises ConfigError."""
+        """The keys of a method's judged runs, or of one run; raises ConfigError on another name."""
         if method in self.seen:
             return [method]
         keys = [key for key in self.seen if _method(key) == method]
@@ -189,40 +191,38 @@ class Evidence:
         return keys
 
     def labels(self, method: str) -> NDArray:
-        """The images' classes y, (N,)."""
+        """The true classes (N,) of the images."""
         return self.seen[self.keys(method)[0]].y
 
     def runs(self, method: str, *under: str) -> NDArray:
-        """(S, N) bool of S runs: right when clean and under all these attacks (none named: PGD)."""
+        """The right answers of S runs, bool (S, N): when clean and under all attacks (none: PGD)."""
         attacks = under or tuple(self.battery)[:1]
         seen = [self.seen[key] for key in self.keys(method)]
         return np.stack([np.logical_and.reduce([o.robust(a) for a in attacks]) for o in seen])
 
     def each(self, method: str, functional: Functional = "average", *under: str) -> NDArray:
-        """(S,) the functional of each run: average, worst, crossfit, tail, spread or gap."""
+        """The functional of each run, (S,): average, worst, crossfit, tail, spread or gap."""
         return per_run(self.labels(method), self.runs(method, *under), functional)
 
     def cell(self, method: str, functional: Functional = "average", *under: str) -> str:
-        """The same as a table's cell: mean and standard deviation over runs, in percent."""
+        """The mean and sd of the functional over runs, in percent: "71.6 ± 0.4"."""
         return mean_sd(self.each(method, functional, *under))
 
     def class_accuracy(self, method: str, *under: str) -> NDArray:
-        """(K,) accuracy of each class, mean over runs."""
+        """The accuracy of each class, (K,), as mean over runs."""
         runs = self.runs(method, *under)
         return class_accuracy(self.labels(method), runs, len(self.classes)).mean(0)
 
     def class_table(self, methods: Iterable[str], *under: str) -> pd.DataFrame:
-        """A row for each method and class: method, class, robust_acc (mean over runs)."""
+        """The table with a row for each method and class: method, class, robust_acc."""
         tables = []
         for method in methods:
-            acc = self.class_accuracy(method, *under)
-            tables.append(
-                pd.DataFrame({"method": method, "class": self.classes, "robust_acc": acc})
-            )
+            columns = {"class": self.classes, "robust_acc": self.class_accuracy(method, *under)}
+            tables.append(pd.DataFrame({"method": method, **columns}))
         return pd.concat(tables, ignore_index=True)
 
     def confusions(self, method: str, under: str) -> NDArray:
-        """(S, K, K) counts of each run: true class down, answer under the attack across."""
+        """The counts (S, K, K) of each run by true class (rows) and answer under an attack."""
         seen = [self.seen[key] for key in self.keys(method)]
         return np.stack([confusion(o.y, o.predictions[under], len(self.classes)) for o in seen])
 
@@ -235,42 +235,48 @@ class Evidence:
         pool: Iterable[str] = (),
         only: Any = slice(None),
     ) -> Estimate:
-        """Method a minus method b, with its interval (`crat.analysis.comparisons.compare`).
+        """The difference of methods a minus b, with its interval (`crat.analysis.comparisons`).
 
-        under: an attack, or all of several (none: PGD). pool: methods whose variance over seeds is
-        pooled with that of the two, which may be among them. only: a mask or slice of the images.
+        functional: as in `each`.
+        under: an attack, or several of which each must leave the answer right; () is PGD.
+        pool: methods, a and b among them or not, whose variance over seeds is pooled with theirs.
+        only: a mask or slice of the images.
         """
         attacks = (under,) if isinstance(under, str) else under
-        first, second = (self.runs(m, *attacks)[:, only] for m in (a, b))
+        first = self.runs(a, *attacks)[:, only]
+        second = self.runs(b, *attacks)[:, only]
         others = [self.runs(m, *attacks)[:, only] for m in pool if m not in (a, b)]
         return compare(self.labels(a)[only], first, second, functional, others=others)
 
     @property
     def published_claims(self) -> str:
-        """The table "paper / ours / verdict" as it was last published, in markdown."""
+        """The published table "paper / ours / verdict", in markdown."""
         path = self._published
         return claims.markdown(claims.read(path)) if path.exists() else "None published."
 
     def decide(self, claim: str | Claim, estimate: Estimate | None) -> None:
-        """Joins an estimate (None: not run) to a claim of the paper, by its key, or to another."""
+        """Adds the verdict of an estimate (None: not run) on a claim, or on the claim of a key."""
         declared = self.claims[claim] if isinstance(claim, str) else claim
         self.decided.append(claims.decide(declared, estimate))
 
     def settle(self, folder: Path) -> str:
-        """Holm's correction of all verdicts: the table in markdown, and claims.json in folder."""
+        """Corrects all verdicts by Holm, writes claims.json, and returns the table in markdown."""
         claims.write(self.decided, folder / "claims.json")
         return claims.markdown(claims.claims_table(self.decided))
 
     def recheck(self, folder: Path) -> str:
-        """The number of each verdict in the folder's claims.json.
+        """The counts of verdicts in the folder's claims.json, in lines.
 
-        Raises AssertionError where all runs are the published ones and the claims are not.
+        Raises AssertionError where all runs are published and the verdicts are not the published.
         """
         now = claims.read(folder / "claims.json")
-        evidence = (key for key in self.asked if key != "live")
-        if self._published.exists() and all(self.run(key).published for key in evidence):
+        if self._published.exists() and all(self.run(key).published for key in self._repeated):
             pd.testing.assert_frame_equal(claims.read(self._published), now, rtol=1e-6)
         return now.verdict.value_counts().to_string()
+
+    @property
+    def _repeated(self) -> list[str]:
+        return [key for key in self.asked if key != "live"]
 
     @property
     def _published(self) -> Path:
@@ -278,6 +284,6 @@ class Evidence:
 
 
 def _method(key: str) -> str:
-    """The key without its seed: "main AT-s0" -> "main AT"; "beta 6" stays."""
+    """The method of a key, without the seed: "main AT-s0" -> "main AT"; "beta 6" stays."""
     name, _, seed = key.rpartition("-s")
     return name if name and seed.isdecimal() else key

@@ -40,13 +40,13 @@ LIVE = ("live",)  # the network itself is used
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """A short live training of Adv+, the methods that are compared, the sweep over delta."""
+    """A short live training of Adv+, the compared methods, the sweep over delta."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
     return {"live": live(profile_name, seed, selection)} | evidence
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """Adv+, a demonstration; in laptop the training that figures/laptop shows."""
+    """The live training of Adv+; in laptop the one that figures/laptop shows."""
     base = shown_live(profile_name, selection)
     if profile_name == "laptop":
         base = base_of("quick", selection).but(train_per_class=300)
@@ -54,7 +54,7 @@ def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "base-s0", "delta 0.4" ... of the sweeps; "main base-s0" ... of the profile."""
+    """The sweeps' runs "base-s0", "delta 0.4" ...; the profile's "main base-s0" ..."""
     base, main = sweep(profile_name, selection), base_of(profile_name, selection)
     runs: Runs = {}
     for name, changes in COMPARED.items():

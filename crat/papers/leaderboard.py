@@ -1,4 +1,4 @@
-"""The leaderboard: every method of notebook 06 with published runs, clean and under PGD."""
+"""The leaderboard: each method of notebook 06 with published runs, clean and under PGD."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ NUMBERS = tuple(f"{name}{suffix}" for name in ("clean", *ROBUST) for suffix in (
 
 
 def leaderboard(profile_name: str, store: Store | None = None) -> pd.DataFrame:
-    """A row per method: method, seeds, then for clean and each of ROBUST mean and (<name>_sd) sd.
+    """The table of methods: method, seeds, and mean and sd (<name>_sd) of clean and each of ROBUST.
 
-    Fractions; the sd is nan for one seed. Methods with several seeds come first, then by average
-    under attack. Only published runs are read (quick shows the laptop's), nothing is trained or
-    attacked. Empty where none is published.
+    Fractions; the sd is nan for one seed. Rows are `ranked`. Only published runs are read, for
+    quick the laptop's; nothing is trained or attacked. Empty where no run is published.
     """
     shown = evidence_profile(profile_name)
     runs = {key: Run.of(config, store=store) for key, config in evidence_runs(shown).items()}
@@ -40,7 +39,7 @@ def leaderboard(profile_name: str, store: Store | None = None) -> pd.DataFrame:
 
 
 def correct(runs: Sequence[Run]) -> tuple[NDArray, NDArray, NDArray]:
-    """Labels y (N,); (S, N) bool of S runs: right on the clean image; right there and under PGD."""
+    """Labels (N,), and bool (S, N) of S runs: right when clean; right when clean and under PGD."""
     attack = {"PGD": protocol_pgd(runs[0].config.data.name)}
     outcomes = [evaluate(run, attack, tell=None) for run in runs]
     clean = np.stack([outcome.robust("clean") for outcome in outcomes])
@@ -49,7 +48,7 @@ def correct(runs: Sequence[Run]) -> tuple[NDArray, NDArray, NDArray]:
 
 
 def numbers(y: NDArray, clean: NDArray, attacked: NDArray) -> dict[str, float]:
-    """Mean and sd over runs of clean accuracy, and of each of ROBUST under attack."""
+    """The mean and sd over runs of clean accuracy, and of each of ROBUST under attack."""
     values = {"clean": per_run(y, clean, "average")}
     values |= {name: per_run(y, attacked, name) for name in ROBUST}
     row = {name: float(value.mean()) for name, value in values.items()}
@@ -60,7 +59,7 @@ def numbers(y: NDArray, clean: NDArray, attacked: NDArray) -> dict[str, float]:
 
 
 def ranked(board: pd.DataFrame) -> pd.DataFrame:
-    """Methods with several seeds first, then by average under attack."""
+    """Sorts the methods: those with several seeds first, then by average under attack."""
     several = board.assign(several=board.seeds > 1)
     order = several.sort_values(["several", "average"], ascending=False, ignore_index=True)
     return order.drop(columns="several")

@@ -1,8 +1,8 @@
 """Notebook 08: adversarial training on a long tail.
 
-Of the three methods' papers no table was seen. The directions claimed are those of a table that
-notes on TAET, a later paper, give (CIFAR-10-LT at ratio 10, ResNet-18), and of a warning in RoBal's
-own repository. Accuracies are balanced: every class counts the same.
+No table of the three methods' papers was at hand. The claimed directions are those of a table in
+notes on TAET, a later paper (CIFAR-10-LT at ratio 10, ResNet-18), and of a warning in RoBal's
+repository. Accuracies are balanced: every class counts the same.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ def tailed(profile_name: str, selection: Selection) -> RunConfig:
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """Notebook 08: AT on a long tail, live; then the methods made for it beside AT and TRADES."""
+    """A live training on a long tail; the methods made for it beside AT and TRADES."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
     return {"live": live(profile_name, seed, selection)} | evidence
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """AT-BSL on the evidence's images: a smaller net, fewer epochs, no average."""
+    """The live AT-BSL on the evidence's images: a smaller net, fewer epochs, no average."""
     base = tailed(evidence_profile(profile_name), selection)
     base = base.but(**preset("at_bsl") | {"average": "none"}).but(seed=seed)
     return base if profile_name == "paper" else base.but(**SMALL | TAIL)
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "AT-s0" ...; "balanced AT-s0": as many images in all, as many of each class."""
+    """The runs "AT-s0" ...; "balanced AT-s0" has as many images in all, the same of each class."""
     base = tailed(profile_name, selection)
     runs: Runs = {}
     for name, changes in COMPARED.items():

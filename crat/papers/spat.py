@@ -51,19 +51,19 @@ MAIN: dict[str, dict[str, Any]] = {
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """A short live training, the methods of notebook 06 that it compares, ablation, sweeps."""
+    """A short live training, the compared methods of notebook 06, an ablation, sweeps."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
     return {"live": live(profile_name, seed, selection)} | evidence
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """SPAT; in the larger profiles it is one of the runs that are compared."""
+    """The live training of SPAT; in the larger profiles one of the compared runs."""
     average = {} if profile_name == "quick" else EMA
     return shown_live(profile_name, selection).but(**preset("spat") | average).but(seed=seed)
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "AT-s0", "form detached", "scale 4" ... of the sweeps; "main SPAT-s0" ..."""
+    """The sweeps' runs "AT-s0", "form detached", "scale 4" ...; the profile's "main SPAT-s0" ..."""
     base, main = sweep(profile_name, selection), base_of(profile_name, selection)
     runs = {f"{name}-s0": base.but(**preset(method)) for name, method in LINEAR.items()}
     for name, options in TERMS.items():

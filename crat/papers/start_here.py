@@ -9,6 +9,6 @@ LIVE = ("standard", "pgd_at")
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """Keys "standard" and "pgd_at"."""
+    """The runs "standard" and "pgd_at"."""
     base = shown_live(profile_name, selection).but(seed=seed)
     return {name: base.but(defense=name) for name in LIVE}

@@ -25,7 +25,7 @@ FORMS = ("weight",)  # forms of the lift of the most vulnerable class in trainin
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """One live run of the profile, then the evidence.
+    """A live run of the profile, then the evidence.
 
     The quick profile decides nothing, so its figures are drawn from the laptop profile's published
     runs; on a data set that has none, from runs at its own settings.
@@ -40,7 +40,7 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "pgd_at-s0", "without-3-s0" (AT on all classes but 3), "AT-s0", "lift weight-s0" ..."""
+    """The runs "pgd_at-s0", "without-3-s0" (AT without class 3), "AT-s0", "lift weight-s0" ..."""
     base = fitted(base_of(profile_name, selection), profile_name)
     short = fitted(sweep(profile_name, selection), profile_name)
     runs: Runs = {}
@@ -56,7 +56,7 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
 
 
 def fitted(base: RunConfig, profile_name: str) -> RunConfig:
-    """The run with no more images of a class than there are, and the data set's own schedule.
+    """The run with the data set's schedule, and at most as many images of a class as there are.
 
     Raises ConfigError on ImageNet, which is not trained here.
     """
@@ -99,7 +99,7 @@ def _claim(where: str, statement: str, functional: str, direction: str, smallest
 
 
 def removal(hard: str, confuser: str) -> Claim:
-    """The class removal test of a hard class and the class its images are turned into."""
+    """The class removal test of a hard class and of the class that its images are taken for."""
     statement = (
         f"without {confuser}, {hard} attacked into it keeps its class (share - another seed's)"
     )

@@ -30,13 +30,13 @@ LIVE = ("live",)  # the network itself is used
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
-    """A live training against one perturbation a class, then the four that are compared."""
+    """A live training against one perturbation per class, then the four compared trainings."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
     return {"live": live(profile_name, seed, selection)} | evidence
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """Class-wise universal adversarial training; in laptop what figures/laptop shows."""
+    """The live class-wise universal adversarial training; in laptop the one in figures/laptop."""
     base = shown_live(profile_name, selection)
     if profile_name == "laptop":
         base = base_of("quick", selection)
@@ -44,7 +44,7 @@ def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """Keys "standard-s0", "class-wise universal AT-s0" ...; the control "AT-s0" ..."""
+    """The runs "standard-s0", "class-wise universal AT-s0" ...; the control "AT-s0" ..."""
     base = sweep(profile_name, selection)
     runs: Runs = {}
     for name, changes in COMPARED.items():

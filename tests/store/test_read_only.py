@@ -28,7 +28,7 @@ STORY = """
 import os, sys
 from pathlib import Path
 from crat import cli
-from crat.batch import jobs, reproduce
+from crat.batch import plan, reproduce
 own = Path("mine").absolute()
 
 def told(*words):
@@ -41,7 +41,7 @@ told("reproduce", "00", "--shard", "1/1")
 for name in ("runs", "data", "figures"):
     os.environ[f"CRAT_{name.upper()}"] = str(own / name)
 told("reproduce", "00", "--dry-run")
-jobs.plan_of = lambda *asked: ({}, ())
+plan.plan_of = lambda *asked: ({}, ())
 run = reproduce.run
 reproduce.run = lambda *given, **more: run(*given, **more, notebooks=Path("notebooks"))
 told("reproduce", "--profile", "laptop")
@@ -117,7 +117,7 @@ def test_the_folder_of_figures_is_the_one_that_is_named(tmp_path, monkeypatch):
     write_notebook(tmp_path / "notebooks")
     built = []
     monkeypatch.setattr(site, "build", lambda profile, figures: built.append((profile, figures)))
-    monkeypatch.setattr("crat.batch.jobs.plan_of", lambda *asked: ({}, ()))
+    monkeypatch.setattr("crat.batch.plan.plan_of", lambda *asked: ({}, ()))
     assert reproduce.run(notebooks=tmp_path / "notebooks") == 0
     assert (tmp_path / "own" / "quick" / "00_small" / "bars.png").exists()
     assert built == [("quick", tmp_path / "own")]
