@@ -14,14 +14,14 @@ fx.wrap("logits_of")  # tracing, as folding does, keeps the call
 
 
 class Decision(nn.Module):
-    """A model as it decides: some of its logits (N, K), times a scale.
+    """A model as it decides: some of its logits (N, K), times a scale; nothing is trained.
 
-    Nothing is trained or copied.
+    The model is not copied.
 
     logit_slice: a slice (label augmentation answers with its first K outputs: `slice(K)`) or the
-        indices of the classes that may be answered; None: all. scale: s of a cosine head that was
-        trained on s * cos but returns cos: attacks that ascend a loss of unscaled cosines are weak
-        (its softmax is nearly flat).
+        indices of the classes that may be answered; None: all.
+    scale: s of a cosine head that was trained on s * cos but returns cos: attacks that ascend a
+        loss of unscaled cosines are weak (its softmax is nearly flat).
     """
 
     index: Tensor | None
@@ -46,15 +46,15 @@ class Decision(nn.Module):
 
 
 class LogitBias(nn.Module):
-    """A model with an offset per class, z_k / T_k + b_k; nothing is trained or copied.
+    """A model with an offset per class, z_k / T_k + b_k, both seen by attacks; nothing is trained.
 
-    Attacks on it see b and T.
+    bias: (K,), added to the logits.
+    temperature: (K,) above 0, by which each logit is divided first; None: 1.
+    The model is not copied.
 
-    bias (K,): added to the logits; temperature (K,) above 0: each logit is divided by it first;
-    None: 1.
-    Raises ValueError where a shape or a temperature is wrong. Source: the change at inference of
-    Tian et al. 2021, by its description; the form is ours. `crat.defenses.tian2021.fit_bias` finds
-    b.
+    Raises ValueError where a shape or a temperature is wrong.
+    Source: the change at inference of Tian et al. 2021, by its description; the form is ours.
+    `crat.defenses.tian2021.fit_bias` finds b.
     """
 
     bias: Tensor

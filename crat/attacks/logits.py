@@ -1,6 +1,4 @@
-"""What a model answers: logits (N, K) with K >= 2, all of them finite, or one line that says what
-came instead.
-"""
+"""A model's answer: logits (N, K) with K >= 2, all finite, or one line that names the fault."""
 
 from __future__ import annotations
 
@@ -21,14 +19,11 @@ LARGEST = 1e30
 
 
 class AttackError(ValueError):
-    """Something that cannot be attacked or judged: one line that says what, and what is
-    expected.
-    """
+    """A model or batch that cannot be attacked or judged: one line with fault and expectation."""
 
 
 def logits_of(answer: Any, x: Tensor) -> Tensor:
-    """The logits (N, K) among what a model answers to x (N, ...): itself, or what is named `logits`
-    in it.
+    """The logits (N, K) in a model's answer to x (N, ...): the answer itself, or its `logits`.
 
     Raises AttackError on a tuple, an output without logits, another shape, integers, and fewer than
     two classes.
