@@ -1,5 +1,4 @@
-"""CFA (Wei et al. 2023, CVPR): each class trains with its own margin and its own weight of the
-regulariser.
+"""CFA (Wei et al. 2023, CVPR): each class trains with its own margin and regulariser's weight.
 
 The third part, FAWA, is a weight average behind a gate: `average="fawa"`, crat.training.averaging.
 """
@@ -24,8 +23,9 @@ class CFA(Policy):
     """eps_k = (lambda_1 + t_k) eps and, on TRADES, beta_k = (lambda_2 + t_k) beta (eq. 6 and 7).
 
     t_k: the share of class k's training adversarial examples, those of the last epoch, that are
-        still right. The loss of the base is taken within eps_k; that of TRADES is [CE + beta_k KL]
-        / (1 + beta_k) (eq. 8). A class that no batch showed keeps its values.
+        still right.
+    The loss of the base is taken within eps_k; that of TRADES is [CE + beta_k KL] / (1 + beta_k)
+    (eq. 8). A class that no batch showed has its values unchanged.
     """
 
     base: str = "pgd_at"

@@ -1,6 +1,4 @@
-"""Universal adversarial training: one perturbation for all images, or one per class (Benz et al.
-2021).
-"""
+"""Universal adversarial training: one delta for all images, or per class (Benz et al. 2021)."""
 
 from __future__ import annotations
 
@@ -21,8 +19,7 @@ from crat.defenses.stats import ClassStats
 
 @dataclass
 class UniversalAT(Defense):
-    """min E[CE(f(x + delta_y), y)], while each delta_k climbs the summed loss of its own images in
-    every batch.
+    """min E[CE(f(x + delta_y), y)], each delta_k climbing its images' summed loss in every batch.
 
     delta lasts over the whole training: state["delta"] (K, C, H, W), or (1, C, H, W) with
     class_wise=False, which is the universal adversarial training of Shafahi et al. 2020. Judge it
@@ -76,9 +73,8 @@ class UniversalAT(Defense):
     ) -> Tensor:
         """Moves the deltas by `steps` ascent steps on this batch and adds them.
 
-        a class not in it keeps its own.
-
-        Nothing is drawn. With several processes all of them take the step of the whole batch.
+        The delta of an absent class stays. Nothing is drawn. With several processes all of them
+        take the step of the whole batch.
         """
         eps, step = self.budget(None, scale)
         objective = self.ascended()

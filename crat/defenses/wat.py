@@ -1,6 +1,4 @@
-"""WAT, worst-class adversarial training (Li and Liu 2023, AAAI): classes weighted by what they have
-cost so far.
-"""
+"""WAT, worst-class adversarial training (Li and Liu 2023, AAAI): classes weigh by past cost."""
 
 from __future__ import annotations
 
@@ -20,15 +18,13 @@ ETA, EPOCHS = 0.1, 100  # the released code's rate, and the epochs that it is me
 
 @dataclass
 class WAT(Policy):
-    """mean of (w_y + w_0) l over the batch, with the TRADES loss l = CE(f(x), y) + beta KL(p(x) ||
-    p(x')).
+    """mean of (w_y + w_0) l over the batch, l = CE(f(x), y) + beta KL(p(x) || p(x')) as in TRADES.
 
     After each epoch (w_1, ..., w_K, w_0) = K softmax(eta C), where C sums over the epochs the mean
     l of each class, and behind them that of all images, on validation: exponential weights among K
     + 1 experts, the last being the plain mean. All weights are 1 in the first epoch, as in the
-    code;
-    the loss is about twice that of TRADES at first, and goes towards once as the weights gather on
-    a few experts.
+    code; the loss is about twice that of TRADES at first, and goes towards once as the weights
+    gather on a few experts.
     A class that validation lacks is taken to cost the mean.
     """
 
