@@ -161,9 +161,8 @@ class APGD(Hunted):
         for _ in range(1, self.eot):
             more, value, logits = forward_backward(model, climb.here, climb.y, objective)
             gradient = gradient + more
-        climb.arrive(
-            gradient, value, torch.zeros_like(climb.found) if hunt is None else hunt.hit(logits)
-        )
+        hit = torch.zeros_like(climb.found) if hunt is None else hunt.hit(logits)
+        climb.arrive(gradient, value, hit)
 
     def _objective(self, target: Tensor | None) -> Objective:
         if target is None:
@@ -199,14 +198,12 @@ def random_start(x: Tensor, eps: Tensor, norm: str, noise: PerImage) -> Tensor:
     """x plus noise of norm eps (L-inf uniform, L2 normal) in the box; L1 projects normal noise."""
     if norm == "L1":
         return project(x + normal(tuple(x.shape), x, noise), x, eps, norm)
-    draw = (
-        uniform(tuple(x.shape), x, noise) * 2 - 1
-        if norm == "Linf"
-        else normal(tuple(x.shape), x, noise)
-    )
-    return (
-        x + eps * draw / over_images(size(draw, norm).clamp_min(torch.finfo(x.dtype).tiny), x)
-    ).clamp_(0, 1)
+    if norm == "Linf":
+        draw = uniform(tuple(x.shape), x, noise) * 2 - 1
+    else:
+        draw = normal(tuple(x.shape), x, noise)
+    length = over_images(size(draw, norm).clamp_min(torch.finfo(x.dtype).tiny), x)
+    return (x + eps * draw / length).clamp_(0, 1)
 
 
 class Climb(State):
@@ -254,11 +251,8 @@ class Climb(State):
     def move(self, share: float) -> None:
         """One step: the gradient counts `share`, the rest is the last step's momentum."""
         ahead = torch.addcmul(self.here, self.step, ascent_direction(self.gradient, self.norm))
-        ahead = (
-            self._inside(ahead)
-            .lerp_(self.here, 1 - share)
-            .add_(self.here - self.before, alpha=1 - share)
-        )
+        ahead = self._inside(ahead).lerp_(self.here, 1 - share)
+        ahead = ahead.add_(self.here - self.before, alpha=1 - share)
         self.here, self.before = self._inside(ahead), self.here
 
     def check(self, window: int, rho: float) -> None:
@@ -267,9 +261,8 @@ class Climb(State):
         Stuck is an image that rose in at most rho of these steps (condition 1), or has the same
         step and the same best value as at the checkpoint before (condition 2).
         """
-        stuck = (self.rises <= rho * window) | (
-            ~self.halved & (self.best_value <= self.checked_value)
-        )
+        same_best = ~self.halved & (self.best_value <= self.checked_value)
+        stuck = (self.rises <= rho * window) | same_best
         self.halved = stuck
         self.checked_value = self.best_value
         self.rises = torch.zeros_like(self.rises)
@@ -316,9 +309,8 @@ class SparseClimb(Climb):
     def move(self, share: float) -> None:
         """One step along the sign of the largest coordinates; `share` is for the other norms."""
         sizes = self.gradient.flatten(1).abs()
-        smallest = sizes.sort(1, descending=True).values.gather(
-            1, self.moving[:, None].clamp_min(1) - 1
-        )
+        last = self.moving[:, None].clamp_min(1) - 1
+        smallest = sizes.sort(1, descending=True).values.gather(1, last)
         direction = self.gradient.sign() * (sizes >= smallest).view_as(self.gradient)
         direction = direction / over_images(size(direction, "L1").clamp_min(1), direction)
         self.here = project(torch.addcmul(self.here, self.step, direction), self.x, self.eps, "L1")

@@ -130,9 +130,8 @@ class AutoAttack(Attack):
         return Broken(x_adv, broken_by, self.names), hunt.logits
 
     def _nothing(self, x: Tensor) -> tuple[Broken, Tensor]:
-        return Broken(
-            x.clone(), torch.empty(0, dtype=torch.int8, device=x.device), self.names
-        ), x.new_empty(0, 2)
+        broken_by = torch.empty(0, dtype=torch.int8, device=x.device)
+        return Broken(x.clone(), broken_by, self.names), x.new_empty(0, 2)
 
     judged = checked(perturb, _nothing)
 
@@ -158,6 +157,6 @@ class AutoAttack(Attack):
             warn("with 2 classes there is no DLR loss: APGD-T ascends the targeted cross-entropy")
         elif n_classes == 3:
             warn(
-                "with 3 classes there is no targeted DLR loss: APGD-T ascends the targeted "
-                "cross-entropy"
+                "with 3 classes there is no targeted DLR loss: "
+                "APGD-T ascends the targeted cross-entropy"
             )

@@ -32,11 +32,9 @@ class Decision(nn.Module):
         super().__init__()
         self.model, self.scale = model, scale
         self.slice = logit_slice if isinstance(logit_slice, slice) else slice(None)
-        listed = (
-            None
-            if logit_slice is None or isinstance(logit_slice, slice)
-            else torch.tensor(list(logit_slice))
-        )
+        listed = None
+        if logit_slice is not None and not isinstance(logit_slice, slice):
+            listed = torch.tensor(list(logit_slice))
         self.register_buffer("index", listed, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

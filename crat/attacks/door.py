@@ -219,8 +219,8 @@ def check_model(model: Any) -> None:
     """Raises AttackError on what is no nn.Module that can be frozen, copied and differentiated."""
     if torch.is_inference_mode_enabled():
         raise AttackError(
-            "an attack needs gradients, which torch.inference_mode() forbids: use torch.no_grad() "
-            "instead"
+            "an attack needs gradients, which torch.inference_mode() forbids: "
+            "use torch.no_grad() instead"
         )
     exported = (
         "an exported program has no eval mode: attack the nn.Module that it was exported from"
@@ -234,8 +234,8 @@ def check_model(model: Any) -> None:
     parts = list(model.modules())
     if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
         raise AttackError(
-            "a TorchScript module cannot be frozen or copied: attack the nn.Module that it was "
-            "made from"
+            "a TorchScript module cannot be frozen or copied: "
+            "attack the nn.Module that it was made from"
         )
     if any("eval" in vars(part) for part in parts):  # torch.export puts one there that raises
         raise AttackError(exported)
@@ -270,8 +270,8 @@ def check_images(x: Any) -> Tensor:
         raise AttackError(f"images are floats in [0, 1], not {_name(x.dtype)}")
     if x.ndim != 4:
         raise AttackError(
-            f"images are of shape (N, C, H, W), not {tuple(x.shape)}: a vector is x.view(N, D, 1, "
-            "1)"
+            f"images are of shape (N, C, H, W), not {tuple(x.shape)}: "
+            "a vector is x.view(N, D, 1, 1)"
         )
     low, high = ends(x) if x.numel() else (0.0, 1.0)
     if not -ROUNDING <= low <= high <= 1 + ROUNDING:
@@ -340,12 +340,11 @@ def check_made(made: Any, x: Tensor, attack: Attack) -> Tensor:
     eps, norm = attack.setting("eps"), attack.norm
     if isinstance(eps, Real) and norm in NORMS:
         farthest = float(size(made.float() - x.float(), norm).max())
-        if farthest > 1.001 * float(eps) + ROUNDING * (
-            1 if norm == "Linf" else x[0].numel() ** 0.5
-        ):
+        rounding = ROUNDING * (1 if norm == "Linf" else x[0].numel() ** 0.5)
+        if farthest > 1.001 * float(eps) + rounding:
             raise AttackError(
-                f"the attack moved an image by {farthest:.4g} in {norm}, its eps is "
-                f"{float(eps):.4g}"
+                f"the attack moved an image by {farthest:.4g} in {norm}, "
+                f"its eps is {float(eps):.4g}"
             )
     return made
 

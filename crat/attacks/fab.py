@@ -102,13 +102,13 @@ class FAB(Hunted):
         check_radius(self.eps, self.norm)
         if self.steps < 1 or self.restarts < 1 or self.targets < 0:
             raise ValueError(
-                f"steps >= 1, restarts >= 1 and targets >= 0, not {self.steps}, {self.restarts} "
-                f"and {self.targets}"
+                "steps >= 1, restarts >= 1 and targets >= 0, "
+                f"not {self.steps}, {self.restarts} and {self.targets}"
             )
         if not (0 <= self.alpha_max <= 1 and self.eta > 0 and 0 <= self.beta <= 1):
             raise ValueError(
-                f"alpha_max and beta in [0, 1] and eta > 0, not {self.alpha_max}, {self.beta} and "
-                f"{self.eta}"
+                "alpha_max and beta in [0, 1] and eta > 0, "
+                f"not {self.alpha_max}, {self.beta} and {self.eta}"
             )
 
     def runs(self, n_classes: int) -> Iterator[Run]:
@@ -185,9 +185,8 @@ class FAB(Hunted):
             return x
         shape = x.shape[1:]
         delta = noise.uniform(*shape) * 2 - 1 if self.norm == "Linf" else noise.normal(*shape)
-        return (x + eps / 2 * (delta / over_images(size(delta, self.norm), x)).to(x.dtype)).clamp(
-            0, 1
-        )
+        unit = (delta / over_images(size(delta, self.norm), x)).to(x.dtype)
+        return (x + eps / 2 * unit).clamp(0, 1)
 
     def _search(
         self,

@@ -20,8 +20,7 @@ def to_hyperplane(x: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
     Source: Croce and Hein 2020 (FAB), section 2.2. Their code takes each w below 1e-8 for 0; here
     only the ratios between a sample's w count, so a model may scale its logits.
     """
-    # In the direction s, moving coordinate i by at most room_i closes gain_i of the gap for each
-    # unit.
+    # In direction s, moving coordinate i by at most room_i closes gain_i of the gap per unit.
     scale = w.abs().amax(1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
     gap, w = gap[:, None] / scale, w / scale
     s = torch.where(gap < 0, -w.sign(), w.sign())
@@ -55,7 +54,6 @@ def _fill(gain: Tensor, room: Tensor, gap: Tensor) -> Tensor:
     gain, order = gain.sort(1, descending=True)
     room = room.gather(1, order)
     before = (gain * room).cumsum(1) - gain * room
-    filled = (
-        ((gap - before) / gain.clamp_min(torch.finfo(gain.dtype).tiny)).clamp_min(0).minimum(room)
-    )
+    way = (gap - before) / gain.clamp_min(torch.finfo(gain.dtype).tiny)
+    filled = way.clamp_min(0).minimum(room)
     return torch.zeros_like(filled).scatter_(1, order, filled)

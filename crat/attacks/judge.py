@@ -71,8 +71,8 @@ def attacked_batches(
     y = check_labels(y, as_tensor(x))
     if batch_size < 1 or not 0 <= begin <= len(x):
         raise ValueError(
-            f"batch_size is at least 1 and begin one of {len(x)} images, not {batch_size} and "
-            f"{begin}"
+            f"batch_size is at least 1 and begin one of {len(x)} images, "
+            f"not {batch_size} and {begin}"
         )
     attack = None if attack is None else as_attack(attack)
     search: Searcher | None = None

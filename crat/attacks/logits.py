@@ -36,8 +36,8 @@ def logits_of(answer: Any, x: Tensor) -> Tensor:
             held = f" of {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
             raise AttackError(
                 f"the model answers with a {type(answer).__name__}{held}, not with logits (N, K) "
-                "or an output that "
-                "names its `logits`: wrap it in a module whose forward returns them"
+                "or an output that names its `logits`: "
+                "wrap it in a module whose forward returns them"
             )
         answer = named
     shape = tuple(answer.shape)
@@ -48,9 +48,8 @@ def logits_of(answer: Any, x: Tensor) -> Tensor:
         )
     if shape[1] < 2:
         raise AttackError(
-            f"the model answers with one output an image, {shape}; attacks need K >= 2 logits: of "
-            "a sigmoid's z, "
-            "return torch.cat([-z, z], 1) / 2"
+            f"the model answers with one output an image, {shape}; attacks need K >= 2 logits: "
+            "of a sigmoid's z, return torch.cat([-z, z], 1) / 2"
         )
     return answer
 
@@ -61,9 +60,8 @@ def answer_of(model: Any, x: Tensor) -> Tensor:
     Raises AttackError, one line, where it fails on such images or answers with something else.
     """
     try:
-        with torch.set_grad_enabled(
-            torch.is_grad_enabled()
-        ):  # a model may turn gradients off, and leave them so
+        # a model may turn gradients off, and leave them so
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
             answer = model(x.clone())
     except (AttackError, torch.OutOfMemoryError):
         raise
@@ -71,8 +69,8 @@ def answer_of(model: Any, x: Tensor) -> Tensor:
         kind = str(x.dtype).removeprefix("torch.")
         why = str(error).splitlines()
         raise AttackError(
-            f"the model takes no {kind} images of shape {tuple(x.shape)}: {type(error).__name__}: "
-            f"{(why or ['-'])[0]}"
+            f"the model takes no {kind} images of shape {tuple(x.shape)}: "
+            f"{type(error).__name__}: {(why or ['-'])[0]}"
         ) from error
     return logits_of(answer, x)
 

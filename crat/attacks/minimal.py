@@ -105,11 +105,8 @@ class DeepFool(Attack):
     def _cross(self, model: nn.Module, x: Tensor, y: Tensor, hunt: Hunt) -> None:
         if not len(hunt):
             return
-        rivals = (
-            other_logits(finite_logits(model, x), y)
-            .topk(min(self.candidates, hunt.n_classes) - 1)
-            .indices
-        )
+        others = other_logits(finite_logits(model, x), y)
+        rivals = others.topk(min(self.candidates, hunt.n_classes) - 1).indices
         c = Crossing(x, y, rivals, torch.zeros_like(full(x)), x)
         for step in range(self.steps):
             c.r = c.r + self._to_nearest_plane(model, c.x_adv, c.y, c.rivals)
@@ -135,9 +132,8 @@ class DeepFool(Attack):
         across = size(torch.ones_like(slopes[0]), self.norm)  # no distance in the box is longer
         distance, nearest = (gaps.detach().abs() / steepness.clamp_min(1e-12)).min(1)
         slope = torch.stack(slopes)[nearest, torch.arange(len(x), device=x.device)]
-        return over_images((distance + 1e-4).minimum(across), x) * ascent_direction(
-            slope, self.norm
-        )
+        way = (distance + 1e-4).minimum(across)
+        return over_images(way, x) * ascent_direction(slope, self.norm)
 
 
 class Descent(State):
@@ -262,9 +258,8 @@ class CWL2(Attack):
             nearest[d.at] = torch.where(better, squared, nearest[d.at])
             d.step(gradient, self.lr, step + 1)
             d.lowest = d.lowest.minimum(loss)
-            if (
-                self.abort_early and step % -(-self.steps // 10) == 0
-            ):  # ten times a constant, a look at the device
+            # ten times a constant, a look at the device
+            if self.abort_early and step % -(-self.steps // 10) == 0:
                 keep = (d.lowest <= 0.9999 * d.previous).nonzero().flatten()
                 if not len(keep):
                     break

@@ -64,9 +64,7 @@ class PerImage:
 
     def shared_uniform(self, *shape: int) -> Tensor:
         """(*shape,) float32 in [0, 1), one draw for all images."""
-        return self._draw(
-            torch.full_like(self.ids[:1], -1) if len(self) else self.ids.new_full((1,), -1), shape
-        )[0]
+        return self._draw(self.ids.new_full((1,), -1), shape)[0]
 
     def take(self, keep: Tensor) -> PerImage:
         """The streams of some images, where they are now."""
@@ -97,9 +95,9 @@ class Share:
 
     def draw(self, make: Callable[..., Tensor], shape: tuple[int, ...], x: Tensor) -> Tensor:
         """make (torch.rand or torch.randn) for the batch, cut to this rank's images."""
-        return make(
-            (self.total, *shape[1:]), generator=self.generator, device=x.device, dtype=x.dtype
-        )[self.own]
+        whole = (self.total, *shape[1:])
+        numbers = make(whole, generator=self.generator, device=x.device, dtype=x.dtype)
+        return numbers[self.own]
 
 
 Drawing = torch.Generator | PerImage | Share

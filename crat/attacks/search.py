@@ -54,9 +54,8 @@ class Searcher(nn.Module):
             layers = [
                 m for m in net.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))
             ]
-            for layer in layers[
-                :-1
-            ]:  # autocast would cast frozen weights anew in each forward pass
+            # autocast would cast frozen weights anew in each forward pass
+            for layer in layers[:-1]:
                 if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
                     layer.to(torch.bfloat16)
             if layers:  # a cosine head, too
@@ -139,9 +138,8 @@ def _folded(model: nn.Module, example: Tensor, expected: Looked) -> tuple[nn.Mod
         net = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)
         net = net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         why = _difference(expected, _look(net, example), FOLDED)
-    except (
-        Exception
-    ) as error:  # tracing runs the model's own code: whatever it raises, it cannot be folded
+    except Exception as error:
+        # tracing runs the model's own code: whatever it raises, it cannot be folded
         return None, f"it cannot be traced ({_first_line(error)})"
     return (None, f"folding {why}") if why else (net, "")
 
@@ -170,9 +168,8 @@ def _difference(expected: Looked, found: Looked, allowed: tuple[float, float]) -
 
     What is not finite differs.
     """
-    logits = (expected.logits - found.logits).abs().max() / expected.logits.abs().max().clamp_min(
-        1e-12
-    )
+    largest = expected.logits.abs().max()
+    logits = (expected.logits - found.logits).abs().max() / largest.clamp_min(1e-12)
     if not logits <= allowed[0]:
         return f"changed the logits by {logits:.1%} of the largest"
     length = expected.gradient.norm()

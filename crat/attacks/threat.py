@@ -28,8 +28,8 @@ def per_sample(value: Budget, x: Tensor) -> Tensor | float:
         return value.to(x)
     if value.shape != x.shape[:1]:
         raise ValueError(
-            f"eps and step_size take a number or a tensor of shape ({len(x)},), not "
-            f"{tuple(value.shape)}"
+            f"eps and step_size take a number or a tensor of shape ({len(x)},), "
+            f"not {tuple(value.shape)}"
         )
     return over_images(value.to(x), x)
 

@@ -121,8 +121,8 @@ def fit_bias(
     """
     if logits.ndim != 2 or len(y) != len(logits) or len(y) == 0:
         raise ValueError(
-            f"fit_bias takes logits (N, K) and labels (N,), not {tuple(logits.shape)}, "
-            f"{tuple(y.shape)}"
+            "fit_bias takes logits (N, K) and labels (N,), "
+            f"not {tuple(logits.shape)}, {tuple(y.shape)}"
         )
     z = full(logits.detach())
     bias = best = z.new_zeros(z.shape[1])
