@@ -131,9 +131,8 @@ class BAT(Defense):
         last = full(model(x_last))
         first = full(model(x_first))
         clean = full(model(x))
-        losses = F.cross_entropy(last, y, reduction="none") + self.beta * kl_divergence(
-            clean, first
-        )
+        losses = F.cross_entropy(last, y, reduction="none")
+        losses = losses + self.beta * kl_divergence(clean, first)
         losses = losses + self.balance * (from_uniform(last) + from_uniform(first))
         return losses.mean(), ClassStats.of(y, losses, first, clean)
 

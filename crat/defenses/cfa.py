@@ -145,22 +145,17 @@ class CFA(Policy):
         t, seen = train.accuracy("robust"), train.n > 0
         lambda_1 = LAMBDA_1[self.base] if self.lambda_1 is None else self.lambda_1
         if self.ccm:
-            self.state["eps"] = torch.where(
-                seen, (lambda_1 + t) * self.attack.eps, self.state["eps"]
-            )
+            eps = (lambda_1 + t) * self.attack.eps
+            self.state["eps"] = torch.where(seen, eps, self.state["eps"])
         if self.ccr and "beta" in self.state:
-            self.state["beta"] = torch.where(
-                seen, (self.lambda_2 + t) * self.beta, self.state["beta"]
-            )
+            beta = (self.lambda_2 + t) * self.beta
+            self.state["beta"] = torch.where(seen, beta, self.state["beta"])
 
     @classmethod
     def crafting(cls, **chosen: Any) -> tuple[str, str]:
         """The base's; this FAT crafts in train mode, as AT does here."""
-        return (
-            ("gaussian", "eval")
-            if chosen.get("base", cls.base) == "trades"
-            else ("uniform", "train")
-        )
+        on_trades = chosen.get("base", cls.base) == "trades"
+        return ("gaussian", "eval") if on_trades else ("uniform", "train")
 
     @classmethod
     def table(cls, **chosen: Any) -> tuple[Row, ...]:

@@ -61,11 +61,8 @@ class CODAT(Policy):
     @classmethod
     def crafting(cls, **chosen: Any) -> tuple[str, str]:
         """Start and BatchNorm's mode of the base."""
-        return (
-            ("gaussian", "eval")
-            if chosen.get("base", cls.base) == "trades"
-            else ("uniform", "train")
-        )
+        on_trades = chosen.get("base", cls.base) == "trades"
+        return ("gaussian", "eval") if on_trades else ("uniform", "train")
 
     @classmethod
     def table(cls, **chosen: Any) -> tuple[Row, ...]:
@@ -118,9 +115,8 @@ def worst_distribution(means: Tensor, present: Tensor, rho: float) -> Tensor:
     inside = (m[None, :] <= m[:, None]).to(means)  # row m - 1: the m largest
     deviation = inside * (ranked - (inside * ranked).sum(1, keepdim=True) / m[:, None])
     squares = deviation.square().sum(1)
-    c = (
-        ((1 + rho) / k - 1 / m).clamp_min(0) / squares.clamp_min(torch.finfo(means.dtype).tiny)
-    ).sqrt()
+    room = ((1 + rho) / k - 1 / m).clamp_min(0)
+    c = (room / squares.clamp_min(torch.finfo(means.dtype).tiny)).sqrt()
     shares = inside * (1 / m[:, None] + c[:, None] * deviation)
     valid = (shares.amin(1) >= 0) & here  # row 1 always is
     chosen = (valid * m).argmax()

@@ -98,9 +98,8 @@ class DAFA(Policy):
             losses = weight * F.cross_entropy(adversarial, y, reduction="none")
             return losses.mean(), ClassStats.of(y, losses, adversarial)
         clean = full(model(x))
-        losses = weight * F.cross_entropy(clean, y, reduction="none") + self.beta * kl_divergence(
-            clean, adversarial
-        )
+        losses = weight * F.cross_entropy(clean, y, reduction="none")
+        losses = losses + self.beta * kl_divergence(clean, adversarial)
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:

@@ -91,9 +91,8 @@ class FAAL(Policy):
         kl = self.beta * kl_divergence(clean, adversarial)
         if self.base == "trades":
             return F.cross_entropy(clean, y, reduction="none") + kl
-        return boosted_cross_entropy(adversarial, y) + kl * (
-            1 - true_logit(clean.softmax(1), y) + FLOOR
-        )
+        boosted = boosted_cross_entropy(adversarial, y)
+        return boosted + kl * (1 - true_logit(clean.softmax(1), y) + FLOOR)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
         """Counts the epochs of the warm-up."""

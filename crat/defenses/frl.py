@@ -214,9 +214,8 @@ class FRL(Defense):
         self._weigh("clean", self.rates[0] * unfair_clean)
         self._weigh("boundary", 2 * self.rates[0] * unfair_boundary)
         if self.remargin:
-            self.state["margin_exponent"] = (
-                self.state["margin_exponent"] + self.rates[1] * unfair_boundary
-            )
+            change = self.rates[1] * unfair_boundary
+            self.state["margin_exponent"] = self.state["margin_exponent"] + change
             self.state["eps"] = self.attack.eps * self.widths()
 
     def _weigh(self, which: str, change: Tensor) -> None:

@@ -80,9 +80,8 @@ class HE(Policy):
         if clean is None:
             losses = self._cross_entropy(adversarial, y, s)
         elif self.base == "trades":
-            losses = self._cross_entropy(clean, y, s) + self.beta * kl_divergence(
-                clean, adversarial
-            )
+            losses = self._cross_entropy(clean, y, s)
+            losses = losses + self.beta * kl_divergence(clean, adversarial)
         else:
             both = self._cross_entropy(clean, y, s) + self._cross_entropy(adversarial, y, s)
             losses = both / 2 + self.pairing * ((clean - adversarial) / s).square().mean(1)

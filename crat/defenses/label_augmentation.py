@@ -61,9 +61,8 @@ class LabelSmoothing(Defense):
             losses = self.cost(moved, y, self.operation(y))
             return losses.mean(), ClassStats.of(y, losses, self.answers(moved))
         clean, moved = full(model(torch.cat([x, x_adv]))).chunk(2)
-        losses = share * self.cost(clean, y, torch.zeros_like(y)) + (1 - share) * self.cost(
-            moved, y, self.operation(y)
-        )
+        losses = share * self.cost(clean, y, torch.zeros_like(y))
+        losses = losses + (1 - share) * self.cost(moved, y, self.operation(y))
         return losses.mean(), ClassStats.of(y, losses, self.answers(moved), self.answers(clean))
 
     def operation(self, y: Tensor) -> Tensor:
@@ -90,9 +89,8 @@ class LabelAugmentation(LabelSmoothing):
     """
 
     adversarial: bool = True  # Adv+: the attack is the last operation
-    operations: tuple[
-        str, ...
-    ] = ()  # others, of OPERATIONS; (): none beside the attack, without it all
+    # others, of OPERATIONS; (): none beside the attack, without it all
+    operations: tuple[str, ...] = ()
     attacked: str = "classes"  # outputs whose cross-entropy the attack ascends: classes | all
 
     paper = "Amerehi and Healy 2024 (CoLLAs), arXiv 2408.01977, and 2025, arXiv 2503.16179"
@@ -208,9 +206,8 @@ class LabelAugmentation(LabelSmoothing):
     def cost(self, logits: Tensor, y: Tensor, operation: Tensor) -> Tensor:
         """Cross-entropy with the label of class and operation, (B,)."""
         log_p = logits.log_softmax(1)
-        return -(1 - self.delta) * true_logit(log_p, y) - self.delta * true_logit(
-            log_p, self.n_classes + operation
-        )
+        of_class = -(1 - self.delta) * true_logit(log_p, y)
+        return of_class - self.delta * true_logit(log_p, self.n_classes + operation)
 
     def answers(self, logits: Tensor) -> Tensor:
         """The class outputs.

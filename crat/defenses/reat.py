@@ -96,9 +96,8 @@ class REAT(Defense):
         logits = full(network.head(features))
         losses = balanced_softmax_loss(logits, y, self.state["bias"])
         if self.tail_term:
-            losses = losses + tail_terms(
-                full(features), y, self.state["rare"].to(logits), self.state["bias"]
-            )
+            rare = self.state["rare"].to(logits)
+            losses = losses + tail_terms(full(features), y, rare, self.state["bias"])
         return losses.mean(), ClassStats.of(y, losses, logits)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:

@@ -133,9 +133,9 @@ class SPAT(Defense):
         clean, adversarial = full(model(x)), full(model(x_adv))
         paced = head.scale * self_paced(clean / head.scale, y, self.m, self.form)
         losses = F.cross_entropy(paced, y, reduction="none")
-        losses = losses + self.of("beta", y, self.beta) * hard_pair_divergence(
-            clean, adversarial, self.n, self.squares
-        )
+        beta = self.of("beta", y, self.beta)
+        hard_pairs = hard_pair_divergence(clean, adversarial, self.n, self.squares)
+        losses = losses + beta * hard_pairs
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
 
 

@@ -90,9 +90,8 @@ class Tian2021(Defense):
         robust = (train if valid is None else valid).accuracy("robust", absent=float("inf"))
         value = self.state[self.form]
         factor = value if self.form == "weight" else 1 / value
-        raised = torch.where(
-            robust == robust.min(), (factor * (1 + self.rate)).clamp_max(self.limit), factor
-        )
+        larger = (factor * (1 + self.rate)).clamp_max(self.limit)
+        raised = torch.where(robust == robust.min(), larger, factor)
         factor = raised / raised.mean()
         self.state[self.form] = factor if self.form == "weight" else 1 / factor
 

@@ -58,9 +58,8 @@ class UniversalAT(Defense):
 
     def prepare(self, task: Task) -> None:
         """Begins state["delta"] with zeros."""
-        self.state["delta"] = torch.zeros(
-            task.n_classes if self.class_wise else 1, *task.image_shape
-        )
+        deltas = task.n_classes if self.class_wise else 1
+        self.state["delta"] = torch.zeros(deltas, *task.image_shape)
 
     def craft(
         self,
@@ -81,9 +80,8 @@ class UniversalAT(Defense):
         delta = self.state["delta"]
         with frozen(model, self.attack.batch_norm):
             for _ in range(self.attack.steps):
-                (gradient,) = distributed.sum_over_ranks(
-                    [delta_gradient(model, x, y, delta, objective)]
-                )
+                gradient = delta_gradient(model, x, y, delta, objective)
+                (gradient,) = distributed.sum_over_ranks([gradient])
                 delta.copy_(into_ball(delta + step * gradient.sign(), eps, "Linf"))
         return apply_universal(x, y, delta)
 

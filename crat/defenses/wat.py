@@ -95,9 +95,8 @@ class WAT(Policy):
     ) -> tuple[Tensor, ClassStats]:
         """The weighted mean; the statistics hold the losses as they are without weights."""
         clean, adversarial = full(model(x)), full(model(x_adv))
-        losses = F.cross_entropy(clean, y, reduction="none") + self.beta * kl_divergence(
-            clean, adversarial
-        )
+        losses = F.cross_entropy(clean, y, reduction="none")
+        losses = losses + self.beta * kl_divergence(clean, adversarial)
         weights = self.state["weight"][y] + self.state["plain_weight"]
         return (weights * losses).mean(), ClassStats.of(y, losses, adversarial, clean)
 
@@ -107,9 +106,8 @@ class WAT(Policy):
             return
         costs = valid.clean_loss + self.beta * valid.divergence
         mean = costs.sum() / valid.n.sum()
-        self.state["cost"] = self.state["cost"] + torch.where(
-            valid.n > 0, costs / valid.n.clamp_min(1), mean
-        )
+        of_class = torch.where(valid.n > 0, costs / valid.n.clamp_min(1), mean)
+        self.state["cost"] = self.state["cost"] + of_class
         self.state["plain_cost"] = self.state["plain_cost"] + mean
         cost = torch.cat([self.state["cost"], self.state["plain_cost"][None]])
         weights = len(valid.n) * (self.rate * cost).softmax(0)
