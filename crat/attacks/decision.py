@@ -66,8 +66,8 @@ class LogitBias(nn.Module):
             raise ValueError("temperatures must be above 0")
         self.model = model
         self.register_buffer("bias", bias.detach().clone(), persistent=False)
-        kept = None if temperature is None else temperature.detach().clone()
-        self.register_buffer("temperature", kept, persistent=False)
+        divisor = None if temperature is None else temperature.detach().clone()
+        self.register_buffer("temperature", divisor, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> logits (N, K), float32 where the model gives less."""

@@ -311,8 +311,8 @@ def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "ep
     x: the images (N, ...); None: not known yet, so that only L-inf has an upper end.
     """
     if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
-        told = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
-        raise AttackError(f"{what} is a number or a tensor (N,), not {told}")
+        given = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
+        raise AttackError(f"{what} is a number or a tensor (N,), not {given}")
     if isinstance(value, Tensor) and not value.numel():
         return
     low, high = ends(value) if isinstance(value, Tensor) else 2 * (float(value),)

@@ -142,18 +142,18 @@ class CFA(Policy):
         self.state["epoch"] += 1
         if self.state["epoch"] < self.first:
             return
-        t, seen = train.accuracy("robust"), train.n > 0
+        t, present = train.accuracy("robust"), train.n > 0
         lambda_1 = LAMBDA_1[self.base] if self.lambda_1 is None else self.lambda_1
         if self.ccm:
             eps = (lambda_1 + t) * self.attack.eps
-            self.state["eps"] = torch.where(seen, eps, self.state["eps"])
+            self.state["eps"] = torch.where(present, eps, self.state["eps"])
         if self.ccr and "beta" in self.state:
             beta = (self.lambda_2 + t) * self.beta
-            self.state["beta"] = torch.where(seen, beta, self.state["beta"])
+            self.state["beta"] = torch.where(present, beta, self.state["beta"])
 
     @classmethod
     def crafting(cls, **chosen: Any) -> tuple[str, str]:
-        """The base's; this FAT crafts in train mode, as AT does here."""
+        """Start and BatchNorm's mode of the base; FAT crafts in train mode, as AT does here."""
         on_trades = chosen.get("base", cls.base) == "trades"
         return ("gaussian", "eval") if on_trades else ("uniform", "train")
 

@@ -54,15 +54,15 @@ class ClassStats:
         member = _one_hot(y, n_classes).to(adv_logits)
         predicted = adv_logits.argmax(1)
         counted = [torch.ones_like(y), predicted == y, losses.detach()]
-        seen = [torch.full_like(losses, float("nan"))] * 3
+        of_clean = [torch.full_like(losses, float("nan"))] * 3
         if clean_logits is not None:
             clean_loss = F.cross_entropy(clean_logits, y, reduction="none")
-            seen = [
+            of_clean = [
                 clean_logits.argmax(1) == y,
                 clean_loss,
                 kl_divergence(clean_logits, adv_logits),
             ]
-        columns = torch.stack([column.to(adv_logits) for column in counted + seen], 1)
+        columns = torch.stack([column.to(adv_logits) for column in counted + of_clean], 1)
         n, robust, loss, clean, clean_loss, divergence = _by_class(member, columns).unbind(1)
         confusion = member.T @ _one_hot(predicted, n_classes).to(adv_logits)
         soft = member.T @ adv_logits.softmax(1)
