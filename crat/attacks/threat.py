@@ -123,12 +123,11 @@ def project_l1(delta: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
     left = excess - shrunk.gather(1, piece)
     t = kinks.gather(1, piece) + left / slope.gather(1, piece).clamp_min(1)
     t = torch.where(excess > 0, t, torch.zeros_like(t))
-    shrunk = (a - t).clamp_min(0).minimum(room)
+    sizes = (a - t).clamp_min(0).minimum(room)
     # what rounding left above eps: a radius of 0 must give x itself
-    shrunk *= (radius / shrunk.sum(1, keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)).clamp_max(
-        1
-    )
-    return (d.sign() * shrunk).view_as(delta).to(delta.dtype)
+    total = sizes.sum(1, keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)
+    sizes *= (radius / total).clamp_max(1)
+    return (d.sign() * sizes).view_as(delta).to(delta.dtype)
 
 
 def uniform_start(x: Tensor, eps: Tensor | float, norm: str, generator: Drawing) -> Tensor:
