@@ -202,7 +202,7 @@ def test_the_command_line_goes_before_the_file(notebooks, monkeypatch, capsys):
 
 
 def test_a_notebook_on_another_data_set_is_another(notebooks, monkeypatch):
-    """What was done for one is not done for the other; its plan is asked for that data and those seeds."""
+    """A record for one data set or seeds does not count for another; the plan gets both."""
     asked = []
 
     def plan(number, profile, seed, chosen):

@@ -1,4 +1,4 @@
-"""How long a plan says that runs take: by finished runs of their kind, else that it is not known."""
+"""The times in a plan: those of finished runs of the same kind, else "not known"."""
 
 import json
 from pathlib import Path

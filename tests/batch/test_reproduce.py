@@ -19,7 +19,10 @@ from crat.config import ConfigError, profile
 from crat.training.run import Run
 from crat.training.trainer import train
 
-PARAMETERS = 'profile: str = "laptop"  # quick | laptop | paper\nseed: int = 0\neps: float = 0.1\nlive: bool = True'
+PARAMETERS = (
+    'profile: str = "laptop"  # quick | laptop | paper\n'
+    "seed: int = 0\neps: float = 0.1\nlive: bool = True"
+)
 TINY = profile("quick").but(train_per_class=20, valid_per_class=10, epochs=2, steps=1)
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
@@ -30,7 +33,8 @@ from crat.analysis.claims import Claim, Estimate, decide, write
 folder = Path(os.environ["CRAT_FIGURES"]) / "00_good"
 for suffix in (".png", ".pdf", ".csv"):
     (folder / f"bars{suffix}").write_text(f"{profile} {seed} {os.getcwd()}")
-says = Claim("Tian 2021", "Fig. 1", "Classes differ in robust | clean accuracy", "worst", number="12.3")
+statement = "Classes differ in robust | clean accuracy"
+says = Claim("Tian 2021", "Fig. 1", statement, "worst", number="12.3")
 write([decide(says, Estimate(0.123, 0.1, 0.2, 0.001)), decide(says, None)], folder / "claims.json")
 print("epoch 1/2")
 """
