@@ -1,6 +1,4 @@
-"""A full disk, a read-only store, a damaged checkpoint: each one line, exit code 1, and nothing
-is lost.
-"""
+"""A full disk, a read-only store, a damaged checkpoint: one line, exit code 1, nothing lost."""
 
 import json
 import re

@@ -24,9 +24,7 @@ each_claim = pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
 
 
 def runs(class_acc, seed, noise=0.0, shared=None):
-    """(SEEDS, images) bool with these class accuracies; `shared` uniforms make two sets of runs
-    alike by image.
-    """
+    """Bool (SEEDS, images) of these class accuracies; `shared` uniforms pair two sets by image."""
     rng = np.random.default_rng(seed)
     u = rng.random(Y.size) if shared is None else shared
     moved = class_acc + noise * (rng.standard_normal((SEEDS, 1)) + rng.standard_normal((SEEDS, K)))
@@ -61,9 +59,7 @@ def shared_out(claim, by, noise):
 
 
 def correlated(claim, by, noise):
-    """An order against itself, its reverse, or one that has nothing to do with it; without noise
-    on many images.
-    """
+    """An order against itself, its reverse or an unrelated one, without noise on many images."""
     orders = {
         1: ORDER,
         -1: ORDER[::-1],
@@ -82,9 +78,7 @@ def estimate(claim, by, noise=0.0):
 
 @pytest.mark.parametrize("number", PLANS)
 def test_a_plan_heeds_its_selection(number):
-    """Another data set for every run, the seeds for what is repeated; the usual plan is the
-    default.
-    """
+    """A selection changes every data set, and the seeds of repeated runs; the default nothing."""
     plan = PLANS[number]
     for name in PROFILES:
         assert plan(name, 3) == plan(name, 3, Selection())
