@@ -107,10 +107,9 @@ def test_an_error_is_told_and_a_lost_worker_says_nothing_against_the_run(
 def test_what_is_wanted_no_more_ends(scheduler, monkeypatch, tmp_path):
     """When the driver closes its place, the worker's thread stops its process."""
     scheduler.scale(1)
-    child = SimpleNamespace(running=True, died=False)
     begun, ended = threading.Event(), threading.Event()
+    child = SimpleNamespace(running=True, died=False, end=ended.set)
     monkeypatch.setattr(RunTask, "begin", lambda task, env: begun.set() or child)
-    monkeypatch.setattr("crat.batch.children.end", lambda them: ended.set())
     place = Cluster(scheduler.scheduler_address)
     try:
         place.submit(RunTask("a", {}, Store(tmp_path)))
