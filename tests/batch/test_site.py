@@ -303,9 +303,8 @@ def test_tables_sort_both_ways(home, browser, table):
             orders[heading.get_attribute("aria-sort")] = browser.execute_script(keys, table, column)
         up, down = orders["ascending"], orders["descending"]
         valued = [value for value in up if value != ""]
-        assert (
-            up[len(valued) :] == [""] * (len(up) - len(valued)) == down[len(valued) :]
-        )  # no value: last, both ways
+        # no value: last, both ways
+        assert up[len(valued) :] == [""] * (len(up) - len(valued)) == down[len(valued) :]
         assert [v for v in down if v != ""] == sorted_like(valued)[::-1], heading.text
         assert valued == sorted_like(valued), heading.text
     assert len(headings) >= 7

@@ -60,11 +60,8 @@ def shared_out(claim, by, noise):
 
 def correlated(claim, by, noise):
     """An order against itself, its reverse or an unrelated one, without noise on many images."""
-    orders = {
-        1: ORDER,
-        -1: ORDER[::-1],
-        0: np.array([8, 2, 5, 1, 9, 0, 4, 7, 3, 6.0]),
-    }  # rho = -0.006
+    # rho = -0.006
+    orders = {1: ORDER, -1: ORDER[::-1], 0: np.array([8, 2, 5, 1, 9, 0, 4, 7, 3, 6.0])}
     y = np.repeat(np.arange(K), 5 if noise else 4000)
     right = np.random.default_rng(1).random((SEEDS, y.size)) < ORDER[y]
     return claims.rank_correlation(y, right, orders[int(np.sign(by))], draws=400)
