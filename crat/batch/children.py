@@ -62,6 +62,16 @@ class Child:
         """Whether a signal ended it, such as the kernel's for lack of memory."""
         return (self.process.returncode or 0) < 0
 
+    def end(self) -> None:
+        """Closes the input, waits GRACE seconds, and kills the rest of the process's family."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE)
+        kill(self.family)
+        self.process.wait()
+
     def fault(self) -> str:
         """The fault in a line, "" after a clean end; writes the log where a line says little."""
         code = self.process.returncode
@@ -94,21 +104,6 @@ def _disk_error(folder: Path) -> str:
     except OSError as error:
         return f" (cannot write to {folder}: {error.strerror or error})"
     return ""
-
-
-def end(children: Iterable[Child]) -> None:
-    """Closes the inputs of children, waits GRACE seconds, and kills the rest of their families."""
-    children = list(children)
-    for child in children:
-        assert child.process.stdin is not None
-        with contextlib.suppress(OSError):
-            child.process.stdin.close()
-    deadline = time.monotonic() + GRACE
-    for child in children:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.process.wait(max(0, deadline - time.monotonic()))
-        kill(child.family)
-        child.process.wait()
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:

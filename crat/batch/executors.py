@@ -16,7 +16,6 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from crat.batch import children
 from crat.batch.tasks import Job, RunTask, Task
 from crat.store import StoreError
 from crat.text import shown
@@ -68,7 +67,7 @@ def do(task: Task, env: Mapping[str, str], wanted: Callable[[], bool]) -> Outcom
                     return Outcome("stopped")
                 time.sleep(GLANCE)
         finally:
-            children.end([child])
+            child.end()
         return Outcome(task.finish(child), child.died, time.monotonic() - began)
     finally:
         if task.lease:

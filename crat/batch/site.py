@@ -28,6 +28,7 @@ from crat.config import PROFILES
 from crat.config import profile as base_run
 from crat.names import one_of
 from crat.papers.common import evidence_profile
+from crat.text import percent
 
 SAVED = re.compile(r'plots\.save\(.*"(\w+)"\)')
 VERDICTS = ("supported", "reversed", "no effect", "undecided", "not run")
@@ -254,7 +255,7 @@ def _claims(pages: list[Page], profile: str) -> list[dict[str, Any]]:
 
 def _percent(mean: float, sd: float) -> str:
     """A fraction in percent, with its sd where there is one."""
-    return f"{100 * mean:.1f}" + ("" if isnan(sd) else f" ± {100 * sd:.1f}")
+    return percent(mean) + ("" if isnan(sd) else f" ± {percent(sd)}")
 
 
 def _sphinx(draft: Path) -> None:

@@ -17,9 +17,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-Place = Callable[
-    [Tensor, int], Tensor
-]  # positions outside an axis of so many pixels -> positions inside
+# positions outside an axis of so many pixels -> positions inside
+Place = Callable[[Tensor, int], Tensor]
 
 
 class Draws:

@@ -75,9 +75,8 @@ def frost(x: Tensor, draws: Draws, keep: float, add: float, folder: str) -> Tens
         layers.append(pane[top : top + height, left : left + width].permute(2, 0, 1))
     layer = torch.stack(layers).to(x.device) if layers else x.new_zeros(0, 3, height, width)
     layer = layer if x.shape[1] == 3 else grey(layer)
-    return (
-        keep * (x * 255).round() + add * layer
-    ) / 255  # added up in 255ths: whole sums stay whole
+    # added up in 255ths: whole sums stay whole
+    return (keep * (x * 255).round() + add * layer) / 255
 
 
 @lru_cache(maxsize=4)

@@ -138,9 +138,8 @@ def imagenet_loader(
         def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
             try:
                 yield from super().__iter__()
-            except (
-                DataError
-            ) as error:  # a worker's comes with its traceback, of which it is the last line
+            # a worker's comes with its traceback, of which it is the last line
+            except DataError as error:
                 lines = str(error).strip().splitlines()
                 raise DataError(
                     lines[0] if len(lines) == 1 else lines[-1].partition(": ")[2]

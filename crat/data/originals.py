@@ -27,9 +27,8 @@ def read_originals(spec: DatasetSpec, root: Path, scratch: Path) -> Arrays:
     """
     if not (root / spec.landmark).exists():
         for archive in sorted(root.glob(spec.packed)):
-            if archive.name.endswith(
-                ".tar.gz"
-            ):  # before it writes to wherever its member names say
+            # before unpacking, which writes to the paths that the archive names
+            if archive.name.endswith(".tar.gz"):
                 check_md5(
                     archive, _torchvision_class(spec).tgz_md5 if spec.torchvision else spec.md5
                 )
@@ -107,9 +106,8 @@ def _files_of(kind: Any) -> list[tuple[str, str | None]]:
     if hasattr(kind, "split_list"):  # SVHN
         parts = [kind.split_list[part] for part in ("train", "test")]
         return [(file, md5) for _, file, md5 in parts]
-    if hasattr(
-        kind, "resources"
-    ):  # MNIST: md5 of the packed files only; ours of the arrays follows
+    # MNIST has the md5 of packed files only; the SHA-256 of its arrays is checked later
+    if hasattr(kind, "resources"):
         return [(f"{kind.__name__}/raw/{Path(file).stem}", None) for file, _ in kind.resources]
     meta = [(kind.meta["filename"], kind.meta["md5"])] if hasattr(kind, "meta") else []
     listed = [*kind.train_list, *kind.test_list, *meta]  # CIFAR, STL-10

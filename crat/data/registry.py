@@ -60,9 +60,8 @@ class DatasetSpec:
     torchvision: str = ""  # class of torchvision.datasets that downloads and reads them
     url: str = ""  # of the archive, where torchvision does not download it
     md5: str = ""  # of that archive
-    mirrors: Mapping[str, str] = field(
-        default_factory=dict
-    )  # name -> "module:function", as a reader
+    # name -> "module:function", as a reader
+    mirrors: Mapping[str, str] = field(default_factory=dict)
     sha256: tuple[str, ...] = ()  # of the decoded x_train, y_train, x_test, y_test
     unfetched: str = ""  # why it cannot be downloaded
     fits_memory: bool = True  # False: images are decoded when they are needed

@@ -25,10 +25,8 @@ from torch import Tensor, nn
 from crat.config import ConfigError, ModelConfig
 from crat.nets.bodies import BODIES
 
-_ZERO_AT_FIRST = {
-    "mnist_small_cnn": ("weight", "bias"),
-    "wrn_34_10": ("bias",),
-}  # of a linear head; as in TRADES
+# of a linear head; as in TRADES
+_ZERO_AT_FIRST = {"mnist_small_cnn": ("weight", "bias"), "wrn_34_10": ("bias",)}
 HEAD_SCALES = {"cosine": 8.0, "hypersphere": 15.0}  # SPAT's s; AT_HE's s for PGD and TRADES
 
 

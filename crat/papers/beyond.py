@@ -7,14 +7,13 @@ from crat.config import RunConfig, Selection
 from crat.papers import all_methods
 from crat.papers.common import GATED, NONE, USUAL, Runs, evidence_profile, shown_live, sweep
 
-# what a bias may cost on average, on validation; fitted on all seeds, other costs on the first
+# the cost of a bias on average, on validation; fitted on all seeds, other costs on the first
 TWO_POINTS = 0.02
 DROPS = (0.005, 0.01, TWO_POINTS, 0.05)  # the points of its frontier
 RADII = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # shares of the protocol's eps at which AT+EMA is attacked
 FEW = 5000  # test images of that
 
-# a worst-class number is also made of these: what is averaged, and whether a gate chooses the
-# epochs that are
+# a worst-class number depends on these, too: the average of weights, and the gate on its epochs
 AVERAGED = {"AT, plain": NONE, "AT, FAWA": GATED}
 
 

@@ -195,7 +195,7 @@ class Evidence:
         return self.seen[self.keys(method)[0]].y
 
     def runs(self, method: str, *under: str) -> NDArray:
-        """The right answers of S runs, bool (S, N): when clean and under all attacks (none: PGD)."""
+        """Right answers of S runs, bool (S, N): when clean and under all attacks (none: PGD)."""
         attacks = under or tuple(self.battery)[:1]
         seen = [self.seen[key] for key in self.keys(method)]
         return np.stack([np.logical_and.reduce([o.robust(a) for a in attacks]) for o in seen])

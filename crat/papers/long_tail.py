@@ -17,11 +17,8 @@ from crat.papers.common import EMA, SMALL, USUAL, Runs, evidence_profile, seeded
 # images of the largest class over those of the smallest; the authors' code writes it as 0.02
 RATIO = 50.0
 BALANCED = 196  # images a class that hold as many in all as the tail of 700, 453 ... 14
-TAIL: dict[str, Any] = {
-    "train_per_class": 700,
-    "epochs": 4,
-    "dtype": "auto",
-}  # live: the largest class as in evidence
+# of a live training: the largest class has as many images as in the evidence
+TAIL: dict[str, Any] = {"train_per_class": 700, "epochs": 4, "dtype": "auto"}
 COMPARED: dict[str, dict[str, Any]] = {
     "AT": preset("pgd_at"),
     "TRADES": preset("trades"),
@@ -56,9 +53,8 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     runs: Runs = {}
     for name, changes in COMPARED.items():
         runs |= seeded(name, base.but(**changes | EMA), selection.seeds)
-    if (
-        profile_name != "paper"
-    ):  # the tail's images spread evenly: what is lost by their number, what by the tail
+    # as many images without a tail: the loss by their number, apart from that by the tail
+    if profile_name != "paper":
         even = base.but(imbalance_ratio=1.0, train_per_class=BALANCED, **EMA)
         runs |= seeded("balanced AT", even, selection.seeds)
     return runs

@@ -22,11 +22,8 @@ from crat.papers.common import (
 # head: the control
 TERMS: dict[str, dict[str, Any]] = {
     "CE + KL": {"form": "plain", "squares": False},
-    "CE + n KL": {
-        "form": "plain",
-        "squares": False,
-        "beta": 1.2,
-    },  # what L_hcp leaves without its squares
+    # L_hcp without its squares
+    "CE + n KL": {"form": "plain", "squares": False, "beta": 1.2},
     "L_sp + KL": {"squares": False},
     "CE + L_hcp": {"form": "plain"},
     "L_sp + L_hcp": {},
@@ -36,11 +33,8 @@ REPEATED = ("CE + KL", "L_sp + L_hcp")  # these over all seeds, the others once
 FORMS = ("detached", "clamped", "circle")  # of the self-paced weights, beside the released one
 # one setting at a time, beside s = 8, m = 0.2, n = 0.2, beta = 6
 SWEPT = {"scale": (4.0, 16.0), "m": (0.0, 0.5), "n": (0.0, 1.0), "beta": (1.0, 12.0)}
-LINEAR = {
-    "undefended": "standard",
-    "AT": "pgd_at",
-    "TRADES": "trades",
-}  # the methods on the usual head
+# the methods on the usual head
+LINEAR = {"undefended": "standard", "AT": "pgd_at", "TRADES": "trades"}
 MAIN: dict[str, dict[str, Any]] = {
     "undefended": preset("standard"),
     "AT without EMA": preset("pgd_at"),

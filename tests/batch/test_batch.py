@@ -67,10 +67,8 @@ def test_a_run_that_two_notebooks_ask_for_is_one_task(notebooks):
     live, a, b, y = (entry.run.name for entry in runs)
     start, spat, cfa = batch.linked(jobs, runs)
     assert (start.needs, start.after) == (set(), set())
-    assert (spat.needs, spat.after) == (
-        {a, b},
-        {"00_start_here"},
-    )  # the first shows it, the others find it
+    # the first shows it, the others find it
+    assert (spat.needs, spat.after) == ({a, b}, {"00_start_here"})
     assert (cfa.needs, cfa.after) == ({b, y}, {"00_start_here"})
     assert live in {
         entry.run.name for entry in batch.entries(jobs, False, Store.usual()) if not entry.live
@@ -202,7 +200,7 @@ def test_the_command_line_goes_before_the_file(notebooks, monkeypatch, capsys):
 
 
 def test_a_notebook_on_another_data_set_is_another(notebooks, monkeypatch):
-    """What was done for one is not done for the other; its plan is asked for that data and those seeds."""
+    """A record for one data set or seeds does not count for another; the plan gets both."""
     asked = []
 
     def plan(number, profile, seed, chosen):

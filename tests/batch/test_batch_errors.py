@@ -1,6 +1,4 @@
-"""A full disk, a read-only store, a damaged checkpoint: each one line, exit code 1, and nothing
-is lost.
-"""
+"""A full disk, a read-only store, a damaged checkpoint: one line, exit code 1, nothing lost."""
 
 import json
 import re
@@ -49,7 +47,8 @@ told("damaged")
 checkpoint.write_bytes(whole)
 first = Run.of(config).history()
 worker.make(config)  # in this process: most of what a worker of its own takes is importing torch
-print("<whole>", Run.of(config).finished, Run.of(config).history()[: len(first)].equals(first), sep="\\n")
+run = Run.of(config)
+print("<whole>", run.finished, run.history()[: len(first)].equals(first), sep="\\n")
 """
 INSIDE = 'mount -t tmpfs -o size=16k none runs && exec "$@"'
 
@@ -76,12 +75,14 @@ def test_each_ends_in_one_line_and_loses_nothing(tmp_path, monkeypatch):
     )
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(
-        r"crat: cannot write to .*/runs: Read-only file system; set CRAT_RUNS to a folder of yours\n",
+        r"crat: cannot write to .*/runs: Read-only file system; "
+        r"set CRAT_RUNS to a folder of yours\n",
         done.stderr,
     )
     parts = dict(re.findall(r"<(.+?)>\n(.*?)(?=<|\Z)", done.stdout, re.DOTALL))
     for what, line in {
-        "full": r"cannot write .*(checkpoint.safetensors|history.csv): .*No space left on device.*unchanged",
+        "full": r"cannot write .*(checkpoint.safetensors|history.csv): "
+        r".*No space left on device.*unchanged",
         "damaged": r"checkpoint.safetensors is damaged \(.*\); remove it to make it anew",
     }.items():
         assert len(re.findall(rf": failed after \d\d:\d\d: .*{line}\n", parts[what])) == 1, parts[

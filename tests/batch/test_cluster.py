@@ -1,4 +1,4 @@
-"""A dask cluster that cannot be used is refused in one line, before anything is begun; what it is given, and says."""
+"""A dask cluster: tasks go over it, and an unusable one is refused in a line before any begins."""
 
 import concurrent.futures
 import json
@@ -36,8 +36,11 @@ def scheduler():
 
 @pytest.mark.parametrize("where", ["tcp://127.0.0.1:9", "nothing.json"])
 def test_nobody_answers(where):
-    """In a process of its own, as it is: a client of distributed that found nobody leaves a thread behind."""
-    code = "import sys\nfrom crat.batch import cluster\ncluster.PATIENCE = 1.0\ncluster.Cluster(sys.argv[1])"
+    """The client runs in a child process, as without a scheduler it leaves a thread behind."""
+    code = (
+        "import sys\nfrom crat.batch import cluster\n"
+        "cluster.PATIENCE = 1.0\ncluster.Cluster(sys.argv[1])"
+    )
     asked = subprocess.run(
         [sys.executable, "-c", code, where], capture_output=True, text=True, timeout=PATIENCE
     )
@@ -104,10 +107,9 @@ def test_an_error_is_told_and_a_lost_worker_says_nothing_against_the_run(
 def test_what_is_wanted_no_more_ends(scheduler, monkeypatch, tmp_path):
     """When the driver closes its place, the worker's thread stops its process."""
     scheduler.scale(1)
-    child = SimpleNamespace(running=True, died=False)
     begun, ended = threading.Event(), threading.Event()
+    child = SimpleNamespace(running=True, died=False, end=ended.set)
     monkeypatch.setattr(RunTask, "begin", lambda task, env: begun.set() or child)
-    monkeypatch.setattr("crat.batch.children.end", lambda them: ended.set())
     place = Cluster(scheduler.scheduler_address)
     try:
         place.submit(RunTask("a", {}, Store(tmp_path)))

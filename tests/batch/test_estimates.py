@@ -1,4 +1,4 @@
-"""How long a plan says that runs take: by finished runs of their kind, else that it is not known."""
+"""The times in a plan: those of finished runs of the same kind, else "not known"."""
 
 import json
 from pathlib import Path
@@ -41,9 +41,8 @@ def test_time_grows_with_epochs_and_images(published):
     one, _ = published.of(resolved(), 1)
     assert published.of(resolved(), 5)[0] == pytest.approx(5 * one)
     assert published.of(resolved(train_per_class=1000), 1)[0] == pytest.approx(one / 2)
-    assert published.of(resolved(data="mnist", steps=10), 1)[0] == pytest.approx(
-        one
-    )  # images of the same size
+    # images of the same size
+    assert published.of(resolved(data="mnist", steps=10), 1)[0] == pytest.approx(one)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The loop that hands out tasks: order, what a failure stops, one more try for what was killed, nothing left over."""
+"""The loop over tasks: order, faults, a second try after a kill, no process left over."""
 
 import io
 import os
@@ -109,7 +109,10 @@ def test_no_more_at_a_time_than_there_are_workers(script, tmp_path):
 
 
 def test_what_was_killed_is_begun_once_more(script, tmp_path, capsys):
-    once = f"mark = Path('{tmp_path}/mark'); there = mark.exists(); mark.touch(); there or os.kill(os.getpid(), 9)"
+    once = (
+        f"mark = Path('{tmp_path}/mark'); there = mark.exists(); mark.touch(); "
+        "there or os.kill(os.getpid(), 9)"
+    )
     assert do([script("a", once), script("b", needs=["a"])]) == {}
     assert (
         "a: its worker was killed by SIGKILL (out of memory?); another goes on after epoch 0"
@@ -123,7 +126,10 @@ def test_what_was_killed_is_begun_once_more(script, tmp_path, capsys):
 
 def test_ctrl_c_leaves_nothing_running(script, tmp_path):
     sleeping = [tmp_path / "a.sleeps", tmp_path / "b.sleeps"]
-    sleeps = "import subprocess; subprocess.Popen(['sleep', '6000']); Path({!r}).touch(); time.sleep(6000)"
+    sleeps = (
+        "import subprocess; subprocess.Popen(['sleep', '6000']); "
+        "Path({!r}).touch(); time.sleep(6000)"
+    )
 
     def interrupt():
         try:
@@ -179,7 +185,7 @@ def test_a_log_that_cannot_be_written_fails_the_task(script, tmp_path):
 
 
 def test_a_log_has_a_name_only_where_it_tells_of_a_fault(script, tmp_path):
-    """Else a killed driver would leave it behind. What is said in the meantime is on no disk that anybody sees."""
+    """A killed driver leaves no log behind, as the output has no name until a fault."""
     listed = f"print('a word', flush=True); assert not list(Path({str(tmp_path)!r}).glob('*.log'))"
     assert do([script("a", listed)]) == {}
     assert not list(tmp_path.glob("*.log"))
@@ -233,7 +239,7 @@ def test_a_full_disk_under_the_log_is_told(script, tmp_path, monkeypatch):
         or subprocess.run([*alone, "true"], capture_output=True).returncode
     ):
         pytest.skip(
-            "a disk of this test's own needs user name spaces (unshare), which this machine does not allow"
+            "a disk for this test needs user name spaces (unshare), which are forbidden here"
         )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", PATH)

@@ -1,8 +1,6 @@
-"""A worker killed in mid-training, then the driver: nothing is left running, and started again only
-the rest is done.
+"""A worker and then the driver are killed: no process remains, and a new start does the rest.
 
-On this machine's processes and on a dask cluster of two workers; what comes out is that of an
-undisturbed training.
+Here and on a dask cluster of two workers; the results are those of an undisturbed training.
 """
 
 import json

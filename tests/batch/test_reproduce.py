@@ -19,7 +19,10 @@ from crat.config import ConfigError, profile
 from crat.training.run import Run
 from crat.training.trainer import train
 
-PARAMETERS = 'profile: str = "laptop"  # quick | laptop | paper\nseed: int = 0\neps: float = 0.1\nlive: bool = True'
+PARAMETERS = (
+    'profile: str = "laptop"  # quick | laptop | paper\n'
+    "seed: int = 0\neps: float = 0.1\nlive: bool = True"
+)
 TINY = profile("quick").but(train_per_class=20, valid_per_class=10, epochs=2, steps=1)
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
@@ -30,7 +33,8 @@ from crat.analysis.claims import Claim, Estimate, decide, write
 folder = Path(os.environ["CRAT_FIGURES"]) / "00_good"
 for suffix in (".png", ".pdf", ".csv"):
     (folder / f"bars{suffix}").write_text(f"{profile} {seed} {os.getcwd()}")
-says = Claim("Tian 2021", "Fig. 1", "Classes differ in robust | clean accuracy", "worst", number="12.3")
+statement = "Classes differ in robust | clean accuracy"
+says = Claim("Tian 2021", "Fig. 1", statement, "worst", number="12.3")
 write([decide(says, Estimate(0.123, 0.1, 0.2, 0.001)), decide(says, None)], folder / "claims.json")
 print("epoch 1/2")
 """
@@ -190,9 +194,8 @@ def test_the_plan_tells_what_is_cached_published_and_to_be_trained(capsys, monke
     published = Path("results").absolute() / "fashion_mnist_mini" / names["published"]
     published.mkdir(parents=True)
     monkeypatch.setattr("crat.store.files.published_home", lambda: Path("results").absolute())
-    monkeypatch.setattr(
-        store, "published_file", lambda folder, name: None
-    )  # nothing lies in that folder
+    # nothing lies in that folder
+    monkeypatch.setattr(store, "published_file", lambda folder, name: None)
     train(runs["cached"], progress="none")
     train(runs["begun"], progress="none", max_minutes=0)
     assert start(dry_run=True) == 0
@@ -256,9 +259,8 @@ def test_a_stopped_driver_leaves_nothing_running(sent, code, elsewhere):
         wait_until(
             lambda: told.exists() or driver.poll() is not None, "the notebook does not begin"
         )
-        family = [
-            psutil.Process(pid) for pid in json.loads(told.read_text())
-        ]  # kernel, its starter, its own process
+        # kernel, its starter, its own process
+        family = [psutil.Process(pid) for pid in json.loads(told.read_text())]
         driver.send_signal(sent)
         assert psutil.wait_procs(family, timeout=PATIENCE)[1] == []
         assert driver.wait(PATIENCE) == code
@@ -268,7 +270,6 @@ def test_a_stopped_driver_leaves_nothing_running(sent, code, elsewhere):
     assert error == (
         "" if code < 0 else "crat: stopped; the same command resumes from what is done\n"
     )
-    assert (
-        Progress.read(Path("figures/quick/00_sleeps/00_sleeps.ipynb")).cells == 3
-    )  # left for reading
+    # left for reading
+    assert Progress.read(Path("figures/quick/00_sleeps/00_sleeps.ipynb")).cells == 3
     assert not Path("figures/quick/01_next").exists()

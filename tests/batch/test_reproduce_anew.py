@@ -1,4 +1,4 @@
-"""--recompute: what it removes, what it keeps of requests that were stopped, and when it is refused."""
+"""The flag --recompute: old runs go, stopped requests go on, bad requests are refused."""
 
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ __all__ = ["elsewhere"]  # used by each test
 
 @pytest.fixture
 def recompute(monkeypatch):
-    """Recomputes two notebooks, or those of these numbers, of which only works[0] decides whether the second works."""
+    """Recomputes two notebooks, or those of numbers; the second fails unless works[0]."""
     write_notebook(Path("notebooks/00_good.ipynb"), GOOD)
     write_notebook(Path("notebooks/01_other.ipynb"), GOOD)
 
@@ -84,7 +84,7 @@ def test_a_small_recomputation_takes_nothing_from_a_stopped_one(recompute, capsy
 
 
 def test_a_shard_of_a_recomputation_removes_nothing(recompute):
-    """The others are at it; what they have made is what the same request without a shard goes on with."""
+    """The other shards use the store; the same request without a shard goes on from all of them."""
     recompute.works[0] = True
     made = Path("runs/recomputed/made-by-another-shard")
     store.write_text(made, "")

@@ -1,4 +1,4 @@
-"""The report as pages: what is in them, and how they behave in a real, headless Chromium without any network."""
+"""The pages of the report: their content, and their behaviour in headless Chromium offline."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ MATHJAX = ROOT / "docs" / "site" / "_static" / "mathjax"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """The laptop report in a folder of its own, one of its notebooks as if executed there; sphinx had no complaint."""
+    """The laptop report, with one notebook as if executed there; sphinx must not complain."""
     figures = tmp_path_factory.mktemp("figures")
     own = shutil.ignore_patterns("site", ".site-*", "*.ipynb", "success.json")  # what git ignores
     shutil.copytree(ROOT / "figures" / "laptop", figures / "laptop", ignore=own)
@@ -114,7 +114,7 @@ def test_the_leaderboard_is_that_of_notebook_06(home):
 
 
 def test_pages_are_whole_and_lead_nowhere_else(home):
-    """Every local address is there; none is fetched from elsewhere; no page tells of the machine that built it."""
+    """Every local address exists, none is remote, and no page names the machine that built it."""
     assert all((home / page).exists() for page in PAGES)
     for path in (home / page for page in PAGES):
         page = text(path)
@@ -170,7 +170,8 @@ def test_errors_are_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(site.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["site"]) == 1
     assert capsys.readouterr().err.splitlines()[1] == (
-        "crat: the report as pages needs sphinx, myst_nb, sphinx_book_theme: pip install 'crat[site]'"
+        "crat: the report as pages needs sphinx, myst_nb, sphinx_book_theme: "
+        "pip install 'crat[site]'"
     )
 
 
@@ -196,21 +197,24 @@ def test_ci_asks_for_a_browser_and_goes_on_without(tmp_path, there, told):
         assert ("will skip" in run.stderr) == (not told)
 
 
-# --- in the browser ------------------------------------------------------------------------------------------------
+# --- in the browser ---
 
-FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run
-    --disable-background-networking --disable-component-update --disable-sync --window-size=1300,900"""
+FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic
+    --no-first-run
+    --disable-background-networking --disable-component-update --disable-sync
+    --window-size=1300,900"""
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Chromium with an empty profile in which no name resolves; skips without one, or fails where CI promised it."""
+    """Chromium without a network; skips where there is none, or fails where CI promises it."""
     chromium = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     driver = shutil.which("chromedriver")
     if not (chromium and driver):
-        reason = "the report was not opened: no chromium and chromedriver (Debian: apt-get install chromium-driver)"
+        install = "Debian: apt-get install chromium-driver"
+        reason = f"the report was not opened: no chromium and chromedriver ({install})"
         pytest.fail(reason) if os.environ.get("CRAT_BROWSER") == "required" else pytest.skip(reason)
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
@@ -231,12 +235,13 @@ def browser(tmp_path_factory):
 
 
 def visit(browser, path):
-    """Opens a page from the disk and waits until its formulas are set; what was logged before is dropped."""
+    """Opens a page from the disk, with an empty log, and waits until its formulas are set."""
     browser.get_log("browser"), browser.get_log("performance")
     browser.get(path.as_uri())
     browser.set_script_timeout(600), browser.set_page_load_timeout(600)
     browser.execute_async_script(
-        "const done = arguments[0]; window.MathJax?.startup ? MathJax.startup.promise.then(() => done()) : done()"
+        "const done = arguments[0];"
+        "window.MathJax?.startup ? MathJax.startup.promise.then(() => done()) : done()"
     )
 
 
@@ -269,7 +274,8 @@ def test_a_page_opens_and_shows_everything(home, browser, page):
     assert all(width > 0 and alt for _, width, alt in images), images
     formulas, unset, wrong = browser.execute_script(
         "const all = s => document.querySelectorAll(s).length;"
-        "return [all('mjx-container'), all('.math:not(:has(mjx-container))'), all('[data-mml-node=merror]')]"
+        "return [all('mjx-container'), all('.math:not(:has(mjx-container))'),"
+        "  all('[data-mml-node=merror]')]"
     )
     assert (unset, wrong) == (0, 0)
     assert bool(formulas) == ('class="math' in text(home / page))
@@ -284,7 +290,8 @@ def test_tables_sort_both_ways(home, browser, table):
     visit(browser, home / "index.html")
     body = browser.find_elements(By.TAG_NAME, "table")
     assert body[0].get_attribute("id") == "claims"  # first of all that the page shows
-    keys = """return [...document.getElementById(arguments[0]).tBodies[0].rows].map((row) => row.cells[arguments[1]])
+    keys = """return [...document.getElementById(arguments[0]).tBodies[0].rows]
+        .map((row) => row.cells[arguments[1]])
         .map((cell) => cell.dataset.key ?? cell.textContent.trim().toLowerCase())"""
     headings = body[["claims", "leaderboard"].index(table)].find_elements(
         By.CSS_SELECTOR, "thead th"
@@ -296,9 +303,8 @@ def test_tables_sort_both_ways(home, browser, table):
             orders[heading.get_attribute("aria-sort")] = browser.execute_script(keys, table, column)
         up, down = orders["ascending"], orders["descending"]
         valued = [value for value in up if value != ""]
-        assert (
-            up[len(valued) :] == [""] * (len(up) - len(valued)) == down[len(valued) :]
-        )  # no value: last, both ways
+        # no value: last, both ways
+        assert up[len(valued) :] == [""] * (len(up) - len(valued)) == down[len(valued) :]
         assert [v for v in down if v != ""] == sorted_like(valued)[::-1], heading.text
         assert valued == sorted_like(valued), heading.text
     assert len(headings) >= 7

@@ -254,11 +254,8 @@ def test_train_evaluate_publish(runs, tmp_path, monkeypatch, capsys):
     assert cli.main(["runs"]) == 0
     assert re.search(rf"{run.name} +1 of 1 +1: \d+\.\d % +here", capsys.readouterr().out)
 
-    for name in (
-        run.name,
-        str(run.folder),
-        run.name.removeprefix("fashion_"),
-    ):  # later ones read what the first did
+    # later ones read what the first did
+    for name in (run.name, str(run.folder), run.name.removeprefix("fashion_")):
         assert (
             cli.main(["evaluate", name, "--split", "valid", "--attacks", "FGSM", "--device", "cpu"])
             == 0

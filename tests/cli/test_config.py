@@ -81,9 +81,7 @@ def test_names_hash_only_what_differs_from_the_defaults():
 
 
 def test_beta_is_an_option_and_keeps_the_names_of_published_runs():
-    """Cards of version 1 have it beside the options, and the names of their runs hash it as
-    "train.beta".
-    """
+    """Cards of version 1 have beta beside the options; their names hash it as "train.beta"."""
     trades = RunConfig().but(defense="trades", options={"normalised": True}, beta=3)
     assert trades.train.options == (("beta", 3.0), ("normalised", True))
     assert trades.but(beta=1.0).train.options == (("beta", 1.0), ("normalised", True))

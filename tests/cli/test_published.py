@@ -67,9 +67,8 @@ def test_what_is_asked_and_not_published_is_a_line(capsys):
         f"crat: Square of {run.name}: not published as asked, nor is its network; "
         f"`crat evaluate {run.name}` shows what is, and how to make the rest\n"
     )
-    assert (
-        cli.main(["evaluate", run.name, "--attacks", "pgd", "Square"]) == 1
-    )  # a part of it is shown
+    # a part of it is shown
+    assert cli.main(["evaluate", run.name, "--attacks", "pgd", "Square"]) == 1
     told = capsys.readouterr()
     assert re.search(r"class +n +clean +PGD-20\n", told.out)
     assert "not published: Square, nor" in told.out

@@ -86,9 +86,8 @@ def test_every_corruption_was_recorded_beside_the_authors():
         assert found["equal"] > (0.97 if name == "saturate-3" else 0.99), name
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in ALL if name != "frost"]
-)  # its textures are not ours to ship
+# its textures are not ours to ship
+@pytest.mark.parametrize("name", [name for name in ALL if name != "frost"])
 def test_ours_gives_the_authors_values(name):
     for severity in range(1, 6):
         recorded = RECORDED["found"][f"{name}-{severity}"]
@@ -274,9 +273,8 @@ def test_motion_blur_smears_along_its_angle():
     found = tools.smear(x, 3, 1.0, torch.tensor([0.0, -90.0]))[:, 0]
     weight = np.exp(-(np.arange(7) ** 2) / 2)
     wanted = np.floor(255 * weight / weight.sum()) / 255
-    assert np.allclose(
-        found[0, 4].flip(0)[4:], wanted[:5]
-    )  # each pixel looks to the right of itself
+    # each pixel looks to the right of itself
+    assert np.allclose(found[0, 4].flip(0)[4:], wanted[:5])
     assert np.allclose(found[1, 4:, 4], wanted[:5])  # and above itself
     assert (found > 0).sum((1, 2)).tolist() == [(wanted[:5] > 0).sum()] * 2
 

@@ -91,12 +91,8 @@ def test_long_tails_fall_from_n_max_to_n_max_over_the_ratio(n_max, n_classes, ra
 
 
 def test_long_tails_of_the_literature():
-    assert long_tail(5000, 10, 50)[::3] == [
-        5000,
-        1357,
-        368,
-        100,
-    ]  # CIFAR-10-LT, imbalance ratio 0.02
+    # CIFAR-10-LT, imbalance ratio 0.02
+    assert long_tail(5000, 10, 50)[::3] == [5000, 1357, 368, 100]
     assert long_tail(500, 100, 10)[-1] == 50
 
 

@@ -62,9 +62,8 @@ def test_real_accuracy_leaves_an_image_without_label_out(real):
     correct = real_correct(labels, predictions(65, 65, 970, 231))
     assert correct.to_dict() == {name(1): True, name(3): True, name(4): False}
     assert correct.mean() == pytest.approx(2 / 3)
-    assert (
-        real_correct(labels, predictions(65, 65, 970, 231)[::-1]).mean() == correct.mean()
-    )  # any order of images
+    # any order of images
+    assert real_correct(labels, predictions(65, 65, 970, 231)[::-1]).mean() == correct.mean()
 
 
 def test_real_says_what_cannot_be_judged(real):

@@ -146,18 +146,15 @@ def test_verdicts_are_settled_written_and_compared_with_the_published(test, tmp_
     own = Claim("ours", "here", "a claim that the notebook makes", "average", family="04")
     test.decide(own, None)
     assert test.decided[1].verdict == "not run"
-    assert [v.claim for v in test.judge({}, ()).decided] == [
-        CLAIMS["at worst"],
-        own,
-    ]  # one list for all views
+    # one list for all views
+    assert [v.claim for v in test.judge({}, ()).decided] == [CLAIMS["at worst"], own]
     text = test.settle(tmp_path)
     assert text.count("\n") == 4
     assert "a claim that the notebook makes" in text
     with pytest.raises(AssertionError):  # two claims are not the published table
         test.recheck(tmp_path)
-    other = replace(
-        test, asked=test.asked | {"new": TINY}
-    )  # one run is not the published one: nothing to compare with
+    # one run is not the published one: nothing to compare with
+    other = replace(test, asked=test.asked | {"new": TINY})
     assert "not run" in other.recheck(tmp_path)
     with pytest.raises(KeyError):
         test.decide("at best", gain)

@@ -1,5 +1,4 @@
-"""The committed notebooks: their anatomy, that they hold outputs worth comparing, that what they
-train is small.
+"""The committed notebooks: their anatomy, their outputs, and the size of their live trainings.
 
 pytest runs nbval on them besides (pyproject.toml): every cell again, its output compared.
 """
@@ -144,9 +143,7 @@ def test_figures_come_with_their_tables(path):
 
 @pytest.mark.parametrize("number", PLANS)
 def test_what_a_notebook_trains_while_its_reader_waits_is_small(number):
-    """Counted, not timed: an image through the network, there and back, is a pass. 110,000 took
-    10 s of one core.
-    """
+    """Passes are counted, not timed: 110,000 images forward and back took 10 s of one core."""
     live = LIVE.get(number, ()) if number == "00" else ("live",)
     runs = {key: run.resolved() for key, run in PLANS[number]("quick", 0).items() if key in live}
     assert runs.keys() == set(live)
@@ -172,9 +169,7 @@ def test_a_kept_run_is_not_compared():
 
 @pytest.mark.parametrize("number", [number for number in PLANS if number != "00"])
 def test_published_results_are_whole(number):
-    """Every run that a notebook names, but for its live one, is there with its card, history and
-    outcomes.
-    """
+    """Every run of a notebook but the live one is published with card, history and outcomes."""
     from crat.training.run import Run
 
     evidence = {key: config for key, config in PLANS[number]("quick", 0).items() if key != "live"}

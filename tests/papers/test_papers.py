@@ -24,9 +24,7 @@ each_claim = pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
 
 
 def runs(class_acc, seed, noise=0.0, shared=None):
-    """(SEEDS, images) bool with these class accuracies; `shared` uniforms make two sets of runs
-    alike by image.
-    """
+    """Bool (SEEDS, images) of these class accuracies; `shared` uniforms pair two sets by image."""
     rng = np.random.default_rng(seed)
     u = rng.random(Y.size) if shared is None else shared
     moved = class_acc + noise * (rng.standard_normal((SEEDS, 1)) + rng.standard_normal((SEEDS, K)))
@@ -61,14 +59,9 @@ def shared_out(claim, by, noise):
 
 
 def correlated(claim, by, noise):
-    """An order against itself, its reverse, or one that has nothing to do with it; without noise
-    on many images.
-    """
-    orders = {
-        1: ORDER,
-        -1: ORDER[::-1],
-        0: np.array([8, 2, 5, 1, 9, 0, 4, 7, 3, 6.0]),
-    }  # rho = -0.006
+    """An order against itself, its reverse or an unrelated one, without noise on many images."""
+    # rho = -0.006
+    orders = {1: ORDER, -1: ORDER[::-1], 0: np.array([8, 2, 5, 1, 9, 0, 4, 7, 3, 6.0])}
     y = np.repeat(np.arange(K), 5 if noise else 4000)
     right = np.random.default_rng(1).random((SEEDS, y.size)) < ORDER[y]
     return claims.rank_correlation(y, right, orders[int(np.sign(by))], draws=400)
@@ -82,9 +75,7 @@ def estimate(claim, by, noise=0.0):
 
 @pytest.mark.parametrize("number", PLANS)
 def test_a_plan_heeds_its_selection(number):
-    """Another data set for every run, the seeds for what is repeated; the usual plan is the
-    default.
-    """
+    """A selection changes every data set, and the seeds of repeated runs; the default nothing."""
     plan = PLANS[number]
     for name in PROFILES:
         assert plan(name, 3) == plan(name, 3, Selection())

@@ -1,6 +1,4 @@
-"""What notebook 03 draws and derives: its figures by their data, the floor of SPAT's loss, the
-plan's runs.
-"""
+"""Notebook 03: the data of its figures, the floor of SPAT's loss, the runs of its plan."""
 
 import matplotlib.pyplot as plt
 import numpy as np
