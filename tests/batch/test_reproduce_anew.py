@@ -37,7 +37,7 @@ def recompute(monkeypatch):
             store.write_text(job.output, "{}")
             job.began.append(time.monotonic())
             if job.name not in broken:
-                job.finish(SimpleNamespace(told=str))
+                job.finish(SimpleNamespace(fault=str))
         return dict.fromkeys(broken, "broken")
 
     monkeypatch.setattr(reproduce, "perform", perform)

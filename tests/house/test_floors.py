@@ -254,5 +254,6 @@ def test_nothing_asks_for_a_gpu_at_import():
 def test_ruff_has_nothing_to_say():
     """Widths, names, imports, docstrings: what `make lint` asks of code and notebooks."""
     ruff = Path(sys.executable).with_name("ruff")
-    run = subprocess.run([ruff, "check", "--no-cache", "."], capture_output=True, text=True, cwd=ROOT)
+    command = [ruff, "check", "--no-cache", "."]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stdout
