@@ -1,7 +1,7 @@
-"""What is run: frozen dataclasses, and the profiles quick, laptop and paper.
+"""The settings of a run as frozen dataclasses, and the profiles quick, laptop and paper.
 
-A perturbation budget is kept as it is written in the papers ("8/255", "0.031"): the two are
-different numbers, and a card that says 0.0313725 helps nobody. `number("8/255")` gives the float.
+A perturbation budget is stored as the papers write it ("8/255", "0.031"): these are different
+numbers, and 0.0313725 in a card would hide which of them was meant. `number("8/255")` is the float.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ PROFILES = ("quick", "laptop", "paper")
 
 
 def number(text: str | float) -> float:
-    """The float that a budget stands for: "8/255" -> 8 / 255, "0.031" -> 0.031, 0.1 -> 0.1."""
+    """The float of a budget: "8/255" -> 8 / 255, "0.031" -> 0.031, 0.1 -> 0.1.
+
+    Raises ConfigError on other text.
+    """
     if isinstance(text, (int, float)):
         return float(text)
     try:
@@ -43,11 +46,12 @@ def number(text: str | float) -> float:
 
 
 def as_written(value: str | float) -> str:
-    """The way a budget is kept in cards: 8 / 255 -> "8/255", 0.031 -> "0.031"; strings stay as
-    they are.
+    """The text of a budget in cards: 8 / 255 -> "8/255", 0.031 -> "0.031".
+
+    A string stays as it is, without spaces. Raises ConfigError where it is no number.
     """
     if isinstance(value, str):
-        number(value)  # raises where it is none
+        number(value)  # raises ConfigError where it is no number
         return value.replace(" ", "")
     pixels = float(Fraction(value * 255).limit_denominator(8))
     if float(f"{value:.4g}") != value and pixels / 255 == value:
@@ -56,7 +60,7 @@ def as_written(value: str | float) -> str:
 
 
 class _Protocols(Mapping[str, Protocol]):
-    """Name of a data set -> its protocol, out of the registry."""
+    """Name of a data set -> its protocol in the registry."""
 
     def __getitem__(self, name: str) -> Protocol:
         return DATASETS[name].protocol
@@ -82,7 +86,7 @@ def _at_least(what: str, value: float, least: float) -> None:
 
 
 def _floats(config: Any) -> None:
-    """3 and 3.0 are one setting, so that they name one run."""
+    """Turns integers in float fields into floats, so that 3 and 3.0 name one run."""
     for f in fields(config):
         value = getattr(config, f.name)
         if str(f.type).startswith("float") and isinstance(value, int):
@@ -91,8 +95,9 @@ def _floats(config: Any) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images. Validation images are taken out of the training set, per class, before
-    anything else.
+    """The images of a run; validation images are taken from each class of the training set first.
+
+    Raises ConfigError on a setting that is unknown or out of range.
     """
 
     name: str = "fashion_mnist_mini"
@@ -101,7 +106,7 @@ class DataConfig:
     # stratified (seeded) | first (CFA: the first valid_per_class of each class)
     split: str = "stratified"
     split_seed: int = 0
-    # class removal; the labels that stay are renumbered in order
+    # removed classes; the remaining labels are renumbered in order
     drop_classes: tuple[int, ...] = ()
     imbalance_ratio: float = 1.0  # n_max / n_min of an exponential long tail
     augment: str = "auto"  # auto (none | crop | crop_flip by data set) or one of the three
@@ -120,13 +125,14 @@ class DataConfig:
         object.__setattr__(self, "drop_classes", tuple(sorted(set(self.drop_classes))))
 
     def kept_classes(self) -> tuple[int, ...]:
-        """The labels that stay, as in the whole data set; raises ConfigError below two."""
+        """The remaining labels, as in the whole data set.
+
+        Raises ConfigError where fewer than two remain or drop_classes holds other labels.
+        """
         n_classes = DATASETS[self.name].n_classes
         wrong = [k for k in self.drop_classes if not 0 <= k < n_classes]
         kept = tuple(k for k in range(n_classes) if k not in self.drop_classes)
-        problem = (
-            f"{wrong} are no labels of it" if wrong else "fewer than two classes would be left"
-        )
+        problem = f"{wrong} are not its labels" if wrong else "fewer than two classes would be left"
         if wrong or len(kept) < 2:
             allowed = f"among 0 to {n_classes - 1}"
             raise ConfigError(f"drop_classes of {self.name} must be {allowed}: {problem}")
@@ -135,7 +141,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network; width and depth mean what the architecture says (None: its usual value)."""
+    """The network of a run; width and depth are the architecture's (None: its usual values).
+
+    Raises ConfigError on a setting that is unknown or out of range.
+    """
 
     name: str = "small_cnn"
     width: int | None = None
@@ -156,7 +165,7 @@ Options = tuple[tuple[str, Any], ...]
 
 
 def _options(values: Options | dict[str, Any]) -> Options:
-    """Name and value, sorted by name, so that one choice names one run."""
+    """The pairs of name and value, sorted by name, so that their order does not name a run."""
     pairs = (
         values.items() if isinstance(values, dict) else ((name, value) for name, value in values)
     )
@@ -165,13 +174,16 @@ def _options(values: Options | dict[str, Any]) -> Options:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How it is trained. None means: the protocol of the data set (eps, step_size, steps)."""
+    """The training of a run; None in eps, step_size and steps: the data set's protocol.
+
+    Raises ConfigError on a setting that is unknown or out of range.
+    """
 
     defense: str = "pgd_at"
     eps: str | float | None = None
     step_size: str | float | None = None
     steps: int | None = None
-    # settings of the method's own (crat.defenses), such as (("lambda_1", 0.5),); a dict will do
+    # options of the method (crat.defenses), such as (("lambda_1", 0.5),); a dict will do
     options: Options = ()
     epochs: int = 4
     batch_size: int = 128
@@ -180,21 +192,21 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     eps_warmup: int = 0  # epochs over which eps and step_size grow linearly to their value
-    # ema_epoch | ema_update: a step an epoch (CFA) | an update; swa; fawa (CFA, gated)
+    # none | ema_epoch (after each epoch: CFA) | ema_update (after each update) | swa | fawa (gated)
     average: str = "none"
-    # None: CFA's 0.85 an epoch of 200, to the power 200 / epochs; 0.999 an update
+    # None: 0.999 for ema_update, else 0.85^(200 / epochs): CFA's 0.85 in 200 epochs
     average_decay: float | None = None
-    # epochs that do not enter swa and fawa (None: a half and a quarter of all)
+    # number of first epochs that do not enter swa and fawa (None: half and a quarter of all)
     average_start: int | None = None
-    # worst validation accuracy that opens fawa's gate (None: the median so far)
+    # least validation accuracy of the worst class for fawa's gate (None: the median so far)
     fawa_threshold: float | None = None
     awp: float = 0.0  # gamma of adversarial weight perturbation; 0: none
-    awp_warmup: int = 0  # epochs without it
-    # its mode while crafting: eval | train | moving | auto (the method's own)
+    awp_warmup: int = 0  # number of first epochs without awp
+    # BatchNorm's mode in the attack: eval | train | moving | auto (the mode of the method)
     batch_norm: str = "auto"
     seed: int = 0
     dtype: str = "auto"  # auto: bfloat16 autocast where the device multiplies it in hardware
-    # test images a class whose logits, clean and under PGD, are kept every epoch
+    # test images per class whose logits, clean and under PGD, are stored after every epoch
     trace_per_class: int = 0
 
     def __post_init__(self) -> None:
@@ -227,23 +239,19 @@ class TrainConfig:
             if value is not None:
                 object.__setattr__(self, name, as_written(value))
                 if not 0 <= number(value) <= 1:
-                    raise ConfigError(
-                        f"{name} is of images in [0, 1], such as 8/255, not {value!r}"
-                    )
+                    raise ConfigError(f"{name} lies in [0, 1], such as 8/255, not {value!r}")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One trained model. `resolved()` fills in what the data set's protocol decides; only that
-    is hashed.
-    """
+    """The settings of one trained model; the hash in a run's name is of the resolved settings."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def resolved(self) -> RunConfig:
-        """The same run with no None left in eps, step_size and steps."""
+        """The settings with the protocol's eps, step_size and steps in place of None."""
         protocol = PROTOCOLS[self.data.name]
         missing = {
             n: getattr(protocol, n)
@@ -253,10 +261,11 @@ class RunConfig:
         return replace(self, train=replace(self.train, **missing))
 
     def but(self, **changes: Any) -> RunConfig:
-        """A copy with some fields of data, model or train changed: `config.but(defense="trades",
-        seed=1)`.
+        """A copy with changed fields of data, model or train: `config.but(eps="4/255", seed=1)`.
 
-        beta=3.0 is short for the option "beta" of the method, beside the options that it has.
+        data="cifar10" and model="resnet18" change the names of these parts. beta=3.0 sets the
+        method's option "beta" and leaves its other options as they are.
+        Raises ConfigError on an unknown field.
         """
         if "beta" in changes:
             options = dict(_options(changes.get("options", self.train.options)))
@@ -268,9 +277,7 @@ class RunConfig:
         return RunConfig(*(replace(getattr(self, part), **parts[part]) for part in parts))
 
     def _locate(self, key: str) -> tuple[str, str]:
-        """Fields are named plainly where one part has them (seed, eps), else data.name and
-        model.name.
-        """
+        """The part and the field that a key of `but` means; "data" and "model": their names."""
         for part in ("data", "model", "train"):
             names = {f.name for f in fields(getattr(self, part))} - {"name"}
             if key in names:
@@ -286,14 +293,12 @@ class RunConfig:
         raise ConfigError(unknown("setting", key, ["data", "model", "beta", *known]))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain nested dict for JSON."""
+        """The settings as nested dicts, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `as_dict` after a trip through JSON; cards of version 1 have beta
-        beside the options.
-        """
+        """The settings that `as_dict` wrote to JSON; cards of version 1 have beta as a field."""
         data = {**values["data"], "drop_classes": tuple(values["data"]["drop_classes"])}
         train = dict(values["train"])
         beta = train.pop("beta", COMMON_BETA)
@@ -302,10 +307,11 @@ class RunConfig:
 
 
 def profile(name: str) -> RunConfig:
-    """The base run of a profile: quick (seconds, shipped images), laptop (CPU minutes), paper
-    (CFA's setting).
+    """The base run of a profile.
 
-    The published laptop runs fix the dtype, so that every machine finds them; "auto" would not.
+    quick: seconds, shipped images. laptop: minutes on a CPU. paper: CFA's setting.
+    The laptop profile fixes the dtype, so that every machine finds the published runs; "auto" would
+    not. Raises ConfigError on an unknown profile.
     """
     name = one_of("profile", name, PROFILES)
     if name == "quick":
@@ -324,11 +330,10 @@ ALWAYS_OPTION = ("frl",)
 
 
 def different_from_default(config: RunConfig) -> dict[str, Any]:
-    """The settings that differ from the defaults, for hashing: one added later leaves the names of
-    older runs alone.
+    """The settings that differ from their defaults, for the hash in a run's name.
 
-    So does the option beta: it is hashed as "train.beta", the field that it was when the first runs
-    were published.
+    A setting that is added later thus leaves the names of older runs as they are. So does the
+    option beta: it is hashed as "train.beta", its field when the first runs were published.
     """
     parts = ((name, getattr(config, name)) for name in ("data", "model", "train"))
     changed = {
@@ -346,10 +351,11 @@ def different_from_default(config: RunConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a plan is asked for beside its profile: another data set ("": its own), and the seeds of
-    what it repeats.
+    """The data set and the seeds of a plan, besides its profile.
 
-    0 is among the seeds, for it is the seed of what a plan runs once. Raises ConfigError.
+    data: name of a data set; "": the profile's.
+    seeds: of repeated runs; 0 must be among them, for it is the seed of runs that are not repeated.
+    Raises ConfigError on an unknown data set or other seeds.
     """
 
     data: str = ""
@@ -367,7 +373,7 @@ class Selection:
 
     @classmethod
     def read(cls, data: str = "", seeds: str = "0 1 2") -> Selection:
-        """From text, as a notebook's parameters hold it: the seeds with spaces between them."""
+        """The selection in a notebook's parameters, where seeds are text such as "0 1 2"."""
         words = seeds.split()
         if not words or not all(word.isdecimal() for word in words):
             raise ConfigError(
@@ -376,7 +382,7 @@ class Selection:
         return cls(data, tuple(map(int, words)))
 
     def on_data(self, base: RunConfig) -> RunConfig:
-        """A plan's base on the chosen data set, with as many images a class."""
+        """A plan's base run on the selected data set, with the same number of images per class."""
         if self.data in ("", base.data.name):
             return base
         if base.data.name == "fashion_mnist_mini" and base.data.train_per_class is None:

@@ -1,4 +1,4 @@
-"""Where and in which precision: the defaults per device, and a description for cards."""
+"""Device and precision: the default of each, and a device's description for cards."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from crat.names import ConfigError
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, else the first GPU, else the CPU; raises ConfigError where it is not
-    there.
+    """The device asked for; None: the first GPU, or the CPU where there is no GPU.
+
+    Raises ConfigError where the device cannot be used.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -30,7 +31,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> str:
-    """What "auto" means: bfloat16 where the device multiplies it in hardware, else float32."""
+    """The dtype of "auto": bfloat16 where the device multiplies it in hardware, else float32."""
     if dtype != "auto":
         return dtype
     if device.type == "cuda":
@@ -40,33 +41,39 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
-    """The search and training context of a resolved dtype; predictions that count are made
-    outside it, in float32.
+    """The autocast context of a resolved dtype, for training and for the search of examples.
+
+    Predictions that count are made outside it, in float32.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """Within: float32 is float32. GPUs round it to TF32 in convolutions unless told otherwise."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    """Keeps GPUs from rounding float32 to TF32, their default in convolutions, in the context."""
+    convolutions = torch.backends.cudnn.allow_tf32
+    products = torch.backends.cuda.matmul.allow_tf32
     try:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.backends.cuda.matmul.allow_tf32 = products
 
 
 def compiled(model: nn.Module) -> nn.Module:
-    """torch.compile for training: the same network in train and eval mode, with and without
-    parameter gradients, on a full and a short batch are more variants than torch keeps by default.
+    """The network under torch.compile, for training.
+
+    Train and eval mode, with and without parameter gradients, a full and a short batch make more
+    variants than torch's default limit, which is raised here.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(model)  # type: ignore[return-value]
 
 
 def describe(device: torch.device) -> str:
-    """A line for cards, such as "AMD EPYC, 2 threads" or a GPU's name."""
+    """The name of a device for cards, such as "AMD EPYC, 2 threads", or a GPU's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

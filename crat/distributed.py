@@ -1,19 +1,18 @@
-"""Several processes, one training: `torchrun --nproc-per-node 2 -m crat train ...`. Alone,
-everything here is a no-op.
+"""One training in several processes: `torchrun --nproc-per-node 2 -m crat train ...`.
 
-Every rank walks through the same global batches and takes its share of each. What a pass or a loss
-takes from its batch as a whole it takes from the whole batch, all ranks' shares together:
-BatchNorm's mean and variance, forward and backward, in training and in attacks
-(crat.training.whole_batch), and through `whole` the class means of FAAL and CODAT, FRL's weighted
-means and REAT's pairs of images. Random numbers (starts, noise, dropout, label augmentation's
-operations) are those of the image's place in the whole batch. Weights, BatchNorm's statistics,
-class statistics and files are then those of the single process, up to the rounding of sums; so the
-number of processes is no part of a run's key. What ranks decide (gates, policies, the best epoch)
-they decide by rank 0's validation.
+In a single process nothing here has an effect. Every rank walks through the same global batches and
+takes its share of each. Statistics of a batch are those of the whole batch, all ranks' shares
+together: BatchNorm's mean and variance, forward and backward, in training and in attacks
+(crat.training.whole_batch), and by `whole` the class means of FAAL and CODAT, FRL's weighted means
+and REAT's pairs of images. Random numbers (starts, noise, dropout, label augmentation's operations)
+are those of the image's place in the whole batch. Weights, BatchNorm's statistics, class statistics
+and files then equal those of a single process, up to the rounding of sums; so the number of
+processes is no part of a run's key. Gates, policies and the best epoch are decided by rank 0's
+validation.
 
-Gradients are averaged in one message behind the backward pass: an update has a dozen passes, so
-overlapping it with one of them gains little, and the attack and losses of several passes need no
-care for DistributedDataParallel's hooks. Nothing here waits for the device but the ends of epochs.
+Gradients are averaged in one message after the backward pass. An update has a dozen passes, so
+overlapping the message with one of them gains little, and attacks and losses of several passes need
+no care for DistributedDataParallel's hooks. Only the ends of epochs wait for the device.
 """
 
 from __future__ import annotations
@@ -33,24 +32,25 @@ from crat.config import ConfigError
 
 
 def rank() -> int:
-    """This process's number, 0 alone."""
+    """The number of this process; 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def join(device: torch.device) -> torch.device:
-    """Joins the group that torchrun started, if one did; the device of this rank.
+    """Joins the group of processes, if torchrun started one; returns the device of this rank.
 
     Raises ConfigError where a machine has fewer GPUs than processes.
     """
     if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() or dist.is_initialized():
         return device
     if device.type == "cuda":
-        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        local = int(os.environ["LOCAL_RANK"])
+        gpus = torch.cuda.device_count()
         if local >= gpus:
             raise ConfigError(
                 f"process {local} of this machine has no GPU, for it has {gpus}: start one process "
@@ -65,10 +65,9 @@ def join(device: torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def failing_alone(but: type[Exception]) -> Iterator[None]:
-    """Within, a rank that fails leaves the group at once, so that the others fail, too, instead of
-    waiting for it.
+    """Lets a rank that fails leave the group at once, so that the others fail instead of waiting.
 
-    but: an error that all ranks raise together.
+    but: an error that all ranks raise together, after which none leaves early.
     """
     try:
         yield
@@ -80,11 +79,10 @@ def failing_alone(but: type[Exception]) -> Iterator[None]:
 
 
 def leave(*, alone: bool = False) -> None:
-    """Ends the group once all ranks are here: one that went first would take away what the others
-    still wait on.
+    """Ends the group once all ranks have come here, for an earlier end would fail the others.
 
-    alone: at once, for this rank has failed, and the others wait for messages that will not come:
-    they fail by it.
+    alone: end it at once, because this rank has failed; the others, which wait for its messages,
+    then fail, too.
     """
     if dist.is_initialized():
         with contextlib.suppress(RuntimeError):  # another rank died
@@ -95,11 +93,12 @@ def leave(*, alone: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """What a rank has of a global batch of `total` images.
+    """The share of a rank in a global batch of `total` images.
 
-    own (n,): the places of its images. weight: of its mean loss in the average over ranks, n world
-    / total. A rank for which no image is left passes the first one with weight 0, for the others
-    wait for its messages; it counts nowhere.
+    own: the places of its images in the batch, (n,).
+    weight: of its mean loss in the average over ranks, n world / total.
+    A rank without images processes the first image with weight 0, because the others wait for its
+    messages; it enters no sum.
     """
 
     own: Tensor
@@ -108,9 +107,7 @@ class Part:
 
 
 def share(batch_size: int, device: torch.device) -> Part:
-    """This rank's part of a batch: every image is one rank's, and the parts differ by at most
-    one image.
-    """
+    """The part of this rank in a batch; parts are disjoint and differ by at most one image."""
     own = torch.arange(batch_size, device=device)[rank() :: world()]
     if len(own) == 0:
         return Part(torch.zeros(1, dtype=torch.long, device=device), batch_size, 0.0)
@@ -121,15 +118,16 @@ _in_hand: Part | None = None
 
 
 def in_hand() -> Part | None:
-    """This rank's part of the batch that is being trained on; None between batches, and alone."""
+    """The part of this rank in the present batch; None between batches and in a single process."""
     return _in_hand
 
 
 @contextlib.contextmanager
 def sharing(part: Part) -> Iterator[None]:
-    """Within, all ranks train on one batch, this one on its own share of it."""
+    """Makes `part` this rank's share of the present batch, in the context."""
     global _in_hand
-    before, _in_hand = _in_hand, part
+    before = _in_hand
+    _in_hand = part
     try:
         yield
     finally:
@@ -137,24 +135,22 @@ def sharing(part: Part) -> Iterator[None]:
 
 
 def whole(values: Tensor) -> Tensor:
-    """Values (n, ...) of this rank's images -> those (N, ...) of the whole batch, in its order;
-    alone, as they are.
+    """The values (N, ...) of the whole batch, in its order, from those (n, ...) of this rank.
 
-    For losses that are no mean over images: all ranks must call it equally often. Its gradient is
-    that of the sum of all ranks' losses. Floats or integers, not bool.
+    In a single process, the values as they are. For losses that are no mean over images; all ranks
+    must call it equally often. Its gradient is that of the sum of all ranks' losses.
+    values: floats or integers, not bool.
     """
     return values if _in_hand is None else _Whole.apply(values, _in_hand)  # type: ignore[no-untyped-call]
 
 
 def places(y: Tensor) -> Tensor:
-    """The place of each image of y (n,) in its whole batch, (n,)."""
+    """The place in the whole batch of each image of this rank, whose labels are y: (n,) -> (n,)."""
     return torch.arange(len(y), device=y.device) if _in_hand is None else _in_hand.own
 
 
 class _Whole(torch.autograd.Function):
-    """Each rank writes its rows into zeros, and the sum over ranks has them all; its adjoint
-    reads them back.
-    """
+    """The rows of all ranks, as the sum of zeros with each rank's rows; backward selects them."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, part: Part) -> Tensor:
@@ -174,9 +170,7 @@ class _Whole(torch.autograd.Function):
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sums over all ranks, one message; without those that have no image of the batch in
-    hand.
-    """
+    """The sums over all ranks, in one message; a rank without images in the batch adds zeros."""
     if world() == 1:
         return list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])
@@ -209,22 +203,22 @@ def smallest(value: Tensor) -> Tensor:
 
 
 def of_first(value: Tensor) -> Tensor:
-    """Rank 0's value, for all: what is computed twice on a GPU may differ in its last digits."""
+    """The value of rank 0, for all: two computations on a GPU may differ in the last digits."""
     if world() > 1:
         dist.broadcast(value, 0)
     return value
 
 
 def decided_by_first(choice: bool, device: torch.device) -> bool:
-    """Rank 0's choice, for all."""
+    """The choice of rank 0, for all."""
     if world() == 1:
         return choice
-    said = torch.tensor(float(choice and rank() == 0), device=device)
-    dist.all_reduce(said)
-    return bool(said)
+    decision = torch.tensor(float(choice and rank() == 0), device=device)
+    dist.all_reduce(decision)
+    return bool(decision)
 
 
 def wait() -> None:
-    """Until all ranks are here."""
+    """Waits until all ranks have come here."""
     if world() > 1:
         dist.barrier()

@@ -36,7 +36,7 @@ NOTEBOOKS = {  # the paper and one question of each notebook
     "04_wei2023_cfa": ("Wei et al. 2023, CFA", "Should each class have its own training margin?"),
     "05_amerehi2025_label_augmentation": (
         "Amerehi and Healy 2025",
-        "Does a label that names the attack narrow the gap?",
+        "Does a label that names an image's change narrow the gap?",
     ),
     "06_all_methods": ("ten trainings", "Which method lifts the worst class, at what cost?"),
     "07_benz2021_universal_class_wise": (

@@ -29,8 +29,9 @@ def pytest_configure(config):
 NOT_NUMERIC = {
     "processes, leases and disks": "batch store training/resume training/checkpoint",
     "files, names and texts": (
-        "audit/imagenet_audit cli data/data data/data_damaged data/data_errors data/imagenet_labels "
-        "data/registry data/sources data/superclasses defenses/methods house keys"
+        "audit/imagenet_audit cli data/data data/data_damaged data/data_errors "
+        "data/imagenet_labels data/registry data/sources data/superclasses defenses/methods house "
+        "keys"
     ),
     "notebooks and their figures": "papers plots",
     "NumPy alone, which the setting of torch's instructions does not reach": "analysis",

@@ -47,10 +47,6 @@ def verdicts(name):
     return [*rows.verdict.value_counts(), decided, rows.p_holm.count(), read_as]
 
 
-def after_holm(name):
-    return claims(name).p_holm
-
-
 @functools.cache
 def printed(name, pattern):
     """The numbers in those printed lines of the committed notebook that the pattern begins."""
@@ -147,9 +143,8 @@ def white_box():
 
 
 def transfer():
-    """What SPAT keeps under examples of the others, and what they cost it."""
-    crafted = 100 * csv("03", "transfer").set_index(["judged", "crafted_on"]).robust_acc["SPAT"]
-    return [*crafted, *(SPAT_CLEAN - crafted)]
+    """What SPAT keeps under examples of each network."""
+    return 100 * csv("03", "transfer").query("judged == 'SPAT'").robust_acc
 
 
 def averages_of_terms():
@@ -379,10 +374,17 @@ def into_shirt():
     return [100 * line[3] / line[1] for line in lines]
 
 
+def travelled():
+    """How many the undefended network's perturbation fools after class-wise training and AT."""
+    rows = 100 * csv("07", "transfer").set_index(["fitted on", "judged"]).fooled["standard"]
+    return rows[["class-wise universal AT", "AT"]]
+
+
 def gained_classes():
-    rows = table("07", "trainings", "method")
+    """What training against one per class gains, then both robust accuracies of the sneaker."""
+    rows = table("07", "trainings", "method")[["universal AT", "class-wise universal AT"]]
     gain = rows["class-wise universal AT"] - rows["universal AT"]
-    return [*gain[["Shirt", "Pullover", "Coat", "Bag"]], rows["class-wise universal AT"]["Sneaker"]]
+    return [*gain[["Shirt", "Pullover", "Coat", "Bag"]], *rows.loc["Sneaker"]]
 
 
 def fifty_to_one():
@@ -450,9 +452,15 @@ def above_the_line():
     return [len(rows), len(rows) + 1, rows[:, 2].min()]
 
 
-def spread(bar, functional, how="std"):
-    rows = 100 * csv("09", "made_of").query("bar == @bar and functional == @functional").value
-    return [rows.std() if how == "std" else rows.max() - rows.min()]
+def made_of(bar, functional):
+    rows = csv("09", "made_of").query("bar == @bar and functional == @functional")
+    return 100 * rows.set_index("seed").value
+
+
+def averaged_seeds():
+    """AT+EMA at its best epoch: average and worst class of each seed, and how far they differ."""
+    values = [made_of("AT+EMA, best", functional) for functional in ("average", "worst")]
+    return [*values[0], *values[1], *map(np.ptp, values)]
 
 
 def see_saw(label):
@@ -463,14 +471,6 @@ def in_steps(method):
     return printed("09", rf"{re.escape(method)} \d+ \d+ -?\d\.\d\d ")
 
 
-# Values of results/ that no figure draws:
-UNDEFENDED = 3.0  # the undefended network of the sweep under PGD and CW
-SPAT_CLEAN = 78.8  # SPAT on the first 1,000 images of the sweep
-# errors at the largest brightening: Adv, Adv+, half clean, smoothing, base
-BRIGHT = (81.3, 76.3, 78.2, 81.1, 42.9)
-BAGS = (33.2, 30.3, 35.2, 31.4, 87.0, 82.2, 86.0, 89.0)  # called a bag, at severity 4 and 5
-# AT of the sweep, seed 0: worst class without and with the bias, average with it
-BIASED = (9.5, 36.5, 66.95)
 ADV = (("accurate", "on clean"), ("robust", "(PGD-20)"))
 TRAININGS = ("standard", "universal AT", "class-wise universal AT", "AT")
 TOPS = ["Shirt", "Pullover", "Coat", "T-shirt/top"]

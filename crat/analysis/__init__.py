@@ -1,4 +1,4 @@
-"""Class-wise numbers and how they are compared: functions of labels and predictions."""
+"""Class-wise numbers, their intervals and comparisons, from labels and predictions."""
 
 __all__ = [
     "calibration",

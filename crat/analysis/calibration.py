@@ -1,9 +1,10 @@
-"""Is a network as often right as it is sure? Logits and labels in, numpy and pandas out. No torch,
-no files.
+"""Calibration: how far a network's confidence is from its accuracy; logits and labels in.
 
 Confidence is the largest softmax probability of the logits (N, K) that decide (of an augmented
-head: the first K). Errors are fractions in [0, 1]. All of them are biased upwards, by the noise of
-each bin's accuracy: compare networks on the same number of images and bins.
+head: the first K).
+Errors are fractions in [0, 1]. All of them are biased upwards by the noise of each bin's accuracy:
+compare networks on the same number of images and bins.
+No torch, no files.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from crat.analysis.metrics import MetricError, checked, class_accuracy
 
 
 def confidence(logits: ArrayLike) -> tuple[NDArray, NDArray]:
-    """The probability of the answer and the answer, (N,) each, from logits (N, K) of any float
-    type.
+    """Probability of the predicted class and the predicted class, (N,) each.
 
+    logits: (N, K), any float type.
     Raises MetricError on another shape and on logits that are not finite.
     """
     logits = np.asarray(logits, float)
     if logits.ndim != 2 or not logits.size:
-        raise MetricError(f"logits are (N, K), not of shape {logits.shape}")
+        raise MetricError(f"logits must be (N, K), not of shape {logits.shape}")
     if not np.isfinite(logits).all():
         raise MetricError("logits must be finite")
     return softmax(logits, 1).max(1), logits.argmax(1)
@@ -35,27 +36,26 @@ def confidence(logits: ArrayLike) -> tuple[NDArray, NDArray]:
 def reliability(
     logits: ArrayLike, y: ArrayLike, *, bins: int = 15, bin_size: int | None = None
 ) -> pd.DataFrame:
-    """The reliability table: a row for each bin that is not empty, columns n, low, high,
-    confidence, accuracy, gap.
+    """Reliability table, a row per non-empty bin: n, low, high, confidence, accuracy, gap.
 
-    low and high are the least and the largest confidence in the bin, gap is accuracy - confidence
-    (below 0: too sure).
-    bins: so many of equal width, (0, 1/bins] and on (Guo et al. 2017); a confidence on an edge is
-    of the bin below.
-    bin_size: instead bins of so many images each in the order of confidence, the last with the
-    remainder too ("adaptive binning", Nguyen and O'Connor 2015). Images of equal confidence share a
-    bin, so their order does not matter. Raises MetricError where labels and logits do not fit, or
-    no bin is asked for.
+    low and high: the least and the largest confidence in the bin.
+    gap: accuracy - confidence; below 0 the network is too sure.
+    bins: the number of bins of equal width, (0, 1/bins] and on (Guo et al. 2017); a confidence on
+        an edge falls into the bin below.
+    bin_size: if given, bins of this many images in the order of confidence instead, the last one
+        with the remainder ("adaptive binning", Nguyen and O'Connor 2015). Images of equal
+        confidence share a bin, so their order does not matter.
+    Raises MetricError where labels and logits do not fit, or bins or bin_size is below 1.
     """
     sure, right = _answers(logits, y)
-    if (bin_size if bin_size is not None else bins) < 1:
-        raise MetricError(f"bins and bin_size are at least 1, not {bins} and {bin_size}")
-    if bin_size is not None:
-        index = np.minimum(
-            np.searchsorted(np.sort(sure), sure) // bin_size, max(sure.size // bin_size, 1) - 1
-        )
-    else:
+    if (bins if bin_size is None else bin_size) < 1:
+        raise MetricError(f"bins and bin_size must be at least 1, not {bins} and {bin_size}")
+    if bin_size is None:
         index = np.searchsorted(np.arange(1, bins) / bins, sure)
+    else:
+        rank = np.searchsorted(np.sort(sure), sure)
+        last = max(sure.size // bin_size, 1) - 1
+        index = np.minimum(rank // bin_size, last)
     groups = pd.DataFrame({"sure": sure, "right": right.astype(float)}).groupby(index)
     columns = {
         "n": ("sure", "size"),
@@ -68,8 +68,9 @@ def reliability(
 
 
 def expected_calibration_error(logits: ArrayLike, y: ArrayLike, *, bins: int = 15) -> float:
-    """ECE: the mean of |accuracy - confidence| over bins of equal width, by their images (Guo et
-    al. 2017, eq. 3).
+    """ECE: mean of |accuracy - confidence| over bins of equal width, weighted by their images.
+
+    Source: Guo et al. 2017, eq. 3.
     """
     table = reliability(logits, y, bins=bins)
     return float(np.average(table.gap.abs(), weights=table.n))
@@ -78,31 +79,33 @@ def expected_calibration_error(logits: ArrayLike, y: ArrayLike, *, bins: int = 1
 def rms_calibration_error(
     logits: ArrayLike, y: ArrayLike, *, bin_size: int = 100, without_last: bool = False
 ) -> float:
-    """Root of the mean squared accuracy - confidence over bins of `bin_size` images (Hendrycks et
-    al. 2019).
+    """Root mean square of accuracy - confidence over bins of `bin_size` images.
 
     This is the RMS error of the corruption literature, in which label augmentation reports.
-    without_last: the surest bin is left out of the sum, though not of N, as in a `calib_err` that
-    circulates (IGITUGraz/RobustModelCompression, utils/calibration_tools.py): it flatters networks
-    that are too sure.
+    without_last: leave the surest bin out of the sum, though not out of N, as a `calib_err` in
+        circulation does (IGITUGraz/RobustModelCompression, utils/calibration_tools.py): it flatters
+        networks that are too sure.
+    Source: Hendrycks et al. 2019.
     """
     table = reliability(logits, y, bin_size=bin_size)
     squares = table.n * table.gap**2
-    return float(np.sqrt(squares[: len(table) - without_last].sum() / table.n.sum()))
+    counted = len(table) - 1 if without_last else len(table)
+    return float(np.sqrt(squares[:counted].sum() / table.n.sum()))
 
 
 def class_calibration(
     logits: ArrayLike, y: ArrayLike, classes: Sequence[str], *, bins: int = 15
 ) -> pd.DataFrame:
-    """A row for each true class: n, accuracy, confidence, gap = accuracy - confidence, and ece; nan
-    for an absent one.
+    """Calibration of each true class, a row each: n, accuracy, confidence, gap, ece.
 
-    A network that is calibrated on the whole may be too sure on hard classes and not sure enough on
-    easy ones.
+    gap: accuracy - confidence. An absent class has nan.
+    A network calibrated on the whole may be too sure on hard classes and not sure enough on easy
+    ones.
     """
     sure, right = _answers(logits, y, len(classes))
     logits, y = np.asarray(logits), np.asarray(y)
-    accuracy, mean = class_accuracy(y, right, len(classes)), np.full(len(classes), np.nan)
+    accuracy = class_accuracy(y, right, len(classes))
+    mean = np.full(len(classes), np.nan)
     ece = mean.copy()
     for k in np.unique(y):
         mean[k] = sure[y == k].mean()

@@ -1,7 +1,7 @@
-"""A paper's statement, its number, ours, and the verdict.
+"""Claims of the papers, our estimates of them, and the verdicts.
 
-`decide` joins an `Estimate` (crat.analysis.comparisons) to a `Claim`, whose direction its sign is
-read against; `settle` applies Holm inside each family. Fractions, not percent.
+`decide` joins an `Estimate` (crat.analysis.comparisons) to a `Claim`, whose direction gives the
+sign; `settle` applies Holm's correction inside each family. Fractions, not percent.
 """
 
 from __future__ import annotations
@@ -62,11 +62,14 @@ NUMBERS = ["value", "low", "high", "p", "detectable", "df", "p_holm"]
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says, declared before the number is seen.
+    """A statement of a paper, declared before our number is seen.
 
-    direction is the sign claimed ("greater" or "less" than 0) for A - B, a correlation, or a share
-    minus its reference; number is the paper's own, as printed; smallest_difference is needed unless
-    the functional is in SMALLEST.
+    direction: the sign claimed ("greater" or "less" than 0) for A - B, for a correlation, or for a
+        share minus its reference.
+    number: the paper's number as printed.
+    smallest_difference: the smallest difference that matters; needed unless the functional is in
+        SMALLEST.
+    Raises ClaimError on another direction or setting, or without a smallest difference above 0.
     """
 
     paper: str
@@ -81,15 +84,12 @@ class Claim:
 
     def __post_init__(self) -> None:
         for name, allowed in (("direction", ("greater", "less")), ("setting", SETTINGS)):
-            if getattr(self, name) not in allowed:
-                raise ClaimError(
-                    f"{name} {getattr(self, name)!r}: it is {allowed[0]!r} or {allowed[1]!r}"
-                )
-        smallest = (
-            SMALLEST.get(self.functional, nan)
-            if isnan(self.smallest_difference)
-            else self.smallest_difference
-        )
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ClaimError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")
+        smallest = self.smallest_difference
+        if isnan(smallest):
+            smallest = SMALLEST.get(self.functional, nan)
         if not smallest > 0:
             raise ClaimError(
                 f"{self.functional!r} needs a smallest_difference above 0; built in: {SMALLEST}"
@@ -99,8 +99,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and its estimate (None: not run); p_holm is set by `settle`, until then the plain
-    p counts.
+    """A claim with its estimate (None: not run).
+
+    p_holm: set by `settle`; until then the plain p counts.
     """
 
     claim: Claim
@@ -116,15 +117,18 @@ class Verdict:
             return "undecided"  # two checkpoints say nothing about two methods
         sign = 1 if self.claim.direction == "greater" else -1
         low, high = sorted((sign * self.estimate.low, sign * self.estimate.high))
-        found = (self.estimate.p if isnan(self.p_holm) else self.p_holm) < 1 - LEVEL
-        if found and (low > 0 or high < 0):
+        p = self.estimate.p if isnan(self.p_holm) else self.p_holm
+        if p < 1 - LEVEL and (low > 0 or high < 0):
             return "supported" if low > 0 else "reversed"
-        return "no effect" if max(-low, high) < self.claim.smallest_difference else "undecided"
+        largest = max(-low, high)
+        return "no effect" if largest < self.claim.smallest_difference else "undecided"
 
 
 def decide(claim: Claim, estimate: Estimate | None) -> Verdict:
-    """The verdict before Holm; raises ClaimError for a published number met with another
-    selection or attack.
+    """The verdict on a claim before Holm's correction.
+
+    Raises ClaimError where a published number would be compared in another setting (selection or
+    attack) than the paper's.
     """
     if estimate and estimate.kind == "published" and claim.setting != SETTINGS[0]:
         raise ClaimError(
@@ -135,44 +139,50 @@ def decide(claim: Claim, estimate: Estimate | None) -> Verdict:
 
 
 def holm(p: ArrayLike) -> NDArray:
-    """Holm's adjusted p-values; nan stays nan and is not counted. Holm 1979 (Scand. J. Statist.
-    6).
+    """Holm's adjusted p-values; nan stays nan and is not counted.
+
+    Source: Holm 1979 (Scand. J. Statist. 6).
     """
     p = np.asarray(p, float)
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]
     adjusted = np.full(p.shape, nan)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1)), 1)
+    steps = p[order] * np.arange(order.size, 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted
 
 
 def settle(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The same verdicts with p_holm by Holm inside each family; what was not run or has one seed
-    is no test.
+    """The same verdicts with p_holm, by Holm's correction inside each family.
+
+    A claim that was not run or has one seed is not counted as a test.
     """
-    p = np.array(
-        [v.estimate.p if v.estimate and v.estimate.kind != "checkpoints" else nan for v in verdicts]
-    )
+    p = np.array([_tested_p(v) for v in verdicts])
     families = np.array([v.claim.family for v in verdicts])
     for family in set(families):
         p[families == family] = holm(p[families == family])
     return [replace(v, p_holm=float(q)) for v, q in zip(verdicts, p, strict=True)]
 
 
+def _tested_p(verdict: Verdict) -> float:
+    """The p that enters Holm's correction; nan where no test was made."""
+    estimate = verdict.estimate
+    if estimate is None or estimate.kind == "checkpoints":
+        return nan
+    return estimate.p
+
+
 def claims_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """A row per claim, Holm applied: what the paper says, its number, ours with its interval,
-    the verdict.
-    """
+    """Table of claims after Holm's correction: statement, paper's number, estimate, verdict."""
     nothing = Estimate(nan, nan, nan, nan, kind="")
-    return pd.DataFrame(
-        asdict(v.claim) | asdict(v.estimate or nothing) | {"p_holm": v.p_holm, "verdict": v.verdict}
-        for v in settle(verdicts)
-    )
+    rows = []
+    for v in settle(verdicts):
+        row = asdict(v.claim) | asdict(v.estimate or nothing)
+        rows.append(row | {"p_holm": v.p_holm, "verdict": v.verdict})
+    return pd.DataFrame(rows)
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table "paper / ours / verdict" from `claims_table`; fractions of POINTS are written in
-    points.
-    """
+    """Markdown table "paper / ours / verdict" of a `claims_table`; POINTS are in points."""
     lines = ["| the paper says | its number | ours | verdict | setting |", "|---|---|---|---|---|"]
     for row in table.itertuples():
         cells = (
@@ -182,51 +192,55 @@ def markdown(table: pd.DataFrame) -> str:
             row.verdict,
             row.setting,
         )
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+        escaped = [str(cell).replace("|", "\\|") for cell in cells]
+        lines.append(f"| {' | '.join(escaped)} |")
     return "\n".join(lines) + "\n"
 
 
 def ours(row: Any) -> str:
-    """A row's estimate in words: "+16.1 [10.1, 22.1] points"; and, where it is undecided, why.
+    """A row's estimate in words, "+16.1 [10.1, 22.1] points", with the reason if undecided.
 
-    That is one seed, or an interval that Holm's correction does not let pass, or what would have
-    been detected.
+    The reason is one seed, an interval that Holm's correction does not let pass, or the difference
+    that would have been detected.
     """
     if row.verdict == "not run":
         return "-"
-    scale, unit, form = (100, " points", ".1f") if row.functional in POINTS else (1, "", ".3f")
-    value, *low_high, seen = (
-        round(scale * v, 6) for v in (row.value, row.low, row.high, row.detectable)
-    )
-    text = f"{value:+{form}} [{', '.join(f'{v:{form}}' for v in low_high)}]{unit}"
+    in_points = row.functional in POINTS
+
+    def number(value: float, sign: str = "") -> str:
+        if in_points:
+            return f"{round(100 * value, 6):{sign}.1f}"
+        return f"{round(value, 6):{sign}.3f}"
+
+    text = f"{number(row.value, '+')} [{number(row.low)}, {number(row.high)}]"
+    if in_points:
+        text += " points"
     if row.verdict != "undecided":
         return text
     if row.kind == "checkpoints":
         return f"{text}, one seed"
     if row.p < 1 - LEVEL:
         return f"{text}, p {row.p_holm:.3f} after Holm"
-    return text if isnan(seen) else f"{text}, detectable {seen:{form}}"
+    return text if isnan(row.detectable) else f"{text}, detectable {number(row.detectable)}"
 
 
 def write(verdicts: Sequence[Verdict], path: str | Path) -> None:
-    """The claims table as JSON records (nan is null), replaced in one step: a reader never sees
-    half a file.
-    """
-    write_text(
-        Path(path), claims_table(verdicts).to_json(orient="records", indent=1, double_precision=15)
-    )
+    """Writes the claims table as JSON records (nan is null), atomically."""
+    table = claims_table(verdicts)
+    write_text(Path(path), table.to_json(orient="records", indent=1, double_precision=15))
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """The table that `write` wrote; raises ClaimError in one line where it is missing or damaged.
+    """The table that `write` wrote.
 
-    One that lies in results/ is as it was published, or a StoreError.
+    Raises ClaimError where it is missing or damaged, StoreError where it lies in results/ and is
+    not as it was published.
     """
-    if published_home() in Path(path).resolve().parents and Path(path).exists():
-        as_published(Path(path).resolve(), published_home())
+    file, published = Path(path).resolve(), published_home()
+    if published in file.parents and file.exists():
+        as_published(file, published)
     try:
-        return pd.DataFrame(json.loads(Path(path).read_text())).astype(
-            dict.fromkeys(NUMBERS, float)
-        )
+        table = pd.DataFrame(json.loads(Path(path).read_text()))
+        return table.astype(dict.fromkeys(NUMBERS, float))
     except (OSError, ValueError, KeyError) as error:
         raise ClaimError(f"no claims table in {path} ({error}): run its notebook again") from None

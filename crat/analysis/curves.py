@@ -1,6 +1,4 @@
-"""Curves over the radius: minimal radii per image in, accuracies out. As metrics: numpy, no
-torch, no files.
-"""
+"""Accuracy over the attack's radius, from the minimal radius of each image; no torch, no files."""
 
 from __future__ import annotations
 
@@ -13,12 +11,13 @@ from crat.analysis.metrics import MetricError, checked, class_accuracy
 def robust_accuracy_over_eps(
     y: ArrayLike, radius: ArrayLike, eps: ArrayLike, n_classes: int
 ) -> NDArray:
-    """Robust accuracy R_k of each class at each radius, (len(eps), n_classes), nan for an absent
-    class.
+    """Robust accuracy R_k of each class at each radius, (E, n_classes); nan for an absent class.
 
-    y (N,) labels; radius (N,), the smallest eps that breaks each image (0: wrong when clean, inf:
-    never), as `attacks.minimal_radius` gives it; eps (E,), not above the largest radius that was
-    tried. An image counts at eps where its radius is larger, so eps = 0 gives clean accuracy.
+    y: (N,) labels.
+    radius: (N,), the smallest eps that breaks each image (0: wrong when clean, inf: never), as
+        `attacks.minimal_radius` gives it.
+    eps: (E,), not above the largest radius that was tried.
+    An image counts at eps where its radius is larger, so eps = 0 gives clean accuracy.
     Raises MetricError on a negative or nan radius or eps.
     """
     y, radius = checked(y, radius, n_classes=n_classes)

@@ -1,14 +1,15 @@
-"""Accuracy under a long tail: balanced over classes, and in the head, the medium and the tail of
-the training counts.
+"""Accuracy under a long tail: balanced, and in the head, medium and tail of the training counts.
 
-Pure, as crat.analysis.metrics: labels, predictions and training counts in, numpy and pandas out.
-Every class counts the same, however many test images it has; a class without any has no accuracy
-and is left out.
+Labels, predictions and training counts in, numpy and pandas out; no torch, no files. Every class
+counts the same, however many test images it has; a class without any has no accuracy and is left
+out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,25 +29,30 @@ GROUPS = ("head", "medium", "tail")
 
 
 def groups(class_counts: ArrayLike, edges: tuple[float, float] | None = None) -> NDArray:
-    """The group of each class, (K,) of "head", "medium", "tail", by its training images (K,), in
-    any order.
+    """Group of each class, (K,) of "head", "medium", "tail", by its number of training images.
 
-    edges None: thirds of the classes by rank, the middle one the larger where K is no multiple of 3
-    (K = 2: none); ties keep the order of the labels. edges (low, high): tail below `low` images,
-    head above `high`; (20, 100) are those of Liu et al. 2019 (Open long-tailed recognition). Raises
-    MetricError on negative counts, or where low is above high.
+    class_counts: (K,), in any order.
+    edges: None for thirds of the classes by rank, the middle one the larger where K is no multiple
+        of 3 (K = 2: none); ties follow the order of the labels. (low, high): tail below `low`
+        images, head above `high`; (20, 100) are those of Liu et al. 2019 (Open long-tailed
+        recognition).
+    Raises MetricError on negative counts, or where low is above high.
     """
     counts = np.asarray(class_counts, float)
     if counts.ndim != 1 or counts.size == 0 or not (counts >= 0).all():
-        raise MetricError(f"class_counts is a non-empty vector of counts, not {class_counts!r}")
+        raise MetricError(
+            f"class_counts must be a non-empty vector of counts, not {class_counts!r}"
+        )
     if edges is not None:
         low, high = edges
         if not low <= high:
-            raise MetricError(f"edges are (low, high) with low <= high, not {edges!r}")
-        return np.where(counts < low, "tail", np.where(counts > high, "head", "medium"))
-    rank = np.argsort(np.argsort(-counts, kind="stable"))
-    third = max(1, counts.size // 3)
-    return np.where(rank < third, "head", np.where(rank >= counts.size - third, "tail", "medium"))
+            raise MetricError(f"edges must be (low, high) with low <= high, not {edges!r}")
+        in_head, in_tail = counts > high, counts < low
+    else:
+        rank = np.argsort(np.argsort(-counts, kind="stable"))
+        third = max(1, counts.size // 3)
+        in_head, in_tail = rank < third, rank >= counts.size - third
+    return np.select([in_head, in_tail], ["head", "tail"], "medium")
 
 
 def balanced_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArray:
@@ -57,20 +63,23 @@ def balanced_accuracy(y: ArrayLike, correct: ArrayLike, n_classes: int) -> NDArr
 
 
 def mean_interval(k: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of the proportions k / n of several classes, (K,) each, and an interval of it; nan where
-    all n are 0.
+    """Mean of the proportions k / n of several classes with its interval; nan where all n are 0.
 
-    Recovered from Wilson's limits l_k, u_k of each class: m - |p - l| / K to m + |u - p| / K, |.|
-    Euclidean (Zou and Donner 2008, Statistics in Medicine 27). Classes may have different n; for a
-    single one it is Wilson's interval.
+    k, n: (K,) each; classes may have different n.
+    The interval is recovered from Wilson's limits l_k, u_k of each class: m - |p - l| / K to m + |u
+    - p| / K, |.| Euclidean; for a single class it is Wilson's.
+    Source: Zou and Donner 2008 (Statistics in Medicine 27).
     """
     k, n = np.asarray(k, float), np.asarray(n, float)
     k, n = k[n > 0], n[n > 0]
     if not n.size:
-        return (float("nan"),) * 3
-    p, (low, high) = k / n, wilson(k, n, level)
-    below, above = (np.sqrt(((p - limit) ** 2).sum()) / n.size for limit in (low, high))
-    return float(p.mean()), max(float(p.mean() - below), 0.0), min(float(p.mean() + above), 1.0)
+        return nan, nan, nan
+    p = k / n
+    low, high = wilson(k, n, level)
+    below = np.sqrt(((p - low) ** 2).sum()) / n.size
+    above = np.sqrt(((p - high) ** 2).sum()) / n.size
+    mean = p.mean()
+    return float(mean), max(float(mean - below), 0.0), min(float(mean + above), 1.0)
 
 
 def group_table(
@@ -80,39 +89,32 @@ def group_table(
     class_counts: ArrayLike,
     named: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """A row per (attack, group): classes, train_n, n (test images), accuracy with its 95 % interval
-    [low, high].
+    """A row per (attack, group): classes, train_n, n, accuracy with its 95 % interval [low, high].
 
-    Accuracy is the balanced one of the group's classes, of images right when clean and under the
-    attack (attack "clean" is none, "union" all together); group "all" is that of all classes. named
-    (K,): the group of each class, None: as `groups` gives it; each name that occurs gets a row,
-    head, medium and tail first.
+    n: the group's test images.
+    accuracy: the balanced one of the group's classes, of images right when clean and under the
+        attack; attack "clean" is none, "union" all together; group "all" is all classes.
+    named: (K,) the group of each class, None for those of `groups`; each name that occurs gets a
+        row, head, medium and tail first.
+    Raises MetricError where named has another length.
     """
     counts = np.asarray(class_counts)
-    of = groups(counts) if named is None else np.asarray(named)
-    if of.shape != counts.shape:
-        raise MetricError(f"{counts.size} classes but {of.size} groups")
+    group_of = groups(counts) if named is None else np.asarray(named)
+    if group_of.shape != counts.shape:
+        raise MetricError(f"{counts.size} classes but {group_of.size} groups")
     y, clean_pred = checked(y, clean_pred, n_classes=counts.size)
-    n, rows = np.bincount(y, minlength=counts.size), []
-    present = [*(g for g in GROUPS if g in of), *sorted(set(of.tolist()) - set(GROUPS))]
+    n = np.bincount(y, minlength=counts.size)
+    others = set(group_of.tolist()) - set(GROUPS)
+    names = [name for name in GROUPS if name in group_of] + sorted(others)
+    rows = []
     for attack, correct in outcomes(y, clean_pred, attacks).items():
         right = np.bincount(y, correct, counts.size)
-        for name in [*present, "all"]:
-            own = np.ones(of.shape, bool) if name == "all" else of == name
-            accuracy, low, high = mean_interval(right[own], n[own])
-            sizes = {
-                "classes": int(own.sum()),
-                "train_n": int(counts[own].sum()),
-                "n": int(n[own].sum()),
-            }
-            rows.append(
-                {
-                    "attack": attack,
-                    "group": name,
-                    **sizes,
-                    "accuracy": accuracy,
-                    "low": low,
-                    "high": high,
-                }
-            )
+        for name in [*names, "all"]:
+            members = np.ones(group_of.shape, bool) if name == "all" else group_of == name
+            row: dict[str, Any] = {"attack": attack, "group": name}
+            row["classes"] = int(members.sum())
+            row["train_n"] = int(counts[members].sum())
+            row["n"] = int(n[members].sum())
+            interval = mean_interval(right[members], n[members])
+            rows.append(row | dict(zip(("accuracy", "low", "high"), interval, strict=True)))
     return pd.DataFrame(rows)

@@ -1,16 +1,17 @@
-"""Corruption errors and mCE, also class by class: labels and predictions in, pandas out. No torch,
-no files.
+"""Corruption errors and mCE, overall and by class; labels and predictions in, pandas out.
 
-Hendrycks and Dietterich 2019 (arXiv:1903.12261), section 4. Errors are fractions in [0, 1] over
-images (a class counts by its images, as there). Predictions come by the name "corruption-severity",
-as corruption_battery names them. A corruption of the fifteen that nobody evaluated is a row of nan,
-and `mce` names it under `left_out`.
+Errors are fractions in [0, 1] over images (a class counts by its images, as in the source).
+Predictions come by the name "corruption-severity", as corruption_battery names them. A corruption
+of the fifteen that was not evaluated is a row of nan, and `mce` names it under `left_out`. No
+torch, no files.
+Source: Hendrycks and Dietterich 2019 (arXiv:1903.12261), section 4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import nan
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -41,109 +42,107 @@ CLEAN = "clean"  # with severity 0: the row of the error without corruption
 def corruption_errors(
     y: ArrayLike, clean_pred: ArrayLike, preds: Mapping[str, ArrayLike]
 ) -> pd.DataFrame:
-    """A row for the clean images and for each corruption and severity: error, and Wilson's 95 %
-    (low, high).
+    """Error and Wilson's 95 % (low, high) of the clean images and of each corruption and severity.
 
-    y and predictions (N,); other names than "corruption-severity" raise MetricError, and so do
-    lengths that differ.
+    y and predictions: (N,).
+    preds: by the name "corruption-severity".
+    Raises MetricError on another name and on lengths that differ.
     """
     rows = []
     for (name, severity), pred in _named(clean_pred, preds).items():
         labels, answers = checked(y, pred)
         wrong, n = int((answers != labels).sum()), len(labels)
         low, high = wilson(wrong, n)
-        found = {"error": wrong / n, "low": float(low), "high": float(high)}
-        rows.append({"corruption": name, "severity": severity, **found})
+        row = {"corruption": name, "severity": severity, "error": wrong / n}
+        rows.append(row | {"low": float(low), "high": float(high)})
     return pd.DataFrame(rows)
 
 
 def class_corruption_errors(
     y: ArrayLike, clean_pred: ArrayLike, preds: Mapping[str, ArrayLike], classes: Sequence[str]
 ) -> pd.DataFrame:
-    """As `corruption_errors`, a row per class as well: class, n, error (by the class's own
-    count; absent: nan).
+    """Error of each class by corruption and severity, a row each: class, n, error.
+
+    error: by the class's count; nan for an absent class. Arguments as in `corruption_errors`.
     """
     rows = []
     for (name, severity), pred in _named(clean_pred, preds).items():
         labels, answers = checked(y, pred, n_classes=len(classes))
-        error = 1 - class_accuracy(labels, answers == labels, len(classes))
-        what = {
+        columns = {
+            "corruption": name,
+            "severity": severity,
             "class": list(classes),
             "n": np.bincount(labels, minlength=len(classes)),
-            "error": error,
+            "error": 1 - class_accuracy(labels, answers == labels, len(classes)),
         }
-        rows.append(pd.DataFrame({"corruption": name, "severity": severity, **what}))
+        rows.append(pd.DataFrame(columns))
     return pd.concat(rows, ignore_index=True)
 
 
 def by_corruption(errors: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
-    """A row per corruption: error (mean over severities), relative_error (the same less the clean
-    error), CE, rel_CE.
+    """A row per corruption: error (mean over severities), relative_error, CE, rel_CE.
 
-    CE = sum_s E / sum_s E of the baseline; rel_CE = sum_s (E - clean) / sum_s (E - clean) of the
-    baseline: the paper's ratios, 1 = as bad as the baseline (there AlexNet's, times 100); without a
-    baseline they are nan, as they are where it never errs (or never gets worse). The fifteen come
-    first, those not evaluated as nan. errors, baseline: tables of `corruption_errors`. Raises
-    MetricError unless every corruption has the same severities, in both tables.
+    relative_error: error - clean error.
+    CE: sum_s E / sum_s E of the baseline.
+    rel_CE: sum_s (E - clean) / sum_s (E - clean) of the baseline.
+    CE and rel_CE are the paper's ratios, 1 = as bad as the baseline (there AlexNet's, times 100);
+    they are nan without a baseline, and where it never errs (or never gets worse).
+    The fifteen corruptions come first, those not evaluated as nan.
+    errors, baseline: tables of `corruption_errors`.
+    Raises MetricError unless every corruption has the same severities, in both tables.
     """
-    means, clean, severities = _means(errors)
-    names = [*CORRUPTIONS, *(name for name in means.index if name not in CORRUPTIONS)]
-    table = pd.DataFrame({"error": means.reindex(names)})
-    table["relative_error"] = table["error"] - clean
+    means = _means(errors)
+    extras = [name for name in means.error.index if name not in CORRUPTIONS]
+    names = [*CORRUPTIONS, *extras]
+    table = pd.DataFrame({"error": means.error.reindex(names)})
+    table["relative_error"] = table["error"] - means.clean
     table["CE"] = table["rel_CE"] = nan
     if baseline is not None:
-        theirs, their_clean, their_severities = _means(baseline)
-        if missing := sorted(set(means.index) - set(theirs.index)):
-            raise MetricError(
-                f"the baseline lacks {', '.join(missing)}: a mean over other corruptions is "
-                f"another mCE"
-            )
-        if severities != their_severities:
-            raise MetricError(f"severities {severities}, but {their_severities} of the baseline")
-        theirs = theirs.reindex(names)
-        table["CE"] = table["error"] / theirs.where(theirs > 0)
-        worse = theirs - their_clean
-        table["rel_CE"] = table["relative_error"] / worse.where(worse != 0)
+        base = _means(baseline)
+        _must_match(means, base)
+        base_error = base.error.reindex(names)
+        table["CE"] = table["error"] / base_error.where(base_error > 0)
+        increase = base_error - base.clean
+        table["rel_CE"] = table["relative_error"] / increase.where(increase != 0)
     return table.rename_axis("corruption").reset_index()
 
 
 def mce(errors: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.Series:
-    """clean_error, mean_error (mCE without a baseline, as usual on CIFAR-10-C), mCE, relative_mCE
-    and what is in them.
+    """Summary over corruptions: clean_error, mean_error, mCE, relative_mCE, and which are included.
 
-    Means over the corruptions evaluated; corruptions: how many; left_out: those of the fifteen that
-    are not among them (mCE without frost is not mCE with it); extras: those beyond the fifteen,
-    which enter no mean.
+    mean_error: mCE without a baseline, as usual on CIFAR-10-C.
+    corruptions: how many of the fifteen were evaluated; the means are over these.
+    left_out: those of the fifteen that were not (mCE without frost is not mCE with it).
+    extras: corruptions beyond the fifteen, which enter no mean.
     """
     table = by_corruption(errors, baseline).set_index("corruption")
-    ours, absent = table.loc[list(CORRUPTIONS)], table["error"].isna()
-    found = ours[["error", "CE", "rel_CE"]].mean(skipna=True)
+    fifteen = table.loc[list(CORRUPTIONS)]
+    evaluated = fifteen["error"].notna()
+    means = fifteen[["error", "CE", "rel_CE"]].mean(skipna=True)
     # a ratio to 0 leaves no mean of ratios
-    undefined = ours[["CE", "rel_CE"]][ours["error"].notna()].isna().any()
+    undefined = fifteen[["CE", "rel_CE"]][evaluated].isna().any()
     values = {
-        "clean_error": _means(errors)[1],
-        "mean_error": found["error"],
-        "mCE": nan if undefined["CE"] else found["CE"],
-        "relative_mCE": nan if undefined["rel_CE"] else found["rel_CE"],
-        "corruptions": int(ours["error"].notna().sum()),
-        "left_out": ", ".join(name for name in CORRUPTIONS if absent[name]),
+        "clean_error": _means(errors).clean,
+        "mean_error": means["error"],
+        "mCE": nan if undefined["CE"] else means["CE"],
+        "relative_mCE": nan if undefined["rel_CE"] else means["rel_CE"],
+        "corruptions": int(evaluated.sum()),
+        "left_out": ", ".join(name for name in CORRUPTIONS if not evaluated[name]),
         "extras": ", ".join(name for name in table.index if name not in CORRUPTIONS),
     }
     return pd.Series(values)
 
 
 def class_mce(errors: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
-    """`mce` of each class, from tables of `class_corruption_errors`: a row per class, in the
-    classes' order.
-    """
+    """`mce` of each class, a row each, from tables of `class_corruption_errors`."""
     rows = []
-    for name, own in errors.groupby("class", sort=False):
-        theirs = None if baseline is None else baseline[baseline["class"] == name]
-        found = mce(own, theirs)
-        # an absent class: what is left out are corruptions, not its images
-        if own["error"].isna().all():
-            found["left_out"] = mce(own.fillna({"error": 0.0}), None)["left_out"]
-        rows.append({"class": name, "n": int(own["n"].iloc[0]), **found})
+    for name, part in errors.groupby("class", sort=False):
+        base = None if baseline is None else baseline[baseline["class"] == name]
+        row = mce(part, base)
+        # an absent class has no error: the corruptions left out are read from the rows alone
+        if part["error"].isna().all():
+            row["left_out"] = mce(part.fillna({"error": 0.0}), None)["left_out"]
+        rows.append({"class": name, "n": int(part["n"].iloc[0]), **row})
     return pd.DataFrame(rows)
 
 
@@ -151,30 +150,46 @@ def _named(
     clean_pred: ArrayLike, preds: Mapping[str, ArrayLike]
 ) -> dict[tuple[str, int], ArrayLike]:
     """Predictions by (corruption, severity), the clean ones first as (CLEAN, 0)."""
-    found: dict[tuple[str, int], ArrayLike] = {(CLEAN, 0): clean_pred}
+    named: dict[tuple[str, int], ArrayLike] = {(CLEAN, 0): clean_pred}
     for name, pred in preds.items():
         corruption, _, severity = name.rpartition("-")
         if not corruption or not severity.isdecimal():
             raise MetricError(f'{name!r} is no corruption: names are written "fog-3"')
-        found[corruption, int(severity)] = pred
-    return found
+        named[corruption, int(severity)] = pred
+    return named
 
 
-def _means(errors: pd.DataFrame) -> tuple[pd.Series, float, list[int]]:
-    """Of each corruption its mean error over severities; the clean error; the severities."""
+class _Means(NamedTuple):
+    """Mean error of each corruption over the severities, and the clean error."""
+
+    error: pd.Series  # by corruption
+    clean: float
+    severities: list[int]
+
+
+def _must_match(means: _Means, baseline: _Means) -> None:
+    if missing := sorted(set(means.error.index) - set(baseline.error.index)):
+        raise MetricError(
+            f"the baseline lacks {', '.join(missing)}: a mean over other corruptions is another mCE"
+        )
+    if means.severities != baseline.severities:
+        raise MetricError(
+            f"severities {means.severities}, but {baseline.severities} of the baseline"
+        )
+
+
+def _means(errors: pd.DataFrame) -> _Means:
+    """The means of a table of errors; raises MetricError unless severities are complete."""
     clean = errors["corruption"] == CLEAN
     if clean.sum() != 1:
         raise MetricError(f"{int(clean.sum())} rows of clean error for one model: one is needed")
     wide = errors[~clean].pivot(index="corruption", columns="severity", values="error")
     if wide.empty:
         raise MetricError("no corruption in the table")
-    seen = errors[~clean].groupby("corruption")["severity"].nunique()
-    if short := sorted(seen.index[seen < wide.shape[1]]):
+    counts = errors[~clean].groupby("corruption")["severity"].nunique()
+    if short := sorted(counts.index[counts < wide.shape[1]]):
         raise MetricError(
-            f"{short[0]} has {seen[short[0]]} of the {wide.shape[1]} severities that others have"
+            f"{short[0]} has {counts[short[0]]} of the {wide.shape[1]} severities that others have"
         )
-    return (
-        wide.mean(axis=1, skipna=False),
-        float(errors.loc[clean, "error"].iloc[0]),
-        sorted(map(int, wide.columns)),
-    )
+    clean_error = float(errors.loc[clean, "error"].iloc[0])
+    return _Means(wide.mean(axis=1, skipna=False), clean_error, sorted(map(int, wide.columns)))

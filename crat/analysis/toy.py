@@ -1,10 +1,10 @@
-"""CFA's toy model in closed form: two classes of unequal difficulty, one robust feature and d weak
-ones. No torch.
+"""CFA's toy model in closed form: two classes, one robust feature and d weak ones. No torch.
 
-Wei et al. 2023, section 3 (our symbols). y is +1 or -1; x_1 = y with probability p, else -y, and p
-differs between the classes; x_2 ... x_{d+1} are N(eta y, 1). The classifier is sign(x_1 + (x_2 +
-... + x_{d+1}) / w), w > 0: a large w trusts the first feature. The attack moves every weak feature
-by eps against y; with `first` it moves x_1, too.
+y is +1 or -1; x_1 = y with probability p, else -y, and p differs between the classes; x_2 ...
+x_{d+1} are N(eta y, 1). The classifier is sign(x_1 + (x_2 + ... + x_{d+1}) / w), w > 0: a large w
+trusts the first feature. The attack moves every weak feature by eps against y; with `first` it
+moves x_1, too.
+Source: Wei et al. 2023, section 3 (our symbols).
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from scipy import optimize, stats
 
 
 class ToyError(ValueError):
-    """A toy model out of its range: one line that says what is allowed."""
+    """A toy model out of its range; one line names what is allowed."""
 
 
 def accuracy(
     w: ArrayLike, p: float, eta: float, d: int = 1, eps: float = 0.0, *, first: bool = False
 ) -> NDArray:
-    """Accuracy of a class under the attack, in closed form; eps = 0: clean. w (...) > 0 -> (...) in
-    [0, 1].
+    """Accuracy of a class under the attack, in closed form; eps = 0: clean.
 
+    w: (...), above 0 -> (...) in [0, 1].
     p: how often x_1 agrees with y in this class.
     """
     _check(p, eta, d, eps)
-    w, moved = np.asarray(w, float), eps if first else 0.0
+    w = np.asarray(w, float)
+    moved = eps if first else 0.0
     # the mean of y times the weak features' sum, whose standard deviation is sqrt(d)
     weak = d * (eta - eps)
     agrees = stats.norm.cdf((weak + w * (1 - moved)) / sqrt(d))
@@ -38,7 +39,7 @@ def accuracy(
 
 
 def best_w(p: float, eta: float, d: int = 1, eps: float = 0.0, *, first: bool = False) -> float:
-    """The w of a class's largest accuracy: ln(p / (1 - p)) / (2 (eta - eps)), with x_1 left alone.
+    """The w of a class's largest accuracy: ln(p / (1 - p)) / (2 (eta - eps)) with x_1 left alone.
 
     0 and inf are limits: nothing but the weak features, nothing but x_1. With `first` the accuracy
     has at most one inner maximum, after which it falls and then rises to p again: the larger of the
@@ -55,10 +56,10 @@ def best_w(p: float, eta: float, d: int = 1, eps: float = 0.0, *, first: bool = 
 
 
 def _inner_maximum(p: float, eta: float, d: int, eps: float) -> float:
-    """With x_1 moved, too: the slope's sign is that of odds - 2 (eta - eps) w + 2 eps w^2 / d, and
-    this its first zero.
+    """The w of the inner maximum where the attack moves x_1, too.
 
-    0 where the accuracy falls from the start, inf where it never falls.
+    The slope has the sign of odds - 2 (eta - eps) w + 2 eps w^2 / d, and this is its first zero: 0
+    where the accuracy falls from the start, inf where it never falls.
     """
     odds = log(p * (1 - eps) / ((1 - p) * (1 + eps)))
     root = (eta - eps) ** 2 - 2 * eps * odds / d
@@ -68,13 +69,13 @@ def _inner_maximum(p: float, eta: float, d: int, eps: float) -> float:
 
 
 def infinite_from(p: float, eta: float, d: int = 1) -> float:
-    """The smallest eps at which nothing but x_1 is best, though the attack moves x_1, too; at
-    most eta.
-    """
+    """Smallest eps at which w = inf is best though the attack moves x_1, too; at most eta."""
 
     def missing(eps: float) -> float:
         inner = _inner_maximum(p, eta, d, eps)
-        return -1.0 if inner == inf else float(accuracy(inner, p, eta, d, eps, first=True)) - p
+        if inner == inf:
+            return -1.0
+        return float(accuracy(inner, p, eta, d, eps, first=True)) - p
 
     return float(optimize.brentq(missing, 1e-6, eta))
 
@@ -90,8 +91,9 @@ def draw(
 
 
 def attack(x: NDArray, y: NDArray, eps: float, *, first: bool = False) -> NDArray:
-    """The worst points within eps (L-inf) of x (n, 1 + d), for every w > 0 at once; x_1 is moved
-    only with `first`.
+    """Worst points within eps (L-inf) of x (n, 1 + d), for every w > 0 at once.
+
+    first: move x_1, too.
     """
     x_adv = x - eps * y[:, None]
     if not first:
@@ -101,11 +103,13 @@ def attack(x: NDArray, y: NDArray, eps: float, *, first: bool = False) -> NDArra
 
 def classify(x: NDArray, w: float) -> NDArray:
     """sign(x_1 + sum of the others / w), (n, 1 + d) -> (n,) of +1 and -1."""
-    return np.where(x[:, 0] + x[:, 1:].sum(1) / w > 0, 1, -1)
+    score = x[:, 0] + x[:, 1:].sum(1) / w
+    return np.where(score > 0, 1, -1)
 
 
 def _check(p: float, eta: float, d: int, eps: float) -> None:
     if not (0 < p < 1 and 0 < eta < 0.5 and d >= 1 and 0 <= eps <= eta):
         raise ToyError(
-            f"p in (0, 1), eta in (0, 0.5), d >= 1, eps in [0, eta]; not {p}, {eta}, {d}, {eps}"
+            "the toy model needs p in (0, 1), eta in (0, 0.5), d >= 1, eps in [0, eta], "
+            f"not {p}, {eta}, {d}, {eps}"
         )

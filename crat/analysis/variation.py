@@ -1,7 +1,6 @@
-"""What a class-wise number is made of besides its method: noise between seeds, a see-saw of two
-classes, the radius.
+"""Sources of variation besides the method: seeds, a see-saw of two classes, the radius.
 
-Pure, as crat.analysis.metrics: numpy and scipy, fractions in [0, 1], no torch, no files.
+Numpy and scipy, fractions in [0, 1]; no torch, no files.
 """
 
 from __future__ import annotations
@@ -19,12 +18,11 @@ from crat.analysis.metrics import MetricError, class_accuracy
 def detectable_gain(
     seeds: int, sd_a: float, sd_b: float, level: float = 0.95, power: float = 0.8
 ) -> float:
-    """The true difference of two methods' means that a test on `seeds` runs of each finds with this
-    probability.
+    """Smallest true difference of two methods' means that a test finds with probability `power`.
 
-    Two-sided t test at 1 - level on independent runs with standard deviations sd_a and sd_b, t with
-    2 (seeds - 1) degrees of freedom. The unit is that of the deviations. Raises MetricError below
-    two seeds: one has no deviation.
+    Two-sided t test at 1 - level on `seeds` independent runs of each, with standard deviations sd_a
+    and sd_b, t with 2 (seeds - 1) degrees of freedom. The unit is that of the deviations.
+    Raises MetricError below two seeds: one has no deviation.
     """
     if seeds < 2:
         raise MetricError(f"at least two seeds of each method, not {seeds}")
@@ -34,20 +32,25 @@ def detectable_gain(
 
 
 def seeds_needed(gain: float, sd_a: float, sd_b: float, *, most: int = 1000, **test: float) -> int:
-    """The fewest seeds of each method with which `detectable_gain` is at most the gain; `most`
-    where none is.
+    """Fewest seeds of each method at which `detectable_gain` is at most the gain; else `most`.
+
+    Raises MetricError unless the gain is above 0.
     """
     if not gain > 0:
-        raise MetricError(f"a gain is above 0, not {gain!r}")
-    return next((n for n in range(2, most) if detectable_gain(n, sd_a, sd_b, **test) <= gain), most)
+        raise MetricError(f"gain must be above 0, not {gain!r}")
+    for seeds in range(2, most):
+        if detectable_gain(seeds, sd_a, sd_b, **test) <= gain:
+            return seeds
+    return most
 
 
 def beyond_chance(acc: ArrayLike, n: ArrayLike) -> NDArray:
-    """Variance over classes of accuracies (..., K), less what counting n images a class (K,) gives:
-    (...).
+    """Variance over classes of accuracies, less the variance that counting the images gives: (...).
 
+    acc: (..., K); n: (K,) images of each class.
     The mean of p (1 - p) / n over the classes present is taken off; below 0, classes differ by less
     than chance.
+    Raises MetricError where the numbers of classes differ.
     """
     acc, n = np.asarray(acc, float), np.asarray(n, float)
     if acc.shape[-1:] != n.shape:
@@ -58,8 +61,9 @@ def beyond_chance(acc: ArrayLike, n: ArrayLike) -> NDArray:
 
 
 class SeeSaw(NamedTuple):
-    """How two classes move from epoch to epoch: correlation of their steps, how many are
-    opposite, what cancels.
+    """Joint steps of two classes' accuracies from epoch to epoch.
+
+    correlation: of the two classes' steps.
     """
 
     correlation: float
@@ -70,38 +74,41 @@ class SeeSaw(NamedTuple):
 
 
 def see_saw(a: ArrayLike, b: ArrayLike) -> SeeSaw:
-    """Of two classes' accuracies after each epoch, (E,) each. Raises MetricError where no step
-    can be compared.
+    """The see-saw of two classes, from their accuracies after each epoch, (E,) each.
+
+    Raises MetricError where lengths differ, below three epochs, or where a class never moves.
     """
-    a, b = np.diff(np.asarray(a, float)), np.diff(np.asarray(b, float))
+    a = np.diff(np.asarray(a, float))
+    b = np.diff(np.asarray(b, float))
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
         raise MetricError(
-            f"two series of one length, at least three epochs each, not {a.size + 1} and "
-            f"{b.size + 1}"
+            f"a see-saw needs two series of one length, at least three epochs each, "
+            f"not {a.size + 1} and {b.size + 1}"
         )
-    both = (a != 0) & (b != 0)
-    parts = a.var() + b.var()
     if not (a.var() and b.var()):
         raise MetricError("a class that never moves has no see-saw")
+    correlation = float(np.corrcoef(a, b)[0, 1])
     opposite = int((a * b < 0).sum())
-    return SeeSaw(
-        float(np.corrcoef(a, b)[0, 1]), opposite, int(both.sum()), float(1 - (a + b).var() / parts)
-    )
+    steps = int(((a != 0) & (b != 0)).sum())
+    cancelled = float(1 - (a + b).var() / (a.var() + b.var()))
+    return SeeSaw(correlation, opposite, steps, cancelled)
 
 
 def grid_radius(robust: ArrayLike, grid: ArrayLike) -> NDArray:
-    """The smallest radius of a grid that breaks each image, (..., N): 0 if it is wrong when clean,
-    inf if none does.
+    """Smallest radius of a grid that breaks each image, (..., N); inf if none does.
 
-    robust (E, ..., N) bool: right under the attack at each radius of grid (E,), ascending, the
-    first of them 0. What is broken at one radius counts as broken at every larger one, as it is in
-    truth whatever the attack finds.
+    robust: (E, ..., N) bool, right under the attack at each radius.
+    grid: (E,) radii, ascending, the first of them 0: the radius of an image wrong when clean.
+    An image broken at one radius counts as broken at every larger one, as it is in truth whatever
+    the attack finds.
+    Raises MetricError on another grid.
     """
     robust, grid = np.asarray(robust), np.asarray(grid, float)
-    if len(robust) != len(grid) or grid[0] != 0 or not (np.diff(grid) > 0).all():
+    ascends = grid[0] == 0 and (np.diff(grid) > 0).all()
+    if len(robust) != len(grid) or not ascends:
         raise MetricError(
-            f"a grid of radii begins at 0, ascends and has a row of outcomes each, not "
-            f"{grid.tolist()}"
+            f"grid must begin at 0, ascend and have a row of outcomes for each radius, "
+            f"not {grid.tolist()}"
         )
     broken = ~robust
     return np.where(broken.any(0), grid[broken.argmax(0)], np.inf)
@@ -110,15 +117,16 @@ def grid_radius(robust: ArrayLike, grid: ArrayLike) -> NDArray:
 def crossings(
     y: ArrayLike, robust: ArrayLike, grid: ArrayLike, level: float = 0.95
 ) -> pd.DataFrame:
-    """The pairs of classes of which each is the more robust one somewhere on the grid, beyond
-    doubt.
+    """Pairs of classes of which each is the more robust one somewhere on the grid, beyond doubt.
 
-    y (N,); robust (E, S, N) bool, S seeds at each radius of grid (E,). At each radius a pair's
-    difference of class accuracies (mean over seeds) is divided by its standard error, from images
-    (binomial, not divided by S, as seeds share them) and seeds; a pair crosses where that is beyond
-    the normal quantile for all K (K - 1) / 2 pairs and E radii together (Bonferroni) on both sides
-    of 0. Columns first, second (labels), before, after (radii at which first, second is ahead most
+    y: (N,).
+    robust: (E, S, N) bool, S seeds at each radius of grid (E,).
+    Columns: first, second (labels), before, after (radii at which first, second is ahead most
     clearly), ahead, behind (the differences there). Rows by how clear the weaker side is.
+    At each radius a pair's difference of class accuracies (mean over seeds) is divided by its
+    standard error, from images (binomial, not divided by S, as seeds share them) and seeds; a pair
+    crosses where the ratio is beyond the normal quantile for all K (K - 1) / 2 pairs and E radii
+    together (Bonferroni) on both sides of 0.
     """
     y = np.asarray(y)
     robust = np.asarray(robust)
@@ -128,27 +136,18 @@ def crossings(
     mean, n = acc.mean(1), np.bincount(y, minlength=k)
     seeds = acc.var(1, ddof=1) / acc.shape[1] if acc.shape[1] > 1 else 0.0
     variance = mean * (1 - mean) / n + seeds
-    limit = stats.norm.isf((1 - level) / (k * (k - 1) * len(mean)))
+    tests = k * (k - 1) * len(mean)
+    limit = stats.norm.isf((1 - level) / tests)
     rows = []
-    for i in range(k):
-        for j in range(k):
-            difference = mean[:, i] - mean[:, j]
-            se = np.sqrt(variance[:, i] + variance[:, j])
-            z = np.divide(difference, se, out=np.zeros_like(se), where=se > 0)
-            top, low = int(z.argmax()), int(z.argmin())
-            if top < low and z[top] > limit and z[low] < -limit:
-                rows.append(
-                    (
-                        i,
-                        j,
-                        grid[top],
-                        grid[low],
-                        difference[top],
-                        difference[low],
-                        min(z[top], -z[low]),
-                    )
-                )
-    table = pd.DataFrame(
-        rows, columns=["first", "second", "before", "after", "ahead", "behind", "z"]
-    )
+    for i, j in np.ndindex(k, k):
+        difference = mean[:, i] - mean[:, j]
+        se = np.sqrt(variance[:, i] + variance[:, j])
+        z = np.divide(difference, se, out=np.zeros_like(se), where=se > 0)
+        top, low = int(z.argmax()), int(z.argmin())
+        if top < low and z[top] > limit and z[low] < -limit:
+            radii = [grid[top], grid[low]]
+            differences = [difference[top], difference[low]]
+            rows.append([i, j, *radii, *differences, min(z[top], -z[low])])
+    columns = ["first", "second", "before", "after", "ahead", "behind", "z"]
+    table = pd.DataFrame(rows, columns=columns)
     return table.sort_values("z", ascending=False, ignore_index=True).drop(columns="z")

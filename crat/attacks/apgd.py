@@ -1,5 +1,4 @@
-"""APGD: projected gradient ascent that chooses its own step size (Croce and Hein 2020, Algorithm 1;
-    L1: 2021).
+"""APGD (Croce and Hein 2020; L1: 2021): projected gradient ascent that adapts its step size.
 
 Each image climbs with momentum. At checkpoints an image whose objective rose too rarely, or not at
 all, goes back to its best point and halves its step. In L1 a step moves few coordinates, and how
@@ -39,10 +38,11 @@ LOSSES = ("ce", "dlr")
 class APGD(Hunted):
     """AutoPGD. Call it: `APGD(8 / 255)(model, x, y) -> x_adv`.
 
-    eps: radius in units of [0, 1]; at call time also an (N,) tensor. norm: "Linf", "L2" or "L1".
+    eps: radius in units of [0, 1]; at call time also an (N,) tensor.
+    norm: "Linf", "L2" or "L1".
     loss: "ce" or "dlr" (which needs three classes; its targeted form four).
-    steps: steps a run, one forward and backward pass each, and one for the start. restarts: runs (a
-        target).
+    steps: steps a run, one forward and backward pass each, and one for the start.
+    restarts: runs (a target).
     targets: 0 ascends away from y. Above it, APGD-T: so many runs (at most one a class), each
         towards the next of the other classes in the order of the clean logits. With the user's
         `target` (N,) every run ascends towards that.
@@ -51,17 +51,19 @@ class APGD(Hunted):
         one's objective and prediction count, as in the authors' code.
     larger_radii: L1 only: 30 % of the steps in three times the ball, 30 % in twice, the rest in the
         ball itself.
-    x: (N, C, H, W) in [0, 1]; y: (N,) int64. `generator` draws the starts: a torch.Generator, or
-        PerImage for starts that are each image's own; None: seed 0. The global random state is not
-        touched.
+    x: (N, C, H, W) in [0, 1].
+    y: (N,) int64.
+    generator: draws the starts: a torch.Generator, or PerImage for starts that are each image's
+        own; None: seed 0. The global random state is not touched.
+
     Raises ValueError on settings, shapes of eps and class counts that do not fit.
 
     Source: Croce and Hein 2020, Algorithm 1, and their code; for L1, Croce and Hein 2021 and their
-        code.
-    What differs from the code: "ce" is the log-odds form (`CrossEntropy`), a monotone transform
-    that does not saturate in float32, and only rises are counted; whether the first step rose is
-    told against the start, as in the paper (theirs: against 0); of the misclassified iterates the
-    one of the largest objective is kept (theirs: the last).
+    code.
+    Differences from the code: "ce" is the log-odds form (`CrossEntropy`), a monotone transform that
+    does not saturate in float32, and only rises are counted. The first step's rise is measured
+    against the start, as in the paper (theirs: against 0). Of the misclassified iterates the one
+    with the largest objective is returned (theirs: the last).
     """
 
     eps: float
@@ -87,7 +89,7 @@ class APGD(Hunted):
             raise ValueError(f"larger_radii is for the norm L1, not {self.norm}")
 
     def towards_the_nearest(self, n_classes: int) -> APGD:
-        """The DLR loss instead of the cross-entropy.
+        """APGD with the DLR loss instead of the cross-entropy, from three classes on.
 
         Of two classes the nearest is the only other one.
         """
@@ -150,7 +152,7 @@ class APGD(Hunted):
                     return
 
     def _look(self, model: nn.Module, climb: Climb, hunt: Hunt | None) -> None:
-        """Gradient and objective where the climb stands.
+        """Takes gradient and objective where the climb stands.
 
         The sum of gradients has the direction of their mean.
         """
@@ -159,9 +161,8 @@ class APGD(Hunted):
         for _ in range(1, self.eot):
             more, value, logits = forward_backward(model, climb.here, climb.y, objective)
             gradient = gradient + more
-        climb.arrive(
-            gradient, value, torch.zeros_like(climb.found) if hunt is None else hunt.hit(logits)
-        )
+        hit = torch.zeros_like(climb.found) if hunt is None else hunt.hit(logits)
+        climb.arrive(gradient, value, hit)
 
     def _objective(self, target: Tensor | None) -> Objective:
         if target is None:
@@ -177,11 +178,10 @@ def apgd_t(
 
 
 def windows(steps: int, norm: str) -> dict[int, int]:
-    """{checkpoint: the steps since the one before}, checkpoints as the step (from 0) that they
-    follow.
+    """{checkpoint: steps since the checkpoint before}; a checkpoint is the step that it follows.
 
-    The first window is 22 % of the steps, each next one 3 % shorter, down to 6 %; in L1 each is 4
-    %.
+    Steps count from 0. The first window is 22 % of the steps, each next one 3 % shorter, down to 6
+    %. In L1 each window is 4 %.
     """
     shares = (0.04, 0.04, 0.0) if norm == "L1" else (0.22, 0.06, 0.03)
     window, shortest = (max(int(share * steps), 1) for share in shares[:2])
@@ -195,27 +195,22 @@ def windows(steps: int, norm: str) -> dict[int, int]:
 
 
 def random_start(x: Tensor, eps: Tensor, norm: str, noise: PerImage) -> Tensor:
-    """x plus noise of norm eps (L-inf uniform, L2 normal), cut with the box.
-
-    L1: the projection of normal noise.
-    """
+    """x plus noise of norm eps (L-inf uniform, L2 normal) in the box; L1 projects normal noise."""
     if norm == "L1":
         return project(x + normal(tuple(x.shape), x, noise), x, eps, norm)
-    draw = (
-        uniform(tuple(x.shape), x, noise) * 2 - 1
-        if norm == "Linf"
-        else normal(tuple(x.shape), x, noise)
-    )
-    return (
-        x + eps * draw / over_images(size(draw, norm).clamp_min(torch.finfo(x.dtype).tiny), x)
-    ).clamp_(0, 1)
+    if norm == "Linf":
+        draw = uniform(tuple(x.shape), x, noise) * 2 - 1
+    else:
+        draw = normal(tuple(x.shape), x, noise)
+    length = over_images(size(draw, norm).clamp_min(torch.finfo(x.dtype).tiny), x)
+    return (x + eps * draw / length).clamp_(0, 1)
 
 
 class Climb(State):
-    """Where the climbs of n images stand, for L-inf and L2.
+    """The state of the climbs of n images, for L-inf and L2.
 
-    start: (n, C, H, W), in the ball of radius eps (n, 1, 1, 1) around x and in the box; target:
-        (n,) or None.
+    start: (n, C, H, W), in the ball of radius eps (n, 1, 1, 1) around x and in the box.
+    target: (n,) or None.
     """
 
     def __init__(
@@ -241,9 +236,7 @@ class Climb(State):
         self.found = self.halved = torch.zeros_like(lowest, dtype=torch.bool)
 
     def arrive(self, gradient: Tensor, value: Tensor, hit: Tensor) -> None:
-        """What was seen at `here`: the gradient, the objective (n,), and whether the goal is
-        reached (n,).
-        """
+        """Takes in the gradient, the objective and whether the goal is reached, (n,), at `here`."""
         better = value > self.best_value
         claimed = hit & (value > self.claim_value)
         self.rises = self.rises + (value > self.value)
@@ -256,25 +249,20 @@ class Climb(State):
         self.best_gradient = gradient.where(over_images(better, gradient), self.best_gradient)
 
     def move(self, share: float) -> None:
-        """One step along the gradient counts `share`, the rest is the last step's momentum."""
+        """One step: the gradient counts `share`, the rest is the last step's momentum."""
         ahead = torch.addcmul(self.here, self.step, ascent_direction(self.gradient, self.norm))
-        ahead = (
-            self._inside(ahead)
-            .lerp_(self.here, 1 - share)
-            .add_(self.here - self.before, alpha=1 - share)
-        )
+        ahead = self._inside(ahead).lerp_(self.here, 1 - share)
+        ahead = ahead.add_(self.here - self.before, alpha=1 - share)
         self.here, self.before = self._inside(ahead), self.here
 
     def check(self, window: int, rho: float) -> None:
-        """A checkpoint, `window` steps after the one before: who is stuck goes back and halves the
-        step.
+        """A checkpoint, `window` steps after the last: stuck images go back and halve their step.
 
-        Stuck is who rose in at most rho of these steps (condition 1), or has the same step and the
-        same best value as at the checkpoint before (condition 2).
+        Stuck is an image that rose in at most rho of these steps (condition 1), or has the same
+        step and the same best value as at the checkpoint before (condition 2).
         """
-        stuck = (self.rises <= rho * window) | (
-            ~self.halved & (self.best_value <= self.checked_value)
-        )
+        same_best = ~self.halved & (self.best_value <= self.checked_value)
+        stuck = (self.rises <= rho * window) | same_best
         self.halved = stuck
         self.checked_value = self.best_value
         self.rises = torch.zeros_like(self.rises)
@@ -298,7 +286,9 @@ class SparseClimb(Climb):
 
     A step moves 20 % of the coordinates at first, later 1 / 1.5 of those in which the best point
     differs from x.
-    from_start: so from the start on, because the start is where another climb ended and not noise.
+
+    from_start: the later rule from the start on, because the start is where another climb ended and
+        not noise.
     """
 
     def __init__(
@@ -319,17 +309,16 @@ class SparseClimb(Climb):
     def move(self, share: float) -> None:
         """One step along the sign of the largest coordinates; `share` is for the other norms."""
         sizes = self.gradient.flatten(1).abs()
-        smallest = sizes.sort(1, descending=True).values.gather(
-            1, self.moving[:, None].clamp_min(1) - 1
-        )
+        last = self.moving[:, None].clamp_min(1) - 1
+        smallest = sizes.sort(1, descending=True).values.gather(1, last)
         direction = self.gradient.sign() * (sizes >= smallest).view_as(self.gradient)
         direction = direction / over_images(size(direction, "L1").clamp_min(1), direction)
         self.here = project(torch.addcmul(self.here, self.step, direction), self.x, self.eps, "L1")
 
     def check(self, window: int, rho: float) -> None:
-        """A checkpoint: whose best point got sparser by 5 % goes back to it at full step.
+        """A checkpoint: where the best point got sparser by 5 %, back to it at full step.
 
-        The others' step shrinks.
+        The other images' step shrinks.
         """
         changed = self._changed()
         sparser = 20 * changed < 19 * self.changed

@@ -1,6 +1,4 @@
-"""AutoAttack (Croce and Hein 2020; L1: Croce and Hein 2021): attacks in turn, each on what the
-others left.
-"""
+"""AutoAttack (Croce and Hein 2020; L1: 2021): attacks in turn, each on the unbroken images."""
 
 from __future__ import annotations
 
@@ -45,14 +43,17 @@ CHECKED = 64  # images of a batch on which the model is checked
 class AutoAttack(Attack):
     """AutoAttack, called as every attack; returns `Broken`, the images and what broke each.
 
+    All parameters, the order and what is passed on are the reference's (fra31/auto-attack). Where
+    it fails for want of classes, here the attack that needs them is replaced or left out, with a
+    warning. An image leaves as soon as it is broken: an evaluation costs less the weaker the model
+    is.
+
+    eps: radius in units of [0, 1]; at call time also (N,).
+    norm: "Linf", "L2" or "L1".
     version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus" (all, five restarts of the
-        untargeted ones) or "rand" (APGD-CE and -DLR on gradients averaged over 20 passes). norm:
-        "Linf", "L2", "L1". All parameters, the order and what is passed on are the reference's
-        (fra31/auto-attack). Where it fails for want of classes, here the attack that needs them is
-        replaced or left out, with a warning.
-    `eps` at call time may be (N,); `judge` decides in float32 where `model` is a faster copy to
-    search with. An image leaves as soon as it is broken: an evaluation costs less the weaker the
-    model is.
+        untargeted ones) or "rand" (APGD-CE and -DLR on gradients averaged over 20 passes).
+    judge: at call time, the model that decides in float32 where `model` is a faster copy to search
+        with.
     """
 
     eps: float
@@ -105,8 +106,10 @@ class AutoAttack(Attack):
         target: Tensor | None = None,
         judge: nn.Module | None = None,
     ) -> tuple[Broken, Tensor]:
-        """x (N, C, H, W) in [0, 1], y (N,) -> Broken, and the judge's logits (N, K) by which it
-        passed each verdict.
+        """`Broken`, and the judge's logits (N, K) of each verdict.
+
+        x: (N, C, H, W) in [0, 1].
+        y: (N,).
         """
         judge, noise = judge or model, source(generator, x)
         radius = budget(self.eps if eps is None else eps, x)
@@ -127,9 +130,8 @@ class AutoAttack(Attack):
         return Broken(x_adv, broken_by, self.names), hunt.logits
 
     def _nothing(self, x: Tensor) -> tuple[Broken, Tensor]:
-        return Broken(
-            x.clone(), torch.empty(0, dtype=torch.int8, device=x.device), self.names
-        ), x.new_empty(0, 2)
+        broken_by = torch.empty(0, dtype=torch.int8, device=x.device)
+        return Broken(x.clone(), broken_by, self.names), x.new_empty(0, 2)
 
     judged = checked(perturb, _nothing)
 
@@ -155,6 +157,6 @@ class AutoAttack(Attack):
             warn("with 2 classes there is no DLR loss: APGD-T ascends the targeted cross-entropy")
         elif n_classes == 3:
             warn(
-                "with 3 classes there is no targeted DLR loss: APGD-T ascends the targeted "
-                "cross-entropy"
+                "with 3 classes there is no targeted DLR loss: "
+                "APGD-T ascends the targeted cross-entropy"
             )

@@ -14,14 +14,14 @@ fx.wrap("logits_of")  # tracing, as folding does, keeps the call
 
 
 class Decision(nn.Module):
-    """A model as it decides: some of its logits (N, K), times a scale.
+    """A model as it decides: some of its logits (N, K), times a scale; nothing is trained.
 
-    Nothing is trained or copied.
+    The model is not copied.
 
     logit_slice: a slice (label augmentation answers with its first K outputs: `slice(K)`) or the
-        indices of the classes that may be answered; None: all. scale: s of a cosine head that was
-        trained on s * cos but returns cos: attacks that ascend a loss of unscaled cosines are weak
-        (its softmax is nearly flat).
+        indices of the classes that may be answered; None: all.
+    scale: s of a cosine head that was trained on s * cos but returns cos: attacks that ascend a
+        loss of unscaled cosines are weak (its softmax is nearly flat).
     """
 
     index: Tensor | None
@@ -32,11 +32,9 @@ class Decision(nn.Module):
         super().__init__()
         self.model, self.scale = model, scale
         self.slice = logit_slice if isinstance(logit_slice, slice) else slice(None)
-        listed = (
-            None
-            if logit_slice is None or isinstance(logit_slice, slice)
-            else torch.tensor(list(logit_slice))
-        )
+        listed = None
+        if logit_slice is not None and not isinstance(logit_slice, slice):
+            listed = torch.tensor(list(logit_slice))
         self.register_buffer("index", listed, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,15 +44,15 @@ class Decision(nn.Module):
 
 
 class LogitBias(nn.Module):
-    """A model with an offset per class, z_k / T_k + b_k; nothing is trained or copied.
+    """A model with an offset per class, z_k / T_k + b_k, both seen by attacks; nothing is trained.
 
-    Attacks on it see b and T.
+    bias: (K,), added to the logits.
+    temperature: (K,) above 0, by which each logit is divided first; None: 1.
+    The model is not copied.
 
-    bias (K,): added to the logits; temperature (K,) above 0: each logit is divided by it first;
-    None: 1.
-    Raises ValueError where a shape or a temperature is wrong. Source: the change at inference of
-    Tian et al. 2021, by its description; the form is ours. `crat.defenses.tian2021.fit_bias` finds
-    b.
+    Raises ValueError where a shape or a temperature is wrong.
+    Source: the change at inference of Tian et al. 2021, by its description; the form is ours.
+    `crat.defenses.tian2021.fit_bias` finds b.
     """
 
     bias: Tensor
@@ -68,8 +66,8 @@ class LogitBias(nn.Module):
             raise ValueError("temperatures must be above 0")
         self.model = model
         self.register_buffer("bias", bias.detach().clone(), persistent=False)
-        kept = None if temperature is None else temperature.detach().clone()
-        self.register_buffer("temperature", kept, persistent=False)
+        divisor = None if temperature is None else temperature.detach().clone()
+        self.register_buffer("temperature", divisor, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> logits (N, K), float32 where the model gives less."""

@@ -1,9 +1,8 @@
-"""The face of every attack, and its door: what comes in is checked once, what the model answers is
-watched.
+"""The face of every attack, and its door, which checks the input once and watches the model.
 
-An attack that is fed something else than it was made for does not fail, it finds nothing, and every
-image then looks robust. So whatever would make it weak without a sound is refused here in one line.
-Inside nobody checks again.
+An attack on input that it was not made for does not fail: it finds nothing, and every image then
+looks robust. So whatever would weaken it without a sound is refused here in one line. Inside nobody
+checks again.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 class Broken(NamedTuple):
-    """What a battery did: x_adv (N, C, H, W), the clean image where none broke it, and by which
-    attack.
+    """The result of a battery: images, and the attack that broke each.
 
+    x_adv: (N, C, H, W), the clean image where no attack broke it.
     broken_by: (N,) int8, -1 where the image survived, else the place in `names`; 0 is "clean":
         wrong from the start.
     """
@@ -54,11 +53,11 @@ class Broken(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What an attack made of a batch: x_adv (N, C, H, W), and of a battery what broke each image
-    and its verdicts.
+    """The result of an attack on a batch; of a battery also the breaking attacks and its verdicts.
 
-    broken_by: (N,) int8 as in `Broken`; logits: (N, K) float32, those of the judging model by which
-        it decided.
+    x_adv: (N, C, H, W).
+    broken_by: (N,) int8 as in `Broken`.
+    logits: (N, K) float32, those of the judging model by which it decided.
     """
 
     x_adv: Tensor
@@ -93,18 +92,22 @@ class Attack:
         eps: Budget | None = None,
         generator: Source = None,
     ) -> Any:
-        """x (N, C, H, W) in [0, 1], y (N,) int64 -> x_adv, or `Broken` of a battery.
+        """Returns x_adv, (N, C, H, W) in [0, 1]; a battery returns `Broken`.
 
-        eps: a number or (N,), instead of the attack's own; generator draws what is random. Raises
-            AttackError on what cannot be attacked.
+        x: (N, C, H, W) in [0, 1].
+        y: (N,) int64.
+        eps: a number or (N,), instead of the attack's own.
+        generator: draws what is random.
+        Raises AttackError on what cannot be attacked.
         """
         raise NotImplementedError(f"{type(self).__name__} must say how it is called")
 
     def make(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: Source, judge: nn.Module
     ) -> Made:
-        """A call whose result is checked. judge: the model that decides, which is for attacks that
-        pass verdicts.
+        """Calls the attack and checks the result.
+
+        judge: the model that decides, for the attacks that pass verdicts.
         """
         return self._made(self(model, x, y, generator=generator), x)
 
@@ -113,10 +116,7 @@ class Attack:
         return Made(check_made(images, x, self), broken_by)
 
     def setting(self, name: str) -> Any:
-        """A field that not every attack has, such as "eps" or "step_size".
-
-        None where it has none.
-        """
+        """The field `name`, such as "eps" or "step_size"; None where the attack has none."""
         return vars(self).get(name)
 
     def within(self, eps: Tensor) -> dict[str, Tensor]:
@@ -131,9 +131,7 @@ class Attack:
         return {"eps": eps}
 
     def towards_the_nearest(self, n_classes: int) -> Any:
-        """This attack, but ascending towards the nearest class where by default it ascends towards
-        all at once.
-        """
+        """This attack towards the nearest class, where the default ascends towards all of them."""
         return self
 
 
@@ -166,11 +164,13 @@ def checked(
 
     `nothing(attack, x)` is the answer to an empty batch.
 
-    What comes out asks for no gradient, whatever x does. Works under torch.no_grad(). A model that
-    draws random numbers moves torch's global generator, as it does elsewhere. Raises AttackError,
-    one line, on images, labels, a radius, a step or a model that the attack was not made for, and
-    where a logit or gradient that it saw was not finite. The door waits for the device three times
-    a call, and once more for a radius that is a tensor, never between passes.
+    The result asks for no gradient, whatever x does. Works under torch.no_grad(). A model that
+    draws random numbers moves torch's global generator, as it does elsewhere. The door waits for
+    the device three times a call, and once more for a radius that is a tensor, never between
+    passes.
+
+    Raises AttackError, one line, on images, labels, a radius, a step or a model that the attack was
+    not made for, and where one of its logits or gradients was not finite.
     """
 
     @wraps(perturb)
@@ -219,8 +219,8 @@ def check_model(model: Any) -> None:
     """Raises AttackError on what is no nn.Module that can be frozen, copied and differentiated."""
     if torch.is_inference_mode_enabled():
         raise AttackError(
-            "an attack needs gradients, which torch.inference_mode() forbids: use torch.no_grad() "
-            "instead"
+            "an attack needs gradients, which torch.inference_mode() forbids: "
+            "use torch.no_grad() instead"
         )
     exported = (
         "an exported program has no eval mode: attack the nn.Module that it was exported from"
@@ -234,8 +234,8 @@ def check_model(model: Any) -> None:
     parts = list(model.modules())
     if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
         raise AttackError(
-            "a TorchScript module cannot be frozen or copied: attack the nn.Module that it was "
-            "made from"
+            "a TorchScript module cannot be frozen or copied: "
+            "attack the nn.Module that it was made from"
         )
     if any("eval" in vars(part) for part in parts):  # torch.export puts one there that raises
         raise AttackError(exported)
@@ -270,8 +270,8 @@ def check_images(x: Any) -> Tensor:
         raise AttackError(f"images are floats in [0, 1], not {_name(x.dtype)}")
     if x.ndim != 4:
         raise AttackError(
-            f"images are of shape (N, C, H, W), not {tuple(x.shape)}: a vector is x.view(N, D, 1, "
-            "1)"
+            f"images are of shape (N, C, H, W), not {tuple(x.shape)}: "
+            "a vector is x.view(N, D, 1, 1)"
         )
     low, high = ends(x) if x.numel() else (0.0, 1.0)
     if not -ROUNDING <= low <= high <= 1 + ROUNDING:
@@ -305,15 +305,14 @@ def check_labels(y: Any, x: Tensor, what: str = "labels") -> Tensor:
 
 
 def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "eps") -> None:
-    """Raises AttackError on a radius or step that no image in [0, 1] has room for, negative, or not
-    a number.
+    """Raises AttackError on a radius or step that is negative, not a number or too wide for [0, 1].
 
-    value: a number or a tensor (N,); x (N, ...): the images, None: not known yet, so that only
-        L-inf has an upper end.
+    value: a number or a tensor (N,).
+    x: the images (N, ...); None: not known yet, so that only L-inf has an upper end.
     """
     if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
-        told = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
-        raise AttackError(f"{what} is a number or a tensor (N,), not {told}")
+        given = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
+        raise AttackError(f"{what} is a number or a tensor (N,), not {given}")
     if isinstance(value, Tensor) and not value.numel():
         return
     low, high = ends(value) if isinstance(value, Tensor) else 2 * (float(value),)
@@ -329,11 +328,10 @@ def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "ep
 
 
 def check_made(made: Any, x: Tensor, attack: Attack) -> Tensor:
-    """What an attack made of the images x.
+    """The attack's result for the images x, if it is a batch of their shape inside the ball.
 
-    Raises AttackError where it is no such batch, or lies outside the ball.
-
-    The ball is known where the attack has a number eps; its norm is L-inf unless it says another.
+    The ball is known where the attack has a number eps; its norm is L-inf unless the attack says
+    another. Raises AttackError on any other result.
     """
     if not isinstance(made, Tensor) or made.shape != x.shape:
         what = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
@@ -342,12 +340,11 @@ def check_made(made: Any, x: Tensor, attack: Attack) -> Tensor:
     eps, norm = attack.setting("eps"), attack.norm
     if isinstance(eps, Real) and norm in NORMS:
         farthest = float(size(made.float() - x.float(), norm).max())
-        if farthest > 1.001 * float(eps) + ROUNDING * (
-            1 if norm == "Linf" else x[0].numel() ** 0.5
-        ):
+        rounding = ROUNDING * (1 if norm == "Linf" else x[0].numel() ** 0.5)
+        if farthest > 1.001 * float(eps) + rounding:
             raise AttackError(
-                f"the attack moved an image by {farthest:.4g} in {norm}, its eps is "
-                f"{float(eps):.4g}"
+                f"the attack moved an image by {farthest:.4g} in {norm}, "
+                f"its eps is {float(eps):.4g}"
             )
     return made
 
@@ -376,13 +373,11 @@ def _name(dtype: torch.dtype) -> str:
 
 
 class Watched(nn.Module):
-    """A model as attacks see it: (N, C, H, W) -> logits (N, K).
-
-    Remembers what would make an attack weak unnoticed.
+    """A model under watch, (N, C, H, W) -> (N, K): it notes what would weaken an attack unnoticed.
 
     Nothing waits for the device before `report`, so a pass costs three small kernels more.
-    y (N,): labels, target (N,): classes to end in, of the whole batch; both must be among the K
-    classes.
+
+    y: labels (N,), and target: classes to end in (N,), of the whole batch, all among the K classes.
     """
 
     def __init__(self, model: nn.Module, y: Tensor, target: Tensor | None = None) -> None:
@@ -398,7 +393,7 @@ class Watched(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images -> logits (N, K).
 
-        Raises AttackError where they are something else, or K is below a label.
+        Raises AttackError where the answer is something else, or K is below a label.
         """
         asked = x.requires_grad and torch.is_grad_enabled()
         seen = x.clone() if asked else x  # whose gradient is the model's alone
@@ -457,10 +452,10 @@ def warn(text: str) -> None:
 
 
 def check_outputs(model: nn.Module, x: Tensor, randomised: bool = False) -> None:
-    """Before: outputs that differ from pass to pass (unless `randomised` is expected),
-        probabilities for logits.
+    """Warns, before a battery, of outputs that differ between passes and of probabilities.
 
     x: (N, C, H, W), a few images; the model is frozen.
+    randomised: whether outputs that differ are expected.
     """
     logits = finite_logits(model, x)
     unit = torch.nn.functional.normalize(logits, dim=1)
@@ -475,13 +470,13 @@ def check_outputs(model: nn.Module, x: Tensor, randomised: bool = False) -> None
 
 
 def check_gradients(gradient: Tensor) -> None:
-    """Before: images whose gradient is zero everywhere; gradient-based attacks cannot move them."""
+    """Warns, before a battery, of images with a zero gradient, which no step would move."""
     if (gradient.flatten(1).abs().amax(1) == 0).any():
         warn(ZERO_GRADIENT)
 
 
 def check_square(by_square: int, images: int) -> None:
-    """After: black-box queries broke what gradients did not, which points at masked gradients."""
+    """Warns, after a battery, where queries broke what gradients did not: masked gradients."""
     if by_square > SQUARE_SHARE * images:
         warn(
             f"Square broke {by_square} of {images} images that gradient-based attacks left: "

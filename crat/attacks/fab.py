@@ -1,10 +1,11 @@
-"""FAB (Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary
-attack").
+"""FAB, the fast adaptive boundary attack (Croce and Hein 2020), which looks for the nearest point.
 
 PGD maximises a loss in a ball; FAB looks for the nearest adversarial point. It takes the decision
 boundary for the hyperplane it is to first order at the current point, steps a little over it, mixed
 with the step that the clean image itself would take to the same hyperplane, and steps back towards
 the clean image wherever it got across.
+
+Source: "Minimally distorted adversarial examples with a fast adaptive boundary attack".
 """
 
 from __future__ import annotations
@@ -33,9 +34,7 @@ DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
 
 class Boundary(NamedTuple):
-    """Where the logits (N, K) at a point tie: that of class `there` with that of `here`, both
-    (N,).
-    """
+    """The tie of two logits (N, K) at a point: of class `there` and of class `here`, both (N,)."""
 
     gradient: Tensor  # of their difference, (N, C, H, W)
     there: Tensor
@@ -45,7 +44,7 @@ class Boundary(NamedTuple):
 
 @dataclass
 class Walk(State):
-    """Where the searches of n images stand."""
+    """The state of the searches of n images."""
 
     x: Tensor
     y: Tensor
@@ -60,30 +59,33 @@ class Walk(State):
 
 @dataclass(frozen=True)
 class FAB(Hunted):
-    """Fast adaptive boundary attack. Call it: `FAB(eps)(model, x, y) -> x_adv`.
+    """Fast adaptive boundary attack: `FAB(eps)(model, x, y) -> x_adv`; the least norm: `radius`.
 
-    `radius` asks for the least norm.
+    Returns the nearest adversarial point found, projected into ball and box where it lies farther
+    than eps; x where none was found.
 
     eps: the radius within which a point counts, also (N,) at call time; it steers the search only
         through the random starts of norm eps / 2, which all restarts but the first have.
-    targets: how many classes are aimed at, a run each, by rank of the clean logits (FAB-T, one
+    targets: the number of classes aimed at, a run each, by rank of the clean logits (FAB-T, one
         backward pass a step; at most K - 1). 0: the boundary that looks nearest is chosen anew in
         each step (FAB, K backward passes a step).
     alpha_max, eta, beta: the largest weight of the clean image's own step, the overshoot, the step
         back.
-    x: (N, C, H, W) in [0, 1]; y: (N,) int64. With `target` (N,) each run is towards that class, the
-        later ones (of ranks, or restarts) from random starts. `judge`: whose float32 prediction
-        decides, if not the model's.
-    Returned is the nearest adversarial point found, projected into ball and box where it lies
-    farther than eps; x where none was found. Raises ValueError on an unknown norm and on settings
-    out of range.
+    x: (N, C, H, W) in [0, 1].
+    y: (N,) int64.
+    target: (N,): each run is towards that class, the later ones (of ranks, or restarts) from random
+        starts.
+    judge: the model whose float32 prediction decides (None: `model`).
+
+    Raises ValueError on an unknown norm and on settings out of range.
+
     Source: Algorithm 1 of the paper with the parameters of AutoAttack's code, which has no final
-        search either. A step is one forward and backward pass, and one forward pass that says who
-        got across: most points do (in L1 half), so that the next gradient is taken elsewhere, and
-        one pass cannot serve for both.
+    search either. A step is one forward and backward pass, and one forward pass that says which
+    images got across: most points do (in L1 half), so that the next gradient is taken elsewhere,
+    and one pass cannot serve for both.
     Ours: where `judge` is another model, it makes that forward pass, and its logits there, carried
-        on along the gradient, say how far the boundary is. FAB works where two logits are nearly
-        equal; in bfloat16 alone, which cannot tell which is larger, it finds about half as much.
+    on along the gradient, say how far the boundary is. FAB works where two logits are nearly
+    equal; in bfloat16 alone, which cannot tell which is larger, it finds about half as much.
     """
 
     eps: float
@@ -100,13 +102,13 @@ class FAB(Hunted):
         check_radius(self.eps, self.norm)
         if self.steps < 1 or self.restarts < 1 or self.targets < 0:
             raise ValueError(
-                f"steps >= 1, restarts >= 1 and targets >= 0, not {self.steps}, {self.restarts} "
-                f"and {self.targets}"
+                "steps >= 1, restarts >= 1 and targets >= 0, "
+                f"not {self.steps}, {self.restarts} and {self.targets}"
             )
         if not (0 <= self.alpha_max <= 1 and self.eta > 0 and 0 <= self.beta <= 1):
             raise ValueError(
-                f"alpha_max and beta in [0, 1] and eta > 0, not {self.alpha_max}, {self.beta} and "
-                f"{self.eta}"
+                "alpha_max and beta in [0, 1] and eta > 0, "
+                f"not {self.alpha_max}, {self.beta} and {self.eta}"
             )
 
     def runs(self, n_classes: int) -> Iterator[Run]:
@@ -124,8 +126,7 @@ class FAB(Hunted):
         target: Tensor | None = None,
         judge: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The least norm that FAB needs, whatever eps: radius (N,), and the x_adv (N, C, H, W) that
-        lies so far off.
+        """The least norm that FAB needs: radius (N,), and x_adv (N, C, H, W) at that radius.
 
         0 where the model is wrong on x itself; inf, and x, where nothing was found. A float32
         prediction of the judge confirms each x_adv. All runs are on all images, so it costs more
@@ -151,7 +152,7 @@ class FAB(Hunted):
     radius = checked(_radius, lambda attack, x: (x.new_empty(0), x.clone()))
 
     def _tries(self, n_classes: int) -> Iterator[tuple[int, int]]:
-        """(rank of the class to aim at, 0: the closest; restart), one for each run."""
+        """(rank of the class to aim at, 0: the closest; restart), a pair for each run."""
         ranks = range(1, min(self.targets, n_classes - 1) + 1) if self.targets else range(1)
         return product(ranks, range(self.restarts))
 
@@ -179,16 +180,13 @@ class FAB(Hunted):
         noise: PerImage,
         target: Tensor | None,
     ) -> Tensor:
-        """x itself in the first run towards a class, then x plus noise of norm eps / 2, moved into
-        the box.
-        """
+        """x in the first run towards a class, then x plus noise of norm eps / 2, in the box."""
         if not restart and (target is None or rank < 2):
             return x
         shape = x.shape[1:]
         delta = noise.uniform(*shape) * 2 - 1 if self.norm == "Linf" else noise.normal(*shape)
-        return (x + eps / 2 * (delta / over_images(size(delta, self.norm), x)).to(x.dtype)).clamp(
-            0, 1
-        )
+        unit = (delta / over_images(size(delta, self.norm), x)).to(x.dtype)
+        return (x + eps / 2 * unit).clamp(0, 1)
 
     def _search(
         self,
@@ -201,9 +199,7 @@ class FAB(Hunted):
         hunt: Hunt,
         target: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The nearest adversarial point of one run, moved into ball and box, and how far it was:
-        (n,), inf for x.
-        """
+        """A run's nearest adversarial point in ball and box, and its distance (n,), inf for x."""
         goal = y if target is None else target
         if rank and target is None:
             goal = other_logits(answers(hunt.judge, x), y).argsort(1, descending=True)[:, rank - 1]
@@ -225,7 +221,7 @@ class FAB(Hunted):
         return torch.where(inside, w.best, project(w.best, w.x, w.eps, self.norm)), w.least
 
     def _note(self, w: Walk, across: Tensor) -> None:
-        """Keeps the nearest of the points that are across (n,), and steps back from there."""
+        """Records the nearest of the points that are across (n,), and steps back from there."""
         norm = size(full(w.at) - full(w.x), self.norm)
         nearer = across & (norm < w.least)
         w.best = torch.where(over_images(nearer, w.x), w.at, w.best)
@@ -245,10 +241,9 @@ class FAB(Hunted):
         return closest_boundary(model, x, y, self.norm)
 
     def _step(self, w: Walk, plane: Boundary) -> Tensor:
-        """From w.at over the hyperplane with `plane`'s gradient, drawn towards where x itself would
-        cross it.
+        """The points beyond the hyperplane with `plane`'s gradient, drawn towards x's own crossing.
 
-        How far the plane is say the logits at w.seen, carried on along the gradient.
+        The distance of the plane follows from the logits at w.seen, carried on along the gradient.
         """
         slope = full(plane.gradient).flatten(1).repeat(2, 1)
         points = full(torch.cat([w.at, w.x])).flatten(1)
@@ -272,9 +267,7 @@ def _difference(there: Tensor, logits: Tensor, y: Tensor) -> Tensor:
 
 
 def closest_boundary(model: nn.Module, x: Tensor, y: Tensor, norm: str) -> Boundary:
-    """The boundary with another class that is closest to first order: least |z_k - z_y| / |its
-    gradient|_dual.
-    """
+    """The closest boundary to first order: with the least |z_k - z_y| / |its gradient|_dual."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = full(model(x))

@@ -13,8 +13,7 @@ BATCH_NORM_MODES = ("eval", "train", "moving", "as_is")
 
 @contextmanager
 def frozen(model: nn.Module, batch_norm: str = "eval") -> Iterator[nn.Module]:
-    """Within: no parameter asks for a gradient, and BatchNorm is in the mode that the paper attacks
-        in.
+    """Within: no parameter asks for a gradient, and BatchNorm is in the mode of the paper's attack.
 
     batch_norm: "eval" runs the whole model in eval mode (TRADES, and every evaluation); "train"
         normalises by the batch, as AT in CFA and FAT do, but leaves the running statistics alone

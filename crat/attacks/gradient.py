@@ -38,8 +38,7 @@ STOPS = ("never", "first")
 def forward_backward(
     model: nn.Module, x: Tensor, y: Tensor, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of each sample's objective at x, its value (N,), and the logits (N, K), in one
-    pass each way.
+    """Each sample's gradient at x, objective (N,) and logits (N, K), in one pass each way.
 
     Raises AttackError where the logits have no gradient by the images.
     """
@@ -66,9 +65,7 @@ def ascend(
     objective: Objective,
     stop: str = "never",
 ) -> Tensor:
-    """The loop: step along the ascent direction, back into the ball and the box.
-
-    Returns the last iterate.
+    """The last iterate of the loop: a step along the ascent direction, then back into ball and box.
 
     With stop="first" a sample stays where it was first misclassified.
     """
@@ -98,9 +95,7 @@ class Ascent(Attack):
 
 @dataclass(frozen=True)
 class PGD(Ascent):
-    """Projected gradient descent attack (Madry et al. 2018).
-
-    Call it: `PGD(...)(model, x, y) -> x_adv`.
+    """Projected gradient descent attack (Madry et al. 2018): `PGD(...)(model, x, y) -> x_adv`.
 
     A call goes through the door (crat.attacks.door); a training's inner loop calls `perturb`, which
     checks nothing and never waits for the device.
@@ -114,9 +109,12 @@ class PGD(Ascent):
     batch_norm: its mode inside the attack ("eval", "train", "as_is"), because the papers differ.
     stop: "never", judged on the last iterate, or "first", where a sample stays once it is
         misclassified.
-    x: (N, C, H, W) in [0, 1]; y: (N,) int64. `target` (N,): the classes to end in. `generator`
-        draws the start: a torch.Generator for the batch, or PerImage (None: a generator with seed
-        0, so the start is the same in every call); the global random state is not touched.
+    x: (N, C, H, W) in [0, 1].
+    y: (N,) int64.
+    target: (N,), the classes to end in.
+    generator: draws the start: a torch.Generator for the batch, or PerImage (None: a generator with
+        seed 0, so the start is the same in every call); the global random state is not touched.
+
     Raises ValueError on an unknown norm, start or mode, and where eps or step_size has the wrong
     shape.
     """
@@ -198,9 +196,7 @@ class PGD(Ascent):
 def _worth(
     model: nn.Module, x_adv: Tensor, y: Tensor, objective: Objective, target: Tensor | None
 ) -> Tensor:
-    """Ranks restarts: every sample that reached the goal above every other one, then by the
-    objective.
-    """
+    """The rank of a restart, (N,): samples that reached the goal first, then by the objective."""
     logits = full(model(x_adv))
     reached = logits.argmax(1) != y if target is None else logits.argmax(1) == target
     return reached.float() * 2 + objective(logits, y).double().atan().div(torch.pi)
@@ -208,9 +204,7 @@ def _worth(
 
 @dataclass(frozen=True)
 class FGSM(Ascent):
-    """Fast gradient sign method (Goodfellow et al. 2015): one step of length eps from the image
-    itself.
-    """
+    """Fast gradient sign method (Goodfellow et al. 2015): one step of length eps from the image."""
 
     eps: float
     norm: str = "Linf"
@@ -235,9 +229,10 @@ class FGSM(Ascent):
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Adversarial images; eps as a number or (N,) tensor.
+        """Adversarial images of the shape of x.
 
-        `generator` is unread: the method draws nothing.
+        eps: a number or a tensor (N,).
+        generator: unread, as the method draws nothing.
         """
         radius = self.eps if eps is None else eps
         return self._one_step().perturb(model, x, y, eps=radius, step_size=radius, target=target)
@@ -249,9 +244,10 @@ class FGSM(Ascent):
 class MIFGSM(Ascent):
     """Momentum iterative FGSM (Dong et al. 2018, Algorithm 1), made for transfer attacks.
 
-    The gradient of each sample, divided by its L1 norm, is added to `decay` times what was
-    gathered; the step goes along the gathered direction, from the image itself. `step_size=None` is
-    the paper's step, eps / steps.
+    The gradient of each sample, divided by its L1 norm, is added to `decay` times the sum so far;
+    the step goes along that sum, from the image itself.
+
+    step_size: in units of [0, 1]; None is the paper's step, eps / steps.
     """
 
     eps: float
@@ -281,9 +277,10 @@ class MIFGSM(Ascent):
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """Adversarial images; eps as a number or (N,) tensor.
+        """Adversarial images of the shape of x.
 
-        `generator` is unread: the method draws nothing.
+        eps: a number or a tensor (N,).
+        generator: unread, as the method draws nothing.
         """
         objective = self.objective if target is None else Toward(target, self.objective)
         radius = per_sample(self.eps if eps is None else eps, x)
@@ -303,9 +300,7 @@ class MIFGSM(Ascent):
 
 
 def temperature_pgd(pgd: PGD, temperature: float) -> PGD:
-    """Temperature-PGD (Tian et al. 2021): the same attack on the cross-entropy of softmax(z /
-    temperature).
-    """
+    """Temperature-PGD (Tian et al. 2021): PGD on the cross-entropy of softmax(z / temperature)."""
     return replace(pgd, objective=CrossEntropy(temperature))
 
 

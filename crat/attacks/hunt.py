@@ -1,5 +1,4 @@
-"""Attacks that keep what they found: the images still unbroken, and the float32 verdict that lets
-an image leave.
+"""Attacks in runs, each on the images still unbroken, and the float32 verdict that ends an image.
 
 A kernel (APGD, FAB, Square) says what one of its runs does, a restart or a target; here the runs
 follow one another, each on the images that no run before has broken. A battery also lets images
@@ -37,15 +36,16 @@ class State:
 
 
 class Hunt:
-    """The images of a batch: which are broken, by which adversarial image, and which are still
-    hunted.
+    """A batch under attack: the broken images, what broke them, and the images still hunted.
 
     judge: the model whose float32 prediction decides; broken means misclassified, or with `target`
         (N,) taken for it.
-    every: look for images that may leave every so many iterations; 0: never within a run.
-    Afterwards x_adv (N, C, H, W) holds what broke each image, else the last run's best point, and
-    broken is (N,) bool; logits (N, K) are those by which the judge passed its verdict: of what
-    broke an image, else of the clean image.
+    every: iterations between looks for images that may leave; 0: no look within a run.
+
+    Afterwards:
+    x_adv: (N, C, H, W), what broke each image, else the last run's best point.
+    broken: (N,) bool.
+    logits: (N, K), those of the judge's verdict: of what broke an image, else of the clean image.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Hunt:
         return self._reached(logits, self.index)
 
     def leave(self, step: int, found: Tensor, x_adv: Tensor) -> Tensor | None:
-        """Called once an iteration with the claims (n,) and images (n, C, H, W).
+        """The positions (m,) of those that stay among the n hunted; None while none leaves.
 
-        None while nobody leaves, else the positions (m,) among the n that stay: index every
-        per-sample state by them.
+        Called once an iteration with the claims `found` (n,) and the images (n, C, H, W). The
+        caller indexes every per-sample state by the positions.
         """
         if not self.every or (step + 1) % self.every:
             return None
@@ -81,9 +81,7 @@ class Hunt:
         return self._settle(claimed, x_adv[claimed]) if len(claimed) else None
 
     def settle(self, x_adv: Tensor) -> None:
-        """The end of a run: passes the verdict on the best points (n, C, H, W) of all that are
-        left.
-        """
+        """Ends a run with the verdict on the best points (n, C, H, W) of all images hunted."""
         if not len(self):  # a model need not take an empty batch
             return
         self.x_adv[self.index] = x_adv
@@ -134,13 +132,13 @@ class Hunted(Attack):
         target: Tensor | None = None,
         judge: nn.Module | None = None,
     ) -> Tensor:
-        """Adversarial images (N, C, H, W).
+        """Adversarial images (N, C, H, W); an image wrong from the start is returned as it is.
 
-        An image that is wrong from the start is returned as it is.
+        Where no adversarial image was found, the last run's best point is returned.
 
-        eps: a number or (N,), instead of the attack's own; target: (N,) classes to end in; judge:
-            the model whose float32 prediction decides (None: `model`). Where nothing was found: the
-            last run's best point.
+        eps: a number or (N,), instead of the attack's own.
+        target: (N,), the classes to end in.
+        judge: the model whose float32 prediction decides (None: `model`).
         """
         judge = judge or model
         with frozen(model), frozen(judge):

@@ -1,6 +1,4 @@
-"""The outcome of an attack on a set of images, batch by batch: searched in any precision, judged in
-float32.
-"""
+"""The outcome of an attack on a set of images: searched in any precision, judged in float32."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ REVISION = 2
 
 
 class Judged(NamedTuple):
-    """A batch under an attack: the model's float32 logits (B, K), and of a battery what broke each
-    image, (B,) int8.
-    """
+    """A batch under an attack: float32 logits (B, K); of a battery, the breaker, (B,) int8."""
 
     logits: Tensor
     broken_by: Tensor | None
@@ -56,16 +52,18 @@ def attacked_batches(
     crafted_on: nn.Module | None = None,
     begin: int = 0,
 ) -> Iterator[Judged]:
-    """Yields what the model answers under `attack` (None: on the clean images), one batch at a
-    time.
+    """Yields the model's outcome under `attack` (None: on the clean images), batch by batch.
 
-    x: (N, C, H, W) uint8 or [0, 1] float; dtype: "float32" or "bfloat16", of the search;
-        `crafted_on`: another model to craft on (a transfer attack). What is random depends on the
-        seed and on each image's place in the set only, so two models meet the same starts, and
-        neither the batch size nor `begin`, the image to resume at, changes them.
-    The logits of a battery are those by which it passed its verdict, so that a model whose outputs
-    are random gets one. Raises AttackError on images, labels or models that cannot be attacked
-    (crat.attacks.door).
+    x: (N, C, H, W) uint8 or [0, 1] float.
+    dtype: "float32" or "bfloat16", of the search.
+    crafted_on: another model to craft on (a transfer attack).
+    begin: the image to resume at.
+    What is random depends on the seed and on each image's place in the set only, so two models meet
+    the same starts, and neither the batch size nor `begin` changes them. The logits of a battery
+    are those by which it passed its verdict, so that a model whose outputs are random gets one
+    verdict.
+
+    Raises AttackError on images, labels or models that cannot be attacked (crat.attacks.door).
     """
     source = crafted_on or model
     check_model(model)
@@ -73,8 +71,8 @@ def attacked_batches(
     y = check_labels(y, as_tensor(x))
     if batch_size < 1 or not 0 <= begin <= len(x):
         raise ValueError(
-            f"batch_size is at least 1 and begin one of {len(x)} images, not {batch_size} and "
-            f"{begin}"
+            f"batch_size is at least 1 and begin one of {len(x)} images, "
+            f"not {batch_size} and {begin}"
         )
     attack = None if attack is None else as_attack(attack)
     search: Searcher | None = None
@@ -105,11 +103,10 @@ def quick_logits(
     dtype: str,
     batch_size: int = 500,
 ) -> Tensor:
-    """What a training's own curves are drawn from: (N, K) logits under `attack`, the model searched
-    with as it is.
+    """Logits (N, K) under `attack`, for the curves of a training; no copy of the model is made.
 
-    No copy is made, and starts are drawn batch by batch, so an epoch's validation costs little;
-    another batch size is another draw.
+    The model is attacked as it is, and starts are drawn batch by batch, so an epoch's validation
+    costs little; another batch size is another draw.
     """
     logits = []
     for at in range(0, len(x), batch_size):

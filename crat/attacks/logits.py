@@ -1,6 +1,4 @@
-"""What a model answers: logits (N, K) with K >= 2, all of them finite, or one line that says what
-came instead.
-"""
+"""A model's answer: logits (N, K) with K >= 2, all finite, or one line that names the fault."""
 
 from __future__ import annotations
 
@@ -21,14 +19,11 @@ LARGEST = 1e30
 
 
 class AttackError(ValueError):
-    """Something that cannot be attacked or judged: one line that says what, and what is
-    expected.
-    """
+    """A model or batch that cannot be attacked or judged: one line with fault and expectation."""
 
 
 def logits_of(answer: Any, x: Tensor) -> Tensor:
-    """The logits (N, K) among what a model answers to x (N, ...): itself, or what is named `logits`
-    in it.
+    """The logits (N, K) in a model's answer to x (N, ...): the answer itself, or its `logits`.
 
     Raises AttackError on a tuple, an output without logits, another shape, integers, and fewer than
     two classes.
@@ -41,8 +36,8 @@ def logits_of(answer: Any, x: Tensor) -> Tensor:
             held = f" of {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
             raise AttackError(
                 f"the model answers with a {type(answer).__name__}{held}, not with logits (N, K) "
-                "or an output that "
-                "names its `logits`: wrap it in a module whose forward returns them"
+                "or an output that names its `logits`: "
+                "wrap it in a module whose forward returns them"
             )
         answer = named
     shape = tuple(answer.shape)
@@ -53,9 +48,8 @@ def logits_of(answer: Any, x: Tensor) -> Tensor:
         )
     if shape[1] < 2:
         raise AttackError(
-            f"the model answers with one output an image, {shape}; attacks need K >= 2 logits: of "
-            "a sigmoid's z, "
-            "return torch.cat([-z, z], 1) / 2"
+            f"the model answers with one output an image, {shape}; attacks need K >= 2 logits: "
+            "of a sigmoid's z, return torch.cat([-z, z], 1) / 2"
         )
     return answer
 
@@ -66,9 +60,8 @@ def answer_of(model: Any, x: Tensor) -> Tensor:
     Raises AttackError, one line, where it fails on such images or answers with something else.
     """
     try:
-        with torch.set_grad_enabled(
-            torch.is_grad_enabled()
-        ):  # a model may turn gradients off, and leave them so
+        # a model may turn gradients off, and leave them so
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
             answer = model(x.clone())
     except (AttackError, torch.OutOfMemoryError):
         raise
@@ -76,8 +69,8 @@ def answer_of(model: Any, x: Tensor) -> Tensor:
         kind = str(x.dtype).removeprefix("torch.")
         why = str(error).splitlines()
         raise AttackError(
-            f"the model takes no {kind} images of shape {tuple(x.shape)}: {type(error).__name__}: "
-            f"{(why or ['-'])[0]}"
+            f"the model takes no {kind} images of shape {tuple(x.shape)}: "
+            f"{type(error).__name__}: {(why or ['-'])[0]}"
         ) from error
     return logits_of(answer, x)
 

@@ -1,5 +1,4 @@
-"""Attacks that look for the nearest adversarial image rather than one within a radius, and the
-radius of any attack.
+"""Attacks that look for the nearest adversarial image, and the smallest radius of any attack.
 
 DeepFool and Carlini and Wagner's L2 attack end beside the decision boundary, where rounding
 decides: they search in float32 proper. `minimal_radius` makes every attack with a per-sample eps
@@ -39,7 +38,7 @@ DUAL = {"L2": "L2", "Linf": "L1"}
 
 @dataclass
 class Crossing(State):
-    """Where DeepFool stands with n images."""
+    """DeepFool's state for n images."""
 
     x: Tensor
     y: Tensor
@@ -55,13 +54,15 @@ class DeepFool(Attack):
     In each step the boundary to every candidate class is taken as the plane of the first-order
     expansion, and the image moves onto the nearest of them. The steps add up to r, and the image
     tried is x + (1 + overshoot) r.
-    candidates: how many of the classes with the largest clean logits are looked at, the true one
+
+    candidates: the number of classes with the largest clean logits that count, the true one
         included.
-    Defaults, and the 1e-4 added to each distance, are those of the authors' code. Ours: the box [0,
-    1] (foolbox's
-    too), a step never longer than the box is wide, and the start is y's region, so a wrong image is
-    returned as it is. Raises ValueError on an unknown norm, below one step or two candidates, and
-    on NaN logits.
+
+    Raises ValueError on an unknown norm, below one step or two candidates, and on NaN logits.
+
+    Defaults, and the 1e-4 added to each distance, are those of the authors' code.
+    Ours: the box [0, 1] (foolbox's too), a step never longer than the box is wide, and the start is
+    y's region, so a wrong image is returned as it is.
     """
 
     norm: str = "L2"
@@ -86,10 +87,13 @@ class DeepFool(Attack):
         eps: Budget | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """x (N, C, H, W) in [0, 1], y (N,) -> x_adv; where no step crosses, the last point.
+        """x_adv (N, C, H, W); where no step crosses, the last point.
 
+        x: (N, C, H, W) in [0, 1].
+        y: (N,).
         eps: a number or (N,), the ball into which the result is projected (it may then be
-            adversarial no more); `generator` is unread: the method draws nothing.
+            adversarial no more).
+        generator: unread, as the method draws nothing.
         """
         with frozen(model), exact(), torch.autocast(x.device.type, enabled=False):
             hunt = Hunt(model, x, y, every=1)
@@ -101,11 +105,8 @@ class DeepFool(Attack):
     def _cross(self, model: nn.Module, x: Tensor, y: Tensor, hunt: Hunt) -> None:
         if not len(hunt):
             return
-        rivals = (
-            other_logits(finite_logits(model, x), y)
-            .topk(min(self.candidates, hunt.n_classes) - 1)
-            .indices
-        )
+        others = other_logits(finite_logits(model, x), y)
+        rivals = others.topk(min(self.candidates, hunt.n_classes) - 1).indices
         c = Crossing(x, y, rivals, torch.zeros_like(full(x)), x)
         for step in range(self.steps):
             c.r = c.r + self._to_nearest_plane(model, c.x_adv, c.y, c.rivals)
@@ -131,16 +132,12 @@ class DeepFool(Attack):
         across = size(torch.ones_like(slopes[0]), self.norm)  # no distance in the box is longer
         distance, nearest = (gaps.detach().abs() / steepness.clamp_min(1e-12)).min(1)
         slope = torch.stack(slopes)[nearest, torch.arange(len(x), device=x.device)]
-        return over_images((distance + 1e-4).minimum(across), x) * ascent_direction(
-            slope, self.norm
-        )
+        way = (distance + 1e-4).minimum(across)
+        return over_images(way, x) * ascent_direction(slope, self.norm)
 
 
 class Descent(State):
-    """Where Adam stands with n images, each with its constant.
-
-    Their places in the batch are `at` (n,).
-    """
+    """Adam's state for n images, each with its constant; `at` (n,): their places in the batch."""
 
     def __init__(self, x: Tensor, label: Tensor, const: Tensor) -> None:
         self.x, self.label = x, label
@@ -163,21 +160,24 @@ class Descent(State):
 
 @dataclass(frozen=True)
 class CWL2(Attack):
-    """Carlini and Wagner's L2 attack (2017, section V-A, objective f_6): the smallest perturbation
-    that Adam finds.
+    """Carlini and Wagner's L2 attack (2017, section V-A, objective f_6), minimised by Adam.
 
     Minimised over w is |x' - x|^2 + c max(confidence - gap, 0) with x' = (tanh(w) + 1) / 2, where
     gap is the margin of the best wrong class (targeted: of the target). c is searched for each
     image: times 10 until the attack succeeds, then by bisection. Returned is the nearest x' with
     gap > confidence of all those passed.
-    steps of Adam per constant; search_steps: constants tried; abort_early: look ten times per
-    constant, and stop where the loss has not fallen by 0.01 %. Defaults are those of foolbox's
-    L2CarliniWagnerAttack and of the authors' code
-    (9 constants from 0.001, lr 0.01), but 1,000 steps in the place of 10,000: a tenth of the time.
+
+    steps: of Adam, per constant.
+    search_steps: constants tried.
+    abort_early: look ten times per constant, and stop where the loss has not fallen by 0.01 %.
+
+    Raises ValueError where a setting is out of range, and on NaN logits.
+
+    Defaults are those of foolbox's L2CarliniWagnerAttack and of the authors' code (9 constants from
+    0.001, lr 0.01), but 1,000 steps in the place of 10,000: a tenth of the time.
     Ours: images stop one by one, so that the batch decides nothing, and by the lowest loss so far,
     which Adam's swings do not hide; the last constant is never repeated at its upper bound. Few
     steps are not enough for black and white pixels: at the walls of the box tanh is flat.
-    Raises ValueError where a setting is out of range, and on NaN logits.
     """
 
     norm: ClassVar[str] = "L2"  # type: ignore[misc]
@@ -210,13 +210,14 @@ class CWL2(Attack):
         target: Tensor | None = None,
         generator: Source = None,
     ) -> Tensor:
-        """x (N, C, H, W) in [0, 1], y (N,) -> x_adv.
+        """x_adv (N, C, H, W); x itself where it is adversarial already, or nothing is found.
 
-        x itself where it is adversarial already, or nothing is found.
-
-        target: (N,) classes to end in; eps: a number or (N,), the L2 ball into which the result is
-            projected (it may then be adversarial no more); `generator` is unread: the method draws
-            nothing.
+        x: (N, C, H, W) in [0, 1].
+        y: (N,).
+        target: (N,), the classes to end in.
+        eps: a number or (N,), the L2 ball into which the result is projected (it may then be
+            adversarial no more).
+        generator: unread, as the method draws nothing.
         """
         label, sign = (y, 1) if target is None else (target, -1)
         x_adv = x.clone()
@@ -257,9 +258,8 @@ class CWL2(Attack):
             nearest[d.at] = torch.where(better, squared, nearest[d.at])
             d.step(gradient, self.lr, step + 1)
             d.lowest = d.lowest.minimum(loss)
-            if (
-                self.abort_early and step % -(-self.steps // 10) == 0
-            ):  # ten times a constant, a look at the device
+            # ten times a constant, a look at the device
+            if self.abort_early and step % -(-self.steps // 10) == 0:
                 keep = (d.lowest <= 0.9999 * d.previous).nonzero().flatten()
                 if not len(keep):
                     break
@@ -268,9 +268,7 @@ class CWL2(Attack):
         return best, nearest
 
     def _look(self, model: nn.Module, d: Descent, sign: int) -> tuple[Tensor, ...]:
-        """At d.w: the image, its squared distance (n,), its gap (n,), the loss (n,), and the loss's
-        gradient in w.
-        """
+        """At d.w: the image, its squared distance, gap and loss, (n,), and the gradient in w."""
         w = d.w.detach().requires_grad_()
         with torch.enable_grad():
             x_adv = ((w.tanh() + 1) / 2).to(d.x.dtype)
@@ -293,20 +291,21 @@ def minimal_radius(
     generator: Source = None,
     judge: nn.Module | None = None,
 ) -> Tensor:
-    """The smallest eps at which `attack` was seen to succeed, (N,): 0 where the clean image is
-    wrong.
+    """The smallest eps at which `attack` succeeded, (N,): 0 where the clean image is wrong.
 
     Bisection for each image between 0 and `largest` (a number or (N,)), to largest / 2^rounds: inf
-    where the attack fails at `largest`; any attack with a per-sample eps. PGD's step keeps its
-    ratio to eps; APGD, FAB, Square and MI-FGSM without a step_size scale by themselves. An attack
-    may fail at a radius above one where it succeeded: what is returned is an upper bound of the
-    true radius, as every attack gives.
+    where the attack fails at `largest`; any attack with a per-sample eps. PGD's step has always the
+    same ratio to eps; APGD, FAB, Square and MI-FGSM without a step_size scale by themselves. An
+    attack may fail at a radius above one where it succeeded: the result is an upper bound of the
+    true radius, as every attack gives. All N images are one batch.
+
     objective: "margin", in the place of a cross-entropy that the attack ascends by default (APGD:
         DLR, of three classes and more); "own": whatever the attack ascends. The cross-entropy
         climbs towards all wrong classes at once, and a radius is the distance to the nearest: on
         linear classifiers it is found 27 % (K = 100) to 32 % (K = 10) too large by the
         cross-entropy, .5 % by the margin, as by FAB.
-    judge: the model whose float32 prediction decides, default `model`. All N images are one batch.
+    judge: the model whose float32 prediction decides (None: `model`).
+
     Raises AttackError (crat.attacks.door), and ValueError for a step_size that cannot follow eps.
     """
     one_of("objective", objective, OBJECTIVES)

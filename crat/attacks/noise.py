@@ -1,9 +1,9 @@
-"""Random numbers of attacks: one stream per image, so that neither the batch size nor who left the
-batch decides them.
+"""Random numbers of attacks: one stream per image, whatever the batch is.
 
-A number is a hash of (seed, image, how many were drawn before, place in the image): integer
-arithmetic only, so CPU and GPU draw the same. Training, where speed counts and nothing is compared
-image by image, draws from a torch.Generator.
+Neither the batch size nor the images that left the batch decide a number. It is a hash of (seed,
+image, how many were drawn before, place in the image): integer arithmetic only, so CPU and GPU draw
+the same. Training, where speed counts and nothing is compared image by image, draws from a
+torch.Generator.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 class PerImage:
-    """A stream of random numbers for each image of a batch, decided by `seed` and the image's own
-    number.
+    """A stream of random numbers for each image of a batch, decided by `seed` and its number.
 
     ids: (N,) int64, the place of each image in its set. Each call draws the next numbers of every
         image.
@@ -65,18 +64,14 @@ class PerImage:
 
     def shared_uniform(self, *shape: int) -> Tensor:
         """(*shape,) float32 in [0, 1), one draw for all images."""
-        return self._draw(
-            torch.full_like(self.ids[:1], -1) if len(self) else self.ids.new_full((1,), -1), shape
-        )[0]
+        return self._draw(self.ids.new_full((1,), -1), shape)[0]
 
     def take(self, keep: Tensor) -> PerImage:
         """The streams of some images, where they are now."""
         return PerImage(self.seed, self.ids[keep], self.drawn)
 
     def fork(self, *key: str | int) -> PerImage:
-        """Independent streams of the same images, named by the key: a restart, a target, an attack
-        of a battery.
-        """
+        """Independent streams of the same images under a key: a restart, a target, an attack."""
         return PerImage(seed_for(self.seed, *key), self.ids)
 
     def _draw(self, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -88,10 +83,9 @@ class PerImage:
 
 
 class Share:
-    """The draws of one rank of several: each rank draws for the whole batch and keeps its own
-    images' numbers.
+    """The draws of one rank of several: it draws for the whole batch and takes its images' numbers.
 
-    own (n,): places of this rank's images in the batch of `total`.
+    own: (n,), places of this rank's images in the batch of `total`.
     """
 
     def __init__(self, generator: torch.Generator, own: Tensor, total: int) -> None:
@@ -101,9 +95,9 @@ class Share:
 
     def draw(self, make: Callable[..., Tensor], shape: tuple[int, ...], x: Tensor) -> Tensor:
         """make (torch.rand or torch.randn) for the batch, cut to this rank's images."""
-        return make(
-            (self.total, *shape[1:]), generator=self.generator, device=x.device, dtype=x.dtype
-        )[self.own]
+        whole = (self.total, *shape[1:])
+        numbers = make(whole, generator=self.generator, device=x.device, dtype=x.dtype)
+        return numbers[self.own]
 
 
 Drawing = torch.Generator | PerImage | Share
@@ -116,8 +110,9 @@ def drawing(generator: Source, x: Tensor) -> Drawing:
 
 
 def source(generator: Source, x: Tensor) -> PerImage:
-    """Per-image streams for the batch x, from a generator (one number is drawn), streams, or None
-    (seed 0).
+    """Per-image streams for the batch x.
+
+    generator: a generator (one number is drawn), streams, or None (seed 0).
     """
     if isinstance(generator, PerImage):
         if len(generator) != len(x):

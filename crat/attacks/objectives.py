@@ -1,4 +1,4 @@
-"""What an attack ascends: callables (logits (N, K), y (N,)) -> (N,), larger is more wrong.
+"""The objectives that attacks ascend: (logits (N, K), y (N,)) -> (N,), larger is more wrong.
 
 Each is a frozen dataclass, so that its repr names it in cards.
 """
@@ -32,11 +32,9 @@ def other_logits(logits: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy of softmax(z / T) in a form that does not saturate.
+    """Cross-entropy of softmax(z / T), unsaturated: PGD's (T = 1), Temperature-PGD's.
 
-    T = 1 is PGD's, else Temperature-PGD's.
-
-    Returned is m = logsumexp_{j != y}(z_j / T) - z_y / T, of which the cross-entropy is
+    The value is m = logsumexp_{j != y}(z_j / T) - z_y / T, of which the cross-entropy is
     softplus(m): strictly increasing, so each sample's gradient has the same direction. In float32
     cross-entropy itself loses the part of its gradient that goes through z_y once p_y rounds to 1,
     from a margin z_y - z_j of 17 T on, and all of it from 104 T on, where sign(0) = 0 stops the
@@ -59,9 +57,9 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class PlainCrossEntropy:
-    """-log p_y as all released code ascends it.
+    """-log p_y as all released code ascends it; 0 where p_y rounds to 1.
 
-    0 where p_y rounds to 1 (CrossEntropy says what its gradient loses).
+    `CrossEntropy` says what its gradient loses there.
     """
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -71,10 +69,10 @@ class PlainCrossEntropy:
 
 @dataclass(frozen=True)
 class Margin:
-    """max_{j != y} z_j - z_y (Carlini and Wagner 2017, as the L-inf "CW" columns of the papers use
-    it).
+    """max_{j != y} z_j - z_y, above 0 exactly where the sample is misclassified.
 
-    Above 0 exactly where the sample is misclassified; the limit T -> 0 of Temperature-PGD.
+    The limit T -> 0 of Temperature-PGD.
+    Source: Carlini and Wagner 2017, as the L-inf "CW" columns of the papers use it.
     """
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -84,10 +82,10 @@ class Margin:
 
 @dataclass(frozen=True)
 class DLR:
-    """Difference of logits ratio, -(z_y - max_{j != y} z_j) / (z_1st - z_3rd) (Croce and Hein 2020,
-    equation 6).
+    """Difference of logits ratio, -(z_y - max_{j != y} z_j) / (z_1st - z_3rd).
 
     Unchanged when the logits are scaled or shifted. Raises ValueError below three classes.
+    Source: Croce and Hein 2020, equation 6.
     """
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -98,11 +96,10 @@ class DLR:
 
 @dataclass(frozen=True, eq=False)
 class TargetedDLR:
-    """Targeted DLR, -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2) (Croce and Hein 2020, equation 7).
-
-    Target: (N,).
+    """Targeted DLR, -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2), of the target classes t (N,).
 
     Raises ValueError below four classes.
+    Source: Croce and Hein 2020, equation 7.
     """
 
     target: Tensor
@@ -119,9 +116,7 @@ class TargetedDLR:
 
 @dataclass(frozen=True, eq=False)
 class Toward:
-    """A targeted attack: the negative of an objective at the target classes (N,), so its ascent
-    ends in the target.
-    """
+    """A targeted attack: the negative of an objective at the target classes (N,)."""
 
     target: Tensor
     objective: Objective = CrossEntropy()
@@ -144,9 +139,7 @@ def _largest(logits: Tensor, count: int, what: str) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class KLFrom:
-    """KL(softmax(c) || softmax(z)) from fixed clean logits c (N, K): the inner maximisation of
-    TRADES.
-    """
+    """KL(softmax(c) || softmax(z)) from fixed clean logits c (N, K), which TRADES ascends."""
 
     clean_logits: Tensor
 

@@ -1,9 +1,8 @@
-"""The copy of a model that attacks search with: BatchNorm folded into convolutions, channels last,
-bfloat16.
+"""The copy of a model that attacks search with: BatchNorm folded, channels last, bfloat16.
 
-Only the search runs on it. Whether an image is broken is decided by the model itself, in float32. A
-copy is believed only where it was tried: its logits and its input gradients on a few images are the
-model's, up to rounding.
+BatchNorm is folded into the convolutions. Only the search runs on the copy. Whether an image is
+broken is decided by the model itself, in float32. A copy is believed only where it was tried: its
+logits and its input gradients on a few images are the model's, up to rounding.
 """
 
 from __future__ import annotations
@@ -34,9 +33,7 @@ class SearchWarning(UserWarning):
 
 
 class Looked(NamedTuple):
-    """What a network gives for images: logits (N, K), and the gradient of its own answer's log-odds
-    (N, C, H, W).
-    """
+    """A network's logits (N, K) for images, and its answer's log-odds gradient (N, C, H, W)."""
 
     logits: Tensor
     gradient: Tensor
@@ -57,9 +54,8 @@ class Searcher(nn.Module):
             layers = [
                 m for m in net.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))
             ]
-            for layer in layers[
-                :-1
-            ]:  # autocast would cast frozen weights anew in each forward pass
+            # autocast would cast frozen weights anew in each forward pass
+            for layer in layers[:-1]:
                 if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
                     layer.to(torch.bfloat16)
             if layers:  # a cosine head, too
@@ -72,8 +68,9 @@ class Searcher(nn.Module):
 
 
 def _keep_float32(head: nn.Module) -> None:
-    """The last layer computes in float32: in bfloat16 two logits near 8 that differ by less than
-    0.03 are equal.
+    """Makes the last layer compute in float32.
+
+    In bfloat16 two logits near 8 that differ by less than 0.03 are equal.
     """
     plain = head.forward
 
@@ -87,15 +84,14 @@ def _keep_float32(head: nn.Module) -> None:
 def searcher(
     model: nn.Module, example: Tensor, dtype: str = "float32", fold: bool = True
 ) -> Searcher:
-    """A frozen copy of `model` for searching in "float32" or "bfloat16".
-
-    The model itself is left as it is.
+    """A frozen copy of `model` for searching in "float32" or "bfloat16"; `model` stays as it is.
 
     example: a few images, on which the copy is tried. Where the model cannot be traced, has hooks,
         or folding changes logits or gradients by more than rounding, BatchNorm stays, and
-        `unfolded` says why; fold=False leaves it in any case, for attacks that normalise by the
-        batch. Where bfloat16 fails or changes them by more than its rounding, the search is in
-        float32, and a SearchWarning says why.
+        `unfolded` says why.
+    fold: False leaves BatchNorm in any case, for attacks that normalise by the batch.
+    Where bfloat16 fails or changes logits or gradients by more than its rounding, the search is in
+    float32, and a SearchWarning says why.
     """
     with frozen(model):
         expected = _look(model, example)
@@ -142,15 +138,14 @@ def _folded(model: nn.Module, example: Tensor, expected: Looked) -> tuple[nn.Mod
         net = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)
         net = net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         why = _difference(expected, _look(net, example), FOLDED)
-    except (
-        Exception
-    ) as error:  # tracing runs the model's own code: whatever it raises, it cannot be folded
+    except Exception as error:
+        # tracing runs the model's own code: whatever it raises, it cannot be folded
         return None, f"it cannot be traced ({_first_line(error)})"
     return (None, f"folding {why}") if why else (net, "")
 
 
 def _look(net: nn.Module, x: Tensor) -> Looked:
-    """Without a gradient (a model that only Square can attack), zeros."""
+    """The network's logits and gradient; zeros without a gradient (a model for Square only)."""
 
     def logits(images: Tensor) -> Tensor:
         return full(answer_of(net, images))
@@ -169,13 +164,12 @@ def _look(net: nn.Module, x: Tensor) -> Looked:
 
 
 def _difference(expected: Looked, found: Looked, allowed: tuple[float, float]) -> str:
-    """How the found differs by more than is allowed, "" where it does not.
+    """How `found` differs from `expected` by more than is allowed; "" where it does not.
 
     What is not finite differs.
     """
-    logits = (expected.logits - found.logits).abs().max() / expected.logits.abs().max().clamp_min(
-        1e-12
-    )
+    largest = expected.logits.abs().max()
+    logits = (expected.logits - found.logits).abs().max() / largest.clamp_min(1e-12)
     if not logits <= allowed[0]:
         return f"changed the logits by {logits:.1%} of the largest"
     length = expected.gradient.norm()

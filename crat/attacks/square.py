@@ -1,8 +1,7 @@
-"""Square Attack: random search over square windows, which asks the model for logits and for nothing
-else.
+"""Square Attack: random search over square windows, which asks the model for logits only.
 
 A query changes each image inside one window (L-inf) or two (L2, L1), the same ones for all images
-of the batch, and keeps the change where it helped. So a query costs a forward pass and a little
+of the batch, and leaves the change where it helped. So a query costs a forward pass and a little
 work on the windows.
 """
 
@@ -39,16 +38,17 @@ class Square(Hunted):
     eps: radius in units of [0, 1]; at call time also an (N,) tensor, one per sample.
     norm: "Linf", "L2" or "L1".
     queries: forward passes after that of the start.
-    restarts: how often to begin anew on what is left.
+    restarts: runs, each from the beginning on the images still unbroken.
     p_init: share of the image that the first windows cover, in (0, 1].
-    loss: what must grow for a change to be kept, "margin" or "ce".
+    loss: what must grow for a change to stay, "margin" or "ce".
     rescale_schedule: shrink the windows as if `queries` were 10,000; False is AutoAttack's setting.
+
     Raises ValueError on an unknown norm or loss, and on queries, restarts or p_init out of range.
 
     As in the authors' code: the schedule, the windows and the signs of L-inf are shared by the
     batch. Differences: windows also reach the last row and column (there only in the paper's text);
     found images stay adversarial but still go on to larger margins, so that a search in bfloat16
-    passes the float32 verdict; L2 and L1 see `Hills`.
+    passes the float32 verdict; for L2 and L1 see `Hills`.
     """
 
     eps: float
@@ -144,9 +144,7 @@ class Tried(State):
 
 
 class Corners(Tried):
-    """The L-inf search: every pixel at one end of what ball and box allow.
-
-    A query moves a window to one end.
+    """The L-inf search: every pixel at an end of its range in ball and box; a query moves a window.
 
     The authors add 2 eps times the channel's sign and clip: from an end that is the other end, or
     where it was.
@@ -175,12 +173,11 @@ class Corners(Tried):
 
 
 class Hills(Tried):
-    """The L2 and L1 search: a query empties one window and spends what it held on a pair of hills
-    in another.
+    """The L2 and L1 search: a query empties a window and spends its mass on hills in another.
 
-    What each image spends is tracked, so that only the windows are touched. The authors scale the
-    whole image to the radius after each query, which changes nothing: a window is made to spend all
-    that is left. Only in L1 with several channels do they make it spend more, and let the
+    The spending of each image is tracked, so that only the windows are touched. The authors scale
+    the whole image to the radius after each query, which changes nothing: a window is made to spend
+    all that is left. Only in L1 with several channels do they make it spend more, and let the
     projection thin out the whole image.
     """
 
@@ -237,9 +234,7 @@ class Hills(Tried):
         return changes
 
     def _mass(self, delta: Tensor) -> Tensor:
-        """What each channel of a change spends, (N, C, 1, 1): the power of its norm that adds
-        up.
-        """
+        """The power of the norm that adds up, of each channel of a change: (N, C, 1, 1)."""
         return (delta.square() if self.power == 2 else delta.abs()).sum((2, 3), keepdim=True)
 
     def _spent(self) -> Tensor:
@@ -249,9 +244,7 @@ class Hills(Tried):
         return delta / (self._mass(delta) ** (1 / self.power)).clamp_min_(1e-12)
 
     def _tiles(self) -> Tensor:
-        """The start: the image tiled with pairs of hills, five to a side, each with a sign of its
-        own per channel.
-        """
+        """The start: tiles of hill pairs, five to a side, a random sign per tile and channel."""
         channels, height, width = self.x.shape[1:]
         side = max(min(height, width) // 5, 1)
         places = [(top, left) for top in tiled(height, side) for left in tiled(width, side)]
@@ -267,9 +260,7 @@ class Hills(Tried):
 
 
 def window(side: int, image: Sequence[int], place: Sequence[float]) -> tuple[slice, ...]:
-    """The square at a place in [0, 1)^2 of an image (height, width), as an index of (N, C, H,
-    W).
-    """
+    """The square at a place in [0, 1)^2 of an image (height, width): an index of (N, C, H, W)."""
     height, width = image
     top = int(place[0] * (height - side + 1))
     left = int(place[1] * (width - side + 1))
@@ -287,9 +278,7 @@ def random_signs(noise: PerImage, count: int, channels: int) -> Tensor:
 
 
 def hill_pairs(side: int, power: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two (side, side) shapes of norm 1: a hill above a hollow, each half of the square, and the
-    same turned.
-    """
+    """Two (side, side) shapes of norm 1: a hill above a hollow, half each, and its transpose."""
     upper = hill(side // 2, side, power)
     lower = hill(side - side // 2, side, power)
     pair = torch.cat([upper, -lower])
@@ -298,9 +287,7 @@ def hill_pairs(side: int, power: int, device: torch.device) -> tuple[Tensor, Ten
 
 
 def hill(height: int, width: int, power: int) -> Tensor:
-    """(height, width), of norm 1: a pyramid whose k-th ring is 1 / k^q above the next (q: 2 in L2,
-    4 in L1).
-    """
+    """(height, width) of norm 1: a pyramid, ring k 1 / k^q above the next (L2: q = 2, L1: 4)."""
     rows, columns = torch.arange(height), torch.arange(width)
     ring = torch.maximum((rows - height // 2).abs()[:, None], (columns - width // 2).abs()[None])
     steps = torch.arange(max(height, width) // 2 + 1, 0, -1) ** (-2.0 * (3 - power))

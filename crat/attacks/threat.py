@@ -1,6 +1,4 @@
-"""The threat model: the norm ball around an image, cut with the box [0, 1], and the steps that live
-in it.
-"""
+"""The threat model: the norm ball around an image, cut with the box [0, 1], and steps inside."""
 
 from __future__ import annotations
 
@@ -30,8 +28,8 @@ def per_sample(value: Budget, x: Tensor) -> Tensor | float:
         return value.to(x)
     if value.shape != x.shape[:1]:
         raise ValueError(
-            f"eps and step_size take a number or a tensor of shape ({len(x)},), not "
-            f"{tuple(value.shape)}"
+            f"eps and step_size take a number or a tensor of shape ({len(x)},), "
+            f"not {tuple(value.shape)}"
         )
     return over_images(value.to(x), x)
 
@@ -76,11 +74,10 @@ def ascent_direction(gradient: Tensor, norm: str) -> Tensor:
 
 
 def project(x_adv: Tensor, x: Tensor, eps: Tensor | float, norm: str) -> Tensor:
-    """A point of both the ball of radius eps around x and the box [0, 1]: the nearest for L-inf and
-    L1.
+    """A point of both the ball of radius eps around x and the box [0, 1].
 
-    For L2 the nearest of the ball, then clipped: clipping moves each pixel towards x, so it stays
-    in the ball.
+    L-inf and L1: the nearest such point. L2: the nearest of the ball, then clipped; clipping moves
+    each pixel towards x, so it stays in the ball.
     """
     if norm == "L1":
         return x + project_l1(x_adv - x, x, eps)
@@ -99,12 +96,11 @@ def project(x_adv: Tensor, x: Tensor, eps: Tensor | float, norm: str) -> Tensor:
 def project_l1(delta: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
     """The delta' nearest to delta (in L2) with |delta'|_1 <= eps and x + delta' in [0, 1].
 
-    Same shape.
-
     With the box, delta' = sign(delta) * clamp(|delta| - t, 0, room) for one t >= 0 per sample, at
-    which the L1 norm is eps (Croce and Hein 2021, Proposition 2.1). The norm falls in t, piecewise
-    linear with kinks at |delta| and at |delta| - room; sorting the kinks finds the piece. Computed
-    in float32 at least: half precision cannot count them.
+    which the L1 norm is eps. The norm falls in t, piecewise linear with kinks at |delta| and at
+    |delta| - room; sorting the kinks finds the piece. Computed in float32 at least: half precision
+    cannot count them. The result has delta's shape.
+    Source: Croce and Hein 2021, Proposition 2.1.
     """
     d = delta.flatten(1).to(torch.promote_types(delta.dtype, torch.float32))
     a = d.abs()
@@ -127,16 +123,15 @@ def project_l1(delta: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
     left = excess - shrunk.gather(1, piece)
     t = kinks.gather(1, piece) + left / slope.gather(1, piece).clamp_min(1)
     t = torch.where(excess > 0, t, torch.zeros_like(t))
-    kept = (a - t).clamp_min(0).minimum(room)
+    sizes = (a - t).clamp_min(0).minimum(room)
     # what rounding left above eps: a radius of 0 must give x itself
-    kept *= (radius / kept.sum(1, keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)).clamp_max(1)
-    return (d.sign() * kept).view_as(delta).to(delta.dtype)
+    total = sizes.sum(1, keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)
+    sizes *= (radius / total).clamp_max(1)
+    return (d.sign() * sizes).view_as(delta).to(delta.dtype)
 
 
 def uniform_start(x: Tensor, eps: Tensor | float, norm: str, generator: Drawing) -> Tensor:
-    """A point drawn uniformly from the ball around x (L1: the projection of a normal one), moved
-    into [0, 1].
-    """
+    """A point drawn uniformly from the ball around x, cut to [0, 1]; L1 projects a normal draw."""
     if norm == "Linf":
         return (x + eps * (uniform(tuple(x.shape), x, generator) * 2 - 1)).clamp(0.0, 1.0)
     noise = normal(tuple(x.shape), x, generator)
@@ -147,7 +142,5 @@ def uniform_start(x: Tensor, eps: Tensor | float, norm: str, generator: Drawing)
 
 
 def gaussian_start(x: Tensor, scale: float, generator: Drawing) -> Tensor:
-    """x + scale N(0, 1): the start of TRADES (scale 0.001), which needs a first gradient where KL
-    has none at x.
-    """
+    """x + scale N(0, 1), the start of TRADES (scale 0.001): its KL has no gradient at x itself."""
     return x + scale * normal(tuple(x.shape), x, generator)

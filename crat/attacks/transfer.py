@@ -21,13 +21,15 @@ def transfer(
     eps: Budget | None = None,
     generator: Source = None,
 ) -> Tensor:
-    """The float32 logits (N, K) of `target_model` on the adversarial images that `attack` crafts on
-    `crafted_on`.
+    """`target_model`'s float32 logits (N, K) on the images that `attack` crafts on `crafted_on`.
 
-    x (N, C, H, W) in [0, 1], y (N,); eps a number or (N,), instead of the attack's own. Whole sets
-    go through `attacked_batches`, with the same `crafted_on`. Raises AttackError
-    (crat.attacks.door), also where
-    the target model gives logits that are not finite.
+    x: (N, C, H, W) in [0, 1].
+    y: (N,).
+    eps: a number or (N,), instead of the attack's own.
+    Whole sets go through `attacked_batches`, with the same `crafted_on`.
+
+    Raises AttackError (crat.attacks.door), also where the target model gives logits that are not
+    finite.
     """
     x_adv = attack(crafted_on, x, y, eps=eps, generator=generator)
     check_model(target_model)

@@ -1,6 +1,4 @@
-"""Universal perturbations: one delta for all images, or one per class, fitted on training
-images.
-"""
+"""Universal perturbations: one delta for all images or one per class, fitted on training images."""
 
 from __future__ import annotations
 
@@ -46,22 +44,25 @@ def fit_universal(
     objective: Objective = CrossEntropy(),  # noqa: B008 (frozen, so it can be shared)
     generator: Source = None,
 ) -> Tensor:
-    """The delta (n_classes, C, H, W), class-agnostic (1, C, H, W), that raises the objective of the
-    training images.
+    """The delta that raises the training images' objective: (n_classes or 1, C, H, W).
 
-    x_train (N, C, H, W) uint8 or float in [0, 1]; y_train (N,) int64. eps, step_size (None: eps /
-    10): a number, or
-    one per delta (n_classes,). From 0, in every batch, each delta takes one step along the ascent
-    direction ("Linf": the sign, "L2": normalised) of the mean objective of its own images, and goes
-    back into its ball; a class that is not in the batch keeps its delta. `generator` draws the
-    order of the images.
-    Sources: the stochastic ascent of Shafahi et al. 2020 (Universal adversarial training), which
-        takes all training images with their labels, those that the model gets wrong included;
-        class-wise deltas: Benz et al. 2021 (2104.03000). Shafahi et al. also cut each image's loss
-        off from above, lest a few images rule the mean. Here the gradient of the log-odds is
-        bounded, and the cut is left out; an objective that ends in `.clamp_max(9)` brings it.
-        Raises ValueError on an unknown norm, labels outside the classes and another number of eps
-        than of deltas, and AttackError as every attack does (crat.attacks.door).
+    x_train: (N, C, H, W) uint8 or float in [0, 1].
+    y_train: (N,) int64.
+    eps, step_size: a number, or one per delta (n_classes,); step_size None: eps / 10.
+    generator: draws the order of the images.
+
+    From 0, in every batch, each delta takes one step along the ascent direction ("Linf": the sign,
+    "L2": normalised) of the mean objective of its own images, and goes back into its ball; a class
+    that is not in the batch leaves its delta as it is.
+
+    Raises ValueError on an unknown norm, labels outside the classes and another number of eps than
+    of deltas, and AttackError as every attack does (crat.attacks.door).
+
+    Source: the stochastic ascent of Shafahi et al. 2020 (Universal adversarial training), which
+    takes all training images with their labels, those that the model gets wrong included;
+    class-wise deltas: Benz et al. 2021 (2104.03000). Shafahi et al. also cut each image's loss off
+    from above, lest a few images rule the mean. Here the gradient of the log-odds is bounded, and
+    the cut is left out; an objective that ends in `.clamp_max(9)` brings it.
     """
     one_of("norm", norm, ("Linf", "L2"))
     check_model(model)
@@ -94,15 +95,15 @@ def fit_universal(
 
 @dataclass(frozen=True)
 class Universal(Attack):
-    """Universal perturbations as an attack: fitted on training images, then added to whatever is
-    attacked.
+    """Universal perturbations as an attack: fitted on training images, then added to any images.
 
     images: the data set, by its name, whose training images the delta is fitted on
         (`fit_universal`, with `epochs`, and `seed` for their order), with the model that is
         attacked: its repr names all that decides its outcomes. A transfer (`crafted_on`) fits on
         the other model. One fit serves all batches, until the model's tensors change.
-    x (N, C, H, W) in [0, 1], y (N,): the true labels, which choose among the deltas with
-    class_wise.
+    x: (N, C, H, W) in [0, 1].
+    y: (N,), the true labels, which choose among the deltas with class_wise.
+
     Raises ValueError where another eps is asked for than the one that it was made for.
     """
 
@@ -119,9 +120,7 @@ class Universal(Attack):
         check_radius(self.eps, "Linf")
 
     def delta(self, model: nn.Module, device: torch.device | str = "cpu") -> Tensor:
-        """The perturbations of a model, (1, C, H, W) or with class_wise (K, C, H, W), fitted at the
-        first call.
-        """
+        """A model's perturbations, (1, C, H, W) or class-wise (K, C, H, W), fitted at first use."""
         state = store.fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))
         if model not in self._fitted or self._fitted[model][0] != state:
             of = data.load(self.images).to(device)
@@ -149,7 +148,7 @@ class Universal(Attack):
     ) -> Tensor:
         """The images with their perturbations, (N, C, H, W) within [0, 1].
 
-        The generator has nothing to draw.
+        generator: unread, as nothing is drawn.
         """
         if eps is not None:
             raise ValueError(
@@ -175,9 +174,7 @@ def delta_gradient(
 
 
 def into_ball(delta: Tensor, eps: Tensor | float, norm: str) -> Tensor:
-    """The delta inside its ball: `threat.project` without the box, which images have and deltas
-    have not.
-    """
+    """The delta inside its ball: `threat.project` without the box, which bounds images only."""
     if norm == "L2":
         return delta * (eps / length(delta).clamp_min(1e-12)).clamp_max(1.0)
     eps = torch.as_tensor(eps, device=delta.device, dtype=delta.dtype)
@@ -190,14 +187,15 @@ def _of(delta: Tensor, y: Tensor) -> Tensor:
 
 
 def members(y: Tensor, n_classes: int) -> Tensor:
-    """(n_classes, N) bool: who is of which class."""
+    """(n_classes, N) bool: the images of each class."""
     return torch.arange(n_classes, device=y.device)[:, None] == y
 
 
 def apply_universal(x: Tensor, y: Tensor, delta: Tensor) -> Tensor:
-    """Images (N, C, H, W), uint8 or in [0, 1], with the delta of their class y (N,), or the only
-    one, within [0, 1].
+    """The images plus the delta of their class, or the only delta, cut to [0, 1].
 
+    x: (N, C, H, W), uint8 or in [0, 1].
+    y: (N,).
     Nothing is checked: training against universal perturbations calls it in every step.
     """
     images = as_images(x)
@@ -218,11 +216,14 @@ def fooling_rates(
 
     nan for an absent class.
 
+    x: (N, C, H, W) uint8 or in [0, 1].
+    y: (N,).
+    delta: (n_classes or 1, C, H, W).
     counted: "all" images of the class, right or wrong, is the fooling rate of Moosavi-Dezfooli et
         al. 2017 (Universal adversarial perturbations, equation 1) and of Benz et al.; "correct":
         only those that the model gets right when clean, so that it is the share of the class's
         accuracy that is lost.
-    x (N, C, H, W) uint8 or in [0, 1], y (N,), delta (n_classes or 1, C, H, W).
+
     Raises ValueError on NaN logits, an unknown choice, or deltas for another number of classes.
     """
     one_of("counted", counted, COUNTED)

@@ -1,4 +1,4 @@
-"""A robustness audit of a model that is not ours."""
+"""The robustness audit of a model from outside crat."""
 
 from crat.audit.model import audit, main
 from crat.audit.plan import Plan

@@ -1,6 +1,4 @@
-"""A model from elsewhere: found by its name, and checked against the protocol before any attack
-is believed.
-"""
+"""A model from outside crat: loaded by its name and checked before any attack is believed."""
 
 from __future__ import annotations
 
@@ -37,13 +35,13 @@ from crat.nets import models
 
 CHECKED = 64  # images on which outputs and gradients are checked
 DIAGNOSED = 1000  # images, at most, on which other scalings of the input are tried
-BATCH = 500  # images that are passed at once
-SAME = 1e-3  # of the largest logit: what may differ by rounding between batches
-Found = tuple[nn.Module, list[str]]  # a model in eval mode or not, and lines on what is doubtful
+BATCH = 500  # images of one forward pass
+SAME = 1e-3  # of the largest logit: a difference that rounding may cause between batches
+Found = tuple[nn.Module, list[str]]  # a model and doubts about it, a line each
 
 
 class ModelError(ValueError):
-    """A model that cannot be judged: one line with what it does and what is expected."""
+    """A model that cannot be judged; the message says what it does and what is expected."""
 
 
 def find_model(
@@ -53,12 +51,13 @@ def find_model(
     device: torch.device,
     key: str | None = None,
 ) -> Found:
-    """The model of "module:function", "file.py:function" or, with an architecture, a weights file;
-    on the device.
+    """The model that `subject` names, on the device, and doubts about it, a line each.
 
-    key: which of several state_dicts in a weights file (crat.nets.models.load_checkpoint).
-    Nothing is unpickled; of a function, its own code runs. Raises ConfigError where there is no
-    such thing, ModelError where the function fails, CheckpointError where the weights do not fit.
+    subject: "module:function" or "file.py:function", whose code runs; with an architecture, the
+    path of a weights file, of which nothing is unpickled.
+    key: the state_dict to use, where a weights file has several (crat.nets.models.load_checkpoint).
+    Raises ConfigError where the subject does not exist, ModelError where the function fails,
+    CheckpointError where the weights do not fit the architecture.
     """
     if architecture is not None:
         return _from_weights(Path(subject), architecture, images, device, key)
@@ -73,16 +72,16 @@ def find_model(
             "model"
         )
     model = _from_function(subject)
-    training = any(isinstance(part, _BatchNorm) and part.training for part in model.modules())
-    return model.to(device), [
-        "BatchNorm came in train mode; the model is judged in eval mode"
-    ] * training
+    doubts = []
+    if any(isinstance(part, _BatchNorm) and part.training for part in model.modules()):
+        doubts.append("BatchNorm came in train mode; the model is judged in eval mode")
+    return model.to(device), doubts
 
 
 def _from_function(subject: str) -> nn.Module:
     place, _, name = subject.rpartition(":")
+    # `python file.py` and `python -m module` look here first; the model's forward may import, too
     folder = str(Path(place).parent.absolute() if place.endswith(".py") else Path.cwd())
-    # where `python file.py` and `python -m module` look first; forward may import, too
     if folder not in sys.path:
         sys.path.insert(0, folder)
     make = getattr(_imported(place), name, None)
@@ -99,7 +98,7 @@ def _imported(place: str) -> ModuleType:
     with _blamed(ConfigError, f"cannot import {place!r}"):
         if not place.endswith(".py"):
             return import_module(place)
-        # whatever the file is called, no other module is hidden
+        # the prefix keeps a file from hiding a module of the same name
         name = f"audited_{Path(place).stem}"
         module = sys.modules[name] = ModuleType(name)
         module.__file__ = str(Path(place).absolute())
@@ -109,10 +108,10 @@ def _imported(place: str) -> ModuleType:
 
 @contextmanager
 def _blamed(kind: type[ValueError], what: str) -> Iterator[None]:
-    """Whatever foreign code raises, as one line: what failed, and the first line of why."""
+    """Turns any exception of foreign code into a `kind`: `what`, and the reason's first line."""
     try:
         yield
-    except AttackError:  # a line already
+    except AttackError:  # its message is one line already
         raise
     except (Exception, SystemExit) as error:  # a script may call sys.exit when imported
         why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
@@ -122,28 +121,32 @@ def _blamed(kind: type[ValueError], what: str) -> Iterator[None]:
 def _from_weights(
     path: Path, architecture: str, images: data.Dataset, device: torch.device, key: str | None
 ) -> Found:
-    """Where a file says nothing of normalisation, validation images tell whether it was trained
-    with the data set's.
+    """The model of a weights file; without normalisation in the file, validation images decide it.
+
+    Two candidates, with the data set's normalisation and without one, are then compared.
     """
-    tried = []
     spec = DATASETS[images.name]
+    config = ModelConfig(architecture)
+    candidates = []
     for mean, std in ((spec.mean, spec.std), ((0.0,), (1.0,))):
-        model = models.build(
-            ModelConfig(architecture), images.n_classes, images.image_shape, mean=mean, std=std
-        )
-        line = models.load_checkpoint(model, path, key)
-        tried.append(model.eval().to(device))
-    if torch.equal(tried[0].normalize.mean, tried[1].normalize.mean):
-        return tried[0], [line] * bool(line)
-    x, y = as_images(images.x_valid[:CHECKED].to(device)), images.y_valid[:CHECKED].to(device)
-    right = [accuracy(model, x, y) for model in tried]
-    normalised = (
-        f"{path.name} says nothing of normalisation: {right[0]:.0%} of {len(x)} validation images "
-        f"are right with that "
-        f"of {images.name}, {right[1]:.0%} without; it is judged "
-        f"{'without' if right[1] > right[0] else 'with it'}"
+        model = models.build(config, images.n_classes, images.image_shape, mean=mean, std=std)
+        doubt = models.load_checkpoint(model, path, key)
+        candidates.append(model.eval().to(device))
+    doubts = [doubt] if doubt else []
+    normalised, plain = candidates
+    if torch.equal(normalised.normalize.mean, plain.normalize.mean):
+        return normalised, doubts
+    x = as_images(images.x_valid[:CHECKED].to(device))
+    y = images.y_valid[:CHECKED].to(device)
+    right_normalised = accuracy(normalised, x, y)
+    right_plain = accuracy(plain, x, y)
+    judged_plain = right_plain > right_normalised
+    doubts.append(
+        f"{path.name} says nothing of normalisation: {right_normalised:.0%} of {len(x)} validation "
+        f"images are right with that of {images.name}, {right_plain:.0%} without; it is judged "
+        f"{'without' if judged_plain else 'with it'}"
     )
-    return tried[right[1] > right[0]], [line] * bool(line) + [normalised]
+    return plain if judged_plain else normalised, doubts
 
 
 def decision(
@@ -153,11 +156,12 @@ def decision(
     logit_slice: int | None = None,
     scale: float = 1.0,
 ) -> nn.Module:
-    """The model with its first `logit_slice` logits, times `scale`; ModelError where that is not K
-    logits an image.
+    """The model with its first `logit_slice` logits (None: all), times `scale`.
 
-    example: (N, C, H, W) in [0, 1]; its first image is also given alone, as attacks do with the
-    last one unbroken. Raises AttackError on a model that no attack can work on (crat.attacks.door).
+    example: images (N, C, H, W) in [0, 1]. The model must also accept the first image alone, as the
+    last unbroken image of an attack is.
+    Raises ModelError where the model refuses the images or the number of logits is not n_classes,
+    AttackError where no attack can work on the model (crat.attacks.door).
     """
     check_model(model)
     for x in (example, example[:1]):
@@ -168,16 +172,12 @@ def decision(
             answer = model(x)
         logits = logits_of(answer, x)
     outputs = logits.shape[1]
-    if len(range(outputs)[:logit_slice]) != n_classes:
-        hint = (
-            f"; --logit-slice {n_classes} lets the first {n_classes} answer"
-            if outputs > n_classes
-            else ""
-        )
-        raise ModelError(
-            f"the model answers with {len(range(outputs)[:logit_slice])} logits, not "
-            f"{n_classes}{hint}"
-        )
+    n_logits = len(range(outputs)[:logit_slice])
+    if n_logits != n_classes:
+        hint = ""
+        if outputs > n_classes:
+            hint = f"; --logit-slice {n_classes} lets the first {n_classes} answer"
+        raise ModelError(f"the model answers with {n_logits} logits, not {n_classes}{hint}")
     plain = answer is logits and logit_slice is None and scale == 1
     return model if plain else Decision(model, slice(logit_slice), scale)
 
@@ -185,12 +185,14 @@ def decision(
 def examine(
     model: nn.Module, x: Tensor, y: Tensor, classes: Sequence[str]
 ) -> tuple[Tensor, list[str]]:
-    """Clean float32 logits (N, K), and a line for each thing that makes a robust accuracy doubtful.
+    """Clean float32 logits (N, K), and reasons to doubt a robust accuracy, a line each.
 
-    x: (N, C, H, W) uint8, y (N,). Raises AttackError on NaN logits and where the images get no
-    gradient.
+    x: (N, C, H, W) uint8. y: (N,). classes: K names.
+    Raises AttackError on NaN logits and where the images get no gradient, ModelError where the
+    gradient fails.
     """
-    few, labels = as_images(x[:CHECKED]), y[:CHECKED]
+    few = as_images(x[:CHECKED])
+    labels = y[:CHECKED]
     with frozen(model), noted() as lines:
         logits = attacked_logits(model, x, y, None)
         check_outputs(model, few)
@@ -205,21 +207,24 @@ def examine(
             "all logits lie in [-1, 1]: if they are cosines, attacks need the scale of training "
             "(--scale)"
         )
-    if absent := [name for k, name in enumerate(classes) if not (y == k).any()]:
-        lines.append(
-            f"no image of {', '.join(absent[:3])}{' ...' * (len(absent) > 3)} is among the first "
-            f"{len(y)}"
-        )
+    absent = [name for k, name in enumerate(classes) if not (y == k).any()]
+    if absent:
+        names = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
+        lines.append(f"no image of {names} is among the first {len(y)}")
     return logits, lines + diagnosis(model, x[:DIAGNOSED], y[:DIAGNOSED], len(classes))
 
 
 def diagnosis(model: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> list[str]:
-    """A line where other inputs are right more often (95 % intervals apart), or where hardly any
-    image is right.
+    """A line (or none) where another scaling of the inputs is right more often, or few are right.
+
+    More often: with 95 % intervals that do not overlap. Few: less than twice chance.
+    x: (N, C, H, W) uint8 or [0, 1]. y: (N,).
     """
     x = as_images(x)
-    mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
-    missing, doubled = "put that inside the model", "the model normalises once too often"
+    mean = x.mean((0, 2, 3), keepdim=True)
+    std = x.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+    missing = "put that inside the model"
+    doubled = "the model normalises once too often"
     other_inputs = {
         "in [0, 255]": (255 * x, missing),
         "in [-1, 1]": (2 * x - 1, missing),
@@ -230,36 +235,32 @@ def diagnosis(model: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> list[st
     shares = {how: accuracy(model, images, y) for how, (images, _) in other_inputs.items()}
     best = max(shares, key=shares.__getitem__)
     low, high = metrics.wilson([shares[best] * len(y), clean * len(y)], len(y))
-    told = f"{100 * clean:.1f} % of the clean images are right"
+    share = f"{100 * clean:.1f} % of the clean images are right"
     if low[0] > high[1] and shares[best] > 2 / n_classes:
-        return [
-            f"{told}; with inputs {best} it would be {100 * shares[best]:.1f} %: "
-            f"{other_inputs[best][1]}"
-        ]
+        remedy = other_inputs[best][1]
+        return [f"{share}; with inputs {best} it would be {100 * shares[best]:.1f} %: {remedy}"]
     if clean < 2 / n_classes:
         chance = f"{100 / n_classes:.1f} %"
         return [
-            f"{told}, chance is {chance}: is a normalisation missing or doubled, or are the "
-            f"classes in disorder?"
+            f"{share}, chance is {chance}: is a normalisation missing or doubled, or are the "
+            "classes in disorder?"
         ]
     return []
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """The share that is right of images (N, C, H, W), in [0, 1] or not; 0 where the model
-    refuses them.
-    """
+    """The accuracy on images (N, C, H, W), in [0, 1] or not; 0 where the model refuses them."""
     try:
         with frozen(model):
             answers = [finite_logits(model, images).argmax(1) for images in x.split(BATCH)]
-    except Exception:  # its own code may check what it is given
+    except Exception:  # the model's code may check its inputs
         return 0.0
     return (torch.cat(answers) == y).double().mean().item()
 
 
 @contextmanager
 def noted(kind: type[Warning] = RobustnessWarning) -> Iterator[list[str]]:
-    """Collects the lines of one kind of warning, each once; other warnings are shown as ever."""
+    """Collects the messages of one kind of warning, each once; other warnings are shown."""
     lines: list[str] = []
     with warnings.catch_warnings():
         shown = warnings.showwarning

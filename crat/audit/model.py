@@ -1,4 +1,4 @@
-"""`crat audit`: any model, whoever trained it, judged class by class."""
+"""The audit of any model, class by class: `crat audit`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from crat.audit.foreign import CHECKED, decision, examine, find_model, noted
 from crat.audit.plan import Plan
 from crat.audit.report import class_table, report
 from crat.config import ConfigError
+from crat.data.images import classes_in_turn
 from crat.device import describe, pick_device, pick_dtype
 from crat.keys.identity import Identity, identity
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
 from crat.text import shown
-from crat.training.run import classes_in_turn
 
 
 def audit(
@@ -43,42 +43,36 @@ def audit(
     progress: bool = False,
     tell: Callable[[str], None] = print,
 ) -> tuple[Path, Outcomes]:
-    """Checks the model of `subject` (see `find_model`), judges it, writes the report.
+    """Checks the model of `subject` (see `find_model`), judges it and writes the report.
 
-    Returns the folder of the report and the outcomes. Outcomes that were computed before are read:
-    they belong to the weights, to the model's code and state, to its answers and gradients on and
-    around some images, to the images, labels and class names, and to all of the plan.
-    key: which of several weights in a file. out: the folder (None: audits/ in the store). tell:
-    gets a line on the model and the images, each warning, and what is read again with its date.
+    Returns the folder of the report and the outcomes. Stored outcomes are read where all of this is
+    the same: the weights, the model's code and state, its logits and gradients on and around some
+    images, the images, labels and class names, and the plan.
+    key: the state_dict to use, where a weights file has several.
+    out: the folder (None: in audits/ of the store).
+    tell: receives a line about the model, one about the images, one for each warning, and one with
+    a date about outcomes that are read.
+    Raises as `find_model`, `decision` and `examine` do.
     """
     where = pick_device(device)
     images = _images_of(plan)
     chosen = _chosen(plan, images.y_test)
-    x, y = images.x_test[chosen].to(where), images.y_test[chosen].to(where)
-    found, doubts = find_model(subject, architecture, images, where, key)
-    code = identity(found)
-    model = decision(found, as_images(x[:CHECKED]), images.n_classes, plan.logit_slice, plan.scale)
+    x = images.x_test[chosen].to(where)
+    y = images.y_test[chosen].to(where)
+    foreign, doubts = find_model(subject, architecture, images, where, key)
+    code = identity(foreign)
+    few = as_images(x[:CHECKED])
+    model = decision(foreign, few, images.n_classes, plan.logit_slice, plan.scale)
     _, more = examine(model, x, y, images.classes)
     dtype = pick_dtype(plan.dtype, where)
-    decided_by = _decided_by(plan, found, code, x, y, images.classes, dtype)
+    decided_by = _decided_by(plan, foreign, code, x, y, images.classes, dtype)
     folder = out or _folder(subject, plan, decided_by)
     before = _card_before(folder)
     answers = probes.probe(model, x, y, plan.radius, plan.norm)
     decided_by["answers"] = probes.recognised(folder / "eval", answers)
     unread = [f"{part} is part of the model and no key can hold it" for part in code.unread]
-    card = asdict(plan) | {
-        "audit": _digest(plan, decided_by),
-        "subject": subject,
-        "model": architecture or type(found).__name__,
-        "parameters": sum(parameter.numel() for parameter in found.parameters()),
-        "weights": decided_by["weights"],
-        "images": len(x),
-        "dtype": dtype,
-        "device": describe(where),
-        "attacks": {name: repr(attack) for name, attack in plan.battery.items()},
-        "warnings": doubts + more + unread,
-        "versions": _versions(),
-    }
+    name = architecture or type(foreign).__name__
+    card = _card(subject, name, foreign, plan, decided_by, where, doubts + more + unread)
     _tell_of(card, tell)
     cache = OutcomeCache(
         _label(subject),
@@ -89,14 +83,37 @@ def audit(
         tell=tell,
     )
     outcomes, warnings = _judged(cache, plan.battery, images.classes, tell)
-    same = before.get("audit") == card["audit"]
-    took = (before["seconds"] if same else {}) | {
-        name: round(seconds, 1) for name, seconds in cache.seconds.items()
-    }
+    seconds = before["seconds"] if before.get("audit") == card["audit"] else {}
+    seconds |= {name: round(took, 1) for name, took in cache.seconds.items()}
     card["warnings"] = card["warnings"] + warnings
-    card["seconds"] = {name: took[name] for name in plan.battery if name in took}
+    card["seconds"] = {name: seconds[name] for name in plan.battery if name in seconds}
     report(folder, card, plan.battery, outcomes)
     return folder, outcomes
+
+
+def _card(
+    subject: str,
+    name: str,
+    model: nn.Module,
+    plan: Plan,
+    decided_by: dict[str, Any],
+    device: torch.device,
+    warnings: list[str],
+) -> dict[str, Any]:
+    """The card of an audit before its attacks; name: of the model's architecture or class."""
+    return asdict(plan) | {
+        "audit": _digest(plan, decided_by),
+        "subject": subject,
+        "model": name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights": decided_by["weights"],
+        "images": decided_by["first"],
+        "dtype": decided_by["dtype"],
+        "device": describe(device),
+        "attacks": {name: repr(attack) for name, attack in plan.battery.items()},
+        "warnings": warnings,
+        "versions": _versions(),
+    }
 
 
 def _images_of(plan: Plan) -> data.Dataset:
@@ -106,7 +123,7 @@ def _images_of(plan: Plan) -> data.Dataset:
 
 
 def _chosen(plan: Plan, y: Tensor) -> Tensor | slice:
-    """The places of the images that are judged, spread over the classes."""
+    """The indices of the images to judge, spread over the classes."""
     if plan.data == "imagenet" or not plan.images:
         return slice(None)
     return classes_in_turn(y)[: plan.images]
@@ -133,11 +150,11 @@ def _versions() -> dict[str, str]:
 
 
 def _tell_of(card: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """The lines that come before the attacks."""
-    of_model = f"{card['parameters']:,} parameters, weights {card['weights']}"
-    tell(f"{card['subject']}: {card['model']}, {of_model}")
-    of_images = f"{card['images']} test images, {card['norm']} {card['eps']}"
-    tell(f"{card['data']}: {of_images}, search in {card['dtype']}")
+    """Tells of the model, of the images and of the warnings so far."""
+    size = f"{card['parameters']:,} parameters"
+    tell(f"{card['subject']}: {card['model']}, {size}, weights {card['weights']}")
+    threat = f"{card['norm']} {card['eps']}"
+    tell(f"{card['data']}: {card['images']} test images, {threat}, search in {card['dtype']}")
     for line in card["warnings"]:
         tell(f"warning: {line}")
 
@@ -145,9 +162,10 @@ def _tell_of(card: dict[str, Any], tell: Callable[[str], None]) -> None:
 def _judged(
     cache: OutcomeCache, battery: Battery, classes: Sequence[str], tell: Callable[[str], None]
 ) -> tuple[Outcomes, list[str]]:
-    """The outcomes under a battery, and the warnings of it, told as well.
+    """The outcomes under a battery, and the warnings about it, which are also told.
 
-    `examine` and `_masked` warn of all images, the battery by batches: its warnings are left out.
+    The battery's own RobustnessWarnings, one for each batch, are dropped: `examine` and `_masked`
+    give them for all images together.
     """
     with noted(), noted(SearchWarning) as slower:
         outcomes = cache.of(battery, "test", classes)
@@ -158,8 +176,9 @@ def _judged(
 
 
 def _card_before(folder: Path) -> dict[str, Any]:
-    """The card of an earlier audit, {} before the first; raises ConfigError where the folder
-    holds other things.
+    """The card of an earlier audit in a folder; {} if there is none.
+
+    Raises ConfigError where the folder holds something else.
     """
     if not (folder / "card.json").exists():
         return {}
@@ -178,11 +197,11 @@ def _decided_by(
     classes: Sequence[str],
     dtype: str,
 ) -> dict[str, Any]:
-    """All that decides an outcome besides the attack and what the model answers around some images
-    (crat.audit.probes).
+    """Everything that decides an outcome, except the attack and the answers to the probes.
 
-    code: of the model's classes, functions, hooks and state; where something in it cannot be read,
-    no other audit has the same.
+    code: the identity of the model's classes, functions, hooks and state. Where a part of it cannot
+    be read, the result is unique to this audit.
+    x: (N, C, H, W). y: (N,). dtype: of the search, resolved.
     """
     tensors = {
         name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)
@@ -204,9 +223,10 @@ def _decided_by(
     }
 
 
-def _masked(found: Outcomes) -> list[str]:
+def _masked(outcomes: Outcomes) -> list[str]:
+    """Warnings where Square, which needs no gradient, broke images that gradients did not."""
     with noted() as lines:
-        for name, broken_by in found.broken_by.items():
+        for name, broken_by in outcomes.broken_by.items():
             if name == "AA":
                 check_square(int((broken_by == "square").sum()), len(broken_by))
     return lines
@@ -220,13 +240,16 @@ def main(
     out: str | None,
     key: str | None = None,
 ) -> None:
-    """What `crat audit` does: the checks, the table, and where the files are."""
-    settings: dict[str, Any] = {"progress": sys.stderr.isatty(), "tell": partial(print, flush=True)}
-    place = Path(out).expanduser() if out else None
-    folder, found = audit(
-        subject, plan, architecture, key=key, device=device, out=place, **settings
+    """Runs `crat audit`: prints the checks, the table and the files."""
+    folder, outcomes = audit(
+        subject,
+        plan,
+        architecture,
+        key=key,
+        device=device,
+        out=Path(out).expanduser() if out else None,
+        progress=sys.stderr.isatty(),
+        tell=partial(print, flush=True),
     )
-    print(
-        f"\n{class_table(found)}\n\n{shown(folder)}: "
-        f"{', '.join(sorted(p.name for p in folder.glob('*.*')))}"
-    )
+    files = ", ".join(sorted(path.name for path in folder.glob("*.*")))
+    print(f"\n{class_table(outcomes)}\n\n{shown(folder)}: {files}")

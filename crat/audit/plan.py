@@ -1,4 +1,4 @@
-"""On which images and by which attacks an audit judges a model."""
+"""The images and attacks by which an audit judges a model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from crat.outcomes.batteries import Battery, protocol_pgd
 
 @dataclass(frozen=True)
 class Plan:
-    """On what a model is judged, and how; raises ConfigError on what cannot be.
+    """The images, the threat and the attacks of an audit.
 
-    eps: radius as it is written, "8/255" (None: that of the data set's protocol, L-inf). images: so
-    many test images, spread over the classes (0: all). attacks: names out of `known` (none: FGSM,
-    PGD, CW and AA; in L1 AA alone).
-    logit_slice: so many logits answer, the first. scale: of cosine logits. dtype: of the search
-    (the verdict: float32).
+    data: name of the data set.
+    eps: radius as it is written, such as "8/255" (None: that of the data set's protocol, L-inf).
+    images: the number of test images, spread over the classes (0: all).
+    attacks: names in `known` (empty: FGSM, PGD, CW and AA; in L1 only AA).
+    logit_slice: the number of first logits that count as classes (None: all).
+    scale: a factor for the logits, for models that return cosines.
+    dtype: precision of the search for adversarial examples; outcomes are judged in float32.
+    seed: of random starts.
+    Raises ConfigError on a setting that is unknown or out of range.
     """
 
     data: str
@@ -47,9 +51,9 @@ class Plan:
         self._set("eps", as_written(PROTOCOLS[self.data].eps if self.eps is None else self.eps))
         self._check_radius()
         if not 0 < self.scale < inf or self.images < 0 or (self.logit_slice or 2) < 2:
-            told = f"{self.scale:g}, {self.images} and {self.logit_slice}"
+            given = f"{self.scale:g}, {self.images} and {self.logit_slice}"
             raise ConfigError(
-                f"scale is above 0, images at least 0 and logit_slice at least 2, not {told}"
+                f"scale is above 0, images at least 0 and logit_slice at least 2, not {given}"
             )
         self._set("attacks", tuple(one_of("attack", name, self.known) for name in self.attacks))
 
@@ -57,33 +61,40 @@ class Plan:
         object.__setattr__(self, setting, value)
 
     def _check_radius(self) -> None:
-        linf = self.norm == "Linf"
-        if not 0 < self.radius < (1 if linf else inf):
-            allowed = "between 0 and 1, such as 8/255" if linf else "above 0 and finite"
+        if self.norm == "Linf":
+            inside = 0 < self.radius < 1
+            allowed = "between 0 and 1, such as 8/255"
+        else:
+            inside = 0 < self.radius < inf
+            allowed = "above 0 and finite"
+        if not inside:
             raise ConfigError(f"eps in {self.norm} is {allowed}, not {self.eps}")
 
     @property
     def radius(self) -> float:
-        """eps as a number."""
+        """The radius eps as a number."""
         return number(self.eps or 0)
 
     @property
     def known(self) -> Battery:
-        """Name -> attack, all that may be asked for; PGD's step keeps its ratio to eps in the
-        protocol.
+        """Name -> attack, for every name that `attacks` may hold.
+
+        PGD's step_size keeps the protocol's ratio to eps.
         """
-        eps, norm = self.radius, self.norm
+        eps = self.radius
+        norm = self.norm
         pgd = protocol_pgd(self.data)
         pgd = replace(pgd, eps=eps, step_size=pgd.step_size * (eps / pgd.eps), norm=norm)
         attacks: dict[str, Attack | AutoAttack] = {}
-        if norm != "L1":  # there a step of these moves one pixel
-            attacks = {"FGSM": FGSM(eps, norm), f"PGD-{pgd.steps}": pgd, f"CW-{pgd.steps}": cw(pgd)}
-        versions = {"AA": "standard", "AA-plus": "plus", "AA-rand": "rand"}
-        return (
-            attacks
-            | {"Square": Square(eps, norm)}
-            | {k: AutoAttack(eps, norm, v) for k, v in versions.items()}
-        )
+        if norm != "L1":  # in L1 a step of these attacks moves one pixel
+            attacks["FGSM"] = FGSM(eps, norm)
+            attacks[f"PGD-{pgd.steps}"] = pgd
+            attacks[f"CW-{pgd.steps}"] = cw(pgd)
+        attacks["Square"] = Square(eps, norm)
+        attacks["AA"] = AutoAttack(eps, norm, "standard")
+        attacks["AA-plus"] = AutoAttack(eps, norm, "plus")
+        attacks["AA-rand"] = AutoAttack(eps, norm, "rand")
+        return attacks
 
     @property
     def battery(self) -> Battery:

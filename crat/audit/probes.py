@@ -1,9 +1,8 @@
-"""What a model answers around some images, logits and gradients: by it a model is known again whose
-code says less.
+"""Probes: the logits and gradients around some images, by which a model is recognised.
 
-A forward pass may depend on what no key can hold (a file, the environment, state in C), and differ
-off the clean images only; a backward pass may differ alone (a straight-through gradient). Both are
-asked here.
+A model's code and weights may not decide its outputs: a forward pass may depend on something that
+no key can hold (a file, the environment, state in C) and differ away from the clean images only; a
+backward pass may differ alone (a straight-through gradient). So both passes are probed.
 """
 
 from __future__ import annotations
@@ -30,15 +29,17 @@ Answers = dict[str, np.ndarray]
 
 
 def probe(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str) -> Answers:
-    """Logits (steps, n, K) of the first images x (N, C, H, W), moved by shares of eps, and of each
-    image's gradient of the margin its sum of sizes, its largest and its part along two directions,
-    (steps, n, 4).
+    """The logits and gradients of the first images x (N, C, H, W), moved by shares of eps.
 
-    Whatever the model draws from torch's generator is the same in every call.
+    logits: (steps, n, K). gradients: (steps, n, 4), of each image's gradient of the margin its L1
+    norm, its L-inf norm and its components along two directions.
+    Draws from torch's generator are the same in every call.
     """
-    images, labels = as_images(x[:PROBED]), y[:PROBED]
+    images = as_images(x[:PROBED])
+    labels = y[:PROBED]
     cuda = [x.device] if x.device.type == "cuda" else []
-    logits, gradients = [], []
+    logits = []
+    gradients = []
     with torch.random.fork_rng(devices=cuda), frozen(model):
         torch.manual_seed(0)
         draws = PerImage(0, torch.arange(len(images), device=images.device))
@@ -57,8 +58,9 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str) -> Answ
 
 
 def recognised(folder: Path, answers: Answers) -> str:
-    """The name under which these answers are kept in a folder: theirs from before, but for
-    rounding, or a new one.
+    """The name of the file in a folder with the same answers up to rounding.
+
+    Where there is no such file, it is written under a new name.
     """
     for path in sorted(folder.glob("probe-*.npz")):
         if _same(store.read_arrays(path), answers):
@@ -70,12 +72,15 @@ def recognised(folder: Path, answers: Answers) -> str:
 
 
 def _same(a: Answers, b: Answers) -> bool:
-    """Whether all differences are within rounding, of each image's and step's largest value."""
-    return a.keys() == b.keys() and all(
-        a[key].shape == b[key].shape and _near(a[key], b[key]) for key in a
-    )
+    """Whether two sets of answers are the same up to rounding."""
+    if a.keys() != b.keys():
+        return False
+    return all(a[key].shape == b[key].shape and _near(a[key], b[key]) for key in a)
 
 
 def _near(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether differences are at most SAME of the largest value of their image and step."""
     largest = np.nanmax(np.abs(a), axis=-1, keepdims=True, initial=0)
-    return bool(((np.abs(a - b) <= SAME * largest) | (a == b) | (np.isnan(a) & np.isnan(b))).all())
+    near = np.abs(a - b) <= SAME * largest
+    equal = (a == b) | (np.isnan(a) & np.isnan(b))  # infinities and NaN, too
+    return bool((near | equal).all())

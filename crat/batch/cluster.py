@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from crat import store
 from crat.batch.executors import Outcome, do
-from crat.batch.jobs import Task
+from crat.batch.tasks import Task
 
 if TYPE_CHECKING:
     from distributed import Client

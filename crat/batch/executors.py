@@ -16,7 +16,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from crat.batch.jobs import Job, RunTask, Task
+from crat.batch.tasks import Job, RunTask, Task
 from crat.store import StoreError
 from crat.text import shown
 

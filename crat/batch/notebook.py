@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import crat
 from crat.batch.children import Child, end_with_starter, last_line
+
+ROOT = Path(crat.__file__).parents[1]  # the checkout: notebooks/, docs/ and results/
 
 
 class NotebookError(RuntimeError):

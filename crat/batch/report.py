@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crat import store
-from crat.batch.jobs import Job
+from crat.batch.tasks import Job
 from crat.text import aligned, shown
 
 # column of the claims table -> its name in claims.csv

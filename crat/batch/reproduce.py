@@ -15,12 +15,13 @@ from typing import Any
 from tqdm import tqdm
 
 from crat import store
-from crat.batch import jobs as batch
+from crat.batch import plan as batch
 from crat.batch.executors import Local, Place, perform, slots
-from crat.batch.jobs import ROOT, Entry, Job
-from crat.batch.notebook import NotebookError
+from crat.batch.notebook import ROOT, NotebookError
 from crat.batch.parameters import choose_parameters, declared, from_file
+from crat.batch.plan import Entry
 from crat.batch.report import report
+from crat.batch.tasks import Job
 from crat.config import PROFILES, ConfigError, Selection
 from crat.names import did_you_mean, one_of
 from crat.store import Store

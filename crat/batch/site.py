@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from crat import store
-from crat.batch.jobs import ROOT
+from crat.batch.notebook import ROOT
 from crat.config import PROFILES
 from crat.config import profile as base_run
 from crat.names import one_of

@@ -14,8 +14,8 @@ from crat.store import Store
 
 def make(config: RunConfig, place: Store | None = None) -> None:
     """Computes the missing epochs and outcomes of a run."""
+    from crat.outcomes.batteries import usual_battery
     from crat.outcomes.evaluation import evaluate
-    from crat.papers.common import usual_battery
     from crat.training.trainer import train
 
     run = train(config, progress="none", store=place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from crat.cli.flags import add_settings, asked_for
@@ -32,6 +32,7 @@ def add_to(parser: ArgumentParser) -> None:
     )
     add("--progress", help="bar | line | none (default: bar in a terminal, else line)")
     add("--preset", help="whose settings of the method: paper | released | crat (default)")
+    add("--beta", type=float, metavar="X", default=SUPPRESS, help="short for --options beta=X")
     add_settings(parser)
 
 

@@ -260,3 +260,21 @@ class Batches:
         if self.augment == "crop_flip":
             x = random_flip(x, self.generator)
         return x
+
+
+def first_per_class(y: Tensor, n: int) -> Tensor:
+    """The indices of the first n images of each class, in file order: (N,) -> (n K,)."""
+    return torch.cat([(y == k).nonzero()[:n, 0] for k in y.unique()]).sort().values
+
+
+def classes_in_turn(y: Tensor) -> Tensor:
+    """The indices of all images: the first of each class, then the second of each: (N,) -> (N,).
+
+    A prefix is spread evenly over the classes and is contained in every longer prefix.
+    """
+    by_class = y.argsort(stable=True)
+    counts = y.bincount()
+    class_begins = counts.cumsum(0) - counts
+    turn = torch.empty_like(y)
+    turn[by_class] = torch.arange(len(y), device=y.device) - class_begins[y[by_class]]
+    return (turn * len(counts) + y).argsort()

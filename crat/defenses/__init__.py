@@ -83,10 +83,11 @@ PRESETS = ("paper", "released", "crat")
 
 
 def make_defense(config: TrainConfig, task: Task | int) -> Defense:
-    """The method that a resolved config names, ready to train on a task (a number: so many classes,
-    equally large).
+    """The method that a resolved config names, ready to train on a task.
 
-    Raises ConfigError, one line with what is known, on an unknown method or setting.
+    task: a number stands for so many classes, equally large.
+
+    Raises ConfigError, one line with the known names, on an unknown method or setting.
     """
     method = method_named(config.defense)
     if config.eps is None or config.step_size is None or config.steps is None:
@@ -123,8 +124,7 @@ def make_defense(config: TrainConfig, task: Task | int) -> Defense:
 
 
 def preset(defense: str, which: str = "crat", **chosen: Any) -> dict[str, Any]:
-    """The settings of a method as its paper, its released code or we have them, for
-    `RunConfig.but(**preset(...))`.
+    """A method's settings by its paper, its released code or crat: `RunConfig.but(**preset(...))`.
 
     "crat" holds what a method needs beyond the profile, such as CFA's gated average.
     chosen: options that decide between variants, such as base="trades" of CFA; they stay as they
@@ -152,9 +152,7 @@ def preset(defense: str, which: str = "crat", **chosen: Any) -> dict[str, Any]:
 
 
 def _typed(defense: str, field: Field, value: Any) -> Any:
-    """The value of an option as its annotation wants it: "no" is no bool, and 1 is the float
-    1.0.
-    """
+    """An option's value in the type of its annotation: "no" becomes False, and 1 the float 1.0."""
     kinds: dict[str, Any] = {
         "bool": bool,
         "int": int,

@@ -1,6 +1,4 @@
-"""Adversarial logit pairing (Kannan et al. 2018): the logits of an image and its attacked copy are
-drawn together.
-"""
+"""Adversarial logit pairing (Kannan et al. 2018) draws clean and attacked logits together."""
 
 from __future__ import annotations
 
@@ -17,14 +15,13 @@ from crat.defenses.stats import ClassStats
 
 @dataclass
 class ALP(Defense):
-    """min E[(CE(f(x), y) + CE(f(x'), y)) / 2 + pairing |z(x) - z(x')|^2 / K], x' from PGD on the
-    cross-entropy.
+    """min E[(CE(f(x), y) + CE(f(x'), y)) / 2 + pairing |z(x) - z(x')|^2 / K], x' from PGD on CE.
 
     As in AT_HE's code, which carries ALP to CIFAR-10: eval mode while crafting, start x + 0.001
-    N(0, 1), the clean
-    pass before the adversarial one, gradients through both logits, and the square averaged over the
-    K classes. Deviation from the paper's own code: no targeted attack (there the target is the
-    least likely class).
+    N(0, 1), the clean pass before the adversarial one, gradients through both logits, and the
+    square averaged over the K classes.
+    Deviation from the paper's own code: no targeted attack (there the target is the least likely
+    class).
     """
 
     pairing: float = 0.5  # the paper's lambda

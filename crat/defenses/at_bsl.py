@@ -1,6 +1,4 @@
-"""AT-BSL (Yue et al. 2024): plain adversarial examples, and a loss that knows how frequent each
-class is.
-"""
+"""AT-BSL (Yue et al. 2024): plain adversarial examples, and a loss with class frequencies."""
 
 from __future__ import annotations
 
@@ -16,12 +14,10 @@ from crat.defenses.stats import ClassStats
 
 @dataclass
 class ATBSL(Defense):
-    """min E[CE(z(x') + log n, y)], n_k the training images of class k; x' ascends the plain
-    cross-entropy.
+    """min E[CE(z(x') + log n, y)], n_k the training images of class k; x' ascends the plain CE.
 
-    The balanced softmax is used in training only: what answers is z, and so is what is attacked. A
-    class without
-    images counts as one, as in REAT's code; log n stands in state["bias"] (K,).
+    The balanced softmax is used in training only: the logits z answer, and z is attacked. A class
+    without images counts as one, as in REAT's code; log n stands in state["bias"] (K,).
     """
 
     paper = "Yue et al. 2024 (CVPR)"
@@ -78,7 +74,7 @@ class ATBSL(Defense):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """Mean balanced-softmax loss of the adversarial images; counted are the answers of z."""
+        """Mean balanced-softmax loss of the adversarial images; statistics count z's answers."""
         logits = full(model(x_adv))
         losses = balanced_softmax_loss(logits, y, self.state["bias"])
         return losses.mean(), ClassStats.of(y, losses, logits)

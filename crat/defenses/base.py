@@ -1,10 +1,9 @@
-"""What a training method is: it crafts, then returns a loss and class-wise statistics.
+"""A training method crafts images, then returns a loss and class-wise statistics.
 
 It never steps the optimizer.
 
 A method is a dataclass: its attack and its own settings. What it updates is tensors in `state`;
-those of shape (K,)
-are class-wise values, and land in history.csv under their names.
+those of shape (K,) are class-wise values, and land in history.csv under their names.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from crat.defenses.stats import ClassStats
 
 
 class Words(str):
-    """An entry of the table that is told, not set: no preset takes it for a value."""
+    """An entry of the table in words: no preset takes it for a value."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Row:
     """A line of a method's table "paper / released code / crat".
 
     name: a setting of the method or of the run (then it is part of the preset), or a habit in
-        words. None: not stated, or not seen by us; under crat: the method's own default, or the
-        profile's.
+        words.
+    None: not stated, or not seen by us; under crat: the method's own default, or the profile's.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method knows of the run before it begins."""
+    """A method's knowledge of the run before it begins."""
 
     class_counts: Tensor  # training images of each class, (K,)
     image_shape: tuple[int, ...] = (1, 28, 28)  # (C, H, W)
@@ -85,7 +84,7 @@ class Defense:
         self.state: dict[str, Tensor] = {}
 
     def prepare(self, task: Task) -> None:
-        """Called once before training: the place to begin `state`.
+        """Begins `state`, once before training.
 
         Raises ConfigError where the task does not fit.
         """
@@ -101,11 +100,14 @@ class Defense:
     ) -> Tensor:
         """The inner maximisation: the adversarial images that `loss` takes, shaped like x.
 
-        x (B, C, H, W) in [0, 1], y (B,) int64. scale, in [0, 1]: the share of eps and step during a
-        warm-up. generator draws the start (None: seed 0). BatchNorm works as the paper has it
-        (`batch_norm`); the model is left as it was found but for what the mode "moving" moves.
-        Nothing is checked, and nothing waits for the device. Here: the method's attack on its
-        `objective`. A method may return more, as BAT does with (2, B, C, H, W).
+        x: (B, C, H, W) in [0, 1].
+        y: (B,) int64.
+        scale: in [0, 1], the share of eps and step during a warm-up.
+        generator: draws the start (None: seed 0).
+        BatchNorm works as the paper has it (`batch_norm`); the model is left as it was found but
+        for what the mode "moving" moves. Nothing is checked, and nothing waits for the device.
+        Here: the method's attack on its `objective`. A method may return more, as BAT does with
+        (2, B, C, H, W).
         """
         return self.search(model, x, y, scale, generator)
 
@@ -114,14 +116,18 @@ class Defense:
     ) -> tuple[Tensor, ClassStats]:
         """The scalar to descend, with its graph, and the batch's statistics.
 
-        The model is in train mode. x (B, C, H, W) in [0, 1], y (B,) int64, x_adv as `craft` gave
-        it. The order of the forward passes is the authors', because BatchNorm's running statistics
-        see them. Losses are taken of float32 logits. Each subclass names its formula's source in
-        its own docstring. Raises TypeError where a method has none, and ConfigError where the
-        network's head is not what the method needs.
+        x: (B, C, H, W) in [0, 1].
+        y: (B,) int64.
+        x_adv: as `craft` gave it.
+        The model is in train mode. The order of the forward passes is the authors', because
+        BatchNorm's running statistics see them. Losses are taken of float32 logits. Each subclass
+        names its formula's source in its own docstring.
         Of several processes each passes its own images: what is no mean over images (a class's
         mean, a weighted mean, a maximum) is taken over crat.distributed.whole(values), all of the
         batch, here and in `craft`.
+
+        Raises TypeError where a method has no loss, and ConfigError where the network's head is not
+        what the method needs.
         """
         raise TypeError(f"{type(self).__name__} must define its loss")
 
@@ -148,8 +154,8 @@ class Defense:
     def budget(self, y: Tensor | None, scale: float) -> tuple[Budget, Budget]:
         """eps and step of the attack times scale, each a number or (B,).
 
-        They are state["eps"][y] and state["step_size"][y] where the method keeps them, else those
-        of the attack, as they are for y None. Only here the warm-up's scale is multiplied.
+        They are state["eps"][y] and state["step_size"][y] where the method has them, else those of
+        the attack, as they are for y None. Only here the warm-up's scale is multiplied.
         """
         a = self.attack
         if y is None:
@@ -157,7 +163,7 @@ class Defense:
         return self.of("eps", y, a.eps) * scale, self.of("step_size", y, a.step_size) * scale
 
     def objective(self, model: nn.Module, x: Tensor) -> Objective:
-        """What the attack ascends on the images x; here the cross-entropy."""
+        """The attack's objective on the images x; here the cross-entropy."""
         return self.ascended()
 
     def ascended(self) -> Objective:
@@ -168,11 +174,11 @@ class Defense:
         return PlainCrossEntropy() if self.attack.batch_norm == "moving" else self.attack.objective
 
     def of(self, name: str, y: Tensor, default: float) -> Tensor | float:
-        """The class-wise value `name` of each sample (B,); the default where none is kept."""
+        """The class-wise value `name` of each sample (B,); the default where the state has none."""
         return self.state[name][y] if name in self.state else default
 
     def class_values(self) -> dict[str, Tensor]:
-        """What is class-wise in the state, (K,) each: columns of history.csv."""
+        """The class-wise values of the state, (K,) each: columns of history.csv."""
         return {name: value for name, value in self.state.items() if value.ndim == 1}
 
     def to(self, device: torch.device) -> Defense:
@@ -185,7 +191,7 @@ class Defense:
         return self.state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes back what state_dict gave.
+        """Restores what state_dict gave.
 
         In place, so that a method that wraps another shares its state.
         """
@@ -198,7 +204,7 @@ class Defense:
 
     @classmethod
     def table(cls, **chosen: Any) -> tuple[Row, ...]:
-        """The rows of the table; a method with variants answers for the one that is chosen."""
+        """The rows of the table; a method with variants answers for the chosen one."""
         return cls.rows
 
     @classmethod

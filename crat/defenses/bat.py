@@ -1,6 +1,4 @@
-"""BAT, balance adversarial training (Sun et al. 2022): learns from both sides of the boundary an
-attack crosses.
-"""
+"""BAT, balance adversarial training (Sun et al. 2022): learns from both sides of the boundary."""
 
 from __future__ import annotations
 
@@ -22,13 +20,12 @@ from crat.defenses.stats import ClassStats
 
 @dataclass
 class BAT(Defense):
-    """CE(f(x_last), y) + beta KL(p(x) || p(x_first)) + balance [KL(p(x_last) || u) + KL(p(x_first)
-    || u)].
+    """CE(f(x_last), y) + beta KL(p(x) || p(x_first)) + balance (U(x_last) + U(x_first)).
 
     On the way of TRADES' attack, x_last is the last iterate before the first error, and x_first
-    lies `tau` steps behind that error; where none occurs both are the end of the way. u is uniform.
-    `craft` returns the two as one tensor
-    (2, B, C, H, W), x_first before x_last.
+    lies `tau` steps behind that error; where none occurs both are the end of the way. U(x) =
+    KL(p(x) || u), u uniform. `craft` returns the two as one tensor (2, B, C, H, W), x_first before
+    x_last.
     All samples stay in the batch, and those that stopped do not move: no loop over samples, no host
     synchronisation.
     """
@@ -101,9 +98,9 @@ class BAT(Defense):
         scale: float = 1.0,
         generator: Source = None,
     ) -> Tensor:
-        """PGD on KL(p(x) || p(x')) from x + 0.001 N(0, 1), cut to box and ball.
+        """PGD on KL(p(x) || p(x')) from x + 0.001 N(0, 1), cut to box and ball: x_first and x_last.
 
-        (x_first, x_last) stacked.
+        The two are stacked, (2, B, C, H, W).
         """
         a = self.attack
         eps, step = (per_sample(value, x) for value in self.budget(y, scale))
@@ -128,15 +125,14 @@ class BAT(Defense):
     ) -> tuple[Tensor, ClassStats]:
         """Passes x_last, x_first and x in the code's order.
 
-        The statistics count x_first as what was attacked.
+        The statistics count x_first as the attacked image.
         """
         x_first, x_last = x_adv
         last = full(model(x_last))
         first = full(model(x_first))
         clean = full(model(x))
-        losses = F.cross_entropy(last, y, reduction="none") + self.beta * kl_divergence(
-            clean, first
-        )
+        losses = F.cross_entropy(last, y, reduction="none")
+        losses = losses + self.beta * kl_divergence(clean, first)
         losses = losses + self.balance * (from_uniform(last) + from_uniform(first))
         return losses.mean(), ClassStats.of(y, losses, first, clean)
 

@@ -1,5 +1,4 @@
-"""CFA (Wei et al. 2023, CVPR): each class trains with its own margin and its own weight of the
-regulariser.
+"""CFA (Wei et al. 2023, CVPR): each class trains with its own margin and regulariser's weight.
 
 The third part, FAWA, is a weight average behind a gate: `average="fawa"`, crat.training.averaging.
 """
@@ -24,8 +23,9 @@ class CFA(Policy):
     """eps_k = (lambda_1 + t_k) eps and, on TRADES, beta_k = (lambda_2 + t_k) beta (eq. 6 and 7).
 
     t_k: the share of class k's training adversarial examples, those of the last epoch, that are
-        still right. The loss of the base is taken within eps_k; that of TRADES is [CE + beta_k KL]
-        / (1 + beta_k) (eq. 8). A class that no batch showed keeps its values.
+        still right.
+    The loss of the base is taken within eps_k; that of TRADES is [CE + beta_k KL] / (1 + beta_k)
+    (eq. 8). A class that no batch showed has its values unchanged.
     """
 
     base: str = "pgd_at"
@@ -142,25 +142,20 @@ class CFA(Policy):
         self.state["epoch"] += 1
         if self.state["epoch"] < self.first:
             return
-        t, seen = train.accuracy("robust"), train.n > 0
+        t, present = train.accuracy("robust"), train.n > 0
         lambda_1 = LAMBDA_1[self.base] if self.lambda_1 is None else self.lambda_1
         if self.ccm:
-            self.state["eps"] = torch.where(
-                seen, (lambda_1 + t) * self.attack.eps, self.state["eps"]
-            )
+            eps = (lambda_1 + t) * self.attack.eps
+            self.state["eps"] = torch.where(present, eps, self.state["eps"])
         if self.ccr and "beta" in self.state:
-            self.state["beta"] = torch.where(
-                seen, (self.lambda_2 + t) * self.beta, self.state["beta"]
-            )
+            beta = (self.lambda_2 + t) * self.beta
+            self.state["beta"] = torch.where(present, beta, self.state["beta"])
 
     @classmethod
     def crafting(cls, **chosen: Any) -> tuple[str, str]:
-        """The base's; this FAT crafts in train mode, as AT does here."""
-        return (
-            ("gaussian", "eval")
-            if chosen.get("base", cls.base) == "trades"
-            else ("uniform", "train")
-        )
+        """Start and BatchNorm's mode of the base; FAT crafts in train mode, as AT does here."""
+        on_trades = chosen.get("base", cls.base) == "trades"
+        return ("gaussian", "eval") if on_trades else ("uniform", "train")
 
     @classmethod
     def table(cls, **chosen: Any) -> tuple[Row, ...]:

@@ -1,6 +1,4 @@
-"""CFOL, class focused online learning (Pethick et al. 2023, TMLR): a bandit draws the classes that
-AT trains on.
-"""
+"""CFOL, class focused online learning (Pethick et al. 2023, TMLR): a bandit draws AT's classes."""
 
 from __future__ import annotations
 
@@ -20,12 +18,11 @@ DRAWS = 100 * 40_000
 
 @dataclass
 class CFOL(Defense):
-    """AT on images of classes that are drawn from p = gamma / K + (1 - gamma) softmax(w), each
-    class's images alike.
+    """AT on classes drawn from p = gamma / K + (1 - gamma) softmax(w), images of each evenly.
 
     After each epoch w_k = w_k + eta (wrong training adversarial examples of class k) / p_k: Exp3's
     estimate of what each class costs, with the 0-1 loss. A class without images is never drawn and
-    keeps its w_k.
+    its w_k stays.
     """
 
     gamma: float = 0.5

@@ -1,5 +1,6 @@
-"""CODAT (Zhi et al. 2025): adversarial training against the worst distribution over classes, solved
-in closed form.
+"""CODAT (Zhi et al. 2025): adversarial training against the worst distribution over classes.
+
+The inner problem is solved in closed form.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from crat.distributed import whole
 
 @dataclass
 class CODAT(Policy):
-    """min over theta of max over p of sum_k p_k L_k, p on the simplex with chi^2(p || uniform) <=
-    rho.
+    """min over theta of max over p of sum_k p_k L_k, p on the simplex, chi^2(p || uniform) <= rho.
 
-    L_k: the mean robust loss of class k in the batch, CE(f(x'), y), or that of TRADES. p is
-        `worst_distribution`, fixed in the gradient, which by Danskin's theorem is that of the
-        maximum. Classes that the batch lacks have no part in p. Only a description of the method
-        was seen, and no code: the closed form and its constants are derived here.
+    L_k: the mean robust loss of class k in the batch, CE(f(x'), y), or that of TRADES.
+    p: `worst_distribution`, fixed in the gradient, which by Danskin's theorem is that of the
+        maximum.
+    Classes that the batch lacks have no part in p. Only a description of the method was seen, and
+    no code: the closed form and its constants are derived here.
     """
 
     base: str = "pgd_at"
@@ -60,11 +61,8 @@ class CODAT(Policy):
     @classmethod
     def crafting(cls, **chosen: Any) -> tuple[str, str]:
         """Start and BatchNorm's mode of the base."""
-        return (
-            ("gaussian", "eval")
-            if chosen.get("base", cls.base) == "trades"
-            else ("uniform", "train")
-        )
+        on_trades = chosen.get("base", cls.base) == "trades"
+        return ("gaussian", "eval") if on_trades else ("uniform", "train")
 
     @classmethod
     def table(cls, **chosen: Any) -> tuple[Row, ...]:
@@ -101,13 +99,12 @@ class CODAT(Policy):
 def worst_distribution(means: Tensor, present: Tensor, rho: float) -> Tensor:
     """The p (K,) that maximises sum_k p_k L_k on the simplex with K sum_k (p_k - 1/K)^2 <= rho.
 
-    K: classes present.
-
-    means (K,): L; present (K,): bool; p is 0 elsewhere. While nothing falls below 0, p_k = (1 +
-    sqrt(rho) (L_k - Lbar) / sigma) / K, with the value Lbar + sqrt(rho) sigma. Else only the m
-    classes of largest L keep a share, p_k = 1/m + c (L_k - Lbar_m) with c from sum p^2 = (1 + rho)
-    / K; the largest m that gives no negative share is the maximum.
-    All m are tried at once. No host synchronisation.
+    means: L, (K,).
+    present: (K,) bool; p is 0 elsewhere, and K counts the classes present.
+    While nothing falls below 0, p_k = (1 + sqrt(rho) (L_k - Lbar) / sigma) / K, with the value
+    Lbar + sqrt(rho) sigma. Else only the m classes of largest L have a share, p_k = 1/m + c (L_k -
+    Lbar_m) with c from sum p^2 = (1 + rho) / K; the largest m that gives no negative share is the
+    maximum. All m are tried at once. No host synchronisation.
     """
     order = means.masked_fill(~present, float("-inf")).argsort(descending=True)
     ranked = means[order]
@@ -118,9 +115,8 @@ def worst_distribution(means: Tensor, present: Tensor, rho: float) -> Tensor:
     inside = (m[None, :] <= m[:, None]).to(means)  # row m - 1: the m largest
     deviation = inside * (ranked - (inside * ranked).sum(1, keepdim=True) / m[:, None])
     squares = deviation.square().sum(1)
-    c = (
-        ((1 + rho) / k - 1 / m).clamp_min(0) / squares.clamp_min(torch.finfo(means.dtype).tiny)
-    ).sqrt()
+    room = ((1 + rho) / k - 1 / m).clamp_min(0)
+    c = (room / squares.clamp_min(torch.finfo(means.dtype).tiny)).sqrt()
     shares = inside * (1 / m[:, None] + c[:, None] * deviation)
     valid = (shares.amin(1) >= 0) & here  # row 1 always is
     chosen = (valid * m).argmax()

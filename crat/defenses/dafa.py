@@ -1,6 +1,4 @@
-"""DAFA (Lee et al. 2024, ICLR): weights and margins by which similar classes trade robustness with
-each other.
-"""
+"""DAFA (Lee et al. 2024, ICLR): weights and margins by which similar classes trade robustness."""
 
 from __future__ import annotations
 
@@ -24,8 +22,7 @@ WARMUP, EPOCHS = 70, 110  # the released code: class-wise behind epoch 70 of 110
 
 @dataclass
 class DAFA(Policy):
-    """After a warm-up on the base, class k trains within W_k eps (step W_k a), its cross-entropy
-    weighted by W_k.
+    """After a warm-up on the base, class k trains within W_k eps (step W_k a), its CE times W_k.
 
     W comes once, from the training adversarial examples of the warm-up's last epoch
     (`class_weights`). On TRADES the clean cross-entropy is weighted, the KL is not: mean[W_y
@@ -79,9 +76,7 @@ class DAFA(Policy):
     def _twice(
         self, model: nn.Module, x: Tensor, y: Tensor, scale: float, generator: Source
     ) -> Tensor:
-        """madry_loss: each gradient is stepped along twice, and the second step ends in the ball of
-        the common eps.
-        """
+        """madry_loss: two steps along each gradient, the second into the ball of the common eps."""
         a = self.attack
         eps, step = (per_sample(value, x) for value in self.budget(y, scale))
         common_eps, common_step = self.budget(None, scale)
@@ -103,9 +98,8 @@ class DAFA(Policy):
             losses = weight * F.cross_entropy(adversarial, y, reduction="none")
             return losses.mean(), ClassStats.of(y, losses, adversarial)
         clean = full(model(x))
-        losses = weight * F.cross_entropy(clean, y, reduction="none") + self.beta * kl_divergence(
-            clean, adversarial
-        )
+        losses = weight * F.cross_entropy(clean, y, reduction="none")
+        losses = losses + self.beta * kl_divergence(clean, adversarial)
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
@@ -188,14 +182,14 @@ class DAFA(Policy):
 
 
 def class_weights(similarity: Tensor, seen: Tensor, lam: float, ties_lose: bool = False) -> Tensor:
-    """W (K,) from S (K, K), S_ij the mean of p_j over class i's adversarial examples (Algorithm 2).
+    """W (K,), at least 0, from S (K, K), S_ij the mean of p_j over class i's adversarial examples.
 
-    At least 0.
+    W_i = 1 + lam sum_{j != i} (S_ij S_jj where S_ii < S_jj, -S_ji S_ii where S_ii > S_jj).
 
-    W_i = 1 + lam sum_{j != i} (S_ij S_jj where S_ii < S_jj, -S_ji S_ii where S_ii > S_jj). seen
-    (K,): classes that
-    had examples; the others stay at 1 and count for none. ties_lose: the second case covers
-    equality, as in the code.
+    seen: (K,), the classes that had examples; the others stay at 1 and count for none.
+    ties_lose: the second case covers equality, as in the code.
+
+    Source: Lee et al. 2024, Algorithm 2.
     """
     own = similarity.diagonal()
     weaker = own[:, None] < own[None, :]

@@ -1,5 +1,6 @@
-"""FAAL (Zhang et al. 2024, CVPR): each batch is trained on the worst distribution over classes in a
-KL ball.
+"""FAAL (Zhang et al. 2024, CVPR): each batch trains on the worst distribution in a KL ball.
+
+The distribution is over classes.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from crat.distributed import whole
 
 @dataclass
 class FAAL(Policy):
-    """mean[K p_y l(x, x', y)] with p = argmax of sum_i p_{y_i} m_{y_i} over the batch, KL(u || p)
-    <= radius.
+    """mean[K p_y l(x, x', y)], p = argmax of sum_i p_{y_i} m_{y_i} over the batch, KL(u || p) <= r.
 
-    u: uniform over the K classes; m_k: the mean over class k's samples of max_{j != y} p_j(x') -
-        p_y(x'); l: CE(f(x'), y), TRADES' or MART's loss. p is fixed in the gradient. For `warmup`
-        epochs p = u, which is the base.
+    u: uniform over the K classes.
+    r: `radius`.
+    m_k: the mean over class k's samples of max_{j != y} p_j(x') - p_y(x').
+    l: CE(f(x'), y), TRADES' or MART's loss.
+    p is fixed in the gradient. For `warmup` epochs p = u, which is the base.
     As in the authors' code: eval mode while crafting, on the cross-entropy from a uniform start or
     (trades, mart) on the KL from x + 0.001 N(0, 1); the adversarial pass before the clean one; a
     class counts as often as it has samples in the batch, so that one the batch lacks enters with
     margin 0.
     Deviation: the code hands the inner problem to a convex solver on the CPU; `worst_distribution`
-        solves it in place.
+    solves it in place.
     """
 
     base: str = "pgd_at"
@@ -48,7 +50,7 @@ class FAAL(Policy):
     batch_norm = "eval"
 
     def prepare(self, task: Task) -> None:
-        """Begins to count epochs.
+        """Sets the count of epochs to 0.
 
         Raises ConfigError on an unknown base or a setting out of range.
         """
@@ -89,9 +91,8 @@ class FAAL(Policy):
         kl = self.beta * kl_divergence(clean, adversarial)
         if self.base == "trades":
             return F.cross_entropy(clean, y, reduction="none") + kl
-        return boosted_cross_entropy(adversarial, y) + kl * (
-            1 - true_logit(clean.softmax(1), y) + FLOOR
-        )
+        boosted = boosted_cross_entropy(adversarial, y)
+        return boosted + kl * (1 - true_logit(clean.softmax(1), y) + FLOOR)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
         """Counts the epochs of the warm-up."""
@@ -104,7 +105,7 @@ class FAAL(Policy):
 
     @classmethod
     def table(cls, **chosen: Any) -> tuple[Row, ...]:
-        """What is paper's was not read beyond what the code's page says of it."""
+        """The paper's entries are those on the code's page; the paper itself was not read."""
         tuned, few = Words("a robust checkpoint is tuned"), Words("2")
         return (
             Row("base", None, "pgd_at", why="the released scripts'"),
@@ -168,13 +169,12 @@ class FAAL(Policy):
 def worst_distribution(gain: Tensor, radius: float, rounds: int = 8, points: int = 257) -> Tensor:
     """The p (K,) that maximises sum_k p_k a_k on the simplex with KL(u || p) <= radius, u uniform.
 
-    Gain (K,): a.
-
+    gain: a, (K,).
     Lagrange's conditions give p_k proportional to 1 / (s + d_k), d_k = max a - a_k, for one s > 0,
     and KL(u || p) = mean_k log(s + d_k) + log mean_k 1 / (s + d_k) falls in s: t = log(s / max d)
     is found on a grid of `points` that narrows onto one of its cells, `rounds` times. All in
-    logarithms, in gain's dtype, with no host
-    synchronisation. Equal gains give u; a radius of 0 gives u up to rounding.
+    logarithms, in gain's dtype, with no host synchronisation. Equal gains give u; a radius of 0
+    gives u up to rounding.
     """
     d = gain.max() - gain
     log_d = (d / d.max().clamp_min(torch.finfo(d.dtype).tiny)).log()

@@ -1,6 +1,4 @@
-"""Friendly adversarial training (Zhang et al. 2020, ICML): the attack stops soon after it has
-succeeded.
-"""
+"""Friendly adversarial training (Zhang et al. 2020, ICML): the attack stops soon after success."""
 
 from __future__ import annotations
 
@@ -22,11 +20,11 @@ from crat.distributed import whole
 
 @dataclass
 class FAT(Defense):
-    """Cross-entropy of adversarial examples whose ascent ends tau steps after the first error
-    (Algorithm 1).
+    """Cross-entropy of adversarial examples whose ascent ends tau steps after the first error.
 
     All samples stay in the batch, and those that stopped do not move: no loop over samples, no host
     synchronisation.
+    Source: Zhang et al. 2020, Algorithm 1.
     """
 
     # None: 0, 1 and 2 from 0, 50/120 and 90/120 of the epochs on, as in the code

@@ -1,5 +1,4 @@
-"""FRL, fair robust learning (Xu et al. 2021, ICML): classes found unfairly wrong gain weight, or
-margin too.
+"""FRL, fair robust learning (Xu et al. 2021, ICML): unfairly wrong classes gain weight or margin.
 
 A class's error is its clean error plus its boundary error, the loss of accuracy that the attack
 brings.
@@ -33,16 +32,15 @@ NARROWEST, WIDEST = 0.98, 3.0  # eps_k / eps
 
 @dataclass
 class FRL(Defense):
-    """wmean(CE; u_y) + beta wmean(KL; v_y), each weighted mean over the batch, and with remargin
-    eps_y for eps.
+    """wmean(CE; u_y) + beta wmean(KL; v_y), weighted means over the batch; remargin: eps_y for eps.
 
     After each epoch behind the warm-up, on validation, with e_k the clean error of class k less
-    that of all images,
-    b_k the same of the boundary error, and the bounds d: lambda_k = lambda_k + rate_1 (e_k - d),
-        mu_k = mu_k + 2 rate_1 (b_k - d), both >= 0 and their sums <= limit; u_k = (1 - sum_j
-        lambda_j) / K + lambda_k, v_k the same of mu; phi_k = phi_k + rate_2 (b_k - d), eps_k = eps
-        clamp(exp(2 phi_k), 0.98, 3), and the step grows with the widest eps_k of the batch.
-    A class that validation lacks keeps its multipliers.
+    that of all images, b_k the same of the boundary error, and the bounds d:
+    lambda_k = lambda_k + rate_1 (e_k - d), mu_k = mu_k + 2 rate_1 (b_k - d), both >= 0 and their
+    sums <= limit; u_k = (1 - sum_j lambda_j) / K + lambda_k, v_k the same of mu; phi_k = phi_k +
+    rate_2 (b_k - d), eps_k = eps clamp(exp(2 phi_k), 0.98, 3), and the step grows with the widest
+    eps_k of the batch.
+    A class that validation lacks has its multipliers unchanged.
     """
 
     remargin: bool = True  # False: the weights only
@@ -174,7 +172,7 @@ class FRL(Defense):
         return kl_from_clean(model, x, self.attack.batch_norm)
 
     def budget(self, y: Tensor | None, scale: float) -> tuple[Budget, Budget]:
-        """eps_k of each image.
+        """eps_k of each image, and the step.
 
         With remargin one step size for the batch, that of its widest eps_k.
         """
@@ -216,9 +214,8 @@ class FRL(Defense):
         self._weigh("clean", self.rates[0] * unfair_clean)
         self._weigh("boundary", 2 * self.rates[0] * unfair_boundary)
         if self.remargin:
-            self.state["margin_exponent"] = (
-                self.state["margin_exponent"] + self.rates[1] * unfair_boundary
-            )
+            change = self.rates[1] * unfair_boundary
+            self.state["margin_exponent"] = self.state["margin_exponent"] + change
             self.state["eps"] = self.attack.eps * self.widths()
 
     def _weigh(self, which: str, change: Tensor) -> None:
@@ -255,7 +252,7 @@ class FRL(Defense):
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """sum w l / sum w over the batch, of (B,) each.
 
-    Of several processes each gives what its mean is to be averaged.
+    Of several processes each returns its part, so that the average over processes is this mean.
     """
     every = whole(weights)
     return len(every) / len(weights) * (weights * values).sum() / every.sum()

@@ -1,8 +1,7 @@
-"""Hypersphere embedding (Pang et al. 2020, NeurIPS): features and class weights on the unit sphere,
-and a margin.
+"""Hypersphere embedding (Pang et al. 2020, NeurIPS): unit features and class weights, and a margin.
 
-The head returns z = s cos(feature, w_k) (crat.nets.models.CosineHead), so every attack sees what
-was trained.
+The head returns z = s cos(feature, w_k) (crat.nets.models.CosineHead), so every attack sees the
+trained logits.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ DECAYS = {"pgd_at": 5e-4, "trades": 2e-4, "alp": 2e-4}
 class HE(Policy):
     """AT, TRADES or ALP with each cross-entropy at s (cos_k - m [k = y]).
 
-    pgd_at: CE_m(z(x'), y). trades: CE_m(z(x), y) + beta KL(p(x) || p(x')). alp: (CE_m(z(x), y) +
-        CE_m(z(x'), y)) / 2
-    + pairing |cos(x) - cos(x')|^2 / K. As in the authors' code: the margin is in the loss only, not
-    in what the attack ascends (cross-entropy; for trades the KL) nor in the KL; the cosines are
-    paired unscaled; eval mode while crafting, start x + 0.001 N(0, 1), on every base; the clean
-    pass before the adversarial one.
+    pgd_at: CE_m(z(x'), y).
+    trades: CE_m(z(x), y) + beta KL(p(x) || p(x')).
+    alp: (CE_m(z(x), y) + CE_m(z(x'), y)) / 2 + pairing |cos(x) - cos(x')|^2 / K.
+    As in the authors' code: the margin is in the loss only, not in what the attack ascends
+    (cross-entropy; for trades the KL) nor in the KL; the cosines are paired unscaled; eval mode
+    while crafting, start x + 0.001 N(0, 1), on every base; the clean pass before the adversarial
+    one.
     Deviation: the code overwrites the head's weights with unit vectors in each forward pass,
-        outside the gradient; here they are normalised within it (CosineHead), so its gradient has
-        no part along the weight.
+    outside the gradient; here they are normalised within it (CosineHead), so its gradient has
+    no part along the weight.
     """
 
     base: str = "pgd_at"
@@ -80,9 +80,8 @@ class HE(Policy):
         if clean is None:
             losses = self._cross_entropy(adversarial, y, s)
         elif self.base == "trades":
-            losses = self._cross_entropy(clean, y, s) + self.beta * kl_divergence(
-                clean, adversarial
-            )
+            losses = self._cross_entropy(clean, y, s)
+            losses = losses + self.beta * kl_divergence(clean, adversarial)
         else:
             both = self._cross_entropy(clean, y, s) + self._cross_entropy(adversarial, y, s)
             losses = both / 2 + self.pairing * ((clean - adversarial) / s).square().mean(1)
@@ -142,7 +141,10 @@ class HE(Policy):
 
 
 def head_scale(model: nn.Module) -> Tensor:
-    """s of the model's cosine head, a scalar tensor. Raises ConfigError where it has none."""
+    """s of the model's cosine head, a scalar tensor.
+
+    Raises ConfigError where the model has none.
+    """
     for module in model.modules():
         if isinstance(module, CosineHead):
             return module.scale

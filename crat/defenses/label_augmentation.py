@@ -1,5 +1,6 @@
-"""Label augmentation (Amerehi and Healy 2024, 2025): the label says, too, what was done to the
-image. Its control.
+"""Label augmentation (Amerehi and Healy 2024, 2025): labels name the operation, too.
+
+With its control, label smoothing.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from crat.distributed import places
 
 @dataclass
 class LabelSmoothing(Defense):
-    """AT with labels (1 - delta) onehot(y) + delta / K, on attacked and clean images: the control
-    of Adv+.
+    """AT with labels (1 - delta) onehot(y) + delta / K, attacked and clean images: Adv+'s control.
 
     It differs from LabelAugmentation only in where delta goes. delta = 0 and clean_share = 0 is
     PGDAT.
@@ -61,15 +61,12 @@ class LabelSmoothing(Defense):
             losses = self.cost(moved, y, self.operation(y))
             return losses.mean(), ClassStats.of(y, losses, self.answers(moved))
         clean, moved = full(model(torch.cat([x, x_adv]))).chunk(2)
-        losses = share * self.cost(clean, y, torch.zeros_like(y)) + (1 - share) * self.cost(
-            moved, y, self.operation(y)
-        )
+        losses = share * self.cost(clean, y, torch.zeros_like(y))
+        losses = losses + (1 - share) * self.cost(moved, y, self.operation(y))
         return losses.mean(), ClassStats.of(y, losses, self.answers(moved), self.answers(clean))
 
     def operation(self, y: Tensor) -> Tensor:
-        """What was done to each image of x_adv, (B,): a number of the method's operations, 0 is
-        none.
-        """
+        """The operation on each image of x_adv, (B,): its number among the method's; 0 is none."""
         return torch.ones_like(y)
 
     def cost(self, logits: Tensor, y: Tensor, operation: Tensor) -> Tensor:
@@ -83,19 +80,17 @@ class LabelSmoothing(Defense):
 
 @dataclass
 class LabelAugmentation(LabelSmoothing):
-    """K + M outputs; L = -(1 - delta) log p_y - delta log p_{K + j} for operation j; the first K
-    outputs decide.
+    """L = -(1 - delta) log p_y - delta log p_{K + j}, operation j, of K + M outputs.
 
-    With the attack this is Adv+ (2025), without it LA (2024). Operation 0 is identity: each image
-    counts as it is with weight `clean_share` and under one other operation with the rest. Image i
-    of a batch, which is drawn at random, gets operation i modulo their number, so that each is as
-    frequent.
+    The first K outputs decide. With the attack this is Adv+ (2025), without it LA (2024). Operation
+    0 is identity: each image counts as it is with weight `clean_share` and under one other
+    operation with the rest. Image i of a batch, which is drawn at random, gets operation i modulo
+    their number, so that each is as frequent.
     """
 
     adversarial: bool = True  # Adv+: the attack is the last operation
-    operations: tuple[
-        str, ...
-    ] = ()  # others, of OPERATIONS; (): none beside the attack, without it all
+    # others, of OPERATIONS; (): none beside the attack, without it all
+    operations: tuple[str, ...] = ()
     attacked: str = "classes"  # outputs whose cross-entropy the attack ascends: classes | all
 
     paper = "Amerehi and Healy 2024 (CoLLAs), arXiv 2408.01977, and 2025, arXiv 2503.16179"
@@ -171,7 +166,10 @@ class LabelAugmentation(LabelSmoothing):
         )
 
     def prepare(self, task: Task) -> None:
-        """Learns K. Raises ConfigError where a setting is out of range."""
+        """Sets K.
+
+        Raises ConfigError where a setting is out of range.
+        """
         super().prepare(task)
         checked("attacked", self.attacked, lambda v: v in ("classes", "all"), "'classes' or 'all'")
         self.n_classes = task.n_classes
@@ -208,12 +206,14 @@ class LabelAugmentation(LabelSmoothing):
     def cost(self, logits: Tensor, y: Tensor, operation: Tensor) -> Tensor:
         """Cross-entropy with the label of class and operation, (B,)."""
         log_p = logits.log_softmax(1)
-        return -(1 - self.delta) * true_logit(log_p, y) - self.delta * true_logit(
-            log_p, self.n_classes + operation
-        )
+        of_class = -(1 - self.delta) * true_logit(log_p, y)
+        return of_class - self.delta * true_logit(log_p, self.n_classes + operation)
 
     def answers(self, logits: Tensor) -> Tensor:
-        """The class outputs. Raises ConfigError where the head has not K + M outputs."""
+        """The class outputs.
+
+        Raises ConfigError where the head has not K + M outputs.
+        """
         expected = self.n_classes + len(self.names)
         if logits.shape[1] != expected:
             raise ConfigError(

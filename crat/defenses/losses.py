@@ -21,7 +21,8 @@ def log_counts(class_counts: Tensor) -> Tensor:
 
 
 def balanced_softmax_loss(logits: Tensor, y: Tensor, bias: Tensor) -> Tensor:
-    """CE(z + bias, y) per sample (N,), bias (K,) = log n up to a constant: balanced softmax (Ren et
-    al. 2020).
+    """Balanced softmax (Ren et al. 2020): CE(z + bias, y) per sample (N,).
+
+    bias: (K,), log n up to a constant.
     """
     return F.cross_entropy(logits + bias.to(logits.dtype), y, reduction="none")

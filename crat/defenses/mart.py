@@ -1,6 +1,4 @@
-"""MART (Wang et al. 2020, ICLR): what the network gets wrong without an attack is regularised
-more.
-"""
+"""MART (Wang et al. 2020, ICLR) regularises more where the network errs without an attack."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ class MART(Defense):
     code: eval mode while crafting, start x + 0.001 N(0, 1), gradients through the weight 1 - p_y(x)
     and both outputs of the KL, and the clean pass before the adversarial one.
     Deviation: the code's further guards (1e-12 within two logarithms) are left out, for log-softmax
-        needs none.
+    needs none.
     """
 
     beta: float = 6.0
@@ -82,10 +80,7 @@ class MART(Defense):
     def loss(
         self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor
     ) -> tuple[Tensor, ClassStats]:
-        """BCE + beta (1 - p_y(x)) KL, averaged over the batch.
-
-        Beta per class where state has one.
-        """
+        """BCE + beta (1 - p_y(x)) KL, the batch's mean; beta per class where state has one."""
         clean, adversarial = full(model(x)), full(model(x_adv))
         beta = self.of("beta", y, self.beta)
         weight = 1 - true_logit(clean.softmax(1), y) + FLOOR

@@ -17,8 +17,8 @@ class PGDAT(Defense):
     """min E[max_{|x' - x| <= eps} CE(f(x'), y)].
 
     CFA's released code crafts with BatchNorm in train mode and lets each attack step move the
-    running statistics;
-    here they are left alone by the attack and move with the one training pass on x'.
+    running statistics; here they are left alone by the attack and move with the one training pass
+    on x'.
     """
 
     paper = "Madry et al. 2018 (ICLR), in the setting of Wei et al. 2023 (CFA), section 5"

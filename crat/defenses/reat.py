@@ -1,6 +1,4 @@
-"""REAT (Li et al. 2023): re-balanced attacks, balanced softmax, and a term on the features of the
-rarest classes.
-"""
+"""REAT (Li et al. 2023): re-balanced attacks, balanced softmax, and a term on rare features."""
 
 from __future__ import annotations
 
@@ -19,15 +17,13 @@ from crat.nets.models import plain
 
 @dataclass
 class REAT(Defense):
-    """min E[CE(z(x') + log n, y)] + TAIL, x' ascending w_y CE; what is stated of the method is the
-    code's.
+    """min E[CE(z(x') + log n, y)] + TAIL, x' ascending w_y CE, as in the code.
 
     w_k = 1 / E_k up to a common factor, E_k = (1 - b_k^a_k) / (1 - b_k) with b_k = (n_k - 1) / n_k
     is the effective number of class k, a_k how many training adversarial examples the last epoch's
-    model answered by k (n_k at first);
-    w stands in state["weight"]. A positive weight of a sample's loss changes the length of its
-    gradient, not its sign: in eval mode, where samples do not meet, the L-inf steps are those of
-    PGD. batch_norm="train" lets w matter.
+    model answered by k (n_k at first); w stands in state["weight"]. A positive weight of a sample's
+    loss changes the length of its gradient, not its sign: in eval mode, where samples do not meet,
+    the L-inf steps are those of PGD. batch_norm="train" lets w matter.
     TAIL (`tail_term`): for each image i of the rarest classes the mean KL(softmax(f_i) ||
     softmax(f_j)) of its features (f_i detached) to those of the batch, per feature, times the mean
     over j of s_ij (v_i + v_j), s_ij = -1 within a class and 1 else, v_k = sqrt(N / n_k); the mean
@@ -100,20 +96,21 @@ class REAT(Defense):
         logits = full(network.head(features))
         losses = balanced_softmax_loss(logits, y, self.state["bias"])
         if self.tail_term:
-            losses = losses + tail_terms(
-                full(features), y, self.state["rare"].to(logits), self.state["bias"]
-            )
+            rare = self.state["rare"].to(logits)
+            losses = losses + tail_terms(full(features), y, rare, self.state["bias"])
         return losses.mean(), ClassStats.of(y, losses, logits)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """Moves the weights by what the epoch's adversarial examples were taken for."""
+        """Moves the weights by the answers to the epoch's adversarial examples."""
         taken_for = train.confusion.sum(0).double()
         self.state["weight"] = effective_weights(self.state["bias"].exp().round(), taken_for)
 
 
 def effective_weights(n: Tensor, a: Tensor) -> Tensor:
-    """Weights (K,), of mean 1, proportional to 1 / (E + 1e-5): n (K,) >= 1 training images, a (K,)
-    >= 0 answers.
+    """Weights (K,), of mean 1, proportional to 1 / (E + 1e-5), E the effective numbers.
+
+    n: (K,) >= 1, training images.
+    a: (K,) >= 0, answers.
     """
     b = (n - 1) / n
     inverse = 1 / ((1 - b**a) / (1 - b) + 1e-5)
@@ -123,8 +120,11 @@ def effective_weights(n: Tensor, a: Tensor) -> Tensor:
 def tail_terms(features: Tensor, y: Tensor, rare: Tensor, bias: Tensor) -> Tensor:
     """REAT's TAIL of each image (N,), whose mean is the batch's: 0 for images of common classes.
 
-    features (N, D); y (N,); rare (K,) 1.0 or 0.0; bias (K,) = log n. Of several processes each has
-    some of the i, and the j are those of all.
+    features: (N, D).
+    y: (N,).
+    rare: (K,), 1.0 or 0.0.
+    bias: (K,), log n.
+    Of several processes each has some of the i, and the j are those of all.
     """
     every = whole(y)
     of_class = (0.5 * (bias.logsumexp(0) - bias)).exp().to(features)

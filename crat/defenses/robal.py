@@ -1,6 +1,4 @@
-"""RoBal (Wu et al. 2021): cosine logits, class-aware margins while training, and a calibration of
-what answers.
-"""
+"""RoBal (Wu et al. 2021): cosine logits, class-aware margins in training, calibrated answers."""
 
 from __future__ import annotations
 
@@ -23,15 +21,15 @@ from crat.nets.models import CosineHead, plain
 
 @dataclass
 class RoBal(Defense):
-    """min E[CE(u, y)] + beta KL, u_k = s cos_k(x') - 1[k = y] (s m + tau_m log(n_k / n_min)) +
-    tau_b log pi_k.
+    """min E[CE(u, y)] + beta KL, u_k = s cos_k(x') - [k = y] margin_k + tau_b log pi_k.
 
+    margin_k = s m + tau_m log(n_k / n_min).
     pi = n / N are the class frequencies; a class without images counts as one. s is the head's
     scale (10 in the configurations). In the code the classifier gives cos, and only this loss
     multiplies by s: its KL(p(x) || p(x')) is of the softmax of cos, nearly flat, hence about 1 /
     s^2 of what `kl_scaled` takes, the softmax of s cos that answers; and its attack ascends the
-    loss of cos, a temperature of s, from x + eps U(0, 1), half of the ball, not
-    cut to [0, 1] (`released_attack`). Here the attack sees s cos, from a uniform start.
+    loss of cos, a temperature of s, from x + eps U(0, 1), half of the ball, not cut to [0, 1]
+    (`released_attack`). Here the attack sees s cos, from a uniform start.
     gamma: the code divides the weights by ||w_k|| + gamma, so that cos_k is what it was times
         ||w_k|| / (||w_k|| + gamma) in loss and attack. The network itself gives s cos; judge a run
         with gamma by `calibrated`.
@@ -176,8 +174,11 @@ class RoBal(Defense):
 
 
 def margin_loss(logits: Tensor, y: Tensor, margin: Tensor, bias: Tensor) -> Tensor:
-    """CE of z - 1[k = y] margin + bias per sample (N,): logits (N, K), margin (N,), bias (K,) =
-    tau_b log pi.
+    """CE of z - [k = y] margin + bias, per sample (N,).
+
+    logits: z, (N, K).
+    margin: (N,).
+    bias: (K,), tau_b log pi.
     """
     lowered = logits.scatter(1, y[:, None], (true_logit(logits, y) - margin)[:, None])
     return F.cross_entropy(lowered + bias.to(logits.dtype), y, reduction="none")
@@ -202,11 +203,12 @@ def cosine_head(model: nn.Module) -> CosineHead:
 def calibrated(
     model: nn.Module, class_counts: Tensor, tau_p: float = 0.1, gamma: float = 0.0
 ) -> LogitBias:
-    """The decision of RoBal at inference, z - tau_p log pi: a model, so that attacks on it are
-    white-box.
+    """RoBal's decision at inference, z - tau_p log pi: a model, for white-box attacks.
 
-    model: a trained network of ours with its cosine head; class_counts (K,): its training images;
-        gamma: that of the training. Nothing is trained or copied.
+    model: a trained network of ours with its cosine head.
+    class_counts: (K,), its training images.
+    gamma: that of the training.
+    Nothing is trained or copied.
     """
     n = class_counts.double().clamp_min(1)
     head = cosine_head(model)

@@ -1,6 +1,4 @@
-"""SPAT (Hou, Han and Li 2023): pairs of classes that are hard to tell apart weigh more, in both
-terms of the loss.
-"""
+"""SPAT (Hou, Han and Li 2023): hard pairs of classes weigh more, in both terms of the loss."""
 
 from __future__ import annotations
 
@@ -22,8 +20,7 @@ FORMS = ("released", "detached", "clamped", "circle", "plain")
 
 @dataclass
 class SPAT(Defense):
-    """min E[L_sp(f(x), y) + beta max_{|x' - x| <= eps} L_hcp(f(x), f(x'))] on a cosine head, logits
-    s z.
+    """min E[L_sp(f(x), y) + beta max_{|x' - x| <= eps} L_hcp(f(x), f(x'))], logits s z, z cosines.
 
     L_sp is the cross-entropy of `self_paced` logits of the clean image, L_hcp is
     `hard_pair_divergence`. As in the authors' code: eval mode while crafting, start x + 0.001 N(0,
@@ -136,9 +133,9 @@ class SPAT(Defense):
         clean, adversarial = full(model(x)), full(model(x_adv))
         paced = head.scale * self_paced(clean / head.scale, y, self.m, self.form)
         losses = F.cross_entropy(paced, y, reduction="none")
-        losses = losses + self.of("beta", y, self.beta) * hard_pair_divergence(
-            clean, adversarial, self.n, self.squares
-        )
+        beta = self.of("beta", y, self.beta)
+        hard_pairs = hard_pair_divergence(clean, adversarial, self.n, self.squares)
+        losses = losses + beta * hard_pairs
         return losses.mean(), ClassStats.of(y, losses, adversarial, clean)
 
 
@@ -167,12 +164,12 @@ def cosine_head(model: nn.Module) -> CosineHead:
 
 
 def self_paced(z: Tensor, y: Tensor, m: float, form: str = "released") -> Tensor:
-    """a z with a_y = 1 + m - z_y and a_j = z_j + m: the further a cosine is from its aim, the more
-    it weighs.
+    """a z, a_y = 1 + m - z_y, a_j = z_j + m: a cosine weighs more the further it is from its aim.
 
-    z: (N, K) cosines plus bias. form: "released", as in the code, a is differentiated, too;
-        "detached", it is a number; "clamped", a is cut at 0 from below; "circle", both, as in
-        circle loss (Sun et al. 2020); "plain", z as it is.
+    z: (N, K) cosines plus bias.
+    form: "released", as in the code, a is differentiated, too; "detached", it is a number;
+        "clamped", a is cut at 0 from below; "circle", both, as in circle loss (Sun et al. 2020);
+        "plain", z as it is.
     """
     if form == "plain":
         return z
@@ -185,8 +182,7 @@ def self_paced(z: Tensor, y: Tensor, m: float, form: str = "released") -> Tensor
 def hard_pair_divergence(
     clean_logits: Tensor, logits: Tensor, n: float, squares: bool = True
 ) -> Tensor:
-    """sum_j k_j (k_j + n) per sample, (N,), where the k_j are the terms of KL(p(x) || p(x')): at
-    least 0, 0 if equal.
+    """sum_j k_j (k_j + n) per sample, (N,), k_j the terms of KL(p(x) || p(x')): >= 0, 0 if equal.
 
     It is n KL plus the squares, by which classes whose probability an attack moves far count most.
     Without the squares it is KL alone: with form "plain" SPAT is then TRADES on the cosine head.

@@ -1,6 +1,4 @@
-"""Class-wise sums of an epoch: what a class-wise policy moves by, and what history.csv is written
-from.
-"""
+"""Class-wise sums of an epoch, which move class-wise policies and fill history.csv."""
 
 from __future__ import annotations
 
@@ -17,13 +15,13 @@ from crat.attacks.objectives import full, kl_divergence
 class ClassStats:
     """Class-wise sums of one epoch, on the device; read once an epoch.
 
-    n, clean, robust, loss: (K,) sums of samples, of clean-correct, of adversarially correct and of
-        the loss;
-    clean is NaN where the method never sees clean logits, as are clean_loss and divergence, the
-    sums of CE(f(x), y)
-    and KL(p(x) || p(x')). confusion (K, K): true class x prediction under attack; soft_confusion:
-    the same summed in probabilities. `robust` counts the training adversarial examples themselves
-    (CFA's t_k), whether or not the clean image was right.
+    n, clean, robust, loss: (K,), sums of samples, of clean-correct, of adversarially correct and of
+        the loss; clean is NaN where the method never sees clean logits.
+    clean_loss, divergence: (K,), sums of CE(f(x), y) and KL(p(x) || p(x')), NaN likewise.
+    confusion: (K, K), true class x prediction under attack.
+    soft_confusion: the same summed in probabilities.
+    `robust` counts the training adversarial examples themselves (CFA's t_k), whether or not the
+    clean image was right.
     """
 
     n: Tensor
@@ -56,15 +54,15 @@ class ClassStats:
         member = _one_hot(y, n_classes).to(adv_logits)
         predicted = adv_logits.argmax(1)
         counted = [torch.ones_like(y), predicted == y, losses.detach()]
-        seen = [torch.full_like(losses, float("nan"))] * 3
+        of_clean = [torch.full_like(losses, float("nan"))] * 3
         if clean_logits is not None:
             clean_loss = F.cross_entropy(clean_logits, y, reduction="none")
-            seen = [
+            of_clean = [
                 clean_logits.argmax(1) == y,
                 clean_loss,
                 kl_divergence(clean_logits, adv_logits),
             ]
-        columns = torch.stack([column.to(adv_logits) for column in counted + seen], 1)
+        columns = torch.stack([column.to(adv_logits) for column in counted + of_clean], 1)
         n, robust, loss, clean, clean_loss, divergence = _by_class(member, columns).unbind(1)
         confusion = member.T @ _one_hot(predicted, n_classes).to(adv_logits)
         soft = member.T @ adv_logits.softmax(1)
@@ -99,9 +97,9 @@ def judged_stats(y: Tensor, clean: Tensor, robust: Tensor) -> ClassStats:
 
 
 def class_means(values: Tensor, y: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-    """How many samples (K,) and the mean of their values (B,) per class (K,).
+    """The number of samples (K,) and the mean of their values (B,), per class (K,).
 
-    0 where a class has none.
+    The mean is 0 where a class has none.
     """
     member = (y[:, None] == torch.arange(n_classes, device=y.device)).to(values)
     n = member.sum(0)
@@ -115,7 +113,7 @@ def _one_hot(y: Tensor, n_classes: int) -> Tensor:
 def _by_class(member: Tensor, columns: Tensor) -> Tensor:
     """Sums of columns (B, M) by class, (K, M).
 
-    a NaN column stays NaN in the classes that are present.
+    A NaN column stays NaN in the classes that are present.
     """
     sums = member.T @ columns.nan_to_num()
     missing = columns.isnan().any(0)

@@ -1,6 +1,4 @@
-"""The table "paper / released code / crat" of every training method: for the terminal and for
-docs/methods.md.
-"""
+"""The table "paper / released code / crat" of each method, for terminal and docs/methods.md."""
 
 from __future__ import annotations
 
@@ -11,27 +9,28 @@ from crat.defenses import DEFENSES, Defense, Row
 
 HEAD = """# The training methods
 
-Each section says what a method minimises, where it comes from, and what three sides set: the paper, its released code
-and crat. A dash means that the value is not stated, or that we have not seen it. `crat methods --markdown >
-docs/methods.md` writes this page from the presets in `crat/defenses/`, and a test holds the page to them.
+Each section says what a method minimises, where it comes from, and what three sides set: the
+paper, its released code and crat. A dash means that the value is not stated, or that we have not
+seen it. `crat methods --markdown > docs/methods.md` writes this page from the presets in
+`crat/defenses/`, and a test holds the page to them.
 
-On the command line, `crat train --defense NAME` trains with crat's settings. `--preset paper` and `--preset released`
-take those of the paper or of its code. `--options name=value` changes a setting of the method's own.
+On the command line, `crat train --defense NAME` trains with crat's settings. `--preset paper` and
+`--preset released` take those of the paper or of its code. `--options name=value` changes an option
+of the method.
 
-In Python, `config.but(**preset("cfa", "released", base="trades"))` does the same. Without its preset a method has the
-settings of the run: `but(defense="cfa")` has no gated average, `but(**preset("cfa"))` has it.
+In Python, `config.but(**preset("cfa", "released", base="trades"))` does the same. Without its
+preset a method has the settings of the run: `but(defense="cfa")` has no gated average,
+`but(**preset("cfa"))` has it.
 """
 
 
 def listing() -> list[tuple[str, str, str]]:
-    """Name, what it is, and its options with their defaults, of each method."""
+    """Name, first line and options with their defaults, of each method."""
     return [(name, _first_line(method), _options(method)) for name, method in DEFENSES.items()]
 
 
 def markdown(names: list[str] | None = None) -> str:
-    """A section for each method: what it minimises, its sources, and a table for each of its
-    variants.
-    """
+    """A section for each method: formula, sources, and a table for each of its variants."""
     return HEAD + "".join(_section(name, DEFENSES[name]) for name in names or DEFENSES)
 
 

@@ -1,9 +1,8 @@
-"""Tian et al. 2021 (KDD): one change of the training and one of the inference for the most
-vulnerable class.
+"""Tian et al. 2021 (KDD): changes of training and of inference for the most vulnerable class.
 
 The paper's abstract says that both exist and whom they help; its formulae were not found and no
-code is public. What stands here are forms that fit the description. They are ours, and no number of
-theirs speaks for the paper.
+code is public. The forms here fit the description. They are ours, and no number of theirs speaks
+for the paper.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ FORMS = ("weight", "temperature")
 
 @dataclass
 class Tian2021(Defense):
-    """AT in which the class that is most vulnerable after an epoch trains with a larger factor u_k
-    in the next.
+    """AT in which the class most vulnerable after an epoch has a larger factor u_k in the next.
 
     form "weight": mean[u_y CE(f(x'), y)]. form "temperature": mean[CE(f(x') / T_y, y)] with T_k = 1
     / u_k, whose gradient in the logits is u_y (softmax(u_y z) - onehot(y)): it, too, weighs errors
@@ -66,7 +64,10 @@ class Tian2021(Defense):
     )
 
     def prepare(self, task: Task) -> None:
-        """Begins with u = 1. Raises ConfigError on an unknown form or a setting out of range."""
+        """Begins with u = 1.
+
+        Raises ConfigError on an unknown form or a setting out of range.
+        """
         checked("form of tian2021", self.form, lambda f: f in FORMS, f"one of {', '.join(FORMS)}")
         checked("rate of tian2021", self.rate, lambda r: r >= 0, "at least 0")
         checked("limit of tian2021", self.limit, lambda v: v >= 1, "at least 1")
@@ -85,16 +86,12 @@ class Tian2021(Defense):
         return losses.mean(), ClassStats.of(y, losses, logits)
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
-        """Raises the factor of the most vulnerable class, of equals each.
-
-        An absent class is not judged.
-        """
+        """Raises the factor of the most vulnerable class, of equals each; skips absent ones."""
         robust = (train if valid is None else valid).accuracy("robust", absent=float("inf"))
         value = self.state[self.form]
         factor = value if self.form == "weight" else 1 / value
-        raised = torch.where(
-            robust == robust.min(), (factor * (1 + self.rate)).clamp_max(self.limit), factor
-        )
+        larger = (factor * (1 + self.rate)).clamp_max(self.limit)
+        raised = torch.where(robust == robust.min(), larger, factor)
         factor = raised / raised.mean()
         self.state[self.form] = factor if self.form == "weight" else 1 / factor
 
@@ -107,22 +104,24 @@ def fit_bias(
     step: float = 0.03,
     max_drop: float | None = None,
 ) -> Tensor:
-    """The bias b (K,) for `LogitBias` that lifts the worst class's robust accuracy on held-out
-    images, with mean 0.
+    """The bias b (K,), mean 0, for `LogitBias`: it lifts the worst class's robust accuracy.
 
-    logits (N, K) under attack, y (N,). Each round raises b of the worst class by step * sd(logits)
-    / sqrt(round); kept is the best b on the way, by the worst class, then by the mean over classes.
-    It begins with b = 0, so on these logits the worst class never falls. Classes without images are
-    not judged. Deterministic.
+    logits: (N, K), under attack, of held-out images.
+    y: (N,).
     max_drop: the mean over classes may fall by at most this share (None: by any).
+    Each round raises b of the worst class by step * sd(logits) / sqrt(round). The result is the
+    best b on the way, by the worst class, then by the mean over classes. It begins with b = 0, so
+    on these logits the worst class never falls. Classes without images are not judged.
+    Deterministic.
     The attack must see b in the end: fit on logits under attack on `LogitBias(model, b)` again to
-    go on from there
-    (its bias is then b plus what is found). Raises ValueError where nothing can be fitted.
+    go on from there (its bias is then b plus what is found).
+
+    Raises ValueError where nothing can be fitted.
     """
     if logits.ndim != 2 or len(y) != len(logits) or len(y) == 0:
         raise ValueError(
-            f"fit_bias takes logits (N, K) and labels (N,), not {tuple(logits.shape)}, "
-            f"{tuple(y.shape)}"
+            "fit_bias takes logits (N, K) and labels (N,), "
+            f"not {tuple(logits.shape)}, {tuple(y.shape)}"
         )
     z = full(logits.detach())
     bias = best = z.new_zeros(z.shape[1])
@@ -138,9 +137,7 @@ def fit_bias(
 
 
 def _worst_and_mean(z: Tensor, y: Tensor) -> tuple[tuple[float, float], Tensor]:
-    """Lowest and mean accuracy over the classes that are present, and the lowest one's index
-    (1,).
-    """
+    """Lowest and mean accuracy over the present classes, and the lowest one's index (1,)."""
     n = y.bincount(minlength=z.shape[1])
     right = y[z.argmax(1) == y].bincount(minlength=z.shape[1])
     accuracy = (right / n).masked_fill(n == 0, float("inf"))

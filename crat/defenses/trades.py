@@ -1,6 +1,4 @@
-"""TRADES (Zhang et al. 2019): clean cross-entropy plus beta times the divergence of the output
-under attack.
-"""
+"""TRADES (Zhang et al. 2019): clean cross-entropy plus beta times the divergence under attack."""
 
 from __future__ import annotations
 
@@ -25,9 +23,8 @@ class TRADES(Defense):
     As in the authors' code: eval mode while crafting, start x + 0.001 N(0, 1), gradients through
     both outputs of the KL, and the clean pass before the adversarial one.
     Deviations: inside the attack p(x) is computed once, not once a step; it is the same number, for
-        eval mode is fixed. The code passes the clean images once more for the KL, which moves
-        nothing but BatchNorm's running statistics; `passes` tells which passes there are, in their
-        order.
+    eval mode is fixed. The code passes the clean images once more for the KL, which moves nothing
+    but BatchNorm's running statistics; `passes` names the passes in their order.
     """
 
     beta: float = 6.0
@@ -99,7 +96,7 @@ class TRADES(Defense):
     def _outputs(self, model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """Clean and adversarial logits.
 
-        What passes again is not differentiated again, for its output is the same.
+        A repeated pass is not differentiated again, for its output is the same.
         """
         logits: dict[str, Tensor] = {}
         for which in self.passes.split():

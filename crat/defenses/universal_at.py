@@ -1,6 +1,4 @@
-"""Universal adversarial training: one perturbation for all images, or one per class (Benz et al.
-2021).
-"""
+"""Universal adversarial training: one delta for all images, or per class (Benz et al. 2021)."""
 
 from __future__ import annotations
 
@@ -21,8 +19,7 @@ from crat.defenses.stats import ClassStats
 
 @dataclass
 class UniversalAT(Defense):
-    """min E[CE(f(x + delta_y), y)], while each delta_k climbs the summed loss of its own images in
-    every batch.
+    """min E[CE(f(x + delta_y), y)], each delta_k climbing its images' summed loss in every batch.
 
     delta lasts over the whole training: state["delta"] (K, C, H, W), or (1, C, H, W) with
     class_wise=False, which is the universal adversarial training of Shafahi et al. 2020. Judge it
@@ -61,9 +58,8 @@ class UniversalAT(Defense):
 
     def prepare(self, task: Task) -> None:
         """Begins state["delta"] with zeros."""
-        self.state["delta"] = torch.zeros(
-            task.n_classes if self.class_wise else 1, *task.image_shape
-        )
+        deltas = task.n_classes if self.class_wise else 1
+        self.state["delta"] = torch.zeros(deltas, *task.image_shape)
 
     def craft(
         self,
@@ -76,18 +72,16 @@ class UniversalAT(Defense):
     ) -> Tensor:
         """Moves the deltas by `steps` ascent steps on this batch and adds them.
 
-        a class not in it keeps its own.
-
-        Nothing is drawn. With several processes all of them take the step of the whole batch.
+        The delta of an absent class stays. Nothing is drawn. With several processes all of them
+        take the step of the whole batch.
         """
         eps, step = self.budget(None, scale)
         objective = self.ascended()
         delta = self.state["delta"]
         with frozen(model, self.attack.batch_norm):
             for _ in range(self.attack.steps):
-                (gradient,) = distributed.sum_over_ranks(
-                    [delta_gradient(model, x, y, delta, objective)]
-                )
+                gradient = delta_gradient(model, x, y, delta, objective)
+                (gradient,) = distributed.sum_over_ranks([gradient])
                 delta.copy_(into_ball(delta + step * gradient.sign(), eps, "Linf"))
         return apply_universal(x, y, delta)
 

@@ -1,6 +1,4 @@
-"""WAT, worst-class adversarial training (Li and Liu 2023, AAAI): classes weighted by what they have
-cost so far.
-"""
+"""WAT, worst-class adversarial training (Li and Liu 2023, AAAI): classes weigh by past cost."""
 
 from __future__ import annotations
 
@@ -20,15 +18,13 @@ ETA, EPOCHS = 0.1, 100  # the released code's rate, and the epochs that it is me
 
 @dataclass
 class WAT(Policy):
-    """mean of (w_y + w_0) l over the batch, with the TRADES loss l = CE(f(x), y) + beta KL(p(x) ||
-    p(x')).
+    """mean of (w_y + w_0) l over the batch, l = CE(f(x), y) + beta KL(p(x) || p(x')) as in TRADES.
 
     After each epoch (w_1, ..., w_K, w_0) = K softmax(eta C), where C sums over the epochs the mean
     l of each class, and behind them that of all images, on validation: exponential weights among K
     + 1 experts, the last being the plain mean. All weights are 1 in the first epoch, as in the
-    code;
-    the loss is about twice that of TRADES at first, and goes towards once as the weights gather on
-    a few experts.
+    code; the loss is about twice that of TRADES at first, and goes towards once as the weights
+    gather on a few experts.
     A class that validation lacks is taken to cost the mean.
     """
 
@@ -99,9 +95,8 @@ class WAT(Policy):
     ) -> tuple[Tensor, ClassStats]:
         """The weighted mean; the statistics hold the losses as they are without weights."""
         clean, adversarial = full(model(x)), full(model(x_adv))
-        losses = F.cross_entropy(clean, y, reduction="none") + self.beta * kl_divergence(
-            clean, adversarial
-        )
+        losses = F.cross_entropy(clean, y, reduction="none")
+        losses = losses + self.beta * kl_divergence(clean, adversarial)
         weights = self.state["weight"][y] + self.state["plain_weight"]
         return (weights * losses).mean(), ClassStats.of(y, losses, adversarial, clean)
 
@@ -111,9 +106,8 @@ class WAT(Policy):
             return
         costs = valid.clean_loss + self.beta * valid.divergence
         mean = costs.sum() / valid.n.sum()
-        self.state["cost"] = self.state["cost"] + torch.where(
-            valid.n > 0, costs / valid.n.clamp_min(1), mean
-        )
+        of_class = torch.where(valid.n > 0, costs / valid.n.clamp_min(1), mean)
+        self.state["cost"] = self.state["cost"] + of_class
         self.state["plain_cost"] = self.state["plain_cost"] + mean
         cost = torch.cat([self.state["cost"], self.state["plain_cost"][None]])
         weights = len(valid.n) * (self.rate * cost).softmax(0)

@@ -1,5 +1,3 @@
-"""By what a network, an attack or a method is known again: its code with all that it reaches, and
-its state.
-"""
+"""Identity of networks, attacks and methods: their state and all code that it reaches."""
 
 __all__ = ["identity"]

@@ -1,11 +1,11 @@
-"""What decides a result besides its config: the whole state of an object, and the code of what is
-not crat's.
+"""Identity of a value: the whole state of an object, and the code that is not crat's.
 
-A key of the store must hold all of that. Code of crat, of Python and of installed packages is named
-(crat.keys.ours); what else is reached (a class, its bases and helpers, globals, closures, hooks;
-from a file, a notebook or exec) is read as it runs: bytecode (another Python has another),
-constants, values, tensors. What cannot be read (a lock, an open file, a compiled callable) is told
-in `unread`, and then nothing that was kept is used again.
+A key of the store must hold all that decides a result besides the config. Code of crat, of Python
+and of installed packages is named (crat.keys.ours); any other code that is reached (a class, its
+bases and helpers, globals, closures, hooks; from a file, a notebook or exec) is read as it runs:
+bytecode (another Python has another), constants, values, tensors. A value that cannot be read (a
+lock, an open file, a compiled callable) is listed in `unread`, and then no stored result is used
+again.
 """
 
 from __future__ import annotations
@@ -37,29 +37,25 @@ from torch.utils.hooks import RemovableHandle
 from crat.keys import ours
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
-# whose repr is all of them
+# types whose repr is complete
 NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)
 SCALARS = (str, bytes, int, float, complex)
 CONTAINERS = (list, dict, tuple, set, frozenset, *SCALARS)
 
-ours.changes()  # notes what is there now
+ours.changes()  # records crat's code as it was imported
 _PROCESS = os.urandom(8).hex()
 _HELD: list[Any] = []  # what could not be read, so that no other object gets its id
 
 
 class Identity(NamedTuple):
-    """What a value is: 16 hex digits of a SHA-256 over all of it (or its repr), and what in it
-    could not be read.
-    """
+    """Identity of a value: 16 hex digits of a SHA-256 (or its repr), and what could not be read."""
 
     text: str
     unread: tuple[str, ...] = ()
 
 
 def identity(value: Any) -> Identity:
-    """The identity of any value; the same for what the same code makes again, in another
-    process, too.
-    """
+    """Identity of any value; equal for values that the same code makes, in another process, too."""
     walk = _Walk()
     try:
         walk.value(value)
@@ -69,21 +65,23 @@ def identity(value: Any) -> Identity:
 
 
 def attack_identity(attack: Any) -> Identity:
-    """What names an attack in keys: its repr where that says all (ours, with plain settings),
-    else all of it.
+    """Identity of an attack in keys: its repr where that is complete, else a hash of all of it.
+
+    The repr is complete for crat's attacks with plain settings.
     """
     changes = ours.changes()
     if is_plain(attack) and not changes:
         return Identity(repr(attack))
-    found = identity((attack, changes))
-    return Identity(f"{type(attack).__qualname__} {found.text}", found.unread)
+    text, unread = identity((attack, changes))
+    return Identity(f"{type(attack).__qualname__} {text}", unread)
 
 
 def put_in_place(**values: tuple[Any, Any]) -> dict[str, Identity]:
-    """The identities of what is not crat's own, or not as it came; {} where all is.
+    """Identities of replaced parts: those that are not crat's, or not as they were imported.
 
-    values: name -> (what stands in crat's table now, what came with crat). "changes" in the answer
-    is of crat's classes and functions, changed in this session.
+    values: name -> (what stands in crat's table now, what came with crat).
+    Returns {} where nothing is replaced. "changes" holds crat's classes and functions that were
+    changed in this session.
     """
     foreign = {name: now for name, (now, came) in values.items() if now is not came}
     if changes := ours.changes():
@@ -92,31 +90,27 @@ def put_in_place(**values: tuple[Any, Any]) -> dict[str, Identity]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether the repr says all: a plain value, or an object of a dataclass of crat whose fields
-    are plain.
-    """
+    """Whether the repr is complete: a plain value, or a dataclass of crat with plain fields."""
     if isinstance(value, np.generic) or type(value) in ATOMS:
         return True
     if type(value) is tuple:
         return all(map(is_plain, value))
     if not (is_dataclass(value) and ours.of_crat(type(value))):
         return False
-    known = {field.name for field in fields(value)}
-    return vars(value).keys() <= known and all(
-        is_plain(getattr(value, f.name)) for f in _that_decide(value)
-    )
+    if not vars(value).keys() <= {field.name for field in fields(value)}:
+        return False
+    return all(is_plain(getattr(value, field.name)) for field in _that_decide(value))
 
 
 def _that_decide(value: Any) -> list[Field]:
-    """The fields of a dataclass of crat but for its caches: those that it fills itself and does
-    not compare.
-    """
+    """The fields of a dataclass of crat without its caches (neither init nor compare)."""
     return [field for field in fields(value) if field.init or field.compare]
 
 
 class _Walk:
-    """One pass over all that a value reaches, each object once, into a hash. unread: what could
-    not be read.
+    """One pass over all that a value reaches, each object once, into a hash.
+
+    unread: descriptions of the objects that could not be read.
     """
 
     def __init__(self, seen: dict[Any, int] | None = None) -> None:
@@ -131,7 +125,7 @@ class _Walk:
             self.hash.update(b"%d:" % len(data) + data)
 
     def again(self, value: Any, *more: Any) -> bool:
-        """Whether an object was met before; if so, which one it was is put."""
+        """Whether an object was met before; if so, its number is put into the hash."""
         key = (id(value), *more)
         if key in self.seen:
             self.put("again", str(self.seen[key]))
@@ -141,8 +135,9 @@ class _Walk:
         return False
 
     def value(self, value: Any, used: frozenset[str] = frozenset()) -> None:
-        """Anything. used: attributes that the code uses which names it; of a module that is
-        read, these are.
+        """Puts any value into the hash.
+
+        used: attributes that the naming code uses; of a module whose code is read, these are read.
         """
         if type(value) in ATOMS or isinstance(value, NAMED):
             self.put(type(value).__name__, value if isinstance(value, bytes) else repr(value))
@@ -151,9 +146,8 @@ class _Walk:
         elif isinstance(value, ModuleType):
             self.module(value, used)
         elif not self.again(value):
-            next((how for kinds, how in _HOW if isinstance(value, kinds)), _Walk.object)(
-                self, value
-            )
+            ways = (way for kinds, way in _HOW if isinstance(value, kinds))
+            next(ways, _Walk.object)(self, value)
 
     def items(self, what: str, values: Iterable[Any]) -> None:
         values = list(values)
@@ -163,13 +157,9 @@ class _Walk:
 
     def tensor(self, value: Tensor) -> None:
         try:
-            plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-            self.put(
-                "tensor",
-                str(value.dtype),
-                str(tuple(value.shape)),
-                plain.view(torch.uint8).numpy().tobytes(),
-            )
+            plain = value.detach().cpu().resolve_conj().resolve_neg()
+            data = plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            self.put("tensor", str(value.dtype), str(tuple(value.shape)), data)
         except (RuntimeError, NotImplementedError, TypeError):
             return self.cannot(value)
         hooks = list((getattr(value, "_backward_hooks", None) or {}).values())
@@ -186,25 +176,20 @@ class _Walk:
 
     def module(self, value: ModuleType, used: frozenset[str]) -> None:
         self.put("module", value.__name__)
-        if not ours.named_module(value.__name__) and not self.again(value, used):
-            names = (
-                {name for name in vars(value) if not name.startswith("__")}
-                if ours.ANY in used
-                else used
-            )
-            for name in sorted(names & vars(value).keys()):
-                self.put(name)
-                self.value(vars(value)[name], used)
+        if ours.named_module(value.__name__) or self.again(value, used):
+            return
+        names = used
+        if ours.ANY in used:
+            names = frozenset(name for name in vars(value) if not name.startswith("__"))
+        for name in sorted(names & vars(value).keys()):
+            self.put(name)
+            self.value(vars(value)[name], used)
 
     def function(self, value: FunctionType) -> None:
         closure = [_content(cell) for cell in value.__closure__ or ()]
         if ours.is_named(value):  # a wrapper of a library may hold a function that is not
-            self.put(
-                "function",
-                str(value.__module__),
-                value.__qualname__,
-                ours.version(value.__module__),
-            )
+            version = ours.version(value.__module__)
+            self.put("function", str(value.__module__), value.__qualname__, version)
             return self.items("holds", [*closure, getattr(value, "__wrapped__", None)])
         self.code(value.__code__)
         self.items("function", (value.__defaults__, value.__kwdefaults__, vars(value), *closure))
@@ -218,9 +203,7 @@ class _Walk:
             self.imported(name, str(value.__globals__.get("__package__") or ""))
 
     def imported(self, name: str, package: str) -> None:
-        """A module that a function imports when it runs: its name, and its file where it is
-        read.
-        """
+        """Puts a module that a running function imports: its name, and its file if it is read."""
         file = ours.file_to_read(name, package)
         self.put(name, Path(file).read_bytes() if file else b"")
 
@@ -232,30 +215,27 @@ class _Walk:
 
     def cls(self, value: type) -> None:
         if ours.is_named(value):
-            return self.put(
-                "class", value.__module__, value.__qualname__, ours.version(value.__module__)
-            )
+            version = ours.version(value.__module__)
+            return self.put("class", value.__module__, value.__qualname__, version)
         self.put("class", value.__qualname__)
         self.items("bases", (type(value), *value.__bases__))
-        own = {k: v for k, v in vars(value).items() if k not in ours.NOT_CODE and not _is_slot(v)}
-        for field in own.pop("__dataclass_fields__", {}).values():
-            self.items(
-                "field",
-                (field.name, field.default, field.default_factory, str(field.type), field.init),
-            )
-        for name in sorted(own):
+        attributes = {}
+        for name, attribute in vars(value).items():
+            if name not in ours.NOT_CODE and not _is_slot(attribute):
+                attributes[name] = attribute
+        for field in attributes.pop("__dataclass_fields__", {}).values():
+            defaults = (field.default, field.default_factory)
+            self.items("field", (field.name, *defaults, str(field.type), field.init))
+        for name in sorted(attributes):
             self.put(name)
-            self.value(own[name])
+            self.value(attributes[name])
 
     def object(self, value: Any) -> None:
-        """Whatever else: its class, its attributes, what it contains, and what a pickle would
-        hold of C's state.
-        """
+        """Puts any other object: its class, attributes, contents and pickled state in C."""
         cls = type(value)
         self.value(cls)
-        pickles = cls in copyreg.dispatch_table or any(
-            map(_pickles, filter(ours.is_named, cls.__mro__))
-        )
+        named_bases = filter(ours.is_named, cls.__mro__)
+        pickles = cls in copyreg.dispatch_table or any(map(_pickles, named_bases))
         if not (pickles and ours.is_named(cls)) or isinstance(value, nn.Module):
             self.items("state", sorted(_state(value).items()))
         if isinstance(value, nn.Module):
@@ -265,18 +245,20 @@ class _Walk:
         by_table: Any = copyreg.dispatch_table.get(cls)
         reduce: Any = (cls if pickles else object).__reduce_ex__
         try:
-            found = by_table(value) if by_table else reduce(value, 4)
+            reduced = by_table(value) if by_table else reduce(value, 4)
         except Exception:  # each has its own way to say that it cannot be pickled
             return self.cannot(value)
-        if isinstance(found, str):
-            return self.by_name(found, value)
-        return self.items(
-            "pickled", [list(p) if hasattr(p, "__next__") else p for p in found] if pickles else ()
-        )
+        if isinstance(reduced, str):
+            return self.by_name(reduced, value)
+        if not pickles:
+            reduced = ()
+        parts = [list(part) if hasattr(part, "__next__") else part for part in reduced]
+        return self.items("pickled", parts)
 
     def by_name(self, name: str, value: Any) -> None:
-        """What a pickle would only name: a wrapped function is read, what is installed is found
-        by its name.
+        """Puts an object that a pickle would only name.
+
+        A wrapped function is read; an installed object is found by its name.
         """
         self.put(name)
         if hasattr(value, "__wrapped__"):
@@ -302,15 +284,11 @@ class _Walk:
         self.put("set", *sorted(walk.hash.hexdigest() for walk, _ in walks))
 
     def cannot(self, value: Any) -> None:
-        """Something that differs from all that was ever kept, and is equal to itself as long as
-        this process lives.
-        """
+        """Puts an object that cannot be read: equal only to itself, and in this process only."""
         _HELD.append(value)
         cls = type(value)
-        self.unread.append(
-            f"{getattr(value, '__name__', None) or 'an object'} of type "
-            f"{cls.__module__}.{cls.__name__}"
-        )
+        name = getattr(value, "__name__", None) or "an object"
+        self.unread.append(f"{name} of type {cls.__module__}.{cls.__name__}")
         self.put("unread", _PROCESS, str(id(value)))
 
 
@@ -332,6 +310,7 @@ _HOW: tuple[tuple[Any, Callable[[_Walk, Any], None]], ...] = (
     (weakref.ref, lambda walk, ref: walk.items("weak", (ref(),))),
     (RemovableHandle, lambda walk, handle: walk.put("handle")),
     (torch.Generator, lambda walk, g: walk.items("generator", (str(g.device), g.get_state()))),
+    (np.random.Generator, lambda walk, g: walk.items("generator", (g.bit_generator.state,))),
 )
 
 
@@ -348,36 +327,27 @@ def _is_slot(value: Any) -> bool:
 
 def _pickles(cls: type) -> bool:
     """Whether a class brings its own pickling, as those do that hold state in C."""
-    own = {"__reduce__", "__reduce_ex__", "__getstate__"} & vars(cls).keys()
-    return bool(own) and cls not in (object, *CONTAINERS)
+    methods = {"__reduce__", "__reduce_ex__", "__getstate__"} & vars(cls).keys()
+    return bool(methods) and cls not in (object, *CONTAINERS)
 
 
 def _state(value: Any) -> dict[str, Any]:
-    """The attributes of an object that decide: no caches, and of torch's hooks not the running
-    numbers.
-    """
-    cls, state = type(value), dict(getattr(value, "__dict__", {}))
+    """Attributes of an object that decide: no caches, and torch's hooks without numbers."""
+    cls = type(value)
+    state = dict(getattr(value, "__dict__", {}))
+    caches = set()
     for base in cls.__mro__:
-        slots = [
-            name
-            for name, found in vars(base).items()
-            if type(found).__name__ == "member_descriptor"
-        ]
-        state |= {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    cached = {
-        name
-        for base in cls.__mro__
-        for name, found in vars(base).items()
-        if isinstance(found, cached_property)
-    }
+        for name, attribute in vars(base).items():
+            if type(attribute).__name__ == "member_descriptor" and hasattr(value, name):
+                state[name] = getattr(value, name)
+            if isinstance(attribute, cached_property):
+                caches.add(name)
     if is_dataclass(value) and ours.of_crat(cls):
-        cached |= {field.name for field in fields(value)} - {
-            field.name for field in _that_decide(value)
-        }
-    state = {name: kept for name, kept in state.items() if name not in cached}
+        deciding = _that_decide(value)
+        caches |= {field.name for field in fields(value) if field not in deciding}
+    state = {name: held for name, held in state.items() if name not in caches}
     if isinstance(value, nn.Module):
-        hooks = {
-            name for name, kept in state.items() if "_hooks" in name and isinstance(kept, dict)
-        }
-        state |= {name: list(state[name].values()) for name in hooks}
+        for name, held in state.items():
+            if "_hooks" in name and isinstance(held, dict):
+                state[name] = list(held.values())
     return state

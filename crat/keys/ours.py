@@ -1,8 +1,7 @@
-"""Which code is named in a key, and which is read: crat's, Python's and what is installed is named,
-the rest read.
+"""Code that a key names (of crat, Python and installed packages) and code that it reads (the rest).
 
-A method's `revision` and the attacks' REVISION stand for crat's own code, as long as nobody has put
-something else in its place in this session (`changes`, from when this module was imported on).
+A method's `revision` and the attacks' REVISION stand for crat's code, as long as nobody has
+replaced any of it in this session (`changes`, from when this module was imported on).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch
 
 import crat
 
-# of a class: bookkeeping, and what the fields of a dataclass say themselves
+# attributes of a class that are bookkeeping, or follow from the fields of a dataclass
 NOT_CODE = {
     "__module__",
     "__dict__",
@@ -50,8 +49,8 @@ DECIDING = (
     "training.schedules",
 )
 ANY = "*"  # in place of a name: code that looks names up by a string may mean any
-LOOK_UP = {"getattr", "vars", "dir", "attrgetter", "methodcaller"}  # of a module, say
-LOOK_ABOUT = {"globals", "locals", "eval", "exec"}  # among what the code itself sees
+LOOK_UP = {"getattr", "vars", "dir", "attrgetter", "methodcaller"}  # in a module or object
+LOOK_ABOUT = {"globals", "locals", "eval", "exec"}  # in the code's namespace
 HEAP = 1 << 9  # the flag of a class that was made while Python ran
 
 
@@ -67,11 +66,8 @@ def _under_roots(file: str) -> bool:
 
 def _roots() -> tuple[str, ...]:
     places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    places |= {
-        str(Path(file).parent)
-        for file in (crat.__file__, torch.__file__, np.__file__, os.__file__)
-        if file
-    }
+    files = (crat.__file__, torch.__file__, np.__file__, os.__file__)
+    places |= {str(Path(file).parent) for file in files if file}
     return tuple(os.path.realpath(place) + os.sep for place in places if place)
 
 
@@ -79,31 +75,25 @@ _ROOTS = _roots()
 
 
 def named_module(name: str | None) -> bool:
-    """Whether a module of this name is one that is named, not read."""
+    """Whether the code of a module of this name is named, not read."""
     module = sys.modules.get(name or "")
     if module is None or name is None or name == "__main__":
         return False
     if file := getattr(module, "__file__", None):
         return installed(file)
     origin = getattr(getattr(module, "__spec__", None), "origin", None)
-    return (
-        name in sys.builtin_module_names
-        or origin in ("built-in", "frozen")
-        or name.partition(".")[0] == "torch"
-    )
+    built_in = name in sys.builtin_module_names or origin in ("built-in", "frozen")
+    return built_in or name.partition(".")[0] == "torch"
 
 
 def found_by_name(value: Any) -> bool:
-    """Whether the module that a class or function names has it under that name: then the name
-    says what it is.
-    """
+    """Whether a class or function stands in its module under its name, which then identifies it."""
     module = str(getattr(value, "__module__", None))
     if not named_module(module):
         return False
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", "?")
     place: Any = sys.modules[module]
-    for part in str(getattr(value, "__qualname__", None) or getattr(value, "__name__", "?")).split(
-        "."
-    ):
+    for part in str(name).split("."):
         place = getattr(place, part, None)
     return place is value
 
@@ -117,14 +107,12 @@ def is_named(value: Any) -> bool:
 
 
 def of_crat(cls: type) -> bool:
-    """Whether a class is crat's own."""
+    """Whether a class belongs to crat."""
     return cls.__module__.startswith("crat.") and is_named(cls)
 
 
 def version(module: str | None) -> str:
-    """The version of an installed package; "" where a revision of ours stands for its changes,
-    or none matter.
-    """
+    """The version of an installed package; "" where none matters or a revision stands for it."""
     root = str(module).partition(".")[0]
     if root in ("crat", "torch", "numpy") or root in sys.stdlib_module_names:
         return ""
@@ -132,8 +120,9 @@ def version(module: str | None) -> str:
 
 
 def _decides(module: str | None) -> bool:
-    """Whether a module of crat decides what a training or an attack gives (crat.training.trainer
-    knows epochs only).
+    """Whether a module of crat decides the result of a training or an attack.
+
+    crat.training.trainer does not: it knows epochs only.
     """
     return str(module).startswith(tuple(f"crat.{name}" for name in DECIDING))
 
@@ -143,21 +132,19 @@ def _deciding() -> Iterator[Any]:
     for name, module in list(sys.modules.items()):
         if _decides(name):
             yield module
-            yield from (
-                cls
-                for cls in list(vars(module).values())
-                if isinstance(cls, type) and cls.__module__ == name
-            )
+            for value in list(vars(module).values()):
+                if isinstance(value, type) and value.__module__ == name:
+                    yield value
 
 
 _CAME: dict[Any, dict[str, Any]] = {}
 
 
 def changes() -> dict[str, Any]:
-    """What a session has put in place of crat's own, in a class or a module of attacks, defenses or
-    networks.
+    """Replacements of crat's deciding code in this session: name -> what is there now.
 
-    Name -> what is there now. {} where all is as it was imported (or first seen here).
+    Names are those of a deciding module or class. Returns {} where everything is as it was imported
+    (or first seen here).
     """
     changed: dict[str, Any] = {}
     for place in _deciding():
@@ -167,7 +154,8 @@ def changes() -> dict[str, Any]:
         added = set() if isinstance(place, ModuleType) else now.keys() - came.keys()
         for name in (came.keys() | added) - NOT_CODE:
             if came.get(name, ...) is not now.get(name, ...):
-                changed[f"{getattr(place, '__qualname__', place.__name__)}.{name}"] = now.get(name)
+                owner = getattr(place, "__qualname__", place.__name__)
+                changed[f"{owner}.{name}"] = now.get(name)
     return dict(sorted(changed.items()))
 
 
@@ -180,22 +168,17 @@ def instructions(code: CodeType) -> Iterable[dis.Instruction]:
 
 
 def globals_of(code: CodeType) -> tuple[set[str], frozenset[str]]:
-    """The global names that code reads, and all attributes that it uses of anything; inner code
-    included.
+    """The global names that code reads, and all attributes that it uses; inner code included.
 
-    ANY is among them where the code looks names up by strings: then all that is there counts.
+    ANY is among them where the code looks names up by strings: then everything there counts.
     """
-    steps = list(instructions(code))
-    read = {
-        str(s.argval)
-        for s in steps
-        if s.opname == "LOAD_NAME" or ("LOAD" in s.opname and "GLOBAL" in s.opname)
-    }
-    used = {
-        str(s.argval)
-        for s in steps
-        if "ATTR" in s.opname or s.opname in ("LOAD_METHOD", "IMPORT_FROM")
-    }
+    read, used = set(), set()
+    for step in instructions(code):
+        operation = step.opname
+        if operation == "LOAD_NAME" or ("LOAD" in operation and "GLOBAL" in operation):
+            read.add(str(step.argval))
+        if "ATTR" in operation or operation in ("LOAD_METHOD", "IMPORT_FROM"):
+            used.add(str(step.argval))
     if read & LOOK_ABOUT:
         read.add(ANY)
     if (read | used) & (LOOK_UP | LOOK_ABOUT | {"__dict__"}):
@@ -209,9 +192,7 @@ def imports_of(code: CodeType) -> set[str]:
 
 
 def file_to_read(name: str, package: str) -> str | None:
-    """The file of a module that is imported by this name from within a package; None where it is
-    named, or has none.
-    """
+    """The file of a module imported by this name within a package; None if named or fileless."""
     for full in (f"{package}.{name}".strip("."), name):
         module = sys.modules.get(full)
         if module is not None and not named_module(full):

@@ -1,17 +1,21 @@
-"""The answers of a network on each image, clean and under attack: computed once, read ever after."""
+"""The outcomes of a network on each image, clean and under attack: computed once and stored."""
 
+from crat.outcomes.ask import outcomes
 from crat.outcomes.batteries import (
+    TEMPERATURES,
     Battery,
     protocol_pgd,
     standard_battery,
     strong_battery,
     temperature_battery,
+    usual_battery,
 )
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
-from crat.outcomes.evaluation import MissingWeights, Question, evaluate, outcomes
+from crat.outcomes.evaluation import MissingWeights, Question, evaluate
 from crat.outcomes.publishing import publish
 
 __all__ = [
+    "TEMPERATURES",
     "Battery",
     "MissingWeights",
     "OutcomeCache",
@@ -27,4 +31,5 @@ __all__ = [
     "standard_battery",
     "strong_battery",
     "temperature_battery",
+    "usual_battery",
 ]

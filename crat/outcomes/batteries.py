@@ -1,4 +1,4 @@
-"""Batteries: which attacks judge on which data set, by name."""
+"""Batteries: the named attacks that judge a network on a data set."""
 
 from __future__ import annotations
 
@@ -16,20 +16,26 @@ TEMPERATURES = (1 / 50, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1.0, 2.0, 5.0, 10.0)
 
 
 def protocol_pgd(dataset: str, restarts: int = 1) -> PGD:
-    """The test attack of a data set's protocol (PROTOCOLS): PGD-20 at 8/255 for CIFAR-10."""
+    """The test attack of a data set's protocol (PROTOCOLS); for CIFAR-10 PGD-20 at 8/255."""
     p = PROTOCOLS[dataset]
     return PGD(number(p.eps), number(p.test_step_size), p.test_steps, restarts=restarts)
 
 
 def standard_battery(dataset: str) -> dict[str, Attack]:
-    """FGSM, PGD and CW at the data set's test protocol, with names such as "PGD-20"."""
+    """FGSM, PGD and CW by the data set's test protocol, with names such as "PGD-20"."""
     pgd = protocol_pgd(dataset)
     return {"FGSM": FGSM(pgd.eps), f"PGD-{pgd.steps}": pgd, f"CW-{pgd.steps}": cw(pgd)}
 
 
+def usual_battery(dataset: str) -> dict[str, Attack]:
+    """The attacks that judge in every notebook: PGD and CW at the data set's test protocol."""
+    return {name: a for name, a in standard_battery(dataset).items() if name != "FGSM"}
+
+
 def strong_battery(dataset: str) -> dict[str, Attack]:
-    """Square and AutoAttack at the data set's budget: hours on a CPU for 10,000 images, so mind
-    `first`.
+    """Square and AutoAttack at the data set's eps.
+
+    On a CPU they take hours for 10,000 images; `first` of `evaluate` asks for fewer.
     """
     eps = number(PROTOCOLS[dataset].eps)
     return {"Square": Square(eps), "AA": AutoAttack(eps)}
@@ -38,5 +44,5 @@ def strong_battery(dataset: str) -> dict[str, Attack]:
 def temperature_battery(
     dataset: str, temperatures: Sequence[float] = TEMPERATURES
 ) -> dict[str, Attack]:
-    """Temperature-PGD at every temperature, named by it: "T=0.02" ... (T = 1 is PGD)."""
+    """Temperature-PGD at every temperature, with names such as "T=0.02"; T = 1 is PGD."""
     return {f"T={t:g}": temperature_pgd(protocol_pgd(dataset), t) for t in temperatures}

@@ -1,6 +1,4 @@
-"""What a model answers on each image of a set, clean and under each attack: computed once, kept,
-read again.
-"""
+"""The outcomes of a model on each image, clean and attacked: computed once and stored."""
 
 from __future__ import annotations
 
@@ -24,18 +22,19 @@ from crat.outcomes.files import Arrays
 from crat.text import dated
 
 BATCH = {"cpu": 500, "cuda": 2000}
-NAMED = 4  # outcomes, at most, in a line on what is read again
+NAMED = 4  # attacks, at most, that one line about stored outcomes names
+CLEAN = repr(None)  # the identity of no attack at all
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a model did on each of N images, clean and under each attack.
+    """The outcomes of a model on N images, clean and under each attack; "clean" is always a name.
 
-    y: (N,) int64. logits: name -> (N, K) float16, or float32 where some are beyond it. predictions:
-    name -> (N,) int64, taken from the float32 logits (float16 can round two logits to a tie).
-    "clean" is always among the names. broken_by: name of a battery such as AutoAttack -> (N,)
-    strings: which attack broke the image, "clean" where it was wrong from the start, "" where it
-    survived.
+    y: labels, (N,) int64.
+    logits: name -> (N, K) float16, or float32 where some logits are beyond float16.
+    predictions: name -> (N,) int64, from float32 logits (float16 can round two logits to a tie).
+    broken_by: name of a battery such as AutoAttack -> (N,) strings, the attack that broke each
+    image: "clean" where the clean prediction is wrong, "" where no attack succeeded.
     """
 
     split: str
@@ -47,18 +46,16 @@ class Outcomes:
 
     @property
     def clean(self) -> np.ndarray:
-        """Clean predictions (N,)."""
+        """The clean predictions, (N,)."""
         return self.predictions["clean"]
 
     def robust(self, attack: str) -> np.ndarray:
-        """R of each sample, (N,) bool: clean-correct and correct under the attack."""
+        """Whether each image is classified correctly, clean and under the attack: (N,) bool."""
         return (self.clean == self.y) & (self.predictions[attack] == self.y)
 
 
 class Subject(NamedTuple):
-    """A model, the model that examples are crafted on where it is another, and the images x (N,
-    C, H, W), y (N,).
-    """
+    """A model, the model to craft examples on (None: the same), x (N, C, H, W) and y (N,)."""
 
     model: nn.Module
     crafted_on: nn.Module | None
@@ -66,17 +63,26 @@ class Subject(NamedTuple):
     y: Tensor
 
 
+class Stored(NamedTuple):
+    """The stored outcomes that answer a question: `enough` wholly, or `fewer` in part."""
+
+    enough: Path | None  # at least as many images as the question asks for
+    fewer: Path | None  # the longest outcome of fewer images, to be continued
+
+
 @dataclass
 class OutcomeCache:
-    """The kept outcomes of one subject; it is loaded only when something is missing.
+    """The stored outcomes of one subject, which is loaded only to compute a missing outcome.
 
-    name: for the progress bar. folders: where outcomes may lie; new ones go to the last.
-    decided_by: all that decides an outcome besides the attack (the weights' fingerprint, the
-    images, seed, precision): its hash names the file, and "first" is how many of the images it is
-    of (None: all). published: the folder whose files are as SHA256SUMS says.
-    tell: gets a line on what is read again, with its date (None: silent); loud: on what is
-    published, too.
-    seconds: how long each attack took that was computed.
+    name: of the subject, in the progress bar and in messages.
+    folders: where outcomes may be stored; new ones are written to the last.
+    decided_by: everything besides the attack that decides an outcome: the weights' fingerprint, the
+    images, seed, precision. Its hash names the file; "first" is the number of images (None: all).
+    load: returns the subject.
+    published: the folder whose files must agree with its SHA256SUMS.
+    tell: receives a line, with its date, about outcomes that are read (None: silent).
+    loud: whether `tell` also receives a line about published outcomes.
+    seconds: name -> time that the computation of an outcome took.
     """
 
     name: str
@@ -88,131 +94,165 @@ class OutcomeCache:
     tell: Callable[[str], None] | None = None
     loud: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
-    unkept: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
     _subject: Subject | None = field(default=None, init=False)
     _read: dict[str, Path] = field(default_factory=dict, init=False)
+    # name -> the parts of an attack that no key can hold
+    _unkeyed: dict[str, tuple[str, ...]] = field(default_factory=dict, init=False)
 
     def of(self, battery: Battery, split: str, classes: Sequence[str]) -> Outcomes:
         """The outcomes on clean images and under every attack of a battery.
 
-        Raises StoreError where a kept one was altered, contradicts itself, or has other labels or
-        classes.
+        Raises StoreError where a stored outcome was altered, contradicts itself, or has other
+        labels or classes.
         """
-        found = {
-            name: self.outcome(name, attack) for name, attack in {"clean": None, **battery}.items()
-        }
-        y = found["clean"]["y"]
-        for name, arrays in found.items():
-            if not np.array_equal(arrays["y"], y):
+        arrays = {"clean": self.outcome("clean", None)}
+        arrays |= {name: self.outcome(name, attack) for name, attack in battery.items()}
+        self._check_agreement(arrays, len(classes))
+        self._tell_of_stored()
+        logits = {}
+        predictions = {}
+        broken_by = {}
+        for name, of_attack in arrays.items():
+            logits[name] = of_attack["logits"]
+            predictions[name] = of_attack["prediction"].astype(np.int64)
+            if "broken_by" in of_attack:
+                broken_by[name] = of_attack["broken_by"]
+        y = arrays["clean"]["y"].astype(np.int64)
+        return Outcomes(split, tuple(classes), y, logits, predictions, broken_by)
+
+    def _check_agreement(self, arrays: dict[str, Arrays], n_classes: int) -> None:
+        """Raises StoreError unless all outcomes are of the same labels and number of classes."""
+        y = arrays["clean"]["y"]
+        for name, of_attack in arrays.items():
+            if not np.array_equal(of_attack["y"], y):
                 raise store.StoreError(
                     f"{self.name}: the images under {name} have other labels than the clean ones"
                 )
-            if arrays["logits"].shape[1] != len(classes):
-                raise store.StoreError(
-                    f"{self.name}: {arrays['logits'].shape[1]} logits but {len(classes)} classes"
-                )
-        self._tell_what_was_read()
-        return Outcomes(
-            split,
-            tuple(classes),
-            y.astype(np.int64),
-            {name: arrays["logits"] for name, arrays in found.items()},
-            {name: arrays["prediction"].astype(np.int64) for name, arrays in found.items()},
-            {name: arrays["broken_by"] for name, arrays in found.items() if "broken_by" in arrays},
-        )
+            n_logits = of_attack["logits"].shape[1]
+            if n_logits != n_classes:
+                raise store.StoreError(f"{self.name}: {n_logits} logits but {n_classes} classes")
 
     @property
     def first(self) -> int | None:
-        """How many images are asked for, from the first on; None: all."""
+        """The number of first images that the question asks for; None: all."""
         return self.decided_by.get("first")
 
     def path(self, attack: Attack | None) -> Path:
-        """Relative place of an outcome, named by the hash of all that decides it."""
+        """The path of an outcome in its folder, named by the hash of everything that decides it."""
         return self._place(attack_identity(attack), self.first)
 
     def _place(self, attack: Identity, first: int | None) -> Path:
-        what = self.decided_by | {"attack": attack.text, "revision": [store.FORMAT, REVISION]}
-        what |= {"first": first} if first else {}
-        if attack.text == repr(None):
-            what |= {"dtype": None, "crafted_on": None}
-        if not first:
-            what.pop("first", None)
-        return Path("eval") / f"{what['split']}-{store.digest(what)}.npz"
+        """`path` for an outcome on the first images (None: all)."""
+        decided_by = self.decided_by | {"attack": attack.text, "revision": [store.FORMAT, REVISION]}
+        if first:
+            decided_by["first"] = first
+        else:
+            decided_by.pop("first", None)
+        if attack.text == CLEAN:
+            decided_by |= {"dtype": None, "crafted_on": None}
+        return Path("eval") / f"{decided_by['split']}-{store.digest(decided_by)}.npz"
 
     def outcome(self, name: str, attack: Attack | None) -> Arrays:
-        """The arrays of one attack (crat.outcomes.files), read or computed; what has no faithful
-        key is not kept.
+        """The arrays of one attack's outcome (crat.outcomes.files), read or computed.
+
+        An attack that no key can hold is computed each time and not stored.
         """
         key = attack_identity(attack)
         if key.unread:
-            self.unkept[name] = key.unread
+            self._unkeyed[name] = key.unread
             return self._compute(name, attack, key, None)
-        longer, shorter = self._prefixes(attack, key)
-        if longer is not None:
-            self._read[name] = longer
-            return files.prefix(self._arrays(longer, key), self.first)
-        if shorter is not None:
-            self._read[f"{name} (a part)"] = shorter
-        return self._compute(name, attack, key, shorter)
+        stored = self._stored(attack, key)
+        if stored.enough is not None:
+            self._read[name] = stored.enough
+            return files.prefix(self._arrays(stored.enough, key), self.first)
+        if stored.fewer is not None:
+            self._read[f"{name} (a part)"] = stored.fewer
+        return self._compute(name, attack, key, stored.fewer)
 
-    def is_kept(self, attack: Attack | None) -> bool:
-        """Whether `outcome` would only read."""
+    def is_stored(self, attack: Attack | None) -> bool:
+        """Whether `outcome` would read the whole outcome and compute nothing."""
         key = attack_identity(attack)
-        return not key.unread and self._prefixes(attack, key)[0] is not None
+        return not key.unread and self._stored(attack, key).enough is not None
 
-    def _prefixes(self, attack: Attack | None, key: Identity) -> tuple[Path | None, Path | None]:
-        """The kept outcome of at least as many images as are asked for, else the longest of fewer:
-        it can be continued.
+    def _stored(self, attack: Attack | None, key: Identity) -> Stored:
+        """The stored outcome to read or to continue.
 
-        The very outcome that is asked goes before a longer one, and what is published before what
-        is not.
+        An outcome of exactly the images asked for is preferred to a longer one, and a published
+        outcome to one that is not.
         """
         place = self._place(key, self.first)
-        exact = [folder for folder in self.folders if (folder / place).exists()]
-        if exact:
-            return exact[0] / place, None
+        for folder in self.folders:
+            if (folder / place).exists():
+                return Stored(folder / place, None)
         if not one_by_one(attack):
-            return None, None
-        found: dict[float, Path] = {}
-        for path in (
-            path for folder in self.folders for path in sorted((folder / "eval").glob("*.npz"))
-        ):
-            said = files.meta(path)
-            first = said.get("first")
-            if said.get("attack") == key.text and path.name == self._place(key, first).name:
-                found.setdefault(first or np.inf, path)
+            return Stored(None, None)
+        paths = self._paths_by_length(key)
         asked = self.first or np.inf
-        longer, shorter = ([n for n in found if (n > asked) is more] for more in (True, False))
-        return found[min(longer)] if longer else None, found[max(shorter)] if shorter else None
+        longer = [length for length in paths if length > asked]
+        shorter = [length for length in paths if length <= asked]
+        return Stored(
+            paths[min(longer)] if longer else None,
+            paths[max(shorter)] if shorter else None,
+        )
+
+    def _paths_by_length(self, key: Identity) -> dict[float, Path]:
+        """The stored outcomes of one attack: number of images (inf: all) -> path."""
+        paths: dict[float, Path] = {}
+        for folder in self.folders:
+            for path in sorted((folder / "eval").glob("*.npz")):
+                meta = files.meta(path)
+                first = meta.get("first")
+                if meta.get("attack") == key.text and path.name == self._place(key, first).name:
+                    paths.setdefault(first or np.inf, path)
+        return paths
 
     def _arrays(self, path: Path, key: Identity) -> Arrays:
-        """A kept outcome, checked; of a published one, that it is as it was published."""
-        if self.published and self.published in path.parents:
+        """A stored outcome after its checks; a published one must be as it was published."""
+        if self._is_published(path):
+            assert self.published
             store.published_file(self.published, path.relative_to(self.published).as_posix())
-        not_told = {"weights", "first"} | (
-            {"dtype", "crafted_on"} if key.text == repr(None) else set()
-        )
-        told = {name: value for name, value in self.decided_by.items() if name not in not_told}
-        return files.read(path, key.text, told)
+        unchecked = {"weights", "first"}
+        if key.text == CLEAN:
+            unchecked |= {"dtype", "crafted_on"}
+        expected = {k: value for k, value in self.decided_by.items() if k not in unchecked}
+        return files.read(path, key.text, expected)
+
+    def _is_published(self, path: Path) -> bool:
+        return self.published is not None and self.published in path.parents
 
     def _compute(
         self, name: str, attack: Attack | None, key: Identity, shorter: Path | None
     ) -> Arrays:
+        """Computes an outcome, from the end of a shorter one where there is one, and writes it."""
         began = time.perf_counter()
         if self._subject is None:
             self._subject = self.load()
-        model, crafted_on, x, y = self._subject
-        labels = y.cpu().numpy()
+        labels = self._subject.y.cpu().numpy()
         names = as_attack(attack).names or None
         path = None if key.unread else self.folders[-1] / self._place(key, self.first)
         parts = files.Parts(path)
         if shorter is not None:
-            before = self._arrays(shorter, key)
-            if not np.array_equal(before["y"], labels[: len(before["y"])]):
-                raise store.StoreError(
-                    f"{shorter} is of other images than are here; remove it to make it anew"
-                )
-            parts.begin_with(before, names)
+            parts.begin_with(self._same_images(shorter, key, labels), names)
+        self._judge(name, attack, parts)
+        meta = {"name": name, "attack": key.text}
+        meta |= {k: value for k, value in self.decided_by.items() if k != "weights"}
+        arrays = files.write(path, labels, parts, meta, names)
+        self.seconds[name] = time.perf_counter() - began
+        return arrays
+
+    def _same_images(self, shorter: Path, key: Identity, labels: np.ndarray) -> Arrays:
+        """A shorter outcome; raises StoreError where its labels are not the first of `labels`."""
+        arrays = self._arrays(shorter, key)
+        if not np.array_equal(arrays["y"], labels[: len(arrays["y"])]):
+            raise store.StoreError(
+                f"{shorter} is of other images than are here; remove it to make it anew"
+            )
+        return arrays
+
+    def _judge(self, name: str, attack: Attack | None, parts: files.Parts) -> None:
+        """Adds the batches that are missing to `parts`, with a progress bar."""
+        assert self._subject
+        model, crafted_on, x, y = self._subject
         bar = tqdm(
             total=len(x),
             initial=parts.done,
@@ -235,35 +275,32 @@ class OutcomeCache:
             parts.add(batch.logits, batch.broken_by)
             bar.update(len(batch.logits))
         bar.close()
-        told = {name: value for name, value in self.decided_by.items() if name != "weights"}
-        arrays = files.write(path, labels, parts, {"name": name, "attack": key.text} | told, names)
-        self.seconds[name] = time.perf_counter() - began
-        return arrays
 
-    def _tell_what_was_read(self) -> None:
-        """A line for each minute in which something was judged that is read again, and for what
-        cannot be kept.
-        """
-        lines: dict[str, list[str]] = {}
+    def _tell_of_stored(self) -> None:
+        """Tells of outcomes read, a line for each minute of their dates, and of those unkeyed."""
+        names: dict[tuple[str, str], list[str]] = {}  # beginning and end of a line -> attacks
         for name, path in self._read.items():
-            if self.published is None or self.published not in path.parents:
-                lines.setdefault(f"kept: {{}} of {self.name}, judged {dated(path)}", []).append(
-                    name
-                )
+            if not self._is_published(path):
+                names.setdefault(("kept", f", judged {dated(path)}"), []).append(name)
             elif self.loud:
-                lines.setdefault(f"published: {{}} of {self.name}", []).append(name)
-        for name, unread in self.unkept.items():
-            lines[f"not kept: {{}} of {self.name}, as no key can hold {', '.join(unread)}"] = [name]
-        for line, names in lines.items():
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            if self.tell:
-                self.tell(line.format(", ".join(names[:NAMED]) + more))
+                names.setdefault(("published", ""), []).append(name)
+        for name, unread in self._unkeyed.items():
+            end = f", as no key can hold {', '.join(unread)}"
+            names.setdefault(("not kept", end), []).append(name)
         self._read.clear()
-        self.unkept.clear()
+        self._unkeyed.clear()
+        if self.tell is None:
+            return
+        for (beginning, end), attacks in names.items():
+            listed = ", ".join(attacks[:NAMED])
+            if len(attacks) > NAMED:
+                listed += f" and {len(attacks) - NAMED} more"
+            self.tell(f"{beginning}: {listed} of {self.name}{end}")
 
 
 def one_by_one(attack: Attack | None) -> bool:
-    """Whether an image's outcome is its own, whoever else is in the batch: ours, in BatchNorm's
-    eval mode.
+    """Whether an image's outcome is independent of the other images in its batch.
+
+    True for crat's attacks with BatchNorm in eval mode.
     """
     return is_plain(attack) and as_attack(attack).batch_norm == "eval"

@@ -1,6 +1,4 @@
-"""The file of one attack's outcome: written, read, checked; and the part of it that a killed
-evaluation leaves.
-"""
+"""The file of one attack's outcome, and the file of its finished part during the computation."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -28,8 +26,10 @@ def write(
     meta: dict[str, Any],
     names: Sequence[str] | None,
 ) -> Arrays:
-    """The arrays of a whole outcome, written to `path` (None: nowhere). names: of what may have
-    broken an image.
+    """The arrays of a whole outcome, written to `path` (None: not written).
+
+    y: labels (N,). meta: settings that decided the outcome.
+    names: of the attacks of a battery that may have broken an image; None for a single attack.
     """
     logits, prediction, broken_by = parts.whole()
     arrays = {
@@ -47,45 +47,53 @@ def write(
 
 
 def read(path: Path, attack: str, decided_by: dict[str, Any]) -> Arrays:
-    """The arrays of an outcome; raises StoreError, one line, where they are none, or those of
-    another.
+    """The arrays of an outcome after their checks.
 
-    attack: its identity; decided_by: what the file must say of itself. The prediction is the argmax
-    of float32 logits; rounding them to float16 keeps the order but for ties, so its logit is still
-    the largest of the row.
+    attack: the attack's identity. decided_by: the settings that the file's meta must hold.
+    Raises StoreError where the arrays are absent, contradict each other, or belong to another
+    outcome. A prediction is the argmax of float32 logits; rounding to float16 keeps the order
+    except for ties, so the predicted logit must still be the largest of its row.
     """
     arrays = store.read_arrays(path)
     if missing := sorted({"y", "prediction", "logits", "meta"} - arrays.keys()):
         raise _wrong(path, f"it has no {missing[0]}")
-    y, prediction, logits = (arrays[name] for name in ("y", "prediction", "logits"))
-    if (
-        logits.ndim != 2
-        or not len(logits)
-        or any(a.shape != logits.shape[:1] for a in _per_image(arrays))
-    ):
+    if not _same_lengths(arrays):
         raise _wrong(path, "its labels, predictions and logits are of different lengths")
-    n, k = logits.shape
-    if any(a.dtype.kind != "i" or a.min() < 0 or a.max() >= k for a in (y, prediction)):
-        raise _wrong(path, f"a label or prediction is none of its {k} classes")
-    if not np.isfinite(logits).all() or (logits[np.arange(n), prediction] != logits.max(1)).any():
+    logits = arrays["logits"]
+    n_classes = logits.shape[1]
+    for array in (arrays["y"], arrays["prediction"]):
+        if array.dtype.kind != "i" or array.min() < 0 or array.max() >= n_classes:
+            raise _wrong(path, f"a label or prediction is none of its {n_classes} classes")
+    if not np.isfinite(logits).all() or not _largest(logits, arrays["prediction"]):
         raise _wrong(path, "a prediction is not the largest logit")
-    said = json.loads(str(arrays["meta"]))
-    asked = json.loads(json.dumps(decided_by | {"attack": attack}))
-    if different := [name for name in asked if said.get(name) != asked[name]]:
-        raise _wrong(path, f"it is of another {different[0]}: {said.get(different[0])}")
+    stored = json.loads(str(arrays["meta"]))
+    expected = json.loads(json.dumps(decided_by | {"attack": attack}))
+    for name, value in expected.items():
+        if stored.get(name) != value:
+            raise _wrong(path, f"it is of another {name}: {stored.get(name)}")
     return arrays
 
 
-def _per_image(arrays: Arrays) -> list[np.ndarray]:
-    return [arrays[name] for name in ("y", "prediction", "broken_by") if name in arrays]
+def _same_lengths(arrays: Arrays) -> bool:
+    """Whether logits are (N, K) with N > 0, and all other arrays (N,)."""
+    logits = arrays["logits"]
+    per_image = [arrays[name] for name in ("y", "prediction", "broken_by") if name in arrays]
+    if logits.ndim != 2 or not len(logits):
+        return False
+    return all(array.shape == logits.shape[:1] for array in per_image)
 
 
-def _wrong(path: Path, what: str) -> store.StoreError:
-    return store.StoreError(f"{path} is not what was asked ({what}); remove it to make it anew")
+def _largest(logits: np.ndarray, prediction: np.ndarray) -> bool:
+    """Whether every predicted logit is the largest of its row."""
+    return bool((logits[np.arange(len(logits)), prediction] == logits.max(1)).all())
+
+
+def _wrong(path: Path, reason: str) -> store.StoreError:
+    return store.StoreError(f"{path} is not what was asked ({reason}); remove it to make it anew")
 
 
 def meta(path: Path) -> dict[str, Any]:
-    """What an outcome says of itself, without its arrays; {} where it cannot be read."""
+    """The settings in an outcome's file, without its arrays; {} where it cannot be read."""
     return _meta(path, path.stat().st_mtime_ns)
 
 
@@ -94,81 +102,96 @@ def _meta(path: Path, written: int) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return json.loads(str(file["meta"]))
-    except Exception:  # a damaged zip fails in many ways; whoever asks for that very file is told
+    except Exception:  # a damaged zip fails in many ways; `read` reports the damage of this file
         return {}
 
 
 def prefix(arrays: Arrays, first: int | None) -> Arrays:
-    """The outcome on the first so many images."""
+    """An outcome on its first images only; first: their number (None: all)."""
     return {name: array if name == "meta" else array[:first] for name, array in arrays.items()}
 
 
-class Parts:
-    """The batches of an attack so far, saved now and then, so that a killed evaluation goes on
-    where it was.
+class Batch(NamedTuple):
+    """The outcome of one attack on some images."""
 
-    path: of the whole outcome, named by its key (None: nothing is saved); what lies there under
-    another key, or of another shape, is not used.
+    logits: np.ndarray  # (n, K) float32
+    prediction: np.ndarray  # (n,) int16
+    broken_by: np.ndarray  # (n,) int8, the place of an attack in the battery's names, -1 for none
+
+
+class Parts:
+    """The batches of an attack so far, saved now and then, so that a later evaluation continues.
+
+    path: the file of the whole outcome, named by its key (None: nothing is saved). A part saved
+    under another key is not used.
+    Raises StoreError where the saved part is damaged or contradicts itself.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.file = path and path.with_suffix(".part.npz")
-        self.key, self.saved = path.stem if path else "", time.monotonic()
-        try:
-            kept = store.read_arrays(self.file) if self.file and self.file.exists() else {}
-        except store.StoreError:
-            if self.file and self.file.exists():
-                raise
-            kept = {}  # another who judges the same has just finished, and took it away
-        self.batches = [self._checked(kept)] if kept and str(kept.get("key")) == self.key else []
+        self.key = path.stem if path else ""
+        self.saved = time.monotonic()
+        self.batches: list[Batch] = []
+        arrays = self._read()
+        if arrays and str(arrays.get("key")) == self.key:
+            self.batches.append(self._checked(arrays))
 
-    def _checked(self, kept: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        logits, prediction, broken_by = (
-            kept[name] for name in ("logits", "prediction", "broken_by")
-        )
-        whole = logits.ndim == 2 and logits.shape[:1] == prediction.shape == broken_by.shape
-        if not whole or (logits[np.arange(len(logits)), prediction] != logits.max(1)).any():
+    def _read(self) -> Arrays:
+        """The arrays of the saved part; {} if there is none."""
+        if not self.file or not self.file.exists():
+            return {}
+        try:
+            return store.read_arrays(self.file)
+        except store.StoreError:
+            if self.file.exists():
+                raise
+            return {}  # another worker has just finished this outcome and removed the part
+
+    def _checked(self, arrays: Arrays) -> Batch:
+        logits = arrays["logits"]
+        prediction = arrays["prediction"]
+        broken_by = arrays["broken_by"]
+        same_lengths = logits.ndim == 2 and logits.shape[:1] == prediction.shape == broken_by.shape
+        if not same_lengths or not _largest(logits, prediction):
             raise store.StoreError(f"{self.file} contradicts itself; remove it to judge anew")
-        return logits, prediction, broken_by
+        return Batch(logits, prediction, broken_by)
 
     @property
     def done(self) -> int:
-        """So many images."""
-        return sum(len(logits) for logits, *_ in self.batches)
+        """The number of images so far."""
+        return sum(len(batch.logits) for batch in self.batches)
 
     def begin_with(self, arrays: Arrays, names: Sequence[str] | None) -> None:
-        """Takes over the outcome on fewer images, where it is further than what was saved."""
-        if len(arrays["y"]) > self.done:
-            places = {name: i for i, name in enumerate(names or ())} | {"": -1}
-            found = [places[str(name)] for name in arrays.get("broken_by", [""] * len(arrays["y"]))]
-            self.batches = [
-                (
-                    arrays["logits"].astype(np.float32),
-                    arrays["prediction"],
-                    np.array(found, np.int8),
-                )
-            ]
+        """Replaces the batches by the arrays of an outcome, if these are of more images.
+
+        names: as in `write`.
+        """
+        n = len(arrays["y"])
+        if n <= self.done:
+            return
+        places = {name: i for i, name in enumerate(names or ())} | {"": -1}
+        broken_by = [places[str(name)] for name in arrays.get("broken_by", [""] * n)]
+        logits = arrays["logits"].astype(np.float32)
+        self.batches = [Batch(logits, arrays["prediction"], np.array(broken_by, np.int8))]
 
     def add(self, logits: Tensor, broken_by: Tensor | None) -> None:
-        """One more batch."""
-        found = np.full(len(logits), -1, np.int8) if broken_by is None else broken_by.cpu().numpy()
-        plain = logits.cpu().numpy()
-        self.batches.append((plain, plain.argmax(1).astype(np.int16), found))
+        """Adds a batch: logits (n, K), and broken_by (n,), places in `names`, -1 for none."""
+        array = logits.cpu().numpy()
+        if broken_by is None:
+            places = np.full(len(array), -1, np.int8)
+        else:
+            places = broken_by.cpu().numpy()
+        self.batches.append(Batch(array, array.argmax(1).astype(np.int16), places))
         if self.file and time.monotonic() - self.saved > SAVE_EVERY:
-            names = ("logits", "prediction", "broken_by")
-            store.write_arrays(
-                self.file, dict(zip(names, self.whole(), strict=True)) | {"key": np.array(self.key)}
-            )
+            store.write_arrays(self.file, self.whole()._asdict() | {"key": np.array(self.key)})
             self.saved = time.monotonic()
 
-    def whole(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Logits (N, K) float32, predictions (N,) and the numbers of what broke the images (N,)."""
-        logits, prediction, broken_by = (
-            np.concatenate(parts) for parts in zip(*self.batches, strict=True)
-        )
-        return logits, prediction, broken_by
+    def whole(self) -> Batch:
+        """All batches as one."""
+        columns = zip(*self.batches, strict=True)
+        return Batch(*(np.concatenate(parts) for parts in columns))
 
     def remove(self) -> None:
-        """Takes the saved part away."""
+        """Removes the saved part."""
         if self.file:
             self.file.unlink(missing_ok=True)

@@ -18,9 +18,9 @@ SLOW = ("APGD-T", "FAB-T", "Square", "AutoAttack")
 
 
 def precision_attacks(eps: float) -> dict[str, Attack | AutoAttack]:
-    """The attacks of `precision_table`, L-inf.
+    """The attacks of `precision_table` in L-inf.
 
-    20 steps of eps / 4 for PGD and CW, 20 of eps / 20 for MI-FGSM.
+    PGD and CW take 20 steps of eps / 4, MI-FGSM takes 20 of eps / 20.
     """
     pgd = PGD(eps, eps / 4, 20)
     return {
@@ -47,12 +47,13 @@ def precision_table(
     slow_images: int = 200,
     batch_size: int = 500,
 ) -> pd.DataFrame:
-    """Columns attack, images, robust_acc_float32, robust_acc_bfloat16, differ, seed.
+    """A table of robust accuracies by float32 and bfloat16 searches, and of how often they differ.
 
-    Robust accuracies are the shares of images that are right under attack, in float32; differ, the
-    share of images that one search broke and the other did not; seed, the same between two float32
-    searches at seeds 0 and 1, to compare. x (N, C, H, W) uint8 or [0, 1], y (N,); the attacks named
-    in SLOW see the first `slow_images` only.
+    Columns: attack; images; robust_acc_float32 and robust_acc_bfloat16, the shares of images that
+    are correct under attack, judged in float32; differ, the share of images that one search broke
+    and the other did not; seed, the same share between float32 searches at seeds 0 and 1.
+    x: (N, C, H, W) uint8 or [0, 1]. y: (N,).
+    slow_images: the number of first images for the attacks in SLOW.
     """
 
     def right(attack: Attack | AutoAttack, n: int, dtype: str, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""What of a run goes to results/."""
+"""Publishing: the small and lasting files of a run go to results/."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from crat.training.run import Run
 
 
 def publish(run: Run, folder: Path | None = None) -> Path:
-    """Copies what is small and lasting (card, history, trace, outcomes; no weights) to
-    results/<data set>/<run>.
+    """Copies card, history, trace and outcomes (no weights) to results/<data set>/<run>.
 
-    SHA256SUMS there and at the top of results/ say what was published.
+    folder: the place of results/ (None: that of the package). Returns the run's folder there, whose
+    hashes SHA256SUMS lists, there and at the top of results/.
+    Raises StoreError where the run is not finished here.
     """
     if not run.trained_here:
         raise store.StoreError(f"{run.name} is not finished here; only finished runs are published")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from crat.analysis.claims import Claim
 from crat.config import RunConfig, Selection
 from crat.papers import all_methods
-from crat.papers.cfa import GATED, NONE
-from crat.papers.common import USUAL, Runs, evidence_profile, shown_live, sweep
+from crat.papers.common import GATED, NONE, USUAL, Runs, evidence_profile, shown_live, sweep
 
 # the cost of a bias on average, on validation; fitted on all seeds, other costs on the first
 TWO_POINTS = 0.02

@@ -10,6 +10,9 @@ from crat.defenses import preset
 from crat.papers import all_methods
 from crat.papers.common import (
     EMA,
+    EPOCH,
+    GATED,
+    NONE,
     USUAL,
     Runs,
     base_of,
@@ -25,11 +28,7 @@ MARGINS = (0.4, 0.7, 1.3, 1.6)
 BETAS = (1.0, 3.0, 6.0, 9.0)  # of TRADES (Figure 3: 1 to 8)
 LAMBDA_1 = (0.3, 0.4, 0.5, 0.6, 0.7)  # of CCM on AT (Figure 5)
 LAMBDA_2 = (0.3, 0.5, 0.7)  # of CCR on TRADES, without CCM
-# Tables 2 and 3. An average of 200 epochs at 0.85 forgets in 6; one of 6 epochs needs a decay that
-# keeps two or three
-EPOCH: dict[str, Any] = {"average": "ema_epoch", "average_decay": 0.5}
-GATED: dict[str, Any] = {"average": "fawa", "average_decay": 0.5}
-NONE: dict[str, Any] = {"average": "none", "average_decay": None}
+# Tables 2 and 3
 ON_AT: dict[str, dict[str, Any]] = {
     "AT": preset("pgd_at") | NONE,
     "AT + EMA": preset("pgd_at") | EPOCH,

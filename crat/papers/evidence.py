@@ -38,11 +38,11 @@ from crat.config import ConfigError, RunConfig, Selection, profile
 from crat.defenses.tian2021 import fit_bias
 from crat.device import describe, pick_device
 from crat.names import one_of, unknown
-from crat.outcomes.batteries import Battery
+from crat.outcomes.ask import outcomes
+from crat.outcomes.batteries import Battery, usual_battery
 from crat.outcomes.cache import Outcomes
-from crat.outcomes.evaluation import outcomes
 from crat.papers import PAPERS
-from crat.papers.common import Runs, evidence_profile, usual_battery
+from crat.papers.common import Runs, evidence_profile
 from crat.store import Store
 from crat.training.run import Run
 from crat.training.trainer import train

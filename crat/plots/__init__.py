@@ -1,5 +1,7 @@
 """Figures from tables, each saved with its CSV."""
 
+import matplotlib.pyplot as plt
+
 from crat.plots.base import (
     BLUE,
     GREEN,
@@ -45,6 +47,7 @@ __all__ = [
     "figures_folder",
     "image_rows",
     "method_bars",
+    "plt",
     "rank_heat",
     "save",
     "stacked_shares",

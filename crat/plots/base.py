@@ -1,9 +1,8 @@
-"""Tables to figures. Reads no file, imports no torch; every figure is saved beside the table it was
-drawn from.
+"""Figures from tables; every figure is saved beside the table it was drawn from.
 
 One visual language: Okabe and Ito's colours, which colour-blind readers tell apart; clean light and
 robust dark; the worst class vermillion wherever classes are shown; accuracies in percent; whiskers
-are 95 % intervals.
+are 95 % intervals. Reads no file, imports no torch.
 """
 
 from __future__ import annotations
@@ -61,24 +60,40 @@ def use_style() -> None:
 
 
 def figures_folder(notebook: str) -> Path:
-    """Where a notebook's figures go: CRAT_FIGURES/<notebook>, else figures/quick/<notebook>.
+    """Folder of a notebook's figures: CRAT_FIGURES/<notebook>, else figures/quick/<notebook>.
 
-    `crat reproduce` gives each notebook the folder of the profile below its own CRAT_FIGURES.
+    `crat reproduce` gives each notebook the folder of the profile as its CRAT_FIGURES.
     """
     given = os.environ.get("CRAT_FIGURES")
     return (Path(given) if given else root() / "figures" / "quick") / notebook
 
 
 def save(figure: Figure, table: pd.DataFrame, notebook: str, name: str) -> None:
-    """Writes <name>.png, .pdf and the .csv it was drawn from into the notebook's folder, each
-    atomically.
-    """
+    """Writes <name>.png, .pdf and the table as .csv into the notebook's folder, each atomically."""
     folder = figures_folder(notebook)
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
         with written_whole(folder / f"{name}{suffix}") as temporary:
             figure.savefig(temporary, metadata=metadata)
     with written_whole(folder / f"{name}.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+def panel_row(
+    n: int, width: float, margin: float, height: float, sharey: bool = True
+) -> tuple[Figure, NDArray]:
+    """A figure with n panels side by side and their axes (n,); sizes in inches.
+
+    width: of one panel; margin: for the labels beside them.
+    """
+    size = (width * n + margin, height)
+    figure, axes = plt.subplots(1, n, figsize=size, sharey=sharey, squeeze=False)
+    return figure, axes[0]
+
+
+def legend_below(ax: Axes) -> None:
+    """Puts a panel's legend below its axis label, three names in a row."""
+    style = {"ncols": 3, "columnspacing": 1, "handlelength": 1}
+    ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), **style)
 
 
 def _percent(ax: Axes, axis: str = "y", label: str = "accuracy (%)") -> None:
@@ -91,30 +106,30 @@ def _whiskers(
 ) -> None:
     """Vertical 95 % intervals from the columns low and high, in percent."""
     centre = 100 * table[value].to_numpy()
-    below, above = centre - 100 * table["low"].to_numpy(), 100 * table["high"].to_numpy() - centre
-    ax.errorbar(
-        x, centre, [below.clip(0), above.clip(0)], fmt="none", ecolor=colour, elinewidth=1, **style
-    )
+    below = centre - 100 * table["low"].to_numpy()
+    above = 100 * table["high"].to_numpy() - centre
+    lengths = [below.clip(0), above.clip(0)]
+    ax.errorbar(x, centre, lengths, fmt="none", ecolor=colour, elinewidth=1, **style)
 
 
 def image_rows(rows: Mapping[str, NDArray], columns: Sequence[str] | None = None) -> Figure:
-    """Images in labelled rows: each (n, H, W) or (n, H, W, 3) in [0, 1]; a row that holds negatives
-    is a perturbation.
+    """Images in labelled rows; a row with negative values is drawn as a perturbation.
 
-    Perturbations are drawn from blue (darker) over white to red (brighter), scaled to their own
-    largest value.
+    rows: title -> images (n, H, W) or (n, H, W, 3) in [0, 1].
+    columns: n texts below the last row.
+    Perturbations are drawn from blue (darker) over white to red (brighter), scaled to their largest
+    absolute value.
     """
     n = len(next(iter(rows.values())))
-    figure, axes = plt.subplots(
-        len(rows), n, figsize=(0.85 * n + 0.8, 0.95 * len(rows) + 0.2), squeeze=False
-    )
+    size = (0.85 * n + 0.8, 0.95 * len(rows) + 0.2)
+    figure, axes = plt.subplots(len(rows), n, figsize=size, squeeze=False)
     for row, (title, images) in zip(axes, rows.items(), strict=True):
         signed = images.min() < 0
-        size = abs(images).max()
+        largest = abs(images).max()
         for ax, image in zip(row, images, strict=True):
             if signed:
                 image = image if image.ndim == 2 else image.mean(-1)
-                ax.imshow(image, cmap="RdBu_r", vmin=-size, vmax=size)
+                ax.imshow(image, cmap="RdBu_r", vmin=-largest, vmax=largest)
             else:
                 ax.imshow(image, cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
@@ -125,8 +140,9 @@ def image_rows(rows: Mapping[str, NDArray], columns: Sequence[str] | None = None
 
 
 def class_bars(summary: pd.DataFrame, title: str = "") -> Figure:
-    """One attack's class-wise table (metrics.summary): clean light, robust dark, sorted; the
-    worst class marked.
+    """Bars of one attack's class-wise accuracies: clean light, robust dark, worst class marked.
+
+    summary: rows of one attack from metrics.summary; drawn in the order of robust_acc.
     """
     table = summary.sort_values("robust_acc", ascending=False).reset_index(drop=True)
     x = np.arange(len(table))
@@ -136,7 +152,9 @@ def class_bars(summary: pd.DataFrame, title: str = "") -> Figure:
     ax.bar(x, 100 * table.robust_acc, color=colours, width=0.5, label="under attack")
     _whiskers(ax, x, table, "robust_acc")
     for place, robust, high in zip(x, 100 * table.robust_acc, 100 * table.high, strict=True):
-        height, colour = (2, "white") if robust > 12 else (high + 2, "black")
+        fits_in_bar = robust > 12
+        height = 2 if fits_in_bar else high + 2
+        colour = "white" if fits_in_bar else "black"
         ax.annotate(f"{robust:.0f}", (place, height), ha="center", fontsize=7, color=colour)
     ax.axhline(100 * table.robust_acc.mean(), color="black", lw=0.8, ls=":")
     ax.set_xticks(x, table["class"], rotation=35, ha="right", rotation_mode="anchor")
@@ -147,23 +165,23 @@ def class_bars(summary: pd.DataFrame, title: str = "") -> Figure:
 
 
 def method_bars(table: pd.DataFrame, value: str = "robust_acc", title: str = "") -> Figure:
-    """Columns method, class, value, low, high: grouped bars, classes in order of the last method.
+    """Grouped bars of methods by class, classes in the order of the last method.
 
-    A method may be followed by a comma and what it was put under ("pgd_at, PGD-20"); it keeps its
-    colour.
+    table: columns method, class, `value`, and where known low, high. A method may be followed by a
+        comma and its condition ("pgd_at, PGD-20"); it has the method's colour.
     """
     methods = list(table.method.unique())
     last = table[table.method == methods[-1]].sort_values(value, ascending=False)
-    x, width = np.arange(len(last)), 0.8 / len(methods)
+    x = np.arange(len(last))
+    width = 0.8 / len(methods)
     figure, ax = plt.subplots(figsize=(0.75 * len(last) + 1.5, 3))
     for i, method in enumerate(methods):
         part = table[table.method == method].set_index("class").loc[last["class"]].reset_index()
         places = x + (i - (len(methods) - 1) / 2) * width
         name, *under = method.split(", ")
         label = ", ".join([METHOD_NAMES.get(name, name), *under])
-        ax.bar(
-            places, 100 * part[value], width, color=METHOD_COLOURS.get(name, SERIES[i]), label=label
-        )
+        colour = METHOD_COLOURS.get(name, SERIES[i])
+        ax.bar(places, 100 * part[value], width, color=colour, label=label)
         if "low" in part:
             _whiskers(ax, places, part, value)
     ax.set_xticks(x, last["class"], rotation=35, ha="right", rotation_mode="anchor")
@@ -180,18 +198,18 @@ def class_curves(
     along: str = "epoch",
     named_at: float | None = None,
 ) -> Figure:
-    """Columns `along`, class, value and the panel's name: a line a class.
+    """Curves of every class, a panel for each value of the column `by`.
 
-    Best and worst are named as they are at the end, or at `named_at`, where a dotted line then
-    stands.
+    table: columns `along`, class, `value`, `by`.
+    named_at: the place on the axis `along` where best and worst class are determined (None: the
+        end), marked by a dotted line.
     """
     panels = list(table[by].unique())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.4 * len(panels) + 0.6, 2.9), sharey=True, squeeze=False
-    )
-    for ax, panel in zip(axes[0], panels, strict=True):
+    figure, axes = panel_row(len(panels), 3.4, 0.6, 2.9)
+    for ax, panel in zip(axes, panels, strict=True):
         wide = 100 * table[table[by] == panel].pivot(index=along, columns="class", values=value)
-        order = (wide.iloc[-1] if named_at is None else wide.loc[named_at]).sort_values().index
+        deciding = wide.iloc[-1] if named_at is None else wide.loc[named_at]
+        order = deciding.sort_values().index
         for name in wide:
             ax.plot(wide.index, wide[name], color=GREY, lw=0.9, alpha=0.7)
         ax.plot(wide.index, wide.mean(axis=1), color="black", lw=1.6, label="average")
@@ -200,27 +218,16 @@ def class_curves(
         if named_at is not None:
             ax.axvline(named_at, color="black", lw=0.8, ls=":")
         ax.set(title=panel, xlabel=along)
-        ax.legend(
-            fontsize=7,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.2),
-            ncols=3,
-            columnspacing=1,
-            handlelength=1,
-        )
-    _percent(axes[0][0], label="robust accuracy (%)" if value == "robust_acc" else "accuracy (%)")
+        legend_below(ax)
+    _percent(axes[0], label="robust accuracy (%)" if value == "robust_acc" else "accuracy (%)")
     return figure
 
 
 def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> Figure:
-    """Row-normalised confusion matrices (K, K) side by side: true class down, prediction across,
-    in percent.
-    """
+    """Row-normalised confusion matrices (K, K) side by side in percent: true class down."""
     size = 0.3 * len(classes) + 0.6
-    figure, axes = plt.subplots(
-        1, len(matrices), figsize=(size * len(matrices) + 1.2, size), sharey=True, squeeze=False
-    )
-    for ax, (title, matrix) in zip(axes[0], matrices.items(), strict=True):
+    figure, axes = panel_row(len(matrices), size, 1.2, size)
+    for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
         sns.heatmap(
             100 * matrix,
             ax=ax,
@@ -238,12 +245,12 @@ def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> F
         )
         ax.set(title=title, xlabel="predicted")
         ax.tick_params(length=0, labelsize=7)
-    axes[0][0].set_ylabel("true class")
+    axes[0].set_ylabel("true class")
     return figure
 
 
 def rank_heat(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns row, column, rho: the rank correlations between class orders, square."""
+    """Square heat map of the rank correlations between class orders; columns row, column, rho."""
     wide = table.pivot(index="row", columns="column", values="rho")
     names = list(table.row.unique())
     wide = wide.loc[names, names]
@@ -276,17 +283,15 @@ def class_scatter(
     by: str = "panel",
     xscale: str = "linear",
 ) -> Figure:
-    """A point a class, named, one panel per value of `by`; y in percent with whiskers where low and
-    high are given.
+    """A named point for each class, a panel for each value of `by`, y in percent.
 
-    The class that is worst by the column `robust` is marked. xscale: given here, not afterwards, as
-    names depend on it.
+    table: columns `by`, class, `x`, `y`, `robust`, and for whiskers low, high.
+    robust: the column by which the worst class is marked.
+    xscale: set here and not afterwards, as the places of names depend on it.
     """
     panels = list(table[by].unique())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.1 * len(panels) + 0.5, 3), sharey=True, squeeze=False
-    )
-    for ax, panel in zip(axes[0], panels, strict=True):
+    figure, axes = panel_row(len(panels), 3.1, 0.5, 3)
+    for ax, panel in zip(axes, panels, strict=True):
         part = table[table[by] == panel]
         colours = [RED if v == part[robust].min() else BLUE for v in part[robust]]
         ax.scatter(part[x], 100 * part[y], c=colours, s=22, zorder=3)
@@ -294,59 +299,50 @@ def class_scatter(
             _whiskers(ax, part[x], part, y, colour=GREY, zorder=1)
         ax.set(title=panel, xlabel=xlabel, xscale=xscale)
         ax.margins(x=0.15, y=0.12)
-    axes[0][0].set_ylabel(ylabel)
+    axes[0].set_ylabel(ylabel)
     # settles the size of the axes, in which the names find their places
     figure.draw_without_rendering()
-    for ax, panel in zip(axes[0], panels, strict=True):
+    for ax, panel in zip(axes, panels, strict=True):
         part = table[table[by] == panel]
-        _name_points(
-            ax, np.column_stack([part[x], 100 * part[y]]), list(part["class"]), figure.dpi / 72
-        )
+        points = np.column_stack([part[x], 100 * part[y]])
+        _name_points(ax, points, list(part["class"]), figure.dpi / 72)
     return figure
 
 
 def _name_points(ax: Axes, points: NDArray, names: Sequence[str], unit: float) -> None:
-    """Each name at the nearest free place beside its point (x, y), further off with a line; no free
-    place, no name.
+    """Writes each name at the nearest free place beside its point; without a free place, no name.
 
+    points: (n, 2) of x and y. A name further off gets a line.
     unit: the pixels of a typographic point.
     """
     style: dict[str, Any] = {"fontsize": 6.5, "ha": "center", "va": "center", "in_layout": False}
     line = {"arrowstyle": "-", "color": "black", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
-    frame, places = ax.get_window_extent(), ax.transData.transform(points)
-    taken = [Bbox([place - 3 * unit, place + 3 * unit]) for place in places]
-    ways = [
-        (np.cos(a), np.sin(a))
-        for a in np.deg2rad([90, -90, 0, 180, 60, -60, 120, 240, 30, -30, 150, 210])
-    ]
+    frame = ax.get_window_extent()
+    marks = ax.transData.transform(points)
+    taken = [Bbox([mark - 3 * unit, mark + 3 * unit]) for mark in marks]
+    angles = np.deg2rad([90, -90, 0, 180, 60, -60, 120, 240, 30, -30, 150, 210])
+    directions = [np.array([np.cos(angle), np.sin(angle)]) for angle in angles]
     for i in np.argsort(-points[:, 1]):
         measured = ax.annotate(names[i], points[i], **style)
         box = measured.get_window_extent()
         measured.remove()
-        for distance, way in product((4, 10, 16, 22, 30, 40), ways):
-            shift = np.array(way) * (np.array([box.width, box.height]) / 2 + distance * unit)
+        half = np.array([box.width, box.height]) / 2
+        for distance, direction in product((4, 10, 16, 22, 30, 40), directions):
+            shift = direction * (half + distance * unit)
             moved = box.translated(*shift)
-            if (
-                frame.contains(*moved.min)
-                and frame.contains(*moved.max)
-                and not moved.count_overlaps(taken)
-            ):
+            inside = frame.contains(*moved.min) and frame.contains(*moved.max)
+            if inside and not moved.count_overlaps(taken):
                 arrow = line if distance > 4 else None
-                ax.annotate(
-                    names[i],
-                    points[i],
-                    shift / unit,
-                    textcoords="offset points",
-                    arrowprops=arrow,
-                    **style,
-                )
+                placed = {"textcoords": "offset points", "arrowprops": arrow, **style}
+                ax.annotate(names[i], points[i], shift / unit, **placed)
                 taken.append(moved)
                 break
 
 
 def temperature_curves(table: pd.DataFrame) -> Figure:
-    """Columns method, temperature, average, worst (and spread): robust accuracy under
-    Temperature-PGD; T = 1 is PGD.
+    """Robust accuracy under Temperature-PGD by temperature; T = 1 is PGD.
+
+    table: columns method, temperature, average, worst, spread.
     """
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8))
     labels = {
@@ -356,10 +352,8 @@ def temperature_curves(table: pd.DataFrame) -> Figure:
     }
     for ax, value in zip(axes, labels, strict=True):
         for method, part in table.groupby("method", sort=False):
-            name, colour = (
-                METHOD_NAMES.get(str(method), str(method)),
-                METHOD_COLOURS.get(str(method)),
-            )
+            name = METHOD_NAMES.get(str(method), str(method))
+            colour = METHOD_COLOURS.get(str(method))
             lines = part.groupby("temperature")[value].agg(["mean", "min", "max"]) * 100
             ax.plot(lines.index, lines["mean"], marker="o", ms=3, color=colour, label=name)
             ax.fill_between(lines.index, lines["min"], lines["max"], color=colour, alpha=0.15, lw=0)
@@ -370,36 +364,25 @@ def temperature_curves(table: pd.DataFrame) -> Figure:
 
 
 def stacked_shares(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns bar, part, share: horizontal bars of 100 %, the parts in the order given."""
+    """Horizontal bars of 100 %, the parts in the table's order.
+
+    table: columns bar, part, share (fractions).
+    """
     parts = list(table.part.unique())
-    wide = (
-        100
-        * table.pivot(index="bar", columns="part", values="share").loc[
-            list(table.bar.unique())[::-1], parts
-        ]
-    )
+    wide = 100 * table.pivot(index="bar", columns="part", values="share")
+    wide = wide.loc[list(table.bar.unique())[::-1], parts]
     colours = dict(zip(parts, (BLUE, RED, ORANGE, GREY, PINK, SKY), strict=False))
     figure, ax = plt.subplots(figsize=(7, 0.36 * len(wide) + 1))
+    style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white", "fontsize": 7}
     left = np.zeros(len(wide))
     for part in parts:
         ax.barh(wide.index, wide[part], left=left, color=colours[part], label=part, height=0.7)
         for y, (start, share) in enumerate(zip(left, wide[part], strict=True)):
             if share >= 6:
-                ax.annotate(
-                    f"{share:.0f}",
-                    (start + share / 2, y),
-                    ha="center",
-                    va="center",
-                    color="white",
-                    fontsize=7,
-                )
+                ax.annotate(f"{share:.0f}", (start + share / 2, y), **style)
         left += wide[part].to_numpy()
     ax.set(title=title)
-    ax.legend(
-        ncols=len(parts),
-        loc="upper left",
-        bbox_to_anchor=(0, -0.32 if len(wide) < 5 else -0.2),
-        fontsize=8,
-    )
+    below = -0.32 if len(wide) < 5 else -0.2
+    ax.legend(ncols=len(parts), loc="upper left", bbox_to_anchor=(0, below), fontsize=8)
     _percent(ax, "x", "share (%)")
     return figure

@@ -1,6 +1,4 @@
-"""Figures of notebook 04: CFA's toy model, jumps between epochs, methods in the plane of average
-and worst class.
-"""
+"""Figures of notebook 04 (CFA): toy model, jumps between epochs, average against worst class."""
 
 from __future__ import annotations
 
@@ -10,51 +8,43 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from crat.plots.base import BLUE, GREY, ORANGE, RED, SERIES
+from crat.plots.base import BLUE, GREY, ORANGE, RED, SERIES, panel_row
 
 EASY_HARD = {"+1": BLUE, "-1": RED}  # of the toy model: class +1 is the easier one
 
 
 def toy_points(table: pd.DataFrame, w: float) -> Figure:
-    """Columns panel, class ("+1", "-1"), x_1, x_2: the points of d = 1 and the border x_2 = -w x_1.
+    """Points of the toy model with d = 1 and the border x_2 = -w x_1.
 
+    table: columns panel, class ("+1", "-1"), x_1, x_2.
     x_1 takes few values, so points are spread around it, by an even comb and not by chance.
     """
     panels = list(table.panel.unique())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.2 * len(panels) + 0.4, 3), sharey=True, squeeze=False
-    )
-    for ax, panel in zip(axes[0], panels, strict=True):
+    figure, axes = panel_row(len(panels), 3.2, 0.4, 3)
+    for ax, panel in zip(axes, panels, strict=True):
         for name, colour in EASY_HARD.items():
             part = table[(table.panel == panel) & (table["class"] == name)]
-            comb = 0.3 * (np.arange(len(part)) * 0.618 % 1 - 0.5) + 0.17 * np.sign(float(name))
-            ax.scatter(
-                part.x_1 + comb, part.x_2, s=5, color=colour, alpha=0.6, lw=0, label=f"class {name}"
-            )
+            comb = np.arange(len(part)) * 0.618 % 1 - 0.5
+            x_1 = part.x_1 + (0.3 * comb + 0.17 * np.sign(float(name)))
+            ax.scatter(x_1, part.x_2, s=5, color=colour, alpha=0.6, lw=0, label=f"class {name}")
         reach = np.array([-1.6, 1.6])
         ax.plot(reach, -w * reach, color="black", lw=1.2, label=f"border, w = {w:.2f}")
-        ax.set(
-            title=panel,
-            xlabel="$x_1$ (points spread around its values)",
-            xlim=reach,
-            xticks=[-1, 0, 1],
-        )
-    axes[0][0].set(ylabel="$x_2$", ylim=(-4, 4))
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3
-    )
+        xlabel = "$x_1$ (points spread around its values)"
+        ax.set(title=panel, xlabel=xlabel, xlim=reach, xticks=[-1, 0, 1])
+    axes[0].set(ylabel="$x_2$", ylim=(-4, 4))
+    _legend_outside(figure, axes[0], 3)
     return figure
 
 
 def toy_curves(table: pd.DataFrame, optima: pd.DataFrame) -> Figure:
-    """Columns panel, class, w, accuracy, and panel, class, w of each optimum (inf: none to
-    mark): a curve a class.
+    """Accuracy of each class over w, with its optimum marked.
+
+    table: columns panel, class, w, accuracy.
+    optima: columns panel, class, w (inf: no mark).
     """
     panels = list(table.panel.unique())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.2 * len(panels) + 0.4, 2.9), sharey=True, squeeze=False
-    )
-    for ax, panel in zip(axes[0], panels, strict=True):
+    figure, axes = panel_row(len(panels), 3.2, 0.4, 2.9)
+    for ax, panel in zip(axes, panels, strict=True):
         for name, colour in EASY_HARD.items():
             part = table[(table.panel == panel) & (table["class"] == name)]
             ax.plot(part.w, 100 * part.accuracy, color=colour, label=f"class {name}")
@@ -62,52 +52,45 @@ def toy_curves(table: pd.DataFrame, optima: pd.DataFrame) -> Figure:
             for w in best[np.isfinite(best)]:
                 ax.axvline(w, color=colour, lw=0.9, ls=":")
         ax.set(title=panel, xlabel="w: trust in $x_1$")
-    axes[0][0].set_ylabel("accuracy (%)")
-    axes[0][0].legend(fontsize=8)
+    axes[0].set_ylabel("accuracy (%)")
+    axes[0].legend(fontsize=8)
     return figure
 
 
 def optimum_curves(table: pd.DataFrame) -> Figure:
-    """Columns panel, class, eps, w (inf: no finite optimum, drawn as a cross at the top): the
-    best w over eps.
+    """Best w of each class over eps.
+
+    table: columns panel, class, eps, w (inf: no finite optimum, drawn as a cross at the top).
     """
     panels = list(table.panel.unique())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.4 * len(panels) + 0.4, 2.9), sharey=True, squeeze=False
-    )
+    figure, axes = panel_row(len(panels), 3.4, 0.4, 2.9)
     top = 1.4 * table.w[np.isfinite(table.w)].quantile(0.9)
-    for ax, panel in zip(axes[0], panels, strict=True):
+    for ax, panel in zip(axes, panels, strict=True):
         for (name, colour), height in zip(EASY_HARD.items(), (0.97, 0.91), strict=True):
             part = table[(table.panel == panel) & (table["class"] == name)]
             finite = np.isfinite(part.w)
             ax.plot(part.eps[finite], part.w[finite], color=colour, label=f"class {name}")
-            ax.plot(
-                part.eps[~finite], np.full((~finite).sum(), height * top), "x", color=colour, ms=4
-            )
+            crosses = np.full((~finite).sum(), height * top)
+            ax.plot(part.eps[~finite], crosses, "x", color=colour, ms=4)
         ax.set(title=panel, xlabel="ε of the attack", ylim=(0, top))
-    axes[0][0].set_ylabel("best w (crosses: infinite)")
-    axes[0][0].legend(fontsize=8)
+    axes[0].set_ylabel("best w (crosses: infinite)")
+    axes[0].legend(fontsize=8)
     return figure
 
 
 def epoch_jumps(table: pd.DataFrame) -> Figure:
-    """Columns panel, seed, epoch, average, worst: both over epochs (thin: seeds), below their
-    mean jumps.
+    """Average and worst class over epochs (thin: seeds), and below them their mean jumps.
+
+    table: columns panel, seed, epoch, average, worst.
     """
     panels = list(table.panel.unique())
+    size = (2.9 * len(panels) + 0.5, 4.2)
     figure, axes = plt.subplots(
-        2,
-        len(panels),
-        figsize=(2.9 * len(panels) + 0.5, 4.2),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
+        2, len(panels), figsize=size, sharex=True, sharey="row", squeeze=False
     )
     for (above, below), panel in zip(axes.T, panels, strict=True):
         part = table[table.panel == panel]
-        for shift, (name, colour) in zip(
-            (-0.2, 0.2), (("average", "black"), ("worst", RED)), strict=True
-        ):
+        for shift, name, colour in ((-0.2, "average", "black"), (0.2, "worst", RED)):
             runs = 100 * part.pivot(index="epoch", columns="seed", values=name)
             above.plot(runs.index, runs, color=colour, lw=0.7, alpha=0.5)
             above.plot(runs.index, runs.mean(axis=1), color=colour, lw=1.8, label=name)
@@ -122,47 +105,35 @@ def epoch_jumps(table: pd.DataFrame) -> Figure:
 
 
 def panel_frontiers(table: pd.DataFrame) -> Figure:
-    """Columns panel, method, average, worst (fractions): methods named in the plane, each panel
-    with axes of its own.
+    """Methods named in the plane of average and worst class, each panel with separate axes.
 
-    The rows of one method in a panel are joined in their order; the last is hollow (best epoch,
-    then last).
+    table: columns panel, method, average, worst (fractions). The rows of one method in a panel are
+        joined in their order; the last is hollow (best epoch, then last).
     """
     panels, methods = list(table.panel.unique()), list(table.method.unique())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.9 * len(panels) + 1.6, 3.4), squeeze=False
-    )
-    for ax, panel in zip(axes[0], panels, strict=True):
+    figure, axes = panel_row(len(panels), 3.9, 1.6, 3.4, sharey=False)
+    for ax, panel in zip(axes, panels, strict=True):
         for i, method in enumerate(methods):
-            part = (
-                100 * table[(table.panel == panel) & (table.method == method)][["average", "worst"]]
-            )
-            colour, mark = SERIES[i % len(SERIES)], "osD^vP*X"[i % 8]
+            chosen = (table.panel == panel) & (table.method == method)
+            part = 100 * table.loc[chosen, ["average", "worst"]]
+            colour = SERIES[i % len(SERIES)]
             ax.plot(part.average, part.worst, color=colour, lw=1)
-            ax.scatter(
-                part.average[:1], part.worst[:1], s=42, marker=mark, color=colour, label=method
-            )
-            ax.scatter(
-                part.average[1:],
-                part.worst[1:],
-                s=42,
-                marker=mark,
-                facecolor="white",
-                edgecolor=colour,
-            )
+            mark = {"s": 42, "marker": "osD^vP*X"[i % 8]}
+            ax.scatter(part.average[:1], part.worst[:1], color=colour, label=method, **mark)
+            hollow = {"facecolor": "white", "edgecolor": colour}
+            ax.scatter(part.average[1:], part.worst[1:], **mark, **hollow)
         ax.set(title=panel, xlabel="average robust accuracy (%)")
         _room(ax)
-    axes[0][0].set_ylabel("worst class (%)")
+    axes[0].set_ylabel("worst class (%)")
     if table.duplicated(["panel", "method"]).any():
-        axes[0][-1].scatter(
-            [], [], s=42, facecolor="white", edgecolor=GREY, label="hollow: the last epoch"
-        )
-    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        hollow = {"facecolor": "white", "edgecolor": GREY}
+        axes[-1].scatter([], [], s=42, label="hollow: the last epoch", **hollow)
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def _room(ax: Axes, points: float = 5.0) -> None:
-    """At least so many points on each axis, so that hairs do not look like mountains."""
+    """Widens each axis to at least this many points, so that noise does not look like mountains."""
     ax.margins(0.12)
     for get, change in ((ax.get_xlim, ax.set_xlim), (ax.get_ylim, ax.set_ylim)):
         low, high = get()
@@ -171,62 +142,51 @@ def _room(ax: Axes, points: float = 5.0) -> None:
 
 
 def setting_curves(table: pd.DataFrame, base: pd.DataFrame) -> Figure:
-    """Columns panel, value, average, worst, and the same without value for each panel's base
-    (dashed).
+    """Average and worst class over the values of a setting, the base method dashed.
+
+    table: columns panel, value, average, worst.
+    base: the same columns without value, a row for each panel.
     """
     panels = list(table.panel.unique())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.1 * len(panels) + 0.8, 2.8), sharey=True, squeeze=False
-    )
-    for ax, panel in zip(axes[0], panels, strict=True):
+    figure, axes = panel_row(len(panels), 3.1, 0.8, 2.8)
+    for ax, panel in zip(axes, panels, strict=True):
         part, plain = table[table.panel == panel], base[base.panel == panel]
         for name, colour in (("average", BLUE), ("worst", RED)):
             ax.plot(part.value, 100 * part[name], marker="o", ms=4, color=colour, label=name)
             ax.axhline(100 * plain[name].iloc[0], color=colour, lw=1, ls="--")
         ax.set(title=panel, ylim=(0, 100), xticks=part.value)
-    axes[0][0].set_ylabel("robust accuracy (%)")
-    axes[0][0].plot([], [], color=GREY, ls="--", label="base method")
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3
-    )
+    axes[0].set_ylabel("robust accuracy (%)")
+    axes[0].plot([], [], color=GREY, ls="--", label="base method")
+    _legend_outside(figure, axes[0], 3)
     return figure
 
 
 def class_groups(table: pd.DataFrame, along: str) -> Figure:
-    """Columns panel, class, `along`, accuracy, and group ("hard" or "easy"): a line a class, the
-    groups' means bold.
+    """Curves of hard and easy classes, the groups' means bold; hard classes are named.
 
-    Hard classes are named.
+    table: columns panel, class, `along`, accuracy, group ("hard" or "easy").
     """
     names = list(table.panel.unique())
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names) + 0.6, 3), squeeze=False)
-    for ax, panel in zip(axes[0], names, strict=True):
+    figure, axes = panel_row(len(names), 3.6, 0.6, 3, sharey=False)
+    for ax, panel in zip(axes, names, strict=True):
         for group, colour in (("hard", ORANGE), ("easy", BLUE)):
             part = table[(table.panel == panel) & (table.group == group)]
             wide = 100 * part.pivot(index=along, columns="class", values="accuracy")
             ax.plot(wide.index, wide, color=colour, lw=0.8, alpha=0.6)
-            ax.plot(
-                wide.index,
-                wide.mean(axis=1),
-                color=colour,
-                lw=2.4,
-                marker="o",
-                ms=4,
-                label=f"{group} classes",
-            )
+            bold = {"lw": 2.4, "marker": "o", "ms": 4}
+            ax.plot(wide.index, wide.mean(axis=1), color=colour, label=f"{group} classes", **bold)
             for name in wide if group == "hard" else ():
-                ax.annotate(
-                    str(name),
-                    (wide.index[-1], wide[name].iloc[-1]),
-                    fontsize=6,
-                    xytext=(3, -2),
-                    textcoords="offset points",
-                    color=colour,
-                )
+                end = (wide.index[-1], wide[name].iloc[-1])
+                beside = {"xytext": (3, -2), "textcoords": "offset points"}
+                ax.annotate(str(name), end, fontsize=6, color=colour, **beside)
         ax.set(title=panel, xlabel=along)
         ax.margins(x=0.16)
-    axes[0][0].set_ylabel("accuracy (%)")
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2
-    )
+    axes[0].set_ylabel("accuracy (%)")
+    _legend_outside(figure, axes[0], 2)
     return figure
+
+
+def _legend_outside(figure: Figure, ax: Axes, ncols: int) -> None:
+    """Puts the legend of one panel below the whole figure."""
+    lines = ax.get_legend_handles_labels()
+    figure.legend(*lines, fontsize=8, loc="outside lower center", ncols=ncols)

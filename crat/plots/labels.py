@@ -1,7 +1,6 @@
-"""Figures of notebook 05: a label's mass, sorted class errors, corruptions, calibration, the sweep
-over delta.
+"""Figures of notebook 05: label mass, sorted class errors, corruptions, calibration, delta.
 
-Tables to figures, as crat.plots: fractions in, percent drawn; no file is read.
+Tables in, figures out: fractions are drawn in percent; no file is read.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from crat.plots.base import BLUE, GREEN, GREY, ORANGE, PINK, SERIES, SKY
+from crat.plots.base import BLUE, GREEN, GREY, ORANGE, PINK, SERIES, SKY, panel_row
 
 COLOURS = {
     "base": GREY,
@@ -29,16 +28,16 @@ def _colour(method: str, place: int) -> str:
 
 
 def label_heat(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns label, output, share: a row a kind of label, a column an output, the share of the
-    label's mass on it.
+    """Share of a label's mass on each output, in percent: a row for each kind of label.
+
+    table: columns label, output, share.
     """
     wide = 100 * table.pivot(index="label", columns="output", values="share")
     wide = wide.loc[table.label.unique(), table.output.unique()]
     figure, ax = plt.subplots(figsize=(0.5 * wide.shape[1] + 2.6, 0.34 * len(wide) + 0.9))
-    shown = wide.map(lambda v: f"{v:.0f}" if v else "")
-    sns.heatmap(
-        wide, annot=shown, fmt="", cmap="Blues", vmin=0, vmax=100, linewidths=0.5, cbar=False, ax=ax
-    )
+    texts = wide.map(lambda v: f"{v:.0f}" if v else "")
+    scale = {"cmap": "Blues", "vmin": 0, "vmax": 100}
+    sns.heatmap(wide, ax=ax, annot=texts, fmt="", linewidths=0.5, cbar=False, **scale)
     ax.set(xlabel="", ylabel="", title=title)
     ax.tick_params(length=0)
     ax.set_xticklabels(ax.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
@@ -46,60 +45,50 @@ def label_heat(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def sorted_errors(table: pd.DataFrame) -> Figure:
-    """Columns panel, method, rank, error, low, high: each method's class errors in its own
-    order, 95 % over images.
+    """Each method's class errors, sorted from its worst class on, with 95 % over images.
+
+    table: columns panel, method, rank, error, low, high.
     """
     panels = list(table.panel.unique())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.5 * len(panels) + 0.4, 3), sharey=True, squeeze=False
-    )
-    for ax, panel in zip(axes[0], panels, strict=True):
+    figure, axes = panel_row(len(panels), 3.5, 0.4, 3)
+    for ax, panel in zip(axes, panels, strict=True):
         part = table[table.panel == panel]
         for i, (method, curve) in enumerate(part.groupby("method", sort=False)):
-            curve, colour = curve.sort_values("rank"), _colour(str(method), i)
-            ax.plot(curve["rank"], 100 * curve.error, marker="o", ms=3, color=colour, label=method)
-            ax.fill_between(
-                curve["rank"], 100 * curve.low, 100 * curve.high, color=colour, alpha=0.15, lw=0
-            )
+            curve = curve.sort_values("rank")
+            rank, colour = curve["rank"], _colour(str(method), i)
+            ax.plot(rank, 100 * curve.error, marker="o", ms=3, color=colour, label=method)
+            band = {"color": colour, "alpha": 0.15, "lw": 0}
+            ax.fill_between(rank, 100 * curve.low, 100 * curve.high, **band)
         ax.set(title=panel, xlabel="class, each method's worst first")
-    axes[0][0].set_ylabel("error (%)")
-    axes[0][0].set_ylim(0, 100)
-    axes[0][-1].legend(fontsize=8)
+    axes[0].set_ylabel("error (%)")
+    axes[0].set_ylim(0, 100)
+    axes[-1].legend(fontsize=8)
     return figure
 
 
 def corruption_heat(table: pd.DataFrame, title: str = "", label: str = "points") -> Figure:
-    """Columns corruption, severity, difference: a row a corruption, a column a severity, in
-    percentage points.
+    """Differences by corruption (rows) and severity (columns), in percentage points.
 
-    Above 0 is orange; rows stand by their mean, the largest first.
+    table: columns corruption, severity, difference (fractions). Above 0 is orange; rows stand by
+        their mean, the largest first.
     """
     wide = 100 * table.pivot(index="corruption", columns="severity", values="difference")
     wide = wide.loc[wide.mean(axis=1).sort_values(ascending=False).index]
     limit = max(1.0, float(np.nanmax(np.abs(wide.to_numpy()))))
     figure, ax = plt.subplots(figsize=(0.62 * wide.shape[1] + 3, 0.27 * len(wide) + 1))
-    sns.heatmap(
-        wide,
-        annot=True,
-        fmt="+.1f",
-        cmap="PuOr_r",
-        vmin=-limit,
-        vmax=limit,
-        linewidths=0.5,
-        ax=ax,
-        annot_kws={"size": 7},
-        cbar_kws={"label": label},
-    )
+    scale = {"cmap": "PuOr_r", "vmin": -limit, "vmax": limit, "cbar_kws": {"label": label}}
+    numbers = {"annot": True, "fmt": "+.1f", "annot_kws": {"size": 7}}
+    sns.heatmap(wide, ax=ax, linewidths=0.5, **scale, **numbers)
     ax.set(ylabel="", title=title)
-    ax.set_yticklabels(
-        [text.get_text().replace("_", " ") for text in ax.get_yticklabels()], rotation=0
-    )
+    names = [text.get_text().replace("_", " ") for text in ax.get_yticklabels()]
+    ax.set_yticklabels(names, rotation=0)
     return figure
 
 
 def severity_curves(table: pd.DataFrame) -> Figure:
-    """Columns method, severity, error (0 is clean): the mean over corruptions and runs, a line a
-    method.
+    """Mean error of each method over severity (0 is clean).
+
+    table: columns method, severity, error, a row for each corruption and run.
     """
     figure, ax = plt.subplots(figsize=(4.6, 3))
     for i, (method, part) in enumerate(table.groupby("method", sort=False)):
@@ -113,46 +102,39 @@ def severity_curves(table: pd.DataFrame) -> Figure:
 
 
 def reliability_curves(table: pd.DataFrame) -> Figure:
-    """Columns panel, method, confidence, accuracy: a point a bin; on the dotted line a network
-    is as right as sure.
+    """Reliability diagram: accuracy over confidence, a point for each bin.
+
+    table: columns panel, method, confidence, accuracy. On the dotted line confidence equals
+        accuracy.
     """
     panels = list(table.panel.unique())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.2 * len(panels) + 0.4, 3), sharey=True, squeeze=False
-    )
-    for ax, panel in zip(axes[0], panels, strict=True):
+    figure, axes = panel_row(len(panels), 3.2, 0.4, 3)
+    for ax, panel in zip(axes, panels, strict=True):
         part = table[table.panel == panel]
         ax.plot([0, 100], [0, 100], color="black", lw=0.8, ls=":")
         for i, (method, bins) in enumerate(part.groupby("method", sort=False)):
             colour = _colour(str(method), i)
-            ax.plot(
-                100 * bins.confidence,
-                100 * bins.accuracy,
-                marker="o",
-                ms=3,
-                color=colour,
-                label=method,
-            )
+            x, y = 100 * bins.confidence, 100 * bins.accuracy
+            ax.plot(x, y, marker="o", ms=3, color=colour, label=method)
         ax.set(title=panel, xlabel="confidence (%)", xlim=(0, 100), ylim=(0, 100))
-    axes[0][0].set_ylabel("accuracy (%)")
-    axes[0][0].legend(fontsize=8)
+    axes[0].set_ylabel("accuracy (%)")
+    axes[0].legend(fontsize=8)
     return figure
 
 
 def delta_curves(table: pd.DataFrame) -> Figure:
-    """Columns delta, what, value, a row a run: a panel a quantity; dots are runs, the line joins
-    their means.
+    """Quantities over delta, a panel each; dots are runs, the line joins their means.
+
+    table: columns delta, what, value, a row for each run.
     """
     panels = list(table.what.unique())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(2.7 * len(panels) + 0.4, 2.7), squeeze=False
-    )
-    for ax, panel in zip(axes[0], panels, strict=True):
+    figure, axes = panel_row(len(panels), 2.7, 0.4, 2.7, sharey=False)
+    for ax, panel in zip(axes, panels, strict=True):
         part = table[table.what == panel].sort_values("delta")
         mean = 100 * part.groupby("delta")["value"].mean()
         ax.plot(mean.index, mean, color=ORANGE, lw=1.2)
         ax.scatter(part.delta, 100 * part.value, s=18, color=ORANGE)
         ax.set(title=panel, xlabel="δ")
         ax.margins(y=0.2)
-    axes[0][0].set_ylabel("%")
+    axes[0].set_ylabel("%")
     return figure

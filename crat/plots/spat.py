@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from crat.plots.base import SERIES
+from crat.plots.base import SERIES, panel_row
 
-DASHES = ("-", "--", "-.", ":", (0, (1, 1)))  # lines that lie on each other are told apart by them
+DASHES = ("-", "--", "-.", ":", (0, (1, 1)))  # tell apart lines that coincide
 
 
 def function_lines(table: pd.DataFrame, xlabel: str, wide: int = 2) -> Figure:
-    """Columns panel, line, x, value: a panel for each of `panel`, `wide` a row, a line for each
-    of `line`.
+    """Functions of one number, a panel for each value of `panel`, a line for each of `line`.
+
+    table: columns panel, line, x, value.
+    wide: panels in a row.
     """
     panels, lines = list(table.panel.unique()), list(table.line.unique())
-    rows = -(-len(panels) // wide)
-    figure, axes = plt.subplots(rows, wide, figsize=(3.9 * wide, 2.5 * rows), squeeze=False)
+    rows = ceil(len(panels) / wide)
+    size = (3.9 * wide, 2.5 * rows)
+    figure, axes = plt.subplots(rows, wide, figsize=size, squeeze=False)
     for ax, panel in zip(axes.flat, panels, strict=True):
         for i, line in enumerate(lines):
             part = table[(table.panel == panel) & (table.line == line)]
             if len(part):
-                ax.plot(
-                    part.x,
-                    part.value,
-                    color=SERIES[i % len(SERIES)],
-                    ls=DASHES[i % len(DASHES)],
-                    label=line,
-                )
+                colour, dashes = SERIES[i % len(SERIES)], DASHES[i % len(DASHES)]
+                ax.plot(part.x, part.value, color=colour, ls=dashes, label=line)
         ax.axhline(0, color="black", lw=0.6)
         ax.set(title=panel, xlabel=xlabel)
         ax.legend(fontsize=7)
@@ -40,53 +40,48 @@ def function_lines(table: pd.DataFrame, xlabel: str, wide: int = 2) -> Figure:
 def share_dots(
     table: pd.DataFrame, xlabel: str, marked: float | None = None, title: str = ""
 ) -> Figure:
-    """Columns row, series, share (fractions) and, where known, low, high: a dot for each, 95 %
-    whiskers, in percent.
+    """Dots of shares in percent, with 95 % whiskers where known.
 
-    Rows stand from above in the table's order, the series of a row beneath each other; with a
-    column `panel`, a panel for each of its values. marked: a share at which a dotted line stands,
-    such as chance.
+    table: columns row, series, share, and where known low, high (fractions), panel. Rows stand from
+        above in the table's order, the series of a row beneath each other; there is a panel for
+        each value of panel.
+    marked: a share at which a dotted line stands, such as chance.
     """
     table = table if "panel" in table else table.assign(panel=title)
-    panels, rows, series = (list(table[column].unique()) for column in ("panel", "row", "series"))
-    size = (3.4 * len(panels) + 2, (0.12 + 0.13 * len(series)) * len(rows) + 1.2)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-    for ax, panel in zip(axes[0], panels, strict=True):
+    panels = list(table["panel"].unique())
+    rows = list(table["row"].unique())
+    series = list(table["series"].unique())
+    row_height = 0.12 + 0.13 * len(series)
+    figure, axes = panel_row(len(panels), 3.4, 2, row_height * len(rows) + 1.2)
+    middle = (len(series) - 1) / 2
+    for ax, panel in zip(axes, panels, strict=True):
         for i, name in enumerate(series):
             part = table[(table.panel == panel) & (table.series == name)]
-            below = 0.5 * (i - (len(series) - 1) / 2) / max(len(series) - 1, 1)
+            below = 0.5 * (i - middle) / max(len(series) - 1, 1)
             places = np.array([rows.index(row) + below for row in part.row])
             if {"low", "high"} <= set(part):
                 ax.hlines(places, 100 * part.low, 100 * part.high, color=SERIES[i], lw=1.2)
-            ax.scatter(
-                100 * part.share,
-                places,
-                s=22,
-                color=SERIES[i],
-                marker="osD^vP*"[i % 7],
-                label=name,
-                zorder=3,
-            )
+            mark = {"s": 22, "color": SERIES[i], "marker": "osD^vP*"[i % 7], "zorder": 3}
+            ax.scatter(100 * part.share, places, label=name, **mark)
         if marked is not None:
             ax.axvline(100 * marked, color="black", lw=0.8, ls=":")
         ax.set(title=panel, xlabel=xlabel)
         ax.grid(axis="y", lw=0.3)
-    axes[0][0].set_yticks(range(len(rows)), rows)
-    axes[0][0].invert_yaxis()
+    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].invert_yaxis()
     if len(series) > 1:
-        axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def transfer_heat(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns crafted_on, judged, robust_acc (fractions): who keeps how much under examples of
-    whom, in percent.
+    """Robust accuracy of each network under the examples crafted on each other one, in percent.
+
+    table: columns crafted_on, judged, robust_acc (fractions).
     """
     order = list(table.judged.unique())
-    wide = (
-        100
-        * table.pivot(index="crafted_on", columns="judged", values="robust_acc").loc[order, order]
-    )
+    wide = 100 * table.pivot(index="crafted_on", columns="judged", values="robust_acc")
+    wide = wide.loc[order, order]
     figure, ax = plt.subplots(figsize=(0.85 * len(order) + 2, 0.5 * len(order) + 1.4))
     sns.heatmap(wide, ax=ax, annot=True, fmt=".1f", cmap="Blues", cbar=False, linewidths=0.5)
     ax.set(title=title, xlabel="judged", ylabel="crafted on")

@@ -1,6 +1,4 @@
-"""Figures of a long tail: what each method keeps in the head, the medium and the tail of the
-training counts.
-"""
+"""Figures of a long tail: accuracy in the head, the medium and the tail of the training counts."""
 
 from __future__ import annotations
 
@@ -15,32 +13,32 @@ MARKS = "osD^vP*X"
 
 
 def group_points(table: pd.DataFrame, title: str = "") -> Figure:
-    """Columns method, group, accuracy, low, high (fractions): a point a method and group, whiskers
-    from low to high.
+    """Accuracy of each method in each group, a point each, with whiskers from low to high.
 
-    Groups stand in the order of the table, methods side by side within each.
+    table: columns method, group, accuracy, low, high (fractions). Groups stand in the order of the
+        table, methods side by side within each.
     """
     groups, methods = list(table.group.unique()), list(table.method.unique())
-    x, width = np.arange(len(groups)), 0.7 / len(methods)
+    x = np.arange(len(groups))
+    width = 0.7 / len(methods)
     figure, ax = plt.subplots(figsize=(1.2 * len(groups) + 2, 3))
     for i, method in enumerate(methods):
-        part = (
-            100
-            * table[table.method == method]
-            .set_index("group")
-            .loc[groups, ["accuracy", "low", "high"]]
-        )
-        whiskers = [(part.accuracy - part.low).clip(0), (part.high - part.accuracy).clip(0)]
+        part = table[table.method == method].set_index("group")
+        part = 100 * part.loc[groups, ["accuracy", "low", "high"]]
+        below = (part.accuracy - part.low).clip(0)
+        above = (part.high - part.accuracy).clip(0)
         places = x + (i - (len(methods) - 1) / 2) * width
+        mark, colour = MARKS[i % len(MARKS)], SERIES[i % len(SERIES)]
+        whiskers = [below, above]
         ax.errorbar(
             places,
             part.accuracy,
             whiskers,
-            fmt=MARKS[i % len(MARKS)],
-            ms=5,
-            color=SERIES[i % len(SERIES)],
-            elinewidth=1,
+            fmt=mark,
+            color=colour,
             label=method,
+            ms=5,
+            elinewidth=1,
         )
     for edge in x[1:] - 0.5:
         ax.axvline(edge, color="black", lw=0.4, ls=":")

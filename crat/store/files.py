@@ -1,9 +1,8 @@
-"""The working store: one folder a run, named by the hash of what was asked; files appear whole or
-not at all.
+"""The working store: one folder for each run, named by the hash of its config.
 
 A run's folder holds card.json (what it is), checkpoint.safetensors (everything needed to go on),
 best.safetensors, history.csv, trace.npz and, under eval/, the outcome of each attack on each
-sample. Nothing in it is a pickle.
+sample. Nothing in it is a pickle; every file appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -21,20 +20,18 @@ from typing import Any
 
 import numpy as np
 
-SUMS = "SHA256SUMS"  # what was published, in each run's folder and at the top of results/
+SUMS = "SHA256SUMS"  # names the published files of a run's folder, and those of results/
 TEMPORARY = ".half-"  # begins the names of files that are being written
-# raise it when the meaning of what is stored changes: old runs are then trained anew, never misread
+# raise it when the meaning of stored files changes: old runs are then trained anew, never misread
 FORMAT = 1
 
 
 class StoreError(RuntimeError):
-    """A file of the store that is missing, damaged or cannot be written: one line with the file
-    and what to do.
-    """
+    """A file of the store that is missing, damaged or not writable; one line names the remedy."""
 
 
 def home() -> Path:
-    """Where runs live: CRAT_RUNS, else runs/ in a checkout, else the working directory's runs/."""
+    """The folder of runs: CRAT_RUNS, else runs/ in a checkout, else in the working directory."""
     if "CRAT_RUNS" in os.environ:
         return Path(os.environ["CRAT_RUNS"]).expanduser()
     return root() / "runs"
@@ -42,8 +39,10 @@ def home() -> Path:
 
 @dataclass(frozen=True)
 class Store:
-    """Where runs are: root holds those that are made here, published those of results/ (None:
-    they are left aside).
+    """The places of runs.
+
+    root: the folder of the runs that are made here.
+    published: that of the published runs, results/ (None: they are left aside).
     """
 
     root: Path
@@ -51,8 +50,9 @@ class Store:
 
     @classmethod
     def usual(cls) -> Store:
-        """The store of CRAT_RUNS, with the published runs before it, so that one run's numbers
-        have one origin.
+        """The store of CRAT_RUNS, with the published runs first.
+
+        So a run's numbers have one origin.
         """
         return cls(home(), published_home())
 
@@ -67,25 +67,21 @@ class Store:
         return cls.recomputed() if recompute else cls.usual()
 
     def published_run(self, dataset: str, name: str) -> Path | None:
-        """The folder of a run under results/, where it was published."""
+        """The folder of a run under results/; None where it was not published."""
         folder = self.published and self.published / dataset / name
         return folder if folder and folder.is_dir() else None
 
 
 def figures_home() -> Path:
-    """Where figures/<profile>/<notebook> go: CRAT_FIGURES, else figures/ in a checkout or the
-    working directory.
-    """
-    return (
-        Path(given).expanduser()
-        if (given := os.environ.get("CRAT_FIGURES"))
-        else root() / "figures"
-    )
+    """The folder of figures/<profile>/<notebook>: CRAT_FIGURES, else figures/ below `root`."""
+    given = os.environ.get("CRAT_FIGURES")
+    return Path(given).expanduser() if given else root() / "figures"
 
 
 def must_be_writable(folder: Path, variable: str) -> None:
-    """Raises StoreError, with the environment variable that names another folder, where nothing
-    can be written.
+    """Raises StoreError where a folder cannot be written.
+
+    variable: the environment variable that names another folder, for the message.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,18 +95,15 @@ def must_be_writable(folder: Path, variable: str) -> None:
 
 
 def root() -> Path:
-    """The checkout that this package is part of, else (installed from a wheel) the working
-    directory.
-    """
+    """The checkout that holds this package, else (installed from a wheel) the working directory."""
     checkout = Path(__file__).parents[2]
     return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
 
 
 def results_home() -> Path:
-    """The published results of a checkout: the folder whose tables and claims are as they were
-    published.
+    """The folder of a checkout's published results, whose tables and claims are as published.
 
-    Raises StoreError for an installed package, which ships none, and where one of them was altered
+    Raises StoreError for an installed package, which ships none, and where one was altered
     (`as_published`).
     """
     folder = published_home()
@@ -125,76 +118,82 @@ def results_home() -> Path:
 
 
 def published_home() -> Path:
-    """Where published results lie in a checkout, whether or not there are any."""
+    """The folder of published results in a checkout, whether or not it exists."""
     return Path(__file__).resolve().parents[2] / "results"
 
 
 def loose_results(results: Path) -> list[Path]:
-    """The files of results/ that are part of no run: claims of a data set, tables of what papers
-    print.
-    """
-    found = [*results.glob("*"), *results.glob("*/*")]
-    return sorted(p for p in found if p.is_file() and p.name != SUMS and not p.name.startswith("."))
+    """The files of results/ outside the runs: claims of a data set, numbers printed in papers."""
+    loose = []
+    for path in [*results.glob("*"), *results.glob("*/*")]:
+        hidden = path.name.startswith(".")
+        if path.is_file() and path.name != SUMS and not hidden:
+            loose.append(path)
+    return sorted(loose)
 
 
 def files_of_run(folder: Path) -> set[str]:
     """The relative names of all files of a published run but its SHA256SUMS and hidden ones."""
-    found = set()
+    files = set()
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = os.path.relpath(place, folder).replace(os.sep, "/") + "/"
-        found |= {(inside + name).removeprefix("./") for name in names if not name.startswith(".")}
-    return found - {SUMS}
+        shown = [name for name in names if not name.startswith(".")]
+        files |= {(inside + name).removeprefix("./") for name in shown}
+    return files - {SUMS}
 
 
 def published_file(run: Path, name: str) -> Path | None:
-    """A file of a published run, as it was published; None where no such was.
+    """A file of a published run, as it was published; None where the run has no such file.
 
-    Raises StoreError, one line, where it was altered, and where any file of the run is missing or
+    Raises StoreError, one line, where it was altered, or where any file of the run is missing or
     was added.
     """
-    said, there = _said(run), files_of_run(run)
+    published, present = _sums(run), files_of_run(run)
     as_published(run / SUMS, run.parents[1])
-    if missing := sorted(said.keys() - there):
+    if missing := sorted(published.keys() - present):
         raise StoreError(
             f"{run / missing[0]} was published and is missing; `git checkout` brings it back"
         )
-    if added := sorted(there - said.keys()):
+    if added := sorted(present - published.keys()):
         raise StoreError(
             f"{run / added[0]} was never published ({SUMS} does not name it); remove it"
         )
-    return as_published(run / name, run) if name in said else None
+    return as_published(run / name, run) if name in published else None
 
 
 def as_published(path: Path, folder: Path) -> Path:
-    """A published file that the SHA256SUMS of its folder names; raises StoreError, one line, where
-    it was altered.
+    """A published file, checked against the SHA256SUMS of its folder.
 
-    folder: a published run's, or results/ itself, whose own SHA256SUMS names those of the runs.
+    folder: a published run's, or results/ itself, whose SHA256SUMS names those of the runs.
+    Raises StoreError, one line, where the file was altered or never published.
     """
-    if (digest := _said(folder).get(path.relative_to(folder).as_posix())) is None:
+    published_digest = _sums(folder).get(path.relative_to(folder).as_posix())
+    if published_digest is None:
         raise StoreError(
             f"{path} was never published ({folder / SUMS} does not name it); remove it"
         )
-    if sha256(path) != digest:
+    if sha256(path) != published_digest:
         raise StoreError(
             f"{path} is not as it was published (SHA-256 differs); `git checkout` brings it back"
         )
     return path
 
 
-def _said(folder: Path) -> dict[str, str]:
+def _sums(folder: Path) -> dict[str, str]:
     """Relative name -> SHA-256, as `sha256sum` writes it."""
     try:
-        rows = [
-            line.partition("  ")
-            for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()
-        ]
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     except OSError:
         raise StoreError(
-            f"{folder} has no {SUMS}, so nobody knows what was published: `git checkout` it"
+            f"{folder} has no {SUMS}, which names its published files; "
+            f"`git checkout` brings it back"
         ) from None
-    return {name: digest for digest, _, name in rows}
+    sums = {}
+    for line in lines:
+        checksum, _, name = line.partition("  ")
+        sums[name] = checksum
+    return sums
 
 
 def sha256(path: Path) -> str:
@@ -218,18 +217,19 @@ def digest(value: Any) -> str:
 
 
 def seed_for(*parts: int | str) -> int:
-    """A 63-bit seed derived from its parts (run seed, epoch, purpose ...), the same on every
-    machine.
+    """A 63-bit seed derived from its parts (run seed, epoch, purpose ...), equal on every machine.
 
-    Each epoch draws from its own seed, so a resumed run needs no saved generator state.
+    Each epoch draws from a separate seed, so a resumed run needs no saved generator state.
     """
-    return int(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:15], 16)
+    text = json.dumps(parts)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that replaces it on a clean exit; raises StoreError
-    where it cannot.
+    """Yields a temporary path beside `path` that replaces it on a clean exit.
+
+    Raises StoreError where it cannot be written; `path` is then unchanged.
     """
     handle, name = -1, ""
     try:
@@ -253,9 +253,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_half_written(folder: Path) -> None:
-    """Removes what a killed session left of its writings: the temporary names of
-    `written_whole`, eval/ included.
-    """
+    """Removes the temporary files of `written_whole` that a killed session left, eval/ included."""
     for path in folder.rglob(f"{TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
@@ -291,9 +289,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bo
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads a .npz without pickle; raises StoreError where it is missing or damaged (its CRC is
-    checked).
-    """
+    """Reads a .npz without pickle; raises StoreError where it is missing or its CRC is wrong."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -322,8 +318,9 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors (on the CPU) and metadata of `write_tensors`; raises StoreError on a missing
-    or altered file.
+    """The tensors (on the CPU) and metadata of `write_tensors`.
+
+    Raises StoreError where the file is missing, damaged or altered.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -343,7 +340,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def fingerprint(tensors: Mapping[str, Any]) -> str:
-    """First 16 hex digits of the SHA-256 of named tensors: what outcomes are tied to."""
+    """First 16 hex digits of the SHA-256 of named tensors, to which outcomes are tied."""
     return _checksum(tensors, "")[:16]
 
 
@@ -353,16 +350,13 @@ def _checksum(tensors: Mapping[str, Any], text: str) -> str:
     total = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         total.update(name.encode())
-        total.update(
-            tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        )
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        total.update(flat.view(torch.uint8).numpy())
     return total.hexdigest()
 
 
 def halved(logits: np.ndarray) -> np.ndarray:
-    """Logits as float16; as float32 where some are beyond its 65504, which would become
-    infinite.
-    """
+    """Logits as float16; as float32 where any is beyond float16's 65504."""
     with np.errstate(over="ignore"):
         half = logits.astype(np.float16)
     return half if np.isfinite(half).all() else logits.astype(np.float32)

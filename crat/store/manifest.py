@@ -1,7 +1,7 @@
-"""SHA256SUMS of what is published: in each run's folder, and at the top of results/ over the rest
-and over those.
+"""SHA256SUMS of published files: in each run's folder, and over all of results/.
 
-`python -m crat.store.manifest` writes all of them: what is there then counts as published. Readers:
+The one at the top of results/ covers the loose files and the SHA256SUMS of every run. `python -m
+crat.store.manifest` writes all of them: every file there then counts as published. Readers:
 `store.as_published`.
 """
 
@@ -13,7 +13,7 @@ from crat import store
 
 
 def sign(run: Path) -> None:
-    """Writes the SHA256SUMS of a published run, and that of the results/ which it is part of."""
+    """Writes the SHA256SUMS of a published run, and that of its results/."""
     store.write_sums(run, store.files_of_run(run))
     sign_top(run.parents[1])
 
@@ -25,7 +25,7 @@ def sign_top(results: Path) -> None:
 
 
 def main(results: Path) -> None:
-    """Writes all of them."""
+    """Writes the SHA256SUMS of every run and of results/."""
     runs = [card.parent for card in sorted(results.glob("*/*/card.json"))]
     for run in runs:
         store.write_sums(run, store.files_of_run(run))

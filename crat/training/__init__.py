@@ -1,6 +1,6 @@
-"""Training: from a config to a run."""
+"""Training: from a config to a trained run."""
 
 from crat.training.run import Run
 from crat.training.trainer import TrainingError, train
 
-__all__ = ["Run", "TrainingError", "recipes", "run", "train"]
+__all__ = ["Run", "TrainingError", "run", "train"]

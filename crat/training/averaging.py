@@ -1,6 +1,4 @@
-"""Weight averaging: of everything in state_dict, BatchNorm's statistics included (CFA's code
-does the same).
-"""
+"""Averages of everything in a state_dict, BatchNorm's statistics included (as in CFA's code)."""
 
 from __future__ import annotations
 
@@ -19,18 +17,19 @@ CFA_START = 50
 
 
 class EMA:
-    """theta_bar <- decay theta_bar + (1 - decay) theta; the first update copies (CFA's code does
-    the same).
+    """An exponential moving average: theta_bar <- decay theta_bar + (1 - decay) theta.
 
-    One class serves both habits, which differ in when `update` is called: once an epoch (CFA; decay
-    0.85 in the paper, 0.88 in its code) or once an optimizer update (decay near 0.999). warm_up:
-    the decay of update t is at most (1 + t) / (10 + t), so that a short run does not keep its first
-    weights. Integer buffers are copied.
+    The first update copies, as in CFA's code; integer buffers are always copied.
+    The caller decides how often `update` runs: after each epoch (CFA; decay 0.85 in the paper, 0.88
+    in its code) or after each optimizer step (decay near 0.999).
+    warm_up: limits the decay of update t to (1 + t) / (10 + t), so that the first weights do not
+    dominate a short run.
+    Raises ValueError on a decay outside [0, 1).
     """
 
     def __init__(self, decay: float, *, warm_up: bool = False):
         if not 0 <= decay < 1:
-            raise ValueError(f"the decay of a moving average lies in [0, 1), not {decay!r}")
+            raise ValueError(f"decay of a moving average lies in [0, 1), not {decay!r}")
         self.decay = decay
         self.warm_up = warm_up
         self.updates = 0
@@ -38,54 +37,55 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes the model's present weights into the average; no host synchronisation."""
+        """Adds the model's present weights to the average; no host synchronisation."""
         new = model.state_dict()
         self.updates += 1
         if not self.state:
             self.state = {name: value.clone() for name, value in new.items()}
             return
         floating = [name for name, value in new.items() if value.is_floating_point()]
-        torch._foreach_lerp_(
-            [self.state[n] for n in floating], [new[n] for n in floating], 1 - self.keep()
-        )
+        averages = [self.state[name] for name in floating]
+        weights = [new[name] for name in floating]
+        torch._foreach_lerp_(averages, weights, 1 - self.keep())
         for name in new.keys() - set(floating):
             self.state[name].copy_(new[name])
 
     def keep(self) -> float:
-        """The decay of this update."""
+        """The decay of the present update."""
         if not self.warm_up:
             return self.decay
         return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
 
 class SWA(EMA):
-    """The plain mean of the weights at the ends of epochs (Izmailov et al. 2018), from
-    `average_start` on.
+    """The plain mean of the weights at the ends of epochs, from `average_start` on.
 
-    As in that paper BatchNorm's statistics are not averaged but taken anew from the training
-    images, by the trainer.
+    BatchNorm's statistics are not averaged: the trainer computes them anew from training images.
+    Source: Izmailov et al. 2018.
     """
 
     def __init__(self) -> None:
         super().__init__(0.0)
 
     def keep(self) -> float:
-        """(n - 1) / n."""
+        """The weight of the previous mean: (n - 1) / n at update n."""
         return (self.updates - 1) / self.updates
 
 
 class Gate:
-    """FAWA's filter (Wei et al. 2023, Algorithm 1): an epoch enters the average where its worst
-    class is good enough.
+    """FAWA's filter: an epoch enters the average where its worst class is robust enough.
 
-    threshold: the paper's delta (0.2; 0.24 in the code's defaults) on the worst class's robust
-    accuracy on validation. None: the median of all epochs' minima so far, this one's included; in a
-    short schedule, or on harder data, a fixed threshold may never be reached, and the released code
-    then returns a random initialisation.
+    threshold: the least robust validation accuracy of the worst class, the paper's delta (0.2; 0.24
+    in the code's defaults). None: the median of the worst accuracies of all epochs so far, the
+    present one included. A short schedule or harder data may never reach a fixed threshold, and the
+    released code then returns a random initialisation.
+    start: the number of first epochs that never enter.
+    Source: Wei et al. 2023, Algorithm 1.
     """
 
     def __init__(self, threshold: float | None, start: int):
-        self.threshold, self.start = threshold, start
+        self.threshold = threshold
+        self.start = start
         self.minima: list[float] = []
         self.accepted: list[int] = []
 
@@ -104,7 +104,7 @@ def _median(values: list[float]) -> float:
 
 
 def make_average(config: TrainConfig) -> EMA | None:
-    """The average that a config asks for, with its default decay; None for none."""
+    """The average that a config asks for, with the default decay of its kind; None for "none"."""
     if config.average == "none":
         return None
     if config.average == "swa":
@@ -115,20 +115,25 @@ def make_average(config: TrainConfig) -> EMA | None:
 
 
 def make_gate(config: TrainConfig) -> Gate | None:
-    """FAWA's gate, from a quarter of the epochs on, as in the paper; for SWA one that time alone
-    opens.
+    """The gate that decides which epochs enter the average of "swa" or "fawa"; else None.
+
+    FAWA's starts after a quarter of the epochs, as in the paper. SWA's starts after half of them,
+    and every later epoch enters.
     """
     if config.average not in ("swa", "fawa"):
         return None
-    swa = config.average == "swa"
+    if config.average == "swa":
+        default_start = 0.5
+        threshold: float | None = 0.0
+    else:
+        default_start = CFA_START / CFA_EPOCHS
+        threshold = config.fawa_threshold
     start = config.average_start
     if start is None:
-        start = math.floor((0.5 if swa else CFA_START / CFA_EPOCHS) * config.epochs)
-    return Gate(0.0 if swa else config.fawa_threshold, start)
+        start = math.floor(default_start * config.epochs)
+    return Gate(threshold, start)
 
 
 def scaled_decay(epochs: int) -> float:
-    """CFA's decay an epoch, 0.85 of 200, at the same share of a shorter training: 0.85^(200 /
-    epochs).
-    """
+    """CFA's decay per epoch for a training shorter than its 200 epochs: 0.85^(200 / epochs)."""
     return CFA_DECAY ** max(1.0, CFA_EPOCHS / epochs)

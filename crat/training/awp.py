@@ -1,6 +1,4 @@
-"""Adversarial weight perturbation (Wu et al. 2020, NeurIPS): the loss is descended at weights
-moved to raise it.
-"""
+"""Adversarial weight perturbation (Wu et al. 2020): descends the loss at weights that raise it."""
 
 from __future__ import annotations
 
@@ -16,25 +14,25 @@ from crat.distributed import mean_over_ranks
 
 @contextmanager
 def perturbed(model: nn.Module, gamma: float, loss: Callable[[], Tensor]) -> Iterator[None]:
-    """Within, each weight w of two or more dimensions is w + gamma ||w|| g / ||g||, g the gradient
-    of `loss`.
+    """Moves each weight w to w + gamma ||w|| g / ||g|| for the duration of the context.
 
-    As in the authors' code (csdongxian/AWP): an ascent step of a proxy, rescaled to the length of
-    the weight, so that the proxy's learning rate cancels; BatchNorm's statistics do not move for
-    it; the optimizer's step is taken inside, at the perturbed weights, and the perturbation
-    subtracted afterwards. Biases and BatchNorm are left alone.
+    g: the gradient of `loss` with respect to w. Weights of fewer than two dimensions do not move,
+    so biases and BatchNorm stay as they are.
+    The ascent step of the authors' proxy is rescaled to the length of the weight, so the proxy's
+    learning rate cancels. BatchNorm's statistics do not move for it. The optimizer steps inside the
+    context, at the perturbed weights; the perturbation is subtracted afterwards.
+    Source: Wu et al. 2020 (NeurIPS) and its code (csdongxian/AWP).
     """
-    named = model.named_parameters()
-    weights: list[Tensor] = [
-        p for name, p in named if p.ndim > 1 and "weight" in name and p.requires_grad
-    ]
-    with _statistics_kept(model):
+    weights: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and "weight" in name and parameter.requires_grad:
+            weights.append(parameter)
+    with _statistics_frozen(model):
         gradients = torch.autograd.grad(loss(), weights)
     with torch.no_grad():
-        moves = [
-            gamma * w.norm() / (g.norm() + 1e-20) * g
-            for w, g in zip(weights, mean_over_ranks(gradients), strict=True)
-        ]
+        moves = []
+        for w, g in zip(weights, mean_over_ranks(gradients), strict=True):
+            moves.append(gamma * w.norm() / (g.norm() + 1e-20) * g)
         torch._foreach_add_(weights, moves)
     try:
         yield
@@ -44,13 +42,12 @@ def perturbed(model: nn.Module, gamma: float, loss: Callable[[], Tensor]) -> Ite
 
 
 @contextmanager
-def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Within, BatchNorm normalises by the batch and moves no running statistics."""
-    norms = [
-        m
-        for m in model.modules()
-        if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
-    ]
+def _statistics_frozen(model: nn.Module) -> Iterator[None]:
+    """Lets BatchNorm normalise by the batch without moving its running statistics."""
+    norms: list[_BatchNorm] = []
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
+            norms.append(module)
     for norm in norms:
         norm.track_running_stats = False
     try:

@@ -1,5 +1,4 @@
-"""The files of a training at an epoch's end: written in an order that a kill cannot harm, read
-back to go on."""
+"""The files of a training at the end of an epoch, written in an order that a kill cannot harm."""
 
 from __future__ import annotations
 
@@ -25,8 +24,9 @@ BEST = "best.safetensors"
 def save(run: Run, state: TrainState, judged: dict[str, Tensor], images: Dataset) -> None:
     """Writes history, checkpoint, best weights and card.
 
-    History goes first: a resumed run drops what lies beyond the checkpoint. Best weights go last:
-    the checkpoint holds them too. judged: the weights that validation has just judged.
+    judged: the weights that validation has just judged.
+    The history comes before the checkpoint: a resumed run drops rows beyond the checkpoint. The
+    best weights come after it: they can be restored from the checkpoint.
     """
     store.write_text(run.folder / "history.csv", pd.DataFrame(state.rows).to_csv(index=False))
     store.write_tensors(run.folder / CHECKPOINT, *state.state_dict())
@@ -36,18 +36,19 @@ def save(run: Run, state: TrainState, judged: dict[str, Tensor], images: Dataset
 
 
 def write_best(run: Run, state: TrainState, judged: dict[str, Tensor]) -> None:
-    """The weights of the chosen epoch."""
+    """Writes the weights of the chosen epoch."""
     store.write_tensors(run.folder / BEST, judged, {"epoch": state.epochs_done})
 
 
 def write_card(run: Run, state: TrainState, images: Dataset) -> None:
-    """The card as it is now, to its file."""
+    """Writes the present card."""
     store.write_json(run.folder / "card.json", card(run, state, images))
 
 
 def card(run: Run, state: TrainState, images: Dataset) -> dict[str, Any]:
-    """All that a reader must know of the run; what only a finished one can tell is None until
-    then.
+    """The card of a run: settings, data, epochs, chosen epoch, device and versions.
+
+    Entries that need the finished training are None before its end.
     """
     finished = state.epochs_done >= run.config.train.epochs
     processes = distributed.world()
@@ -75,7 +76,7 @@ def card(run: Run, state: TrainState, images: Dataset) -> dict[str, Any]:
 
 
 def _weight_norms(run: Run) -> list[float] | None:
-    """||w_k|| of the best epoch's last layer, where the head has weights of free length."""
+    """||w_k|| of the best epoch's last layer; None where the head normalises its weights."""
     if run.config.model.head not in ("linear", "augmented"):
         return None
     network = build_model(run.config)
@@ -84,15 +85,18 @@ def _weight_norms(run: Run) -> list[float] | None:
 
 
 def restore(run: Run, state: TrainState) -> bool:
-    """Goes back to the end of the last saved epoch; to the beginning, where the best weights are
-    lost. Returns whether the best weights are lost and are the restored ones: `write_best` brings
-    them back.
+    """Sets the state to the end of the last saved epoch; returns whether to write the best weights.
+
+    True: the file of the best weights is lost, and the checkpoint is of that very epoch. Where the
+    checkpoint is of another epoch, the state stays as it is, and training starts from the
+    beginning.
     """
     tensors, meta = store.read_tensors(run.folder / CHECKPOINT)
-    best = run.folder / BEST
-    best_epoch = store.read_tensors(best)[1]["epoch"] if best.exists() else None
-    lost = best_epoch != meta["best"]["epoch"]
-    if lost and meta["best"]["epoch"] != meta["epoch"]:
+    best_epoch = meta["best"]["epoch"]
+    best_file = run.folder / BEST
+    saved_epoch = store.read_tensors(best_file)[1]["epoch"] if best_file.exists() else None
+    lost = saved_epoch != best_epoch
+    if lost and best_epoch != meta["epoch"]:
         return False
     state.load_state_dict(tensors, meta)
     history = run.history()

@@ -1,4 +1,4 @@
-"""Progress for people: a bar in a terminal, one line an epoch in a notebook."""
+"""Progress of a training: a bar in a terminal, a line for each epoch in a notebook."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import time
 from tqdm import tqdm
 
 from crat.names import one_of
-from crat.text import dated
-
-__all__ = ["STYLES", "Progress", "dated", "tell"]
 
 STYLES = ("bar", "line", "none")
 
 
 def tell(style: str | None, *lines: str) -> None:
-    """Lines for people, at once, unless the style is "none"."""
+    """Prints lines at once, unless the style is "none"."""
     if Progress(style).style != "none":
         for line in lines:
             print(line, flush=True)
 
 
 class Progress:
-    """Counts images over all epochs, as a bar, as a line for each epoch, or silently.
+    """A count of images over all epochs: a bar, a line for each epoch, or silence.
 
-    style: one of STYLES; None is a bar in a terminal, else lines. Raises ConfigError.
+    style: one of STYLES; None: a bar in a terminal, else lines.
+    title: the text before the bar.
+    Raises ConfigError on an unknown style.
     """
 
     def __init__(self, style: str | None = None, title: str = ""):
@@ -37,7 +36,10 @@ class Progress:
         self.last = time.monotonic()
 
     def start(self, epochs: int, done: int, images_per_epoch: int) -> None:
-        """Sets the number of epochs, and how many of them an earlier session did."""
+        """Starts the count.
+
+        epochs: of the whole training. done: epochs of earlier sessions.
+        """
         self.epochs = epochs
         if self.style == "bar":
             self.bar = tqdm(
@@ -51,7 +53,7 @@ class Progress:
             )
 
     def step(self, images: int) -> bool:
-        """Counts one batch; True once a second, the time for anything that costs."""
+        """Adds a batch to the count; returns True about once a second, for costly checks."""
         if self.bar is not None:
             self.bar.update(images)
         now = time.monotonic()
@@ -61,7 +63,7 @@ class Progress:
         return True
 
     def epoch(self, done: int, line: str) -> None:
-        """Shows the line of a finished epoch."""
+        """Shows the line of a finished epoch; done: the epochs so far."""
         text = f"epoch {done}/{self.epochs}  {line}"
         if self.bar is not None:
             self.bar.write(text)
@@ -69,6 +71,6 @@ class Progress:
             print(text, flush=True)
 
     def close(self) -> None:
-        """Leaves the bar standing."""
+        """Ends the bar and leaves it on the screen."""
         if self.bar is not None:
             self.bar.close()

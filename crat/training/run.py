@@ -1,4 +1,4 @@
-"""A run: what was trained, by which config, and where its files are."""
+"""A run: its config, its name, its files, its trained network."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from crat.keys.identity import Identity
 from crat.names import one_of
 from crat.nets import bodies, models
 from crat.store import FORMAT, Store, digest
+from crat.training.state import part
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model (or one in the making): its resolved config and the folder where it lives.
+    """A training, finished or not: its resolved config and the folder of its files.
 
-    published: the folder of the same run under results/ (None: there is none, or it is left aside).
-    It is read before the run's own folder, so that one run's numbers have one origin.
+    published: the folder of the same run under results/; None: no such folder, or not to be used.
+    Published files are read before those in `folder`, so that all numbers of a run have one origin.
     """
 
     config: RunConfig
@@ -41,37 +42,37 @@ class Run:
     ) -> Run:
         """The run of a config; its name ends in the hash of config, method revision and dtype.
 
-        Of a method or a network that is not crat's the hash holds its code and all that it reaches
-        (crat.keys.identity), so an edited one is another run. The device matters only to what dtype
-        "auto" means. store: where runs are (None: the usual one).
+        The hash also covers the code of a method or network from outside crat, and everything that
+        this code reaches (crat.keys.identity), so an edited method makes another run.
+        device: decides only the dtype that "auto" means.
+        store: the place of the runs (None: the usual one).
         """
         config = config.resolved()
         dtype = pick_dtype(config.train.dtype, pick_device(device))
         config = replace(config, train=replace(config.train, dtype=dtype))
         config, revision = _canonical(config)
-        t, foreign = (
-            config.train,
-            {what: found.text for what, found in put_in_place(config).items()},
-        )
         decided_by = {**different_from_default(config), "revision": revision, "format": FORMAT}
-        key = digest(decided_by | ({"foreign": foreign} if foreign else {}))
-        name = f"{config.data.name}-{config.model.name}-{t.defense}-s{t.seed}-{key}"
+        foreign = {part: found.text for part, found in put_in_place(config).items()}
+        if foreign:
+            decided_by["foreign"] = foreign
+        method = f"{config.train.defense}-s{config.train.seed}"
+        name = f"{config.data.name}-{config.model.name}-{method}-{digest(decided_by)}"
         where = store or Store.usual()
         return cls(config, where.root / name, where.published_run(config.data.name, name))
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """The name of the run's folder."""
         return self.folder.name
 
     @property
     def here(self) -> Run:
-        """The same run as it lies in the store, whatever was published."""
+        """The same run without its published files."""
         return replace(self, published=None)
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, here or where it was published."""
+        """Whether all epochs are done, according to the published card or else the store's."""
         return self.card().get("finished", False)
 
     @property
@@ -81,11 +82,10 @@ class Run:
         return all((self.folder / name).exists() for name in weights) and self.here.finished
 
     def card(self) -> dict[str, Any]:
-        """What is known of the run: config, versions, device, epochs done, the chosen epoch; {}
-        before the first.
+        """The run's card: config, versions, device, epochs done, chosen epoch; {} if there is none.
 
-        Raises StoreError where the card tells of other settings (a default has changed since, or
-        the folder was moved).
+        Raises StoreError where the card names other settings: a default has changed since, or the
+        folder was moved.
         """
         path = self.find("card.json")
         if path is None:
@@ -98,22 +98,20 @@ class Run:
         return card
 
     def history(self) -> pd.DataFrame:
-        """One row an epoch, split and class: n, clean_acc, robust_acc, loss, with lr and eps of
-        the epoch.
-        """
+        """The table history.csv: n, accuracies, loss, lr and eps by epoch, split and class."""
         return pd.read_csv(self._file("history.csv"), float_precision="round_trip")
 
     def trace(self) -> dict[str, Any]:
-        """Per epoch logits of the fixed test subset: index, y (N,), clean and pgd (epochs, N, K)
-        float16.
+        """The logits of a fixed subset of the test images after each epoch.
+
+        index, y: (N,). clean, pgd: (epochs, N, K) float16.
         """
         return store.read_arrays(self._file("trace.npz"))
 
     def find(self, name: str) -> Path | None:
-        """Where a file of the run is, published or in the store; None where it is in neither.
+        """The path of a file of the run, published or in the store; None where it is in neither.
 
-        Raises StoreError where the run was published and is not as it was published
-        (store.published_file).
+        Raises StoreError where a published file was altered (store.published_file).
         """
         if self.published and (path := store.published_file(self.published, name)):
             return path
@@ -127,8 +125,10 @@ class Run:
         )
 
     def model(self, which: str = "best", device: str | torch.device | None = None) -> nn.Module:
-        """The trained network in eval mode: "best" by validation, or "last"; the average where
-        one was kept.
+        """The trained network in eval mode, with averaged weights where the run averages.
+
+        which: "best" (the epoch that validation chose) or "last".
+        Raises ConfigError on another `which`, StoreError where the weights are absent or damaged.
         """
         where = pick_device(device)
         network = build_model(self.config).to(where).to(memory_format=torch.channels_last)
@@ -144,10 +144,9 @@ class Run:
 
 
 def put_in_place(config: RunConfig) -> dict[str, Identity]:
-    """What a config names that is not crat's own: its method, its network, what was changed in
-    this session.
-    """
-    method, network = config.train.defense, config.model.name
+    """The identities of the method and network of a config that are not crat's or were changed."""
+    method = config.train.defense
+    network = config.model.name
     return identity.put_in_place(
         method=(DEFENSES.get(method), METHODS.get(method)),
         network=(bodies.BODIES.get(network), bodies.CAME.get(network)),
@@ -155,23 +154,27 @@ def put_in_place(config: RunConfig) -> dict[str, Identity]:
 
 
 def unread(config: RunConfig) -> list[str]:
-    """A line where something of a run's code cannot be read: then it is found again in this
-    session only.
+    """A warning (one line or none) of code that cannot be read into the key of a run.
+
+    Such a run is found again in the present session only.
     """
-    parts = [part for found in put_in_place(config).values() for part in found.unread]
-    told = "cannot be read into the key of this run, so a later session will train it anew"
-    return [f"{', '.join(parts)}: {told}"] if parts else []
+    parts: list[str] = []
+    for found in put_in_place(config).values():
+        parts += found.unread
+    if not parts:
+        return []
+    consequence = "cannot be read into the key of this run, so a later session will train it anew"
+    return [f"{', '.join(parts)}: {consequence}"]
 
 
 def _canonical(config: RunConfig) -> tuple[RunConfig, int]:
-    """The config with the head that its method brings and without options at their default; the
-    method's revision.
+    """The config in its canonical form, and the revision of its method.
+
+    The canonical form has the head that the method brings, and no option at its default.
     """
     defense = make_defense(config.train, 2)
-    model, train = (
-        config.model,
-        replace(config.train, defense=one_of("defense", config.train.defense, DEFENSES)),
-    )
+    model = config.model
+    train = replace(config.train, defense=one_of("defense", config.train.defense, DEFENSES))
     if defense.head and defense.head != model.head:
         if model.head != "linear":
             raise ConfigError(f"{train.defense} needs the {defense.head} head, not {model.head}")
@@ -185,7 +188,7 @@ def _canonical(config: RunConfig) -> tuple[RunConfig, int]:
 
 
 def card_config(card: dict[str, Any], folder: Path) -> RunConfig:
-    """The config that a card tells of; raises StoreError where it is none of ours."""
+    """The config in a card; raises StoreError where this version cannot read it."""
     try:
         return RunConfig.from_dict(card["config"])
     except (KeyError, TypeError) as error:
@@ -193,9 +196,9 @@ def card_config(card: dict[str, Any], folder: Path) -> RunConfig:
 
 
 def build_model(config: RunConfig, n_classes: int | None = None) -> nn.Module:
-    """The untrained network of a config, seeded by its seed.
+    """The untrained network of a config, seeded by the config's seed.
 
-    n_classes: another number than that of the data set's classes.
+    n_classes: the number of outputs (None: the number of classes in the config's data).
     """
     spec = DATASETS[config.data.name]
     return models.build(
@@ -206,35 +209,6 @@ def build_model(config: RunConfig, n_classes: int | None = None) -> nn.Module:
         std=spec.std,
         seed=store.seed_for(config.train.seed, "init"),
     )
-
-
-def part(tensors: dict[str, Tensor], name_of_part: str) -> dict[str, Tensor]:
-    """The tensors of one part of a checkpoint, without the part's prefix."""
-    return {
-        name.split("/", 1)[1]: value
-        for name, value in tensors.items()
-        if name.startswith(name_of_part + "/")
-    }
-
-
-def first_per_class(y: Tensor, n: int) -> Tensor:
-    """Places of the first n images of each class, in file order."""
-    return torch.cat([(y == k).nonzero()[:n, 0] for k in y.unique()]).sort().values
-
-
-def classes_in_turn(y: Tensor) -> Tensor:
-    """The places of all images, the first of each class first, then the second of each ...: (N,) ->
-    (N,).
-
-    The first so many of them are spread evenly over the classes, and are among those of any longer
-    choice.
-    """
-    by_class, counts = y.argsort(stable=True), y.bincount()
-    turn = torch.empty_like(y)
-    turn[by_class] = (
-        torch.arange(len(y), device=y.device) - (counts.cumsum(0) - counts)[y[by_class]]
-    )
-    return (turn * len(counts) + y).argsort()
 
 
 def history_rows(
@@ -249,16 +223,19 @@ def history_rows(
 ) -> list[dict]:
     """The rows of one epoch and split in history.csv; an absent class has NaN accuracies.
 
-    class_values: what the method chose for each class in this epoch, (K,) each, a column each; its
-    eps replaces the common one. accepted: whether the epoch entered a gated average.
+    rate: learning rate. eps: radius, common to all classes.
+    class_values: column -> the method's values of the classes in this epoch, (K,); a column "eps"
+    replaces the common one.
+    accepted: whether the epoch entered a gated average; None: no gate, and no such column.
     """
-    n, clean, robust, loss = (
-        getattr(stats, k).double().cpu() for k in ("n", "clean", "robust", "loss")
-    )
-    chosen = {name: value.double().cpu() for name, value in (class_values or {}).items()}
-    gated = {} if accepted is None else {"accepted": accepted}
-    return [
-        {
+    n = stats.n.double().cpu()
+    clean = stats.clean.double().cpu()
+    robust = stats.robust.double().cpu()
+    loss = stats.loss.double().cpu()
+    chosen = {column: values.double().cpu() for column, values in (class_values or {}).items()}
+    rows = []
+    for k, name in enumerate(classes):
+        row: dict[str, Any] = {
             "epoch": epoch,
             "split": split,
             "class": name,
@@ -269,7 +246,8 @@ def history_rows(
             "lr": rate,
             "eps": eps,
         }
-        | {column: float(value[k]) for column, value in chosen.items()}
-        | gated
-        for k, name in enumerate(classes)
-    ]
+        row |= {column: float(values[k]) for column, values in chosen.items()}
+        if accepted is not None:
+            row["accepted"] = accepted
+        rows.append(row)
+    return rows

@@ -1,4 +1,4 @@
-"""All that changes while a run is trained, as tensors and numbers that a checkpoint can hold."""
+"""The state of a training: everything that changes, as tensors and numbers for a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from torch import Tensor, nn
 
 from crat.defenses.base import Defense
 from crat.training.averaging import EMA, Gate
-from crat.training.run import part
 
 Meta = dict[str, Any]
 
 
 @dataclass
 class TrainState:
-    """A training after so many epochs.
+    """The state of a training after `epochs_done` epochs.
 
-    average, gate: None where the config asks for none. seconds: of training, judging left out.
+    average, gate: None where the config asks for none.
+    seconds: time of training, without validation.
     best: epoch, score, average accuracy and weights' fingerprint of the chosen epoch; {} before the
-    first. collapsed: epochs in which one class drew nearly all validation images. rows: those of
-    history.csv. trace: name -> an epoch's logits (N, K) each.
+    first epoch.
+    collapsed: epochs after which nearly all validation images were assigned to one class.
+    rows: the rows of history.csv.
+    trace: name -> list of logits (N, K), one array per epoch.
     """
 
     model: nn.Module
@@ -41,26 +43,23 @@ class TrainState:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The weights that are judged: the average, once there is one."""
+        """The weights that validation judges: the average once it exists, else the model's."""
         if self.average and self.average.state:
             return self.average.state
         return self.model.state_dict()
 
     def state_dict(self) -> tuple[dict[str, Tensor], Meta]:
-        """The tensors, named "part/name", and the numbers; rows and trace have files of their
-        own.
-        """
+        """The tensors, named "part/name", and the numbers; rows and trace go to other files."""
         parts = {
             "model": self.model.state_dict(),
             "momentum": self._momentum(),
             "average": self.average.state if self.average else {},
             "defense": self.defense.state_dict(),
         }
-        tensors = {
-            f"{name_of_part}/{name}": value
-            for name_of_part, values in parts.items()
-            for name, value in values.items()
-        }
+        tensors = {}
+        for name_of_part, values in parts.items():
+            for name, value in values.items():
+                tensors[f"{name_of_part}/{name}"] = value
         meta = {
             "epoch": self.epochs_done,
             "seconds": self.seconds,
@@ -72,7 +71,7 @@ class TrainState:
         return tensors, meta
 
     def load_state_dict(self, tensors: dict[str, Tensor], meta: Meta) -> None:
-        """The inverse of `state_dict`, onto the device of the model."""
+        """Restores what `state_dict` returned, on the model's device."""
         device = next(self.model.parameters()).device
         self.model.load_state_dict(part(tensors, "model"))
         for name, buffer in part(tensors, "momentum").items():
@@ -99,3 +98,12 @@ class TrainState:
 
 def _moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in tensors.items()}
+
+
+def part(tensors: dict[str, Tensor], name_of_part: str) -> dict[str, Tensor]:
+    """The tensors of one part of a checkpoint, without the part's prefix."""
+    return {
+        name.split("/", 1)[1]: value
+        for name, value in tensors.items()
+        if name.startswith(name_of_part + "/")
+    }

@@ -1,8 +1,7 @@
-"""Training: the only file that knows epochs. `train(config) -> Run`, never twice, resumable at
-every epoch.
+"""Training: `train(config) -> Run` trains a run once and resumes it after every epoch.
 
-All randomness of an epoch comes from (seed, epoch), so a resumed run draws what it would have
-drawn.
+All randomness of an epoch comes from (seed, epoch), so a resumed run draws the same numbers as an
+uninterrupted one. No other module knows epochs.
 """
 
 from __future__ import annotations
@@ -19,16 +18,18 @@ from crat.attacks import PGD, Decision
 from crat.attacks.judge import quick_logits
 from crat.attacks.noise import Share
 from crat.config import PROTOCOLS, ConfigError, RunConfig, number
+from crat.data.images import first_per_class
 from crat.defenses import ClassStats, Defense, Task, make_defense
 from crat.defenses.stats import judged_stats
 from crat.device import autocast, compiled, pick_device
 from crat.store import Store
 from crat.store.lease import Lease, held
+from crat.text import dated
 from crat.training.averaging import make_average, make_gate
 from crat.training.awp import perturbed
 from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, write_card
-from crat.training.progress import Progress, dated, tell
-from crat.training.run import Run, build_model, first_per_class, history_rows, unread
+from crat.training.progress import Progress, tell
+from crat.training.run import Run, build_model, history_rows, unread
 from crat.training.schedules import learning_rate
 from crat.training.state import TrainState
 from crat.training.whole_batch import see_the_whole_batch
@@ -38,9 +39,7 @@ COLLAPSED = 0.9
 
 
 class TrainingError(RuntimeError):
-    """A training that cannot go on: one line with the epoch, the batch and the last good
-    checkpoint.
-    """
+    """A training that cannot go on; the message names epoch, batch and last good checkpoint."""
 
 
 def train(
@@ -52,17 +51,16 @@ def train(
     compile: bool = False,
     store: Store | None = None,
 ) -> Run:
-    """Trains what the config says and returns its Run; a finished one is returned at once, an
-    unfinished one resumed.
+    """Trains the run of a config and returns it.
 
-    One that is returned says so in a line with its date. A method of yours is told from others by
-    its code (crat.keys.identity), so an edited one is trained anew.
-    While another worker trains the same run, this one waits for it (crat.store.lease).
-    progress: "bar" (terminal), "line" (one line an epoch, notebooks), "none"; None chooses.
-    max_minutes: stop at the end of the epoch in which they have passed (the Run is then
-    unfinished).
-    compile: torch.compile the network (worth its start-up time on long runs).
-    store: where runs are (None: the usual one).
+    A finished run is returned at once, with a line that gives its date; an unfinished run is
+    resumed. The key of a run covers the code of your own methods (crat.keys.identity), so an edited
+    method is trained anew. While another worker trains the same run, this one waits for it
+    (crat.store.lease).
+    progress: "bar" (terminal), "line" (a line for each epoch, notebooks) or "none"; None chooses.
+    max_minutes: the training stops after the epoch in which they pass; the run is then unfinished.
+    compile: whether to torch.compile the network (worth its start-up time on long runs).
+    store: the place of the runs (None: the usual one).
     Raises ConfigError, data.DataError, store.StoreError, and TrainingError where the loss is not
     finite.
     """
@@ -76,10 +74,11 @@ def train(
         distributed.wait()
         forked = torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
         with held(run.folder, where) as lease, forked:
-            # another may have done it meanwhile
+            # another worker may have finished the run while this one waited
             if not distributed.decided_by_first(run.trained_here, where):
                 trainer = Trainer(run, where, compile=compile, lease=lease)
-                with distributed.failing_alone(but=TrainingError):  # of which all ranks know
+                # all ranks raise a TrainingError together
+                with distributed.failing_alone(but=TrainingError):
                     trainer.fit(Progress(style, run.name), max_minutes)
                 return run
     tell(style, f"kept: {run.name}, trained {dated(run.folder / 'card.json')}")
@@ -87,17 +86,20 @@ def train(
 
 
 class Trainer:
-    """One training in progress: an epoch, its validation, and what is written behind it.
+    """A training in progress: its epochs, their validation and their files.
 
-    network: the model as it is called, compiled or not. judged: a second network, which takes the
-    weights that validation judges (an average, once there is one).
+    model: the network that is trained. network: the same one as it is called, compiled or not.
+    judged: a second network, which takes the weights that validation judges: the average as soon as
+    it exists, else those of `model`.
     """
 
     def __init__(
         self, run: Run, device: torch.device, *, compile: bool = False, lease: Lease | None = None
     ):
-        self.run, self.config = run.here, run.config.train
-        self.device, self.lease = device, lease
+        self.run = run.here
+        self.config = run.config.train
+        self.device = device
+        self.lease = lease
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
         self.model = self._untrained()
@@ -114,8 +116,8 @@ class Trainer:
             make_gate(self.config),
         )
         protocol = PROTOCOLS[run.config.data.name]
-        eps, step_size = number(self.config.eps or 0), number(protocol.step_size)
-        self.valid_attack = PGD(eps, step_size, protocol.steps)
+        eps = number(self.config.eps or 0)
+        self.valid_attack = PGD(eps, number(protocol.step_size), protocol.steps)
         if (run.folder / CHECKPOINT).exists():
             self._restore()
 
@@ -129,24 +131,26 @@ class Trainer:
         return make_defense(self.config, task).to(self.device)
 
     def _make_optimizer(self) -> torch.optim.SGD:
-        c = self.config
         return torch.optim.SGD(
-            self.model.parameters(), c.lr, c.momentum, weight_decay=c.weight_decay
+            self.model.parameters(),
+            lr=self.config.lr,
+            momentum=self.config.momentum,
+            weight_decay=self.config.weight_decay,
         )
 
     def _restore(self) -> None:
-        """Best weights that are lost are written again by whoever holds the lease (rank 0 only)."""
+        """Restores the checkpoint; the lease's holder (rank 0) writes lost best weights anew."""
         best_is_lost = restore(self.run, self.state)
         self.judged.load_state_dict(self.state.weights)
         if best_is_lost and self.lease and self.lease.held:
             write_best(self.run, self.state, self.judged.state_dict())
 
     def fit(self, progress: Progress, max_minutes: float | None) -> None:
-        """All epochs that are missing."""
+        """Trains all epochs that are missing; max_minutes as in `train`."""
         began = time.monotonic()
         if distributed.rank() == 0:
             store.remove_half_written(self.run.folder)
-            # killed between the last checkpoint and its card
+            # an earlier session was killed between the last checkpoint and its card
             if self.state.epochs_done >= self.config.epochs:
                 write_card(self.run, self.state, self.images)
         progress.start(self.config.epochs, self.state.epochs_done, len(self.images.x_train))
@@ -160,14 +164,34 @@ class Trainer:
         progress.close()
 
     def train_epoch(self, epoch: int, progress: Progress) -> ClassStats:
-        """One pass over the training images; returns the class-wise sums. No host
-        synchronisation within a step.
+        """One pass over the training images; returns the class-wise sums.
+
+        No update waits for the device. Raises TrainingError where a loss is not finite.
         """
         torch.manual_seed(store.seed_for(self.config.seed, epoch, "dropout"))  # inside fork_rng
-        generator = torch.Generator(self.device).manual_seed(
-            store.seed_for(self.config.seed, epoch)
-        )
-        batches = data.Batches(
+        seed = store.seed_for(self.config.seed, epoch)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        batches = self._batches(generator)
+        n_batches = len(batches)
+        first_bad = torch.full((), n_batches, device=self.device)  # n_batches: none is bad
+        total = None
+        self.network.train()
+        for i, (x, y) in enumerate(batches):
+            x = x.contiguous(memory_format=torch.channels_last)
+            rate = learning_rate(self.config, epoch * n_batches + i, n_batches)
+            loss, stats = self.step(x, y, rate, self.eps_scale(epoch), generator)
+            total = stats if total is None else total + stats
+            first_bad = torch.where((first_bad == n_batches) & ~loss.isfinite(), i, first_bad)
+            # once a second, for it waits for the device; several ranks must fail together, so they
+            # check after the epoch
+            if progress.step(len(x)) and distributed.world() == 1:
+                self._refuse_non_finite(epoch, first_bad, n_batches)
+        self._refuse_non_finite(epoch, distributed.smallest(first_bad), n_batches)
+        assert total is not None
+        return ClassStats(*distributed.sum_over_ranks(list(vars(total).values())))
+
+    def _batches(self, generator: torch.Generator) -> data.Batches:
+        return data.Batches(
             self.images.x_train,
             self.images.y_train,
             self.config.batch_size,
@@ -176,31 +200,19 @@ class Trainer:
             padding=self.run.config.data.padding,
             class_probs=self.defense.class_probs(),
         )
-        none = len(batches)
-        first_bad, total = torch.full((), none, device=self.device), None
-        self.network.train()
-        for i, (x, y) in enumerate(batches):
-            x = x.contiguous(memory_format=torch.channels_last)
-            rate = learning_rate(self.config, epoch * len(batches) + i, len(batches))
-            loss, stats = self.step(x, y, rate, self.eps_scale(epoch), generator)
-            total = stats if total is None else total + stats
-            first_bad = torch.where((first_bad == none) & ~loss.isfinite(), i, first_bad)
-            # about once a second, so the check costs nothing; several ranks must fail together,
-            # behind the epoch
-            if progress.step(len(x)) and distributed.world() == 1:
-                self._refuse_non_finite(epoch, first_bad, len(batches))
-        self._refuse_non_finite(epoch, distributed.smallest(first_bad), len(batches))
-        assert total is not None
-        return ClassStats(*distributed.sum_over_ranks(list(vars(total).values())))
 
     def eps_scale(self, epoch: int) -> float:
-        """Share of eps and step size that an epoch trains with."""
+        """The share of eps and step size that an epoch trains with: linear warm-up, then 1."""
         return min(1.0, (epoch + 1) / (self.config.eps_warmup + 1))
 
     def step(
         self, x: Tensor, y: Tensor, rate: float, scale: float, generator: torch.Generator
     ) -> tuple[Tensor, ClassStats]:
-        """Craft, loss, update; of several processes each takes its share of the batch."""
+        """One update of the weights; each of several processes takes its share of the batch.
+
+        x (N, C, H, W) in [0, 1], y (N,). rate: learning rate. scale: share of eps and step size.
+        Returns the mean loss and the class-wise sums of this process's share.
+        """
         if distributed.world() == 1:
             return self._update(x, y, rate, scale, generator)
         part = distributed.share(len(x), self.device)
@@ -218,7 +230,7 @@ class Trainer:
         generator: torch.Generator | Share,
         weight: float = 1.0,
     ) -> tuple[Tensor, ClassStats]:
-        """`weight` of the mean loss in the average over processes."""
+        """One update from a share of the batch; its mean loss has `weight` among the processes."""
         with autocast(self.device, self.config.dtype):
             x_adv = self.defense.craft(self.network, x, y, scale=scale, generator=generator)
         with self._weights_moved(x, x_adv, y, weight):
@@ -237,9 +249,7 @@ class Trainer:
     def _weights_moved(
         self, x: Tensor, x_adv: Tensor, y: Tensor, weight: float
     ) -> AbstractContextManager[None]:
-        """Adversarial weight perturbation around the update, where the config asks for it and
-        warm-up is over.
-        """
+        """Adversarial weight perturbation, if the config asks for it and its warm-up is over."""
         if not self.config.awp or self.state.epochs_done < self.config.awp_warmup:
             return nullcontext()
 
@@ -250,24 +260,26 @@ class Trainer:
         return perturbed(self.model, self.config.awp, loss)
 
     def _refuse_non_finite(self, epoch: int, first_bad: Tensor, n_batches: int) -> None:
+        """Raises TrainingError unless first_bad is n_batches: no batch had a loss not finite."""
         batch = int(first_bad)
         if batch == n_batches:
             return
-        kept = (
-            f"the checkpoint after epoch {self.state.epochs_done} is kept in {self.run.folder}"
-            if self.state.epochs_done
-            else "no checkpoint yet"
-        )
+        done = self.state.epochs_done
+        checkpoint = "no checkpoint yet"
+        if done:
+            checkpoint = f"the checkpoint after epoch {done} is kept in {self.run.folder}"
         raise TrainingError(
             f"the loss is not finite in epoch {epoch + 1}, batch {batch + 1} of {n_batches}; "
-            f"{kept}; "
-            "a smaller --lr, a longer --eps-warmup or --dtype float32 may help"
+            f"{checkpoint}; a smaller --lr, a longer --eps-warmup or --dtype float32 may help"
         )
 
     def finish_epoch(
         self, epoch: int, stats: ClassStats, seconds: float, progress: Progress
     ) -> None:
-        """Averages, validates, chooses the best epoch, and writes all of it."""
+        """Averages the weights, validates, chooses the best epoch and writes the epoch's files.
+
+        stats: class-wise sums of the epoch's training. seconds: the time that it took.
+        """
         state = self.state
         accepted = self._average_epoch()
         self.judged.load_state_dict(state.weights)
@@ -292,7 +304,7 @@ class Trainer:
     def _note(
         self, epoch: int, stats: ClassStats, valid: ClassStats, accepted: bool | None
     ) -> None:
-        """The epoch's rows of history.csv, with the values of each class that it was trained by."""
+        """Adds the epoch's rows of history.csv, with the method's values of each class."""
         done = self.state.epochs_done
         classes = self.images.classes
         rate = self.state.optimizer.param_groups[0]["lr"]
@@ -306,7 +318,7 @@ class Trainer:
         self.state.rows += trained + judged
 
     def _average_epoch(self) -> bool | None:
-        """Updates an average of epochs; returns whether its gate opened, None where it has none."""
+        """Updates an average of epochs; returns whether its gate opened, None without a gate."""
         average = self.state.average
         if not average or self.config.average == "ema_update":
             return None
@@ -314,7 +326,7 @@ class Trainer:
             average.update(self.model)
             return None
         worst = 1.0
-        if self.config.average == "fawa":  # the gate asks the plain weights
+        if self.config.average == "fawa":  # the gate judges the model's weights, not the average
             self.judged.load_state_dict(self.model.state_dict())
             worst = float(self._validate()[1].accuracy(absent=1.0).min())
         accepted = self.state.gate.opens(worst)
@@ -325,26 +337,20 @@ class Trainer:
         return accepted
 
     def _renew_statistics(self) -> None:
-        """BatchNorm's statistics of the average, from one pass over the training images as they
-        are.
-        """
+        """Computes BatchNorm's statistics of the average from unaugmented training images."""
         assert self.state.average
         self.judged.load_state_dict(self.state.average.state)
         batches = data.Batches(self.images.x_train, self.images.y_train, 500, shuffle=False)
         torch.optim.swa_utils.update_bn(batches, self.judged)
-        self.state.average.state = {
-            name: value.clone() for name, value in self.judged.state_dict().items()
-        }
+        renewed = self.judged.state_dict()
+        self.state.average.state = {name: value.clone() for name, value in renewed.items()}
 
     def _validate(self) -> tuple[Tensor, ClassStats]:
-        """Clean logits of the judged weights on validation, and what they and those under PGD
-        count up to.
-        """
+        """Clean validation logits of the judged weights; class-wise sums, clean and under PGD."""
         self.judged.eval()
         x, y = self.images.x_valid, self.images.y_valid
-        clean, robust = (
-            distributed.of_first(self._logits(x, y, attack)) for attack in (None, self.valid_attack)
-        )
+        clean = distributed.of_first(self._logits(x, y, None))
+        robust = distributed.of_first(self._logits(x, y, self.valid_attack))
         return clean, judged_stats(y, clean, robust)
 
     def _logits(self, x: Tensor, y: Tensor, attack: PGD | None) -> Tensor:
@@ -354,22 +360,23 @@ class Trainer:
         return quick_logits(model, x, y, attack, seed=self.config.seed, dtype=self.config.dtype)
 
     def _choose(self, valid: ClassStats) -> None:
-        """The best epoch by average + worst class on validation (CFA's index, on validation
-        instead of test).
+        """Chooses the epoch as the best if average + worst accuracy on validation is the highest.
+
+        Source: CFA's index (Wei et al. 2023), which its code takes on the test images.
         """
-        counted = valid.clean if self.defense.selects_on == "clean" else valid.robust
-        accuracy = (counted / valid.n).cpu()
+        correct = valid.clean if self.defense.selects_on == "clean" else valid.robust
+        accuracy = (correct / valid.n).cpu()
         score = float(accuracy.nanmean() + accuracy[~accuracy.isnan()].min())
         if not self.state.best or score > self.state.best["score"]:
-            weights = store.fingerprint(self.judged.state_dict())
             self.state.best = {
                 "epoch": self.state.epochs_done,
                 "score": score,
                 "average": float(accuracy.nanmean()),
-                "weights": weights,
+                "weights": store.fingerprint(self.judged.state_dict()),
             }
 
     def _trace_epoch(self) -> None:
+        """Adds the epoch's logits of a fixed subset of the test images to trace.npz (rank 0)."""
         per_class = self.config.trace_per_class
         if not per_class or distributed.rank():
             return
@@ -382,12 +389,17 @@ class Trainer:
         store.write_arrays(self.run.folder / "trace.npz", arrays, compressed=True)
 
     def _line(self, train: ClassStats, valid: ClassStats, seconds: float, top_share: float) -> str:
-        robust, clean = (valid.robust / valid.n).cpu(), (valid.clean / valid.n).cpu()
+        """The line of a finished epoch, and a second one where the epoch collapsed.
+
+        top_share: the largest share of validation images that is assigned to one class.
+        """
+        clean = (valid.clean / valid.n).cpu()
+        robust = (valid.robust / valid.n).cpu()
         worst = int(robust.nan_to_num(2).argmin())
+        loss = float(train.loss.sum() / train.n.sum())
         speed = float(train.n.sum()) / seconds
         line = (
-            f"loss {float(train.loss.sum() / train.n.sum()):.3f}  valid clean "
-            f"{100 * clean.nanmean():.1f} %  "
+            f"loss {loss:.3f}  valid clean {100 * clean.nanmean():.1f} %  "
             f"robust {100 * robust.nanmean():.1f} %, worst {100 * robust[worst]:.1f} % "
             f"({self.images.classes[worst]})  {speed:.0f} images/s"
         )

@@ -1,9 +1,8 @@
-"""BatchNorm and dropout where several processes share a batch: by all its images, as a single
-process does it.
+"""BatchNorm and dropout over the whole batch that several processes share, as in one process.
 
-The arithmetic is torch.nn.SyncBatchNorm's (each rank's count, mean and squares in one message
-forward, two sums backward), which refuses CPU tensors and counts every image that it is given; here
-a rank without images counts none.
+The arithmetic is that of torch.nn.SyncBatchNorm: one message of each rank's count, mean and squares
+forward, two sums backward. SyncBatchNorm itself refuses CPU tensors and counts every image that it
+is given; here a rank without images counts none.
 """
 
 from __future__ import annotations
@@ -20,31 +19,33 @@ from crat import distributed
 
 
 def see_the_whole_batch(model: nn.Module, *, compiled: bool = False) -> None:
-    """Changes BatchNorm and dropout of a network in place; names and tensors stay, and so do both
-    between batches.
+    """Makes BatchNorm and dropout of a network use the whole batch, in place.
 
-    compiled: the network will be; its graphs then break at these layers, whose messages are not
-    compiled.
+    Names and tensors of the layers stay, and so does their behaviour between batches.
+    compiled: whether the network will be compiled; its graphs then break at these layers, whose
+    messages are not compiled.
     """
     for module in model.modules():
         for kind, shared in ((_BatchNorm, SharedBatchNorm), (nn.Dropout, SharedDropout)):
-            if isinstance(module, kind) and not isinstance(module, shared):
-                apart = {"forward": torch.compiler.disable(shared.forward)} if compiled else {}
-                module.__class__ = type(
-                    f"Shared{type(module).__name__}", (shared, type(module)), apart
-                )
+            if not isinstance(module, kind) or isinstance(module, shared):
+                continue
+            attributes: dict[str, Any] = {}
+            if compiled:
+                attributes["forward"] = torch.compiler.disable(shared.forward)
+            plain = type(module)
+            module.__class__ = type(f"Shared{plain.__name__}", (shared, plain), attributes)
 
 
 class SharedBatchNorm(_BatchNorm):
-    """Where BatchNorm normalises by the batch in hand (crat.distributed.sharing), by all ranks'
-    shares of it.
+    """BatchNorm by the statistics of all ranks' shares of a batch (crat.distributed.sharing).
 
-    As alone: float32 sums under bfloat16, float64 ones for float64; running_var takes squares / (n
-    - 1), n of all. Raises ValueError where the whole batch is one value per channel.
+    As in one process: sums are float32 under bfloat16 and float64 for float64 images; running_var
+    takes squares / (n - 1), n over all ranks.
+    Raises ValueError where the whole batch is one value per channel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, ...) -> (N, C, ...)."""
+        """Normalised images, (N, C, ...) -> (N, C, ...)."""
         part = distributed.in_hand()
         if part is None or not (self.training or self.running_mean is None):
             return super().forward(x)
@@ -61,7 +62,7 @@ class SharedBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _move(self, mean: Tensor, variance: Tensor) -> None:
-        """The running statistics, by momentum; None: to the plain mean over all batches so far."""
+        """Updates the running statistics by momentum (None: the plain mean of all batches)."""
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
@@ -71,13 +72,12 @@ class SharedBatchNorm(_BatchNorm):
 
 
 class SharedDropout(nn.Dropout):
-    """Dropout whose mask is drawn for the whole batch, by every rank alike, and cut to the
-    rank's own images.
-    """
+    """Dropout whose mask every rank draws for the whole batch and cuts to its share of images."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, ...) -> (N, ...); N may be several times the share: clean and attacked images in
-        one pass.
+        """Images after dropout, (N, ...) -> (N, ...).
+
+        N may be a multiple of the rank's share: clean and attacked images in one pass.
         """
         part = distributed.in_hand()
         if part is None or not self.training:
@@ -88,8 +88,9 @@ class SharedDropout(nn.Dropout):
 
 
 class _Normalised(torch.autograd.Function):
-    """(x - mean) / sqrt(squares / n + eps) * weight + bias, in x's dtype; then mean and squares
-    (C,) and n (1,).
+    """BatchNorm's (x - mean) / sqrt(squares / n + eps) * weight + bias, in x's dtype.
+
+    Further outputs, without gradient: mean (C,), squares (C,) and n (1,).
     """
 
     @staticmethod
@@ -117,45 +118,54 @@ class _Normalised(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse, n = ctx.saved_tensors
-        g, unit = _wide(gradient), (_wide(x) - _per_channel(mean, x)) * _per_channel(inverse, x)
+        g = _wide(gradient)
+        unit = (_wide(x) - _per_channel(mean, x)) * _per_channel(inverse, x)
         # the gradients of bias and weight
         own = torch.stack([g.sum(_places(x)), (g * unit).sum(_places(x))])
         every = own.clone() if ctx.counts else torch.zeros_like(own)
         dist.all_reduce(every)
         of_mean, of_scale = every / n
         scale = inverse if weight is None else inverse * weight
-        to_x = _per_channel(scale, x) * (
-            g - _per_channel(of_mean, x) - unit * _per_channel(of_scale, x)
-        )
-        to_x = to_x if ctx.counts else torch.zeros_like(to_x)
-        to_bias, to_weight = (None, None) if weight is None else own.to(weight.dtype)
+        centred = g - _per_channel(of_mean, x) - unit * _per_channel(of_scale, x)
+        to_x = _per_channel(scale, x) * centred
+        if not ctx.counts:
+            to_x = torch.zeros_like(to_x)
+        if weight is None:
+            return to_x.to(x.dtype), None, None, None, None
+        to_bias, to_weight = own.to(weight.dtype)
         return to_x.to(x.dtype), to_weight, to_bias, None, None
 
 
 def _statistics(x: Tensor, counts: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), summed squares about it (C,) and number of values per channel (1,), over all
-    ranks that count.
+    """Mean (C,), summed squares about it (C,) and values per channel (1,), over all ranks.
+
+    counts: whether this rank has images of the batch; a rank without images adds nothing.
     """
-    variance, mean = torch.var_mean(x, _places(x), correction=0)
-    own = torch.cat([mean, variance, torch.ones_like(mean[:1])]) * (x.numel() // x.shape[1])
-    own = own if counts else torch.zeros_like(own)
+    variance, own_mean = torch.var_mean(x, _places(x), correction=0)
+    own = torch.cat([own_mean, variance, torch.ones_like(own_mean[:1])])
+    own = own * (x.numel() // x.shape[1])
+    if not counts:
+        own = torch.zeros_like(own)
     every = own.new_empty(distributed.world(), len(own))
     dist.all_gather_into_tensor(every, own[None])
-    sums, squares, n = every.split([len(mean), len(mean), 1], 1)
-    means, mean = sums / n.clamp_min(1), sums.sum(0) / n.sum()
-    return mean, squares.sum(0) + (n * (means - mean).square()).sum(0), n.sum(0)
+    n_channels = len(own_mean)
+    sums, squares_in_ranks, n = every.split([n_channels, n_channels, 1], 1)
+    means = sums / n.clamp_min(1)
+    mean = sums.sum(0) / n.sum()
+    squares = squares_in_ranks.sum(0) + (n * (means - mean).square()).sum(0)
+    return mean, squares, n.sum(0)
 
 
 def _wide(x: Tensor) -> Tensor:
-    """bfloat16 as float32; float32 and float64 as they are."""
+    """The tensor in float32, or in float64 if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _places(x: Tensor) -> list[int]:
-    """All dimensions of (N, C, ...) but the channels."""
+    """The dimensions of x (N, C, ...) except the channels."""
     return [dim for dim in range(x.ndim) if dim != 1]
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """(C,) as (1, C, 1, ...)."""
+    """Values (C,) as (1, C, 1, ...), to broadcast over x."""
     return values.view(1, -1, *[1] * (x.ndim - 2))

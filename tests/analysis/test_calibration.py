@@ -134,7 +134,7 @@ def test_class_calibration_by_hand_with_an_absent_class():
         (lambda x, y: expected_calibration_error(x[0], y), r"\(N, K\), not of shape \(5,\)"),
         (lambda x, y: expected_calibration_error(x * np.nan, y), "finite"),
         (lambda x, y: expected_calibration_error(x, y[:-1]), "256 labels"),
-        (lambda x, y: expected_calibration_error(x, y + 1), "allowed are 0 to 4"),
+        (lambda x, y: expected_calibration_error(x, y + 1), "labels must lie between 0 and 4"),
         (lambda x, y: expected_calibration_error(x, y, bins=0), "at least 1"),
         (lambda x, y: rms_calibration_error(x, y, bin_size=0), "at least 1"),
         (lambda x, y: class_calibration(x, y, "abc"), "3 classes are named, the logits have 5"),

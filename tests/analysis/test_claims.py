@@ -43,9 +43,9 @@ def test_claims_declare_what_they_need():
     assert claim("worst").smallest_difference == 0.02
     with pytest.raises(c.ClaimError, match="'tail' needs a smallest_difference"):
         claim("tail")
-    with pytest.raises(c.ClaimError, match="direction 'up': it is 'greater' or 'less'"):
+    with pytest.raises(c.ClaimError, match="direction must be 'greater' or 'less', not 'up'"):
         claim(direction="up")
-    with pytest.raises(c.ClaimError, match="it is \"paper's setting\" or 'other setting'"):
+    with pytest.raises(c.ClaimError, match="must be \"paper's setting\" or 'other setting'"):
         claim(setting="ours")
 
 

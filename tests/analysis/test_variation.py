@@ -35,7 +35,7 @@ def test_the_seeds_needed_are_the_first_that_suffice():
     assert seeds_needed(0.001, 6.0, 6.0, most=50) == 50
     with pytest.raises(MetricError, match="at least two seeds of each method, not 1"):
         detectable_gain(1, 1, 1)
-    with pytest.raises(MetricError, match="a gain is above 0, not 0"):
+    with pytest.raises(MetricError, match="gain must be above 0, not 0"):
         seeds_needed(0, 1, 1)
 
 
@@ -64,7 +64,7 @@ def test_the_radius_on_a_grid_is_the_first_that_breaks():
     )
     assert grid_radius(robust, grid).tolist() == [np.inf, 0.1, 0, 0.2]
     for wrong in ([0.1, 0.2, 0.3], [0, 0.2, 0.1], [0, 0.1]):
-        with pytest.raises(MetricError, match="a grid of radii begins at 0"):
+        with pytest.raises(MetricError, match="grid must begin at 0"):
             grid_radius(robust, wrong)
 
 

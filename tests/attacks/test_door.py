@@ -133,14 +133,12 @@ def wrong_images():
     x, _ = batch()
     spoilt = x.clone()
     spoilt[0, 0, 0, 0] = torch.nan
+    way_out = "put the normalisation into the model"
     return {
-        r"images lie in \[-1\.\d+, 2\.\d+\], not in \[0, 1\]: put the normalisation into the model": (
-            x - 0.4
-        )
-        / 0.25,
-        r"images lie in \[-1, 0\.\d+\], not in \[0, 1\]: put the normalisation": 2 * x
-        - 1
-        - x.min() * 2,
+        rf"images lie in \[-1\.\d+, 2\.\d+\], not in \[0, 1\]: {way_out}": (x - 0.4) / 0.25,
+        r"images lie in \[-1, 0\.\d+\], not in \[0, 1\]: put the normalisation": (
+            2 * x - 1 - x.min() * 2
+        ),
         r"images lie in \[0\.\d+, 2\d\d\], not in \[0, 1\]: divide by 255": x * 255,
         "one is not finite": spoilt,
         r"images are floats in \[0, 1\], not uint8: x.float\(\) / 255": (x * 255).to(torch.uint8),
@@ -333,6 +331,7 @@ def test_logits_are_taken_where_they_are_named(attack, named):
     assert torch.equal(LogitBias(Answer(named), torch.ones(5))(x), net()(x) + 1)
 
 
+SIGMOID = r"one output an image, \(6, 1\); attacks need K >= 2 logits: of a sigmoid's z, return"
 WRONG_ANSWERS = {
     "the model answers with a tuple, not with logits": lambda z: (z, z),
     "the model answers with a dict of scores, not with logits": lambda z: {"scores": z},
@@ -340,9 +339,7 @@ WRONG_ANSWERS = {
     r"the model answers with float32 of shape \(6,\) for 6 images": lambda z: z[:, 0],
     r"the model answers with float32 of shape \(6, 5, 1\) for 6 images": lambda z: z[..., None],
     r"the model answers with float32 of shape \(3, 5\) for 6 images": lambda z: z[:3],
-    r"one output an image, \(6, 1\); attacks need K >= 2 logits: of a sigmoid's z, return": lambda z: (
-        z[:, :1]
-    ),
+    SIGMOID: lambda z: z[:, :1],
 }
 
 

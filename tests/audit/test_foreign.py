@@ -76,11 +76,13 @@ def test_what_makes_a_number_doubtful_is_a_line(examined, name, line):
         ),
         (
             "twice",
-            r"with inputs whose normalisation is undone beforehand it would be (\d\d\.\d) %: .* once too often",
+            r"with inputs whose normalisation is undone beforehand it would be (\d\d\.\d) %: "
+            r".* once too often",
         ),
         (
             "swapped",
-            r"chance is (10\.0) %: is a normalisation missing or doubled, or are the classes in disorder\?",
+            r"chance is (10\.0) %: is a normalisation missing or doubled, "
+            r"or are the classes in disorder\?",
         ),
     ],
 )

@@ -12,8 +12,8 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from crat import cli, store
-from crat.batch import jobs as batch
-from crat.batch import reproduce
+from crat.batch import notebook, reproduce, tasks
+from crat.batch import plan as batch
 from crat.batch.executors import Local, perform
 from crat.batch.notebook import NotebookError
 from crat.batch.parameters import choose_parameters, declared
@@ -251,7 +251,7 @@ def test_what_a_notebook_wrote_is_what_changed(notebooks, monkeypatch):
         (job.folder / "deep" / name).touch()
         os.utime(job.folder / "deep" / name, (4e9, 4e9))  # as if of a day to come
     (job.folder / "deep" / "drawn").unlink()
-    monkeypatch.setattr(batch.notebook, "start", lambda *_: SimpleNamespace(fault=str))
+    monkeypatch.setattr(notebook, "start", lambda *_: SimpleNamespace(fault=str))
     assert job.lease.attempt()
     child = job.begin({})
     for name in ("rewritten", "drawn"):
@@ -267,8 +267,8 @@ def test_what_cannot_be_removed_fails_that_notebook_only(notebooks, monkeypatch)
     (first.folder / "bars.png").mkdir(parents=True)
     store.write_json(first.folder / "success.json", {"files": ["bars.png"]})
     began = []
-    monkeypatch.setattr(batch.Job, "steps", 1)
-    right = batch.Job.begin
+    monkeypatch.setattr(tasks.Job, "steps", 1)
+    right = tasks.Job.begin
 
     def begin(job, env):
         began.append(job.name)
@@ -276,7 +276,7 @@ def test_what_cannot_be_removed_fails_that_notebook_only(notebooks, monkeypatch)
             raise store.StoreError("that far")
         return right(job, env)
 
-    monkeypatch.setattr(batch.Job, "begin", begin)
+    monkeypatch.setattr(tasks.Job, "begin", begin)
     local = Local(1)
     errors = perform([first, second, third], local, local)
     assert "bars.png" in errors.pop(first.name)

@@ -16,13 +16,13 @@ STORY = """
 import json, subprocess, sys
 from pathlib import Path
 from crat import cli
-from crat.batch import jobs, reproduce, worker
+from crat.batch import plan, reproduce, worker
 from crat.config import RunConfig
 from crat.training.run import Run
 from crat.training.trainer import train
 
 config = RunConfig().but(**json.loads(sys.argv[1]))
-jobs.plan_of = lambda *asked: ({"a": config}, ())
+plan.plan_of = lambda *asked: ({"a": config}, ())
 run = reproduce.run
 reproduce.run = lambda *given, **more: run(*given, **more, notebooks=Path("notebooks"))
 

@@ -14,7 +14,7 @@ from crat import store
 from crat.batch import cluster
 from crat.batch.cluster import Cluster, ClusterError
 from crat.batch.executors import _outcome
-from crat.batch.jobs import RunTask
+from crat.batch.tasks import RunTask
 from crat.store import Store
 
 distributed = pytest.importorskip("distributed")

@@ -19,7 +19,7 @@ from crat import store
 from crat.batch import executors
 from crat.batch.children import Child
 from crat.batch.executors import Local, perform
-from crat.batch.jobs import Job, RunTask
+from crat.batch.tasks import Job, RunTask
 from crat.store import Store, StoreError
 from crat.store.lease import Lease
 

@@ -19,7 +19,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from tiny_runs import same, weights
 
 from crat import store
-from crat.batch import jobs, reproduce, worker
+from crat.batch import plan, reproduce, worker
 from crat.config import RunConfig
 from crat.training.run import Run
 
@@ -39,10 +39,10 @@ RUNS = {f"AT-s{s}": RunConfig().but(**SETTINGS, seed=s) for s in range(2)}
 DRIVER = """
 import json, sys
 from crat import cli
-from crat.batch import jobs, reproduce
+from crat.batch import plan, reproduce
 from crat.config import RunConfig
 runs = {key: RunConfig.from_dict(config) for key, config in json.loads(sys.argv[1]).items()}
-jobs.plan_of = lambda *asked: (runs, ())
+plan.plan_of = lambda *asked: (runs, ())
 run = reproduce.run
 reproduce.run = lambda *given, **more: run(*given, **more, notebooks=reproduce.Path("notebooks"))
 sys.exit(cli.main(["reproduce", "--shard", "1/1", *sys.argv[2:]]))
@@ -78,7 +78,7 @@ def test_every_result_is_there_and_as_if_undisturbed(on, tmp_path, monkeypatch, 
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "runs"))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    monkeypatch.setattr(jobs, "plan_of", lambda *asked: (RUNS, ()))
+    monkeypatch.setattr(plan, "plan_of", lambda *asked: (RUNS, ()))
     Path("notebooks").mkdir()
     cell = new_code_cell('profile: str = "quick"\nseed: int = 0', metadata={"tags": ["parameters"]})
     nbformat.write(new_notebook(cells=[cell]), "notebooks/00_none.ipynb")

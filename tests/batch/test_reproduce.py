@@ -12,7 +12,7 @@ from gates import PATIENCE, wait_until
 from nbformat.v4 import new_code_cell, new_notebook
 
 from crat import store
-from crat.batch import estimates, jobs, notebook, reproduce
+from crat.batch import estimates, notebook, plan, reproduce
 from crat.batch.notebook import NotebookError, Progress, by_papermill
 from crat.batch.parameters import choose_parameters
 from crat.config import ConfigError, profile
@@ -53,7 +53,7 @@ def write_notebook(path, *sources, parameters=PARAMETERS):
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CRAT_RUNS", "runs")  # a relative one must mean the same in a notebook
-    monkeypatch.setattr(jobs, "plan_of", lambda *asked: ({}, ()))
+    monkeypatch.setattr(plan, "plan_of", lambda *asked: ({}, ()))
     Path("notebooks").mkdir()
     return tmp_path
 
@@ -190,7 +190,7 @@ def test_the_plan_tells_what_is_cached_published_and_to_be_trained(capsys, monke
     }
     names = {key: Run.of(config).name for key, config in runs.items()}
     write_notebook(Path("notebooks/00_good.ipynb"), GOOD)
-    monkeypatch.setattr(jobs, "plan_of", lambda *asked: (runs, ()))
+    monkeypatch.setattr(plan, "plan_of", lambda *asked: (runs, ()))
     published = Path("results").absolute() / "fashion_mnist_mini" / names["published"]
     published.mkdir(parents=True)
     monkeypatch.setattr("crat.store.files.published_home", lambda: Path("results").absolute())
@@ -206,7 +206,7 @@ def test_the_plan_tells_what_is_cached_published_and_to_be_trained(capsys, monke
     assert "1 runs are read from results/, 0 more are in the store" in told
     assert names["published"] not in told
     # a notebook that uses the network itself needs its weights
-    monkeypatch.setattr(jobs, "plan_of", lambda *asked: (runs, ("published",)))
+    monkeypatch.setattr(plan, "plan_of", lambda *asked: (runs, ("published",)))
     assert start(dry_run=True) == 0
     live = capsys.readouterr().out
     assert re.search(rf"{names['published']} +00 +to be trained in notebook 00 +{takes}", live)
@@ -220,7 +220,7 @@ def test_the_plan_tells_what_is_cached_published_and_to_be_trained(capsys, monke
 
 def test_a_plan_of_what_other_machines_do_tells_no_times(capsys, monkeypatch):
     write_notebook(Path("notebooks/00_good.ipynb"), GOOD)
-    monkeypatch.setattr(jobs, "plan_of", lambda *asked: ({"new": TINY.but(seed=4)}, ()))
+    monkeypatch.setattr(plan, "plan_of", lambda *asked: ({"new": TINY.but(seed=4)}, ()))
     monkeypatch.setattr(reproduce, "_perform", lambda *_: {"all": "not today"})
     monkeypatch.setattr(estimates, "Rates", None)
     assert start(dask="tcp://127.0.0.1:9") == 1
@@ -240,8 +240,8 @@ import sys
 from functools import partial
 from pathlib import Path
 from crat import cli
-from crat.batch import jobs, reproduce
-jobs.plan_of = lambda *asked: ({}, ())
+from crat.batch import plan, reproduce
+plan.plan_of = lambda *asked: ({}, ())
 reproduce.run = partial(reproduce.run, notebooks=Path("notebooks"), figures=Path("figures"))
 sys.exit(cli.main(["reproduce", "--workers", "1"]))
 """

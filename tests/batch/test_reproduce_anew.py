@@ -8,7 +8,7 @@ import pytest
 from test_reproduce import GOOD, PARAMETERS, elsewhere, start, write_notebook
 
 from crat import store
-from crat.batch import cluster, jobs, reproduce
+from crat.batch import cluster, plan, reproduce
 from crat.config import ConfigError, profile
 from crat.store import Store
 from crat.training.run import Run
@@ -102,7 +102,7 @@ def test_a_recomputation_leaves_what_is_published_aside(monkeypatch):
     write_notebook(
         Path("notebooks/00_good.ipynb"), GOOD, parameters=PARAMETERS + "\nrecompute: bool = False"
     )
-    monkeypatch.setattr(jobs, "plan_of", lambda *asked: ({"a": config}, ()))
+    monkeypatch.setattr(plan, "plan_of", lambda *asked: ({"a": config}, ()))
     monkeypatch.setattr("crat.store.files.published_home", lambda: Path("results").absolute())
     (Path("results") / "fashion_mnist_mini" / Run.of(config).name).mkdir(parents=True)
     handed = []

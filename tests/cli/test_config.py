@@ -102,7 +102,7 @@ def test_beta_is_an_option_and_keeps_the_names_of_published_runs():
 def test_bad_values_get_one_line():
     for make, message in (
         (lambda: number("a lot"), "'a lot' is not a number: write 0.1 or 8/255"),
-        (lambda: TrainConfig(eps=-0.1), "eps is of images in"),
+        (lambda: TrainConfig(eps=-0.1), r"eps lies in \[0, 1\], such as 8/255, not -0.1"),
         (
             lambda: TrainConfig(batch_norm="off"),
             "unknown batch_norm 'off'; known: auto, eval, train",

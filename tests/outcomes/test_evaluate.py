@@ -14,10 +14,11 @@ from crat import data, store
 from crat.attacks import PGD, AutoAttack, Decision
 from crat.attacks.judge import attacked_logits
 from crat.config import ConfigError, RunConfig
-from crat.outcomes import cache, files
+from crat.outcomes import ask, cache, files
 from crat.outcomes import evaluation as evaluate
+from crat.outcomes.ask import outcomes
 from crat.outcomes.batteries import standard_battery, strong_battery
-from crat.outcomes.evaluation import MissingWeights, outcomes
+from crat.outcomes.evaluation import MissingWeights
 from crat.outcomes.publishing import publish
 from crat.store import manifest
 from crat.training.run import Run
@@ -155,7 +156,7 @@ def test_asks_trains_only_what_is_missing(monkeypatch):
     with pytest.raises(MissingWeights, match="is not trained here"):
         evaluate.evaluate(Run.of(config), BATTERY)
     assert outcomes(config, BATTERY, progress="none").y.shape == (2000,)
-    monkeypatch.setattr(evaluate, "train", None)
+    monkeypatch.setattr(ask, "train", None)
     outcomes(config, BATTERY)
 
 

@@ -18,9 +18,10 @@ from crat.attacks import FGSM, PGD
 from crat.attacks.judge import attacked_logits
 from crat.attacks.objectives import Toward
 from crat.config import ConfigError
+from crat.data.images import classes_in_turn
 from crat.outcomes import cache, files
 from crat.outcomes import evaluation as evaluate
-from crat.training.run import Run, classes_in_turn
+from crat.training.run import Run
 from crat.training.trainer import train
 
 ATTACK = {"PGD-1": PGD(0.1, 0.05, 1)}
@@ -317,8 +318,11 @@ def test_a_method_that_no_key_can_hold_is_trained_anew_by_the_next_session(
         "@dataclass", "import threading\nLOCK = threading.Lock()\n\n\n@dataclass"
     ).replace("        losses =", "        LOCK.locked()\n        losses =")
     run = train(lifted(source, monkeypatch), progress="line")
-    told = "type _thread.lock: cannot be read into the key of this run, so a later session will train it anew"
-    assert told in capsys.readouterr().out
+    warning = (
+        "type _thread.lock: cannot be read into the key of this run, "
+        "so a later session will train it anew"
+    )
+    assert warning in capsys.readouterr().out
     assert Run.of(lifted(source, monkeypatch)) != run
 
 

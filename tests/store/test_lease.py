@@ -153,7 +153,7 @@ def test_a_file_that_the_server_has_removed_is_a_missing_one(tmp_path, monkeypat
 def test_another_machines_holder_is_gone_when_its_file_stands_still(
     tmp_path, monkeypatch, exchanges
 ):
-    """For a minute of our clock; what time its file has does not matter. NFS cannot exchange two names."""
+    """For a minute of our clock; the time of its file does not matter. NFS exchanges no names."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     if not exchanges:

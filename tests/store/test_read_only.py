@@ -1,4 +1,4 @@
-"""A checkout and a home folder that nobody may write to: CRAT_RUNS, CRAT_DATA and CRAT_FIGURES take everything."""
+"""A read-only checkout and home: CRAT_RUNS, CRAT_DATA and CRAT_FIGURES take all files."""
 
 import os
 import re
@@ -28,7 +28,7 @@ STORY = """
 import os, sys
 from pathlib import Path
 from crat import cli
-from crat.batch import jobs, reproduce
+from crat.batch import plan, reproduce
 own = Path("mine").absolute()
 
 def told(*words):
@@ -36,10 +36,12 @@ def told(*words):
 
 told("site")
 told("train", "--epochs", "1")
-told("reproduce", "00", "--shard", "1/1")  # its notebook trains all it needs: nothing to do, nothing to write
-os.environ.update(CRAT_RUNS=str(own / "runs"), CRAT_DATA=str(own / "data"), CRAT_FIGURES=str(own / "figures"))
+# the notebook trains all that it needs, so there is nothing to do or to write
+told("reproduce", "00", "--shard", "1/1")
+for name in ("runs", "data", "figures"):
+    os.environ[f"CRAT_{name.upper()}"] = str(own / name)
 told("reproduce", "00", "--dry-run")
-jobs.plan_of = lambda *asked: ({}, ())
+plan.plan_of = lambda *asked: ({}, ())
 run = reproduce.run
 reproduce.run = lambda *given, **more: run(*given, **more, notebooks=Path("notebooks"))
 told("reproduce", "--profile", "laptop")
@@ -67,7 +69,7 @@ def test_everything_is_written_where_it_is_told(tmp_path, monkeypatch):
         or subprocess.run([*alone, "true"], capture_output=True).returncode
     ):
         pytest.skip(
-            "a read-only folder of this test's own needs user name spaces, which this machine does not allow"
+            "this test's read-only folder needs user name spaces, which this machine does not allow"
         )
     for folder in ("home", "mine"):
         (tmp_path / folder).mkdir()
@@ -115,7 +117,7 @@ def test_the_folder_of_figures_is_the_one_that_is_named(tmp_path, monkeypatch):
     write_notebook(tmp_path / "notebooks")
     built = []
     monkeypatch.setattr(site, "build", lambda profile, figures: built.append((profile, figures)))
-    monkeypatch.setattr("crat.batch.jobs.plan_of", lambda *asked: ({}, ()))
+    monkeypatch.setattr("crat.batch.plan.plan_of", lambda *asked: ({}, ()))
     assert reproduce.run(notebooks=tmp_path / "notebooks") == 0
     assert (tmp_path / "own" / "quick" / "00_small" / "bars.png").exists()
     assert built == [("quick", tmp_path / "own")]

@@ -202,7 +202,8 @@ device = distributed.join(torch.device("cpu"))
 trainer = Trainer(Run.of(RunConfig().but(**json.loads(sys.argv[1])), device), device)
 trainer.fit(Progress("none"), None)
 said = {name: value.tolist() for name, value in trainer.defense.state_dict().items()}
-said |= {"weights": store.fingerprint(trainer.state.weights), "model": store.fingerprint(trainer.model.state_dict())}
+said |= {"weights": store.fingerprint(trainer.state.weights)}
+said |= {"model": store.fingerprint(trainer.model.state_dict())}
 said |= {"best": trainer.state.best, "gate": vars(trainer.state.gate)}
 with open(os.path.join(os.environ["CRAT_RUNS"], f"rank-{distributed.rank()}"), "w") as file:
     file.write(json.dumps(said))

@@ -290,7 +290,7 @@ def test_initial_weights_depend_on_the_seed_only():
 
 def test_bad_settings_get_one_line():
     for change, message in (
-        ({"defence": "trades"}, "unknown setting 'defence'; known: data, model, train_per_class"),
+        ({"defence": "trades"}, "unknown setting 'defence'; known: data, model, beta"),
         ({"schedule": "step"}, "unknown schedule 'step'; known: piecewise, one_cycle"),
         ({"eps": "8/0"}, "'8/0' is not a number"),
         ({"epochs": 0}, "epochs must be at least 1"),

@@ -1,6 +1,4 @@
-"""BatchNorm, dropout and sums over a batch that three processes share: those of the whole batch,
-forward and back.
-"""
+"""BatchNorm, dropout and sums over a batch that three processes share are the whole batch's."""
 
 import copy
 
@@ -14,7 +12,8 @@ from crat.training.whole_batch import see_the_whole_batch
 # Each rank compares its share with what it computes from the whole batch itself.
 PREAMBLE = """
 import copy, os, sys, torch, traceback
-sys.excepthook = lambda *error: (traceback.print_exception(*error), os._exit(1))  # the others do not wait for it
+# the other processes do not wait for one that fails
+sys.excepthook = lambda *error: (traceback.print_exception(*error), os._exit(1))
 from torch import nn
 from torch.testing import assert_close
 from crat import distributed
@@ -42,7 +41,12 @@ os._exit(0)  # a thread of gloo may outlive the interpreter, and then aborts the
 
 # shares of 3, 2, 2 images; 1, 1 and none; 1, none and none
 NORMS = """
-SHAPES = ((nn.BatchNorm1d, (4,)), (nn.BatchNorm1d, (4, 5)), (nn.BatchNorm2d, (4, 3, 2)), (nn.BatchNorm3d, (4, 2, 1, 2)))
+SHAPES = (
+    (nn.BatchNorm1d, (4,)),
+    (nn.BatchNorm1d, (4, 5)),
+    (nn.BatchNorm2d, (4, 3, 2)),
+    (nn.BatchNorm3d, (4, 2, 1, 2)),
+)
 SETTINGS = ({}, {"momentum": None}, {"affine": False}, {"track_running_stats": False})
 for kind, shape in SHAPES:
     for settings in SETTINGS:
@@ -51,7 +55,7 @@ for kind, shape in SHAPES:
             if total == 1 and shape == (4,):
                 continue
             part = shared_out(total)
-            # twice: two passes move the running statistics two times, and one of two halves counts both
+            # two passes move the running statistics twice, and one pass of two halves counts both
             for halves in (1, 2):
                 x = torch.randn(halves, total, *shape).double() * 3 + 5
                 into = torch.randn_like(x)
@@ -60,19 +64,22 @@ for kind, shape in SHAPES:
                 expected = torch.autograd.grad(y, [whole, *alone.parameters()], into.flatten(0, 1))
                 with distributed.sharing(part):
                     z = shared(own)
-                    found = torch.autograd.grad(z, [own, *shared.parameters()], into[:, part.own].flatten(0, 1))
+                    into_own = into[:, part.own].flatten(0, 1)
+                    found = torch.autograd.grad(z, [own, *shared.parameters()], into_own)
                     of_parameters = distributed.sum_over_ranks(found[1:]) if found[1:] else []
                 assert z.dtype == torch.float64
                 if part.weight:
-                    assert_close(z, y.unflatten(0, x.shape[:2])[:, part.own].flatten(0, 1))
-                    assert_close(found[0], expected[0].unflatten(0, x.shape[:2])[:, part.own].flatten(0, 1))
-                else:
-                    assert not found[0].any()  # nothing of the others' sums runs into an image that does not count
+                    for mine, all_ranks in ((z, y), (found[0], expected[0])):
+                        of_own = all_ranks.unflatten(0, x.shape[:2])[:, part.own]
+                        assert_close(mine, of_own.flatten(0, 1))
+                else:  # the others' sums do not reach an image that does not count
+                    assert not found[0].any()
                 assert_close(of_parameters, list(expected[1:]))
                 assert_close(shared.state_dict(), alone.state_dict())
         x = torch.randn(6, *shape).double()
         shared.eval()
-        if settings.get("track_running_stats", True) and distributed.rank() == 0:  # no message: one rank may do it
+        # the eval mode sends no message, so one rank can do it alone
+        if settings.get("track_running_stats", True) and distributed.rank() == 0:
             with distributed.sharing(shared_out(6)):
                 assert_close(shared(x), alone.eval()(x))
 
@@ -101,7 +108,8 @@ assert_close(shared.state_dict(), alone.state_dict(), rtol=300 * 2**-24, atol=30
 """
 
 FAR = """
-alone, shared = pair(nn.BatchNorm1d(4))  # a mean of 3000 standard deviations: squares of float32 would lose it
+# a mean of 3000 standard deviations, whose squares in float32 would lose the variance
+alone, shared = pair(nn.BatchNorm1d(4))
 x, part = torch.randn(300, 4) + 3000, shared_out(300)
 shared.double()  # its statistics only; the sums are x's, in float32
 with distributed.sharing(part):
