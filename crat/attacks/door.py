@@ -316,14 +316,16 @@ def check_radius(value: Any, norm: str, x: Tensor | None = None, what: str = "ep
     if isinstance(value, Tensor) and not value.numel():
         return
     low, high = ends(value) if isinstance(value, Tensor) else 2 * (float(value),)
-    pixels = inf if x is None else x[:1].numel() if len(x) else inf
+    pixels = inf
+    if x is not None and len(x):
+        pixels = x[:1].numel()
     widest = {"Linf": 1.0, "L2": sqrt(pixels), "L1": pixels}.get(norm, inf)
     if not 0 <= low <= high <= widest or high == inf:
         room = f"in [0, {widest:.4g}]" if widest < inf else "finite and at least 0"
         hint = f": is {high:g} / 255 meant?" if norm == "Linf" and 1 < high <= 255 else ""
         raise AttackError(
-            f"{what} in {norm} is {room} for images in [0, 1], not "
-            f"{high if low >= 0 else low:g}{hint}"
+            f"{what} in {norm} is {room} for images in [0, 1], "
+            f"not {high if low >= 0 else low:g}{hint}"
         )
 
 

@@ -1,4 +1,9 @@
-"""Universal perturbations: one delta for all images or one per class, fitted on training images."""
+"""Universal perturbations: one delta for all images or one per class, fitted on training images.
+
+Shafahi et al. 2020 also cut each image's loss off from above, lest a few images rule the mean. Here
+the gradient of the log-odds is bounded, and the cut is left out; an objective that ends in
+`.clamp_max(9)` brings it.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +54,7 @@ def fit_universal(
     x_train: (N, C, H, W) uint8 or float in [0, 1].
     y_train: (N,) int64.
     eps, step_size: a number, or one per delta (n_classes,); step_size None: eps / 10.
+    class_wise: one delta for each class, else one for all.
     generator: draws the order of the images.
 
     From 0, in every batch, each delta takes one step along the ascent direction ("Linf": the sign,
@@ -57,12 +63,9 @@ def fit_universal(
 
     Raises ValueError on an unknown norm, labels outside the classes and another number of eps than
     of deltas, and AttackError as every attack does (crat.attacks.door).
-
     Source: the stochastic ascent of Shafahi et al. 2020 (Universal adversarial training), which
     takes all training images with their labels, those that the model gets wrong included;
-    class-wise deltas: Benz et al. 2021 (2104.03000). Shafahi et al. also cut each image's loss off
-    from above, lest a few images rule the mean. Here the gradient of the log-odds is bounded, and
-    the cut is left out; an objective that ends in `.clamp_max(9)` brings it.
+    class-wise deltas: Benz et al. 2021 (2104.03000).
     """
     one_of("norm", norm, ("Linf", "L2"))
     check_model(model)
@@ -77,9 +80,8 @@ def fit_universal(
             f"labels are 0 to {n_classes - 1}, not {int(y_train.min())} to {int(y_train.max())}"
         )
     dtype = torch.promote_types(x_train.dtype, torch.float32)
-    delta = torch.zeros(
-        n_classes if class_wise else 1, *x_train.shape[1:], device=x_train.device, dtype=dtype
-    )
+    shape = (n_classes if class_wise else 1, *x_train.shape[1:])
+    delta = torch.zeros(shape, device=x_train.device, dtype=dtype)
     radius = per_sample(eps, delta)
     step = radius / 10 if step_size is None else per_sample(step_size, delta)
     streams, watched = source(generator, x_train), Watched(model, y_train)

@@ -1,7 +1,7 @@
-"""Sphinx settings of the report. `crat site` (crat/batch/site.py) prepares the pages and calls sphinx with this file.
+"""Sphinx settings of the report; `crat site` (crat/batch/site.py) prepares the pages and calls it.
 
-Nothing here may make a page fetch from elsewhere: MathJax lies in _static, and the scripts of widgets, which myst-nb
-would take from the net, are off.
+Nothing here may make a page fetch from elsewhere: MathJax lies in _static, and the scripts of
+widgets, which myst-nb would take from the net, are off.
 """
 
 from docutils import nodes

@@ -249,3 +249,10 @@ def test_nothing_asks_for_a_gpu_at_import():
         [sys.executable, "-c", forbid + everything], capture_output=True, text=True, cwd=ROOT
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_ruff_has_nothing_to_say():
+    """Widths, names, imports, docstrings: what `make lint` asks of code and notebooks."""
+    ruff = Path(sys.executable).with_name("ruff")
+    run = subprocess.run([ruff, "check", "--no-cache", "."], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stdout
