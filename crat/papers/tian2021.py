@@ -76,7 +76,9 @@ def fitted(base: RunConfig, profile_name: str) -> RunConfig:
 
 
 FAMILY = "01"
-KDD, ICLR, RHO = "KDD abstract", "ICLR 2021 submission, abstract", "rank correlation"
+KDD = "KDD abstract"
+ICLR = "ICLR 2021 submission, abstract"
+RHO = "rank correlation"
 INSIDE = "attacks end in similar classes (share of errors inside {} superclasses, minus chance)"
 CONTROL = (
     "... more than errors on clean images do "
