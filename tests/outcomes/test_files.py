@@ -19,7 +19,7 @@ from crat.attacks.judge import attacked_logits
 from crat.attacks.objectives import Toward
 from crat.config import ConfigError
 from crat.data.images import classes_in_turn
-from crat.outcomes import cache, files
+from crat.outcomes import ask, cache, files
 from crat.outcomes import evaluation as evaluate
 from crat.training.run import Run
 from crat.training.trainer import train
@@ -148,9 +148,9 @@ def test_what_is_read_again_says_so_with_its_date(run, capsys):
     assert re.fullmatch(
         rf"(kept: (clean|PGD-1|clean, PGD-1) of {run.name}, {date})+", capsys.readouterr().out
     )
-    evaluate.outcomes(CONFIG, ATTACK, split="valid", seed=3, progress="none")
+    ask.outcomes(CONFIG, ATTACK, split="valid", seed=3, progress="none")
     assert capsys.readouterr().out == ""
-    evaluate.outcomes(CONFIG, ATTACK, split="valid", seed=3)
+    ask.outcomes(CONFIG, ATTACK, split="valid", seed=3)
     assert "kept: " in capsys.readouterr().out
     train(CONFIG)
     assert re.fullmatch(
