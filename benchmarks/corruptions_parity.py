@@ -8,7 +8,7 @@ and snow (without them the two are left out, by name). Their functions run as th
 are only a keyword that scikit-image renamed, names that numpy took back, and numpy's random numbers
 by those that ours draws. The result, written to corruptions_parity.json, holds for each corruption
 and severity the share of values that are equal at 8 bits, the largest difference in 255ths, and
-values of theirs at PROBES places, to which tests/test_corruptions.py holds ours.
+values of theirs at PROBES places, to which tests/data/test_corruptions.py holds ours.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ under the same names:
     buffers         BatchNorm's running statistics after the step
     state/...       what is class-wise, after a scripted epoch of three batches
 `python benchmarks/parity/record.py CASE --theirs FOLDER` runs both in float64 and writes CASE.json,
-to which tests/test_parity.py holds `ours`. The authors' code is read from a folder of yours, at
+to which tests/defenses/test_parity.py holds `ours`. The authors' code is read from a folder of yours, at
 CODE's commit; none is here.
 """
 
