@@ -1,6 +1,7 @@
 """Figures from tables, each saved with its CSV."""
 
 import matplotlib.pyplot as plt
+import seaborn as sns
 
 from crat.plots.base import (
     BLUE,
@@ -50,6 +51,7 @@ __all__ = [
     "plt",
     "rank_heat",
     "save",
+    "sns",
     "stacked_shares",
     "temperature_curves",
     "use_style",
