@@ -6,12 +6,12 @@ numbers, and 0.0313725 in a card would hide which of them was meant. `number("8/
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any
 
-from crat.data.registry import DATASETS, Protocol
+from crat.data.registry import DATASETS
 from crat.names import ConfigError, one_of, unknown
 
 MODELS = (
@@ -57,22 +57,6 @@ def as_written(value: str | float) -> str:
     if float(f"{value:.4g}") != value and pixels / 255 == value:
         return f"{pixels:g}/255"
     return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
-
-
-class _Protocols(Mapping[str, Protocol]):
-    """Name of a data set -> its protocol in the registry."""
-
-    def __getitem__(self, name: str) -> Protocol:
-        return DATASETS[name].protocol
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(DATASETS)
-
-    def __len__(self) -> int:
-        return len(DATASETS)
-
-
-PROTOCOLS = _Protocols()
 
 
 def _one_of(config: Any, what: str, setting: str, allowed: Collection[str]) -> None:
@@ -252,7 +236,7 @@ class RunConfig:
 
     def resolved(self) -> RunConfig:
         """The settings with the protocol's eps, step_size and steps in place of None."""
-        protocol = PROTOCOLS[self.data.name]
+        protocol = DATASETS[self.data.name].protocol
         missing = {
             n: getattr(protocol, n)
             for n in ("eps", "step_size", "steps")

@@ -6,9 +6,10 @@ under the same names:
     loss, gradient  the loss on given images and its gradient, all parameters in one vector
     buffers         BatchNorm's running statistics after the step
     state/...       what is class-wise, after a scripted epoch of three batches
+
 `python benchmarks/parity/record.py CASE --theirs FOLDER` runs both in float64 and writes CASE.json,
-to which tests/defenses/test_parity.py holds `ours`. The authors' code is read from a folder of yours, at
-CODE's commit; none is here.
+to which tests/defenses/test_parity.py holds `ours`. The authors' code is read from a folder of
+yours, at CODE's commit; none is here.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from crat.attacks.autoattack import AutoAttack
 from crat.attacks.gradient import FGSM, Attack, cw
 from crat.attacks.square import Square
 from crat.attacks.threat import NORMS
-from crat.config import DATASETS, DTYPES, PROTOCOLS, ConfigError, as_written, number
+from crat.config import DATASETS, DTYPES, ConfigError, as_written, number
 from crat.names import one_of
 from crat.outcomes.batteries import Battery, protocol_pgd
 
@@ -48,7 +48,8 @@ class Plan:
             raise ConfigError(
                 f"{self.norm} needs an eps: the protocol of {self.data} has one for Linf only"
             )
-        self._set("eps", as_written(PROTOCOLS[self.data].eps if self.eps is None else self.eps))
+        protocol = DATASETS[self.data].protocol
+        self._set("eps", as_written(protocol.eps if self.eps is None else self.eps))
         self._check_radius()
         if not 0 < self.scale < inf or self.images < 0 or (self.logit_slice or 2) < 2:
             given = f"{self.scale:g}, {self.images} and {self.logit_slice}"

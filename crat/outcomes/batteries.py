@@ -8,7 +8,7 @@ from typing import Any
 from crat.attacks.autoattack import AutoAttack
 from crat.attacks.gradient import FGSM, PGD, Attack, cw, temperature_pgd
 from crat.attacks.square import Square
-from crat.config import PROTOCOLS, number
+from crat.config import DATASETS, number
 
 # name -> attack, or whatever is called like one, such as a corruption
 Battery = Mapping[str, Any]
@@ -16,8 +16,8 @@ TEMPERATURES = (1 / 50, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1.0, 2.0, 5.0, 10.0)
 
 
 def protocol_pgd(dataset: str, restarts: int = 1) -> PGD:
-    """The test attack of a data set's protocol (PROTOCOLS); for CIFAR-10 PGD-20 at 8/255."""
-    p = PROTOCOLS[dataset]
+    """The test attack of a data set's protocol; for CIFAR-10 PGD-20 at 8/255."""
+    p = DATASETS[dataset].protocol
     return PGD(number(p.eps), number(p.test_step_size), p.test_steps, restarts=restarts)
 
 
@@ -37,7 +37,7 @@ def strong_battery(dataset: str) -> dict[str, Attack]:
 
     On a CPU they take hours for 10,000 images; `first` of `evaluate` asks for fewer.
     """
-    eps = number(PROTOCOLS[dataset].eps)
+    eps = number(DATASETS[dataset].protocol.eps)
     return {"Square": Square(eps), "AA": AutoAttack(eps)}
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from crat.analysis.metrics import per_run
-from crat.config import PROTOCOLS, profile
+from crat.config import DATASETS, profile
 from crat.outcomes.batteries import protocol_pgd
 from crat.outcomes.evaluation import evaluate
 from crat.papers.all_methods import TRIED, evidence_runs
@@ -67,4 +67,4 @@ def ranked(board: pd.DataFrame) -> pd.DataFrame:
 
 def attack_name(profile_name: str) -> str:
     """The attack that judges, such as "PGD-20"."""
-    return f"PGD-{PROTOCOLS[profile(evidence_profile(profile_name)).data.name].test_steps}"
+    return f"PGD-{DATASETS[profile(evidence_profile(profile_name)).data.name].protocol.test_steps}"

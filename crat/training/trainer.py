@@ -17,7 +17,7 @@ from crat import data, distributed, store
 from crat.attacks import PGD, Decision
 from crat.attacks.judge import quick_logits
 from crat.attacks.noise import Share
-from crat.config import PROTOCOLS, ConfigError, RunConfig, number
+from crat.config import DATASETS, ConfigError, RunConfig, number
 from crat.data.images import first_per_class
 from crat.defenses import ClassStats, Defense, Task, make_defense
 from crat.defenses.stats import judged_stats
@@ -115,7 +115,7 @@ class Trainer:
             make_average(self.config),
             make_gate(self.config),
         )
-        protocol = PROTOCOLS[run.config.data.name]
+        protocol = DATASETS[run.config.data.name].protocol
         eps = number(self.config.eps or 0)
         self.valid_attack = PGD(eps, number(protocol.step_size), protocol.steps)
         if (run.folder / CHECKPOINT).exists():

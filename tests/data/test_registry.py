@@ -13,7 +13,7 @@ from PIL import Image
 
 from crat import data
 from crat.attacks import FGSM
-from crat.config import PROTOCOLS, ConfigError, DataConfig, RunConfig
+from crat.config import ConfigError, DataConfig, RunConfig
 from crat.data import images
 from crat.data.registry import DATASETS, DatasetSpec, Protocol
 from crat.outcomes import batteries
@@ -82,7 +82,7 @@ def test_a_new_data_set_is_one_row(kind, home, monkeypatch):
         put_folders(home)
         monkeypatch.setitem(DATASETS, "leaves", folder_row())
     config = RunConfig().but(data="Leaves", **TINY)
-    assert config.resolved().train.eps == PROTOCOLS["leaves"].eps == "6/255"
+    assert config.resolved().train.eps == DATASETS["leaves"].protocol.eps == "6/255"
     assert batteries.protocol_pgd("leaves").steps == 3
     assert DataConfig("foliage").name == "leaves"
     assert data.resolve_augment(config.data) == "crop"

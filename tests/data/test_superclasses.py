@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from crat import data, plots
 from crat.analysis import metrics
-from crat.config import PROTOCOLS, ConfigError, Selection, profile
+from crat.config import ConfigError, Selection, profile
 from crat.data import superclasses
 from crat.data.registry import DATASETS
 from crat.nets import models
@@ -94,8 +94,8 @@ def test_the_plan_of_each_data_set_can_be_trained(chosen, name):
         run = Run.of(config)  # resolves: protocol, method, model
         assert run.config.data.name == name, key
         assert (run.config.train.eps, run.config.train.steps) == (
-            PROTOCOLS[name].eps,
-            PROTOCOLS[name].steps,
+            DATASETS[name].protocol.eps,
+            DATASETS[name].protocol.steps,
         ), key
         images = config.data
         assert (images.train_per_class or 1) + images.valid_per_class <= DATASETS[
