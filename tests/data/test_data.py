@@ -130,7 +130,7 @@ def test_splits_are_disjoint_exact_and_leave_out_what_is_dropped(
         ),
         (DataConfig(train_per_class=701), "not the 100 for validation and 701 for training"),
         (DataConfig(imbalance_ratio=1000), "imbalance ratio 1000 leave the last empty"),
-        (DataConfig(drop_classes=(3, 10)), r"among 0 to 9: \[10\] are no labels"),
+        (DataConfig(drop_classes=(3, 10)), r"among 0 to 9: \[10\] are not its labels"),
         (DataConfig(drop_classes=tuple(range(9))), "fewer than two classes"),
         (
             DataConfig("imagenet"),
