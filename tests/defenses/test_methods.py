@@ -65,7 +65,7 @@ def test_the_readmes_own_method_trains(own_store, monkeypatch):
     small = dict(train_per_class=26, valid_per_class=5, epochs=2, steps=2, width=4, dtype="float32")
     with monkeypatch.context() as patched:
         patched.setattr(
-            "crat.training.trainer.train", lambda config, **k: scope.setdefault("asked", config)
+            "crat.training.train", lambda config, **k: scope.setdefault("asked", config)
         )
         exec(block, scope)
     run = train(scope["asked"].but(**small), progress="none", device="cpu")
