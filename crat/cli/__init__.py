@@ -26,7 +26,7 @@ FOR_MAINTAINERS = {"publish": "copy the small files of a finished run to results
 EPILOG = """\
 for maintainers:
   crat publish RUN                                    {publish}
-  python -m crat.store.manifest                             sign all of results/ anew
+  python -m crat.store.manifest                       sign all of results/ anew
   python benchmarks/step.py|training.py|attacks.py    measure speed; each has --help
   python notebooks/course/build.py                    make the exercises from their solutions
 """
