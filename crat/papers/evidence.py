@@ -248,12 +248,6 @@ class Evidence:
         others = [self.runs(m, *attacks)[:, only] for m in pool if m not in (a, b)]
         return compare(self.labels(a)[only], first, second, functional, others=others)
 
-    @property
-    def published_claims(self) -> str:
-        """The published table "paper / ours / verdict", in markdown."""
-        path = self._published
-        return claims.markdown(claims.read(path)) if path.exists() else "None published."
-
     def decide(self, claim: str | Claim, estimate: Estimate | None) -> None:
         """Adds the verdict of an estimate (None: not run) on a claim, or on the claim of a key."""
         declared = self.claims[claim] if isinstance(claim, str) else claim
