@@ -50,10 +50,12 @@ AUTHORS = "CFA's own loop"
 Step = Callable[[], object]
 
 
-def images(batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random images (N, 3, 32, 32) in [0, 1] and labels (N,) of ten classes, always the same."""
+def images(
+    batch: int, device: torch.device, image_shape: tuple[int, int, int] = (3, 32, 32)
+) -> tuple[Tensor, Tensor]:
+    """Random images (N, C, H, W) in [0, 1] and labels (N,) of ten classes, always the same."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(batch, 3, 32, 32, generator=generator).to(device)
+    x = torch.rand(batch, *image_shape, generator=generator).to(device)
     y = torch.randint(0, 10, (batch,), generator=generator).to(device)
     return x, y
 
@@ -68,11 +70,17 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def textbook_step(model: str, batch: int, steps: int, device: torch.device) -> Step:
+def textbook_step(
+    model: str,
+    batch: int,
+    steps: int,
+    device: torch.device,
+    image_shape: tuple[int, int, int] = (3, 32, 32),
+) -> Step:
     """A step of adversarial training as tutorials write it."""
-    net = models.build(ModelConfig(model), 10, seed=0).to(device)
+    net = models.build(ModelConfig(model), 10, image_shape, seed=0).to(device)
     optimizer = _optimizer(net)
-    x, y = images(batch, device)
+    x, y = images(batch, device, image_shape)
     generator = torch.Generator(device).manual_seed(0)
 
     def step() -> None:
@@ -89,6 +97,7 @@ def our_step(
     steps: int,
     device: torch.device,
     compile: bool = False,
+    image_shape: tuple[int, int, int] = (3, 32, 32),
 ) -> Step:
     """A step of a method of crat; the name may choose options: "cfa base=trades"."""
     method, *chosen = name.split()
@@ -99,17 +108,18 @@ def our_step(
         steps=steps,
         options=dict(map(option, chosen)),
     )
-    task = Task(torch.full((10,), 4900.0), (3, 32, 32), 200)
+    task = Task(torch.full((10,), 4900.0), image_shape, 200)
     defense = make_defense(config, task).to(device)
     architecture = ModelConfig(
         model,
         head=defense.head or "linear",
         extra_outputs=defense.extra_outputs,
     )
-    net = models.build(architecture, 10, seed=0).to(device, memory_format=torch.channels_last)
+    net = models.build(architecture, 10, image_shape, seed=0)
+    net = net.to(device, memory_format=torch.channels_last)
     network = compiled(net) if compile else net
     optimizer = _optimizer(net)
-    x, y = images(batch, device)
+    x, y = images(batch, device, image_shape)
     x = x.contiguous(memory_format=torch.channels_last)
     dtype = pick_dtype("auto", device)
     generator = torch.Generator(device).manual_seed(0)
@@ -182,11 +192,17 @@ class Flops(TorchDispatchMode):
         return out
 
 
-def matrix_rate(device: torch.device, dtype: str, size: int = 4096, turns: int = 5) -> float:
-    """Measured TFLOP/s of a square matrix product, the ceiling of everything else."""
-    size = size if device.type == "cuda" else 1024
-    a = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
-    a @ a  # warm-up
+def matrix_rate(device: torch.device, dtype: str, size: int | None = None, turns: int = 5) -> float:
+    """Measured TFLOP/s of a square matrix product, the ceiling of everything else.
+
+    The numbers are random: a GPU multiplies ones at another clock. size: None is 8192 on a GPU,
+    1024 on a CPU.
+    """
+    size = size or (8192 if device.type == "cuda" else 1024)
+    generator = torch.Generator(device).manual_seed(0)
+    a = torch.randn(size, size, device=device, generator=generator).to(getattr(torch, dtype))
+    for _ in range(2):  # warm-up
+        a @ a
     return 2 * size**3 / min(seconds(lambda: a @ a, device) for _ in range(turns)) / 1e12
 
 
