@@ -11,13 +11,17 @@ import json
 import sys
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+if TYPE_CHECKING:  # the process that only watches does without it
+    import torch
 
+
+RUNS = "recipe_runs"  # the folder of the runs that the recipe part trains, below --out
 AGAIN = 75  # the exit code of a process whose GPU context is lost: what is left needs another
 Record = dict[str, Any]
 
@@ -67,6 +71,24 @@ class Notes:
         ]
 
 
+class Context(NamedTuple):
+    """What every cell may need."""
+
+    asked: Namespace
+    notes: Notes
+    device: torch.device
+
+    @property
+    def quick(self) -> bool:
+        """Whether next to nothing is asked for, to see that everything runs."""
+        return self.asked.quick
+
+    @property
+    def left(self) -> float:
+        """Seconds until the part is ended."""
+        return self.asked.until - time.time()
+
+
 def run_cells(cells: Sequence[Cell], notes: Notes, until: float, device: torch.device) -> None:
     """Runs the cells that no earlier process has begun, until the time `until` (time.time()).
 
@@ -104,6 +126,8 @@ def lost(device: torch.device) -> bool:
     """Whether the GPU answers no more in this process, as after an illegal memory access."""
     if device.type != "cuda":
         return False
+    import torch
+
     try:
         torch.cuda.synchronize(device)
         torch.ones(1, device=device).item()
@@ -114,6 +138,8 @@ def lost(device: torch.device) -> bool:
 
 def tidy(device: torch.device) -> None:
     """Gives back what a cell has left: memory, compiled code."""
+    import torch
+
     gc.collect()
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()

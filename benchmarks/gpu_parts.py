@@ -7,27 +7,23 @@ What is measured goes to FOLDER/PART.jsonl as it is measured (gpu_cells.py).
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import subprocess
 import sys
 import time
-import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from gpu_cells import Cell, Notes, Record, run_cells
-from measuring import parser, peak_memory, seconds
+from gpu_cells import RUNS, Cell, Context, Notes, Record, run_cells
+from gpu_step import step_cells
+from measuring import parser
 from outcome_log import last_outcomes
 from subjects import grey_subject, trained
 from torch import Tensor, nn
-from training import Flops, authors_step, matrix_rate, our_step, textbook_step
 
 import crat
 from crat import data, store
@@ -44,33 +40,13 @@ from crat.device import describe, pick_device, pick_dtype
 from crat.nets import models
 from crat.training.run import Run, card_config
 
-ROOT = Path(__file__).resolve().parents[1]
-METHODS = ("pgd_at", "trades", "cfa", "spat", "frl", "wat")
-COLOUR, GREY = (3, 32, 32), (1, 28, 28)
-LAPTOP_RUN = 12 * 20_000  # images that a training of the laptop profile sees
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 # images in a batch of AutoAttack, as an evaluation takes them
 JUDGED_AT_ONCE = {"cpu": 500, "cuda": 2000}
 # folders of tests that need no GPU, or a notebook, a browser, another package
 TESTS_WITHOUT = ("analysis", "batch", "cli", "house", "papers", "plots", "store")
 TESTS_WITH = ("house/test_bench_attacks.py", "house/test_bench_training.py")
-
-
-class Context(NamedTuple):
-    """What every cell may need."""
-
-    asked: Namespace
-    notes: Notes
-    device: torch.device
-
-    @property
-    def quick(self) -> bool:
-        """Whether next to nothing is asked for, to see that everything runs."""
-        return self.asked.quick
-
-    @property
-    def left(self) -> float:
-        """Seconds until the part is ended."""
-        return self.asked.until - time.time()
 
 
 def head(device: torch.device) -> Record:
@@ -128,7 +104,7 @@ def tests_cells(here: Context) -> list[Cell]:
 
     def second() -> Iterator[Record]:
         outcomes = last_outcomes(out / "tests_first.jsonl")
-        failed = [test for test, (outcome, _) in outcomes.items() if outcome == "failed"]
+        failed = [test for test, (outcome, _) in outcomes.items() if outcome == "failed" and test]
         if failed:
             yield pytest(failed, out / "tests_without_gpu.jsonl", here.left - 3, gpu=False)
 
@@ -139,11 +115,13 @@ def tests_cells(here: Context) -> list[Cell]:
 def pytest(tests: list[str], outcomes: Path, limit: float, gpu: bool) -> Record:
     """Runs tests in a session whose outcomes are noted as they come; ends it at its limit."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    paths = (str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", ""))
+    paths = (str(ROOT), str(HERE), os.environ.get("PYTHONPATH", ""))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if not gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--tb=short"]
+    command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+    command += ["--continue-on-collection-errors"]
     command += ["-p", "no:cacheprovider", "-p", "no:warnings", "-p", "no:nbval"]
     command += ["-p", "outcome_log", "--outcomes", str(outcomes)]
     workers = min(14, max(1, (os.cpu_count() or 1) - 1), len(tests))
@@ -166,203 +144,11 @@ def pytest(tests: list[str], outcomes: Path, limit: float, gpu: bool) -> Record:
         kill(family)
         session.wait()
     return {
-        "look": "with the GPU" if gpu else "without a GPU",
+        "device": str(pick_device()) if gpu else "cpu",
         "seconds": round(time.monotonic() - began, 1),
         "processes": 1 if alone else workers,
         "how": ended,
     }
-
-
-# The training step
-
-
-@dataclass(frozen=True)
-class Side:
-    """A step that is timed: what it is, and how it is made."""
-
-    side: str  # textbook, authors, crat, crat compiled
-    method: str
-    model: str
-    batch: int
-    make: Callable[[], Callable[[], object]]
-    shape: tuple[int, int, int] = COLOUR
-
-    @property
-    def name(self) -> str:
-        """A name that no other side has."""
-        size = "x".join(map(str, self.shape))
-        return f"{self.side} {self.method} {self.model} {size} batch {self.batch}"
-
-
-def step_cells(here: Context) -> list[Cell]:
-    """The rates, the work of an image, then the sides, the most important first."""
-    cells = [
-        Cell("matrix rate", 30, lambda: rates(here)),
-        Cell("work of an image", 60, lambda: works(here)),
-    ]
-    for side in sides(here):
-        slow = side.side == "crat compiled"
-        cells.append(Cell(side.name, 90 if slow else 45, timer(side, here), 45 if slow else 4))
-    return cells
-
-
-def rates(here: Context) -> Iterator[Record]:
-    """The measured rate of a square product of random numbers."""
-    for dtype in ("bfloat16", "float32"):
-        yield {"dtype": dtype, "TFLOP/s": round(matrix_rate(here.device, dtype), 3)}
-
-
-def architecture(here: Context) -> str:
-    """The colour network: the papers' one, or a small one where next to nothing is asked for."""
-    return "small_cnn" if here.quick else "preact_resnet18"
-
-
-def attack_steps(here: Context) -> int:
-    """Steps of PGD in a training step."""
-    return 2 if here.quick else 10
-
-
-def works(here: Context) -> Iterator[Record]:
-    """Floating point operations of matrix products and convolutions, an image of a training step.
-
-    Counted on the CPU, in the second of two steps of a batch of two: the first may prove itself.
-    """
-    cpu, n = torch.device("cpu"), 2
-    cases = [(method, architecture(here), COLOUR) for method in METHODS]
-    for method, model, shape in [("pgd_at", "small_cnn", GREY), *cases]:
-        step = our_step(method, model, n, attack_steps(here), cpu, image_shape=shape)
-        step()
-        with Flops() as counter:
-            step()
-        work = {"method": method, "model": model, "shape": list(shape)}
-        yield {**work, "GFLOP an image": round(counter.total / n / 1e9, 4)}
-
-
-def sides(here: Context) -> list[Side]:
-    """AT at every batch size, then the small network, the other methods, and what is compiled."""
-    steps, device, model = attack_steps(here), here.device, architecture(here)
-    batches = (4, 8) if here.quick else (128, 512, 64, 1024)
-
-    def ours(method: str, batch: int, compile: bool = False) -> Side:
-        def make() -> Callable[[], object]:
-            return our_step(method, model, batch, steps, device, compile=compile)
-
-        return Side("crat compiled" if compile else "crat", method, model, batch, make)
-
-    def base(batch: int) -> list[Side]:
-        found = [
-            Side(
-                "textbook",
-                "pgd_at",
-                model,
-                batch,
-                lambda: textbook_step(model, batch, steps, device),
-            )
-        ]
-        if here.asked.cfa and model == "preact_resnet18":
-            clone = here.asked.cfa
-            found.append(
-                Side(
-                    "authors",
-                    "pgd_at",
-                    model,
-                    batch,
-                    lambda: authors_step(clone, batch, steps, device),
-                )
-            )
-        return [*found, ours("pgd_at", batch)]
-
-    def grey(side: str, batch: int, compile: bool = False) -> Side:
-        def make() -> Callable[[], object]:
-            if side == "textbook":
-                return textbook_step("small_cnn", batch, steps, device, image_shape=GREY)
-            return our_step("pgd_at", "small_cnn", batch, steps, device, compile, image_shape=GREY)
-
-        return Side(side, "pgd_at", "small_cnn", batch, make, GREY)
-
-    chosen = [side for batch in batches for side in base(batch)]
-    chosen += [grey("textbook", batches[0]), grey("crat", batches[0]), grey("crat", batches[1])]
-    for batch in batches:
-        chosen += [ours(method, batch) for method in METHODS if method != "pgd_at"]
-    if not here.quick:  # a compilation takes longer than all that is quick
-        chosen += [
-            ours("pgd_at", 512, True),
-            grey("crat compiled", 128, True),
-            ours("pgd_at", 128, True),
-        ]
-        chosen += [ours("trades", 512, True), ours("pgd_at", 1024, True), ours("pgd_at", 64, True)]
-    return chosen
-
-
-def timer(side: Side, here: Context) -> Callable[[], Iterator[Record]]:
-    """The work of a cell: one row of the step table."""
-
-    def work() -> Iterator[Record]:
-        device = here.device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        began = time.perf_counter()
-        with told() as lines:
-            step = side.make()
-            seconds(step, device)
-        first = time.perf_counter() - began
-        for _ in range(2):  # what is recorded or tuned in the second call is warm-up, too
-            seconds(step, device)
-        times = call_seconds(step, device, 0.05 if here.quick else 1.0)
-        if device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(device) / 2**20
-        else:
-            peak = peak_memory(step, device)
-        yield {
-            "side": side.side,
-            "method": side.method,
-            "model": side.model,
-            "shape": list(side.shape),
-            "batch": side.batch,
-            "images/s": round(side.batch / median(times), 1),
-            "best": round(side.batch / min(times), 1),
-            "ms": round(1000 * median(times), 2),
-            "first s": round(first, 1),
-            "peak MiB": round(peak, 0) if peak == peak else None,
-            "told": lines[0] if lines else "",
-        }
-
-    return work
-
-
-def call_seconds(
-    step: Callable[[], object], device: torch.device, least: float, rounds: int = 5
-) -> list[float]:
-    """Seconds of a call in several rounds, as a training has them: it does not wait in between."""
-    one = seconds(step, device)
-    calls = max(1, int(least / rounds / max(one, 1e-6)))
-
-    def several() -> None:
-        for _ in range(calls):
-            step()
-
-    return [seconds(several, device) / calls for _ in range(rounds)]
-
-
-@contextlib.contextmanager
-def told() -> Iterator[list[str]]:
-    """Yields a list that has, at the end, the lines that were printed or warned of inside."""
-    lines: list[str] = []
-    printed = io.StringIO()
-    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(printed):
-        warnings.simplefilter("always")
-        try:
-            yield lines
-        finally:
-            lines += [line for line in printed.getvalue().splitlines() if line.strip()]
-            lines += [str(w.message).splitlines()[0] for w in caught if is_ours(w)]
-    for line in lines:
-        print(line, flush=True)
-
-
-def is_ours(warning: Any) -> bool:
-    """Whether a warning is of a kind that crat defines."""
-    return warning.category.__module__.split(".")[0] == "crat"
 
 
 # AutoAttack
@@ -477,7 +263,7 @@ def network(here: Context) -> Judged:
     if here.asked.weights:
         if colour is None:
             raise DataError("--weights is a network for CIFAR-10, which is not here (CRAT_DATA)")
-        model = models.build(ModelConfig("preact_resnet18"), 10, COLOUR)
+        model = models.build(ModelConfig("preact_resnet18"), 10)
         models.load_checkpoint(model, here.asked.weights)
         return _on_cifar10(model, colour, here, str(here.asked.weights))
     if not here.quick and colour is not None and (run := recipe_run(here)):
@@ -488,7 +274,7 @@ def network(here: Context) -> Judged:
         return Judged(grey.model, grey.x, grey.y, grey.eps, what)
     updates, eps = 1000, 8 / 255
     if made.exists():
-        model = models.build(ModelConfig("preact_resnet18"), 10, COLOUR)
+        model = models.build(ModelConfig("preact_resnet18"), 10)
         model.load_state_dict(store.read_tensors(made)[0])
     else:
         x, y = colour.x_train.to(here.device), colour.y_train.to(here.device)
@@ -528,7 +314,7 @@ def train(here: Context) -> Iterator[Record]:
     judging = 0.3 * here.left
     limit = here.left - judging - 5
     settings = ["--recipe", "fast", "--progress", "line", "--seed", "0"]
-    environment = os.environ | {"CRAT_RUNS": str(here.asked.out / "runs")}
+    environment = os.environ | {"CRAT_RUNS": str(here.asked.out / RUNS)}
     paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if here.quick or here.device.type == "cpu" or images_at_hand() is None:
@@ -568,13 +354,13 @@ def epochs_that_fit(here: Context, limit: float) -> int:
     by_batch = {row["batch"]: row["images/s"] for row in measured}
     rate = by_batch.get(whole.batch_size, max(by_batch.values(), default=5000))
     # set-up, capture or compilation; a validation and what else an epoch has
-    training = max(limit - 40, 5)
+    training = max(limit - 30, 5)
     return max(1, min(whole.epochs, int(training * rate / (1.2 * 50_000))))
 
 
 def recipe_run(here: Context) -> Run | None:
     """The run that the recipe part has trained, finished or not; None where there is none."""
-    for card in sorted((here.asked.out / "runs").glob("*/card.json")):
+    for card in (here.asked.out / RUNS).glob("*/card.json"):
         if (card.parent / "best.safetensors").exists():
             return Run(card_config(store.read_json(card), card.parent), card.parent)
     return None
@@ -636,6 +422,7 @@ PARTS = {
 
 def main(asked: Namespace) -> None:
     """Runs the cells of one part that no earlier process has begun."""
+    asked.out = asked.out.resolve()  # pytest and crat run in another folder
     asked.out.mkdir(parents=True, exist_ok=True)
     notes = Notes(asked.out / f"{asked.part}.jsonl")
     device = pick_device()

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from math import nan
 from pathlib import Path
-
-import pandas as pd
-import torch
+from typing import TYPE_CHECKING
 
 from crat.config import ConfigError, number
+
+if TYPE_CHECKING:  # gpu.py, which watches others at work, needs neither
+    import pandas as pd
+    import torch
 
 EPS = number("8/255")
 STEP_SIZE = number("2/255")
@@ -24,6 +26,8 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     began = time.perf_counter()
     work()
     if device.type == "cuda":
+        import torch
+
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
 
@@ -35,6 +39,8 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> float:
     to some 10 %. Elsewhere: nan.
     """
     if device.type == "cuda":
+        import torch
+
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
