@@ -1,9 +1,10 @@
-"""The attacks of four libraries behind one signature, and one judge.
+"""The attacks of five libraries behind one signature, and one judge.
 
 (model, x, y, attack, norm, eps, seed) -> x_adv.
 
 Names are AutoAttack's: apgd-ce, apgd-dlr, apgd-t, fab-t, fab, square, autoattack; besides pgd-20,
-deepfool and cw. The peers are imported when called: they live in an environment of their own.
+deepfool and cw, and fmn, which only adv-lib has. The peers are imported when called: they live in
+an environment of their own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ SETTINGS = {
     "fab": "untargeted, 1 restart (the plus version has 5)",
     "autoattack of torchattacks": "as that library has it: 10 iterations instead of 100, another "
     "Square schedule",
+    "adv-lib": "100 iterations; its PGD keeps the last of its iterates that was wrong; of fab and "
+    "fmn (100 steps), broken where the found point lies within eps",
     "torchattacks": "100 iterations; Square with the fixed schedule",
     "pgd-20": "uniform start, steps of eps / 4, last iterate",
     "deepfool": "50 steps, overshoot 0.02; broken where the found point lies within eps",
@@ -86,6 +89,28 @@ def foolbox(
     return kind.run(seen, x, library.criteria.Misclassification(y))
 
 
+def adv_lib(
+    model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str, eps: float, seed: int
+) -> Tensor:
+    """The attacks that adv-lib has of these, and its fast minimum-norm attack."""
+    from adv_lib import attacks as library
+
+    torch.manual_seed(seed)
+    p = {"Linf": float("inf"), "L2": 2, "L1": 1}[norm]
+    make = {
+        "apgd-ce": lambda: library.apgd(model, x, y, eps, p, loss_function="ce"),
+        "apgd-dlr": lambda: library.apgd(model, x, y, eps, p),
+        "apgd-t": lambda: library.apgd_targeted(model, x, y, eps, p),
+        "fab": lambda: library.fab(model, x, y, p),
+        "fab-t": lambda: library.fab(model, x, y, p, targeted_restarts=True),
+        "fmn": lambda: library.fmn(model, x, y, p, steps=100),
+        "pgd-20": lambda: library.pgd_linf(model, x, y, eps, steps=20, absolute_step_size=eps / 4),
+        "deepfool": lambda: library.df(model, x, y, steps=50, norm=p),
+        "cw": lambda: library.carlini_wagner_l2(model, x, y, max_iterations=200),
+    }
+    return make[attack]()
+
+
 def ours(
     model: nn.Module,
     x: Tensor,
@@ -104,7 +129,10 @@ def ours(
         "apgd-dlr": replace(kernels["apgd-ce"], loss="dlr"),
         "fab": replace(kernels["fab-t"], targets=0),
     }
-    search, noise = searcher(model, x[:16], dtype), PerImage(seed, torch.arange(len(x)))
+    search, noise = (
+        searcher(model, x[:16], dtype),
+        PerImage(seed, torch.arange(len(x), device=x.device)),
+    )
     if attack in known:
         found = known[attack](search, x, y, generator=noise, judge=model)
         return found.x_adv if attack == "autoattack" else found
@@ -121,6 +149,7 @@ LIBRARIES: dict[str, Callable[..., Tensor]] = {
     "pyautoattack": pyautoattack,
     "torchattacks": torchattacks,
     "foolbox": foolbox,
+    "adv-lib": adv_lib,
 }
 
 

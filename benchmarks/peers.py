@@ -3,12 +3,15 @@
     python benchmarks/peers.py      # which attack libraries can be imported here
 
 A side is an attack that is ready to run on images and labels, with the models whose passes are its
-work. Libraries run as their users run them: float32, eval mode. A library is imported when it is
-asked for; none is needed.
+work. Libraries run as their users run them: float32, eval mode. The textbook and the libraries that
+take any model run a second time as somebody runs them who knows the hardware: the model and the
+images in channels last, the whole call inside autocast. A library is imported when it is asked for;
+none is needed.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.metadata
 import time
@@ -25,6 +28,7 @@ from crat.attacks.door import as_images
 from crat.attacks.gradient import PGD
 from crat.attacks.noise import PerImage
 from crat.attacks.search import searcher
+from crat.device import autocast
 from crat.names import one_of
 
 
@@ -44,15 +48,18 @@ class Counted(nn.Module):
 
 
 class Side(NamedTuple):
-    """craft takes images (N, C, H, W) in [0, 1] and labels (N,) and gives adversarial images."""
+    """craft takes images (N, C, H, W) in [0, 1] and labels (N,) and gives adversarial images.
+
+    counted: the models whose passes are the work; () where they cannot be counted.
+    """
 
     craft: Callable[[Tensor, Tensor], Tensor]
     counted: tuple[Counted, ...]
 
     @property
-    def images(self) -> int:
-        """How many images its models have been asked about."""
-        return sum(model.images for model in self.counted)
+    def images(self) -> int | None:
+        """How many images its models have been asked about; None where nobody counted."""
+        return sum(model.images for model in self.counted) if self.counted else None
 
 
 # from the model, the images, eps, and the steps of PGD or the batch size of AutoAttack
@@ -68,6 +75,16 @@ def our_pgd(dtype: str) -> Make:
         return Side(lambda x, y: attack(search, as_images(x), y, generator=_noise(0, x)), (search,))
 
     return make
+
+
+def as_called(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
+    """PGD of crat as the README calls it: on the plain model, which may make its own copy of it.
+
+    Passes are not counted: a model that counts is another model, which no copy could stand for.
+    PGD of crat takes every step on every image.
+    """
+    attack = PGD(eps, eps / 4, steps)
+    return Side(lambda x, y: attack(model, x, y), ())
 
 
 def our_autoattack(dtype: str) -> Make:
@@ -127,6 +144,26 @@ def textbook(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
     return Side(lambda x, y: textbook_pgd(seen, x, y, eps, steps, generator), (seen,))
 
 
+def by_an_expert(make: Make, dtype: str) -> Make:
+    """A side with model and images in channels last, and the call inside autocast of this dtype."""
+
+    def made(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
+        fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        side = make(fast, _channels_last(x), eps, steps)
+
+        def craft(x: Tensor, y: Tensor) -> Tensor:
+            with autocast(x.device, dtype):
+                return side.craft(_channels_last(x), y).float()
+
+        return Side(craft, side.counted)
+
+    return made
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def _torchattacks(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
     import torchattacks
 
@@ -177,6 +214,20 @@ def _art(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
     return Side(craft, (seen,))
 
 
+def _adv_lib(model: nn.Module, x: Tensor, eps: float, steps: int) -> Side:
+    """Its PGD keeps the last of its iterates that was wrong; where its last step ends, it has not
+    looked.
+    """
+    from adv_lib.attacks import pgd_linf
+
+    seen = Counted(model)
+
+    def craft(x: Tensor, y: Tensor) -> Tensor:
+        return pgd_linf(seen, x, y, eps, steps=steps, absolute_step_size=eps / 4)
+
+    return Side(craft, (seen,))
+
+
 def _pyautoattack(model: nn.Module, x: Tensor, eps: float, batch: int) -> Side:
     import pyautoattack
 
@@ -211,9 +262,21 @@ PEERS = {  # the module to import, and the package it comes in
     "torchattacks": ("torchattacks", "torchattacks"),
     "foolbox": ("foolbox", "foolbox"),
     "art": ("art.attacks.evasion", "adversarial-robustness-toolbox"),
+    "adv-lib": ("adv_lib.attacks", "adv-lib"),
     "pyautoattack": ("pyautoattack", "pyautoattack"),
 }
-PGD_OF: dict[str, Make] = {"torchattacks": _torchattacks, "foolbox": _foolbox, "art": _art}
+PGD_OF: dict[str, Make] = {
+    "torchattacks": _torchattacks,
+    "foolbox": _foolbox,
+    "adv-lib": _adv_lib,
+    "art": _art,
+}
+# sides of which there is a second, by an expert: foolbox and art wrap the model and the images
+ANY_MODEL: dict[str, Make] = {
+    "textbook": textbook,
+    "torchattacks": _torchattacks,
+    "adv-lib": _adv_lib,
+}
 AUTOATTACK_OF: dict[str, Make] = {
     "pyautoattack": _pyautoattack,
     "torchattacks": _torchattacks_battery,
@@ -239,10 +302,20 @@ def releases(peers: Sequence[str] = tuple(PEERS)) -> tuple[dict[str, str], dict[
 
 
 def pgd_sides(dtype: str, present: Sequence[str] = ()) -> dict[str, Make]:
-    """Sides by name: ours in `dtype` (the first, for ratios) and float32, the textbook, peers."""
+    """Sides by name: ours in `dtype` (the first, for ratios), in float32 and as the README calls
+    it; the textbook and the peers as their users run them; those of ANY_MODEL by an expert.
+    """
     own = {f"crat {kind}": our_pgd(kind) for kind in dict.fromkeys((dtype, "float32"))}
-    others = {name: make for name, make in PGD_OF.items() if name in present}
-    return own | {"textbook": textbook} | others
+    own["crat, as the README calls it"] = as_called
+    plain = {"textbook": textbook}
+    plain |= {name: make for name, make in PGD_OF.items() if name in present}
+    how = "channels last" if dtype == "float32" else f"channels last, autocast {dtype}"
+    expert = {
+        f"{name}, {how}": by_an_expert(make, dtype)
+        for name, make in ANY_MODEL.items()
+        if name in plain
+    }
+    return own | plain | expert
 
 
 def autoattack_sides(dtype: str, present: Sequence[str] = ()) -> dict[str, Make]:
@@ -256,7 +329,7 @@ class Measured(NamedTuple):
 
     x_adv: Tensor
     seconds: float
-    passed: int  # images through its models
+    passed: int | None  # images through its models; None where nobody counted
 
 
 def measure(side: Side, x: Tensor, y: Tensor) -> Measured:
@@ -269,7 +342,9 @@ def measure(side: Side, x: Tensor, y: Tensor) -> Measured:
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
         seconds = time.perf_counter() - began
-    return Measured(x_adv.detach(), seconds, side.images - before)
+    after = side.images
+    passed = None if before is None or after is None else after - before
+    return Measured(x_adv.detach(), seconds, passed)
 
 
 if __name__ == "__main__":
