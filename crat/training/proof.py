@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from crat import distributed, graphs
+from crat.config import TrainConfig
 from crat.text import first_line
-
-if TYPE_CHECKING:
-    from crat.training.step import Step
 
 STEPS = 2  # the second has other images, random numbers, rate and share of the average
 # How far two ways may part, as a share of what a step changes. Rounding turns the sign of gradients
@@ -42,6 +40,21 @@ class Way:
 
     def __str__(self) -> str:
         return ", ".join(name for name, chosen in vars(self).items() if chosen) or "eager"
+
+
+class Step(Protocol):
+    """What a proof needs of a step (crat.training.step.Step)."""
+
+    config: TrainConfig
+    device: torch.device
+    generator: torch.Generator
+    pool: Any
+    tell: Callable[[str], None]
+    way: Way  # by which the work is done from now on
+    ways: list[Way]  # that were not given up yet, the fastest first
+
+    def changing(self) -> dict[str, list[Tensor]]:
+        """Every tensor that a step changes, by what it is."""
 
 
 class Snapshot:
