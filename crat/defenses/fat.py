@@ -73,7 +73,7 @@ class FAT(Defense):
         """Under BatchNorm "moving" an attack ends when no image goes on."""
         if self.attack.batch_norm != "moving":
             return ""
-        return "fat with batch_norm=moving ends its attack by the images that still go on"
+        return "its attack ends when no image goes on any more"
 
     def prepare(self, task: Task) -> None:
         """Begins state["epoch"], by which tau grows."""

@@ -100,7 +100,8 @@ class Step:
         if not graphs.can_record(self.device):
             return []
         if self.state.defense.waits:
-            self.tell(f"the training step is eager: {self.state.defense.waits}")
+            method = self.config.defense
+            self.tell(f"the training step of {method} is eager: {self.state.defense.waits}")
             return []
         folded = self.state.defense.attack.batch_norm == "eval" and self._fold()
         ways = [Way(recorded=True, folded=folded)]
@@ -125,6 +126,11 @@ class Step:
         self.done.zero_()
         torch._foreach_zero_(list(vars(self.totals).values()))
         self._keep_in_place()
+
+    @property
+    def done_by(self) -> str:
+        """The way of the steps, such as "recorded, folded"."""
+        return str(self.ways[0]) if self.ways else "eager"
 
     def counted(self) -> ClassStats:
         """The class-wise sums of the epoch so far, of this process's images."""

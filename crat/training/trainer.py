@@ -200,6 +200,7 @@ class Trainer:
             if progress.step(len(x)) and distributed.world() == 1:
                 self._refuse_non_finite(epoch, self.step.first_bad, n_batches)
         self._refuse_non_finite(epoch, distributed.smallest(self.step.first_bad), n_batches)
+        self.state.way = self.step.done_by
         sums = list(vars(self.step.counted()).values())
         return ClassStats(*distributed.sum_over_ranks(sums))
 

@@ -265,8 +265,7 @@ def test_an_attack_that_waits_for_its_images_is_never_recorded(gpu_manners):
     trainer = Trainer(Run.of(config("cfa-fat", batch_norm="moving")), CPU, tell=lines.append)
     assert trainer.step.ways == []
     assert lines == [
-        "the training step is eager: fat with batch_norm=moving ends its attack by the images "
-        "that still go on"
+        "the training step of cfa is eager: its attack ends when no image goes on any more"
     ]
 
 
