@@ -164,7 +164,7 @@ def test_the_parameter_files_are_for_crat_and_papermill_alike():
     root = Path(__file__).parents[2] / "notebooks"
     every = sorted(root.glob("[0-9]*.ipynb"))
     files = sorted((root / "parameters").glob("*.yml"))
-    assert [file.stem for file in files] == ["laptop", "paper", "quick"]
+    assert [file.stem for file in files] == ["gpu", "laptop", "paper", "quick"]
     for file in files:
         values = yaml.safe_load(file.read_text())
         assert values["profile"] == file.stem
