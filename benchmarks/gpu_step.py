@@ -149,9 +149,9 @@ def timer(side: Side, here: Context) -> Callable[[], Iterator[Record]]:
         with told() as lines:
             step = side.make()
             seconds(step, device)
-        first = time.perf_counter() - began
-        for _ in range(2):  # what is recorded or tuned in the second call is warm-up, too
-            seconds(step, device)
+            first = time.perf_counter() - began
+            for _ in range(2):  # what is recorded or tuned in the second call is warm-up, too
+                seconds(step, device)
         times = call_seconds(step, device, 0.05 if here.quick else 1.0)
         if device.type == "cuda":
             peak = (torch.cuda.max_memory_allocated(device) - before) / 2**20

@@ -31,8 +31,11 @@ from torch.utils.flop_counter import flop_registry
 from crat.cli.flags import option
 from crat.config import MODELS, ConfigError, ModelConfig, TrainConfig
 from crat.defenses import DEFENSES, Task, make_defense
-from crat.device import autocast, compiled, describe, pick_device, pick_dtype
+from crat.device import describe, pick_device, pick_dtype
 from crat.nets import models
+from crat.training import step as training
+from crat.training.state import TrainState
+from crat.training.step import make_optimizer
 
 # class-wise policies and the method below each: the policy's cost is what it adds to that method
 OVER = {
@@ -51,11 +54,11 @@ Step = Callable[[], object]
 
 
 def images(
-    batch: int, device: torch.device, image_shape: tuple[int, int, int] = (3, 32, 32)
+    batch: int, device: torch.device, shape: tuple[int, int, int] = (3, 32, 32)
 ) -> tuple[Tensor, Tensor]:
-    """Random images (N, C, H, W) in [0, 1] and labels (N,) of ten classes, always the same."""
+    """Random images (N, *shape) in [0, 1] and labels (N,) of ten classes, always the same."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(batch, *image_shape, generator=generator).to(device)
+    x = torch.rand(batch, *shape, generator=generator).to(device)
     y = torch.randint(0, 10, (batch,), generator=generator).to(device)
     return x, y
 
@@ -99,7 +102,10 @@ def our_step(
     compile: bool = False,
     image_shape: tuple[int, int, int] = (3, 32, 32),
 ) -> Step:
-    """A step of a method of crat; the name may choose options: "cfa base=trades"."""
+    """A step of a method of crat; the name may choose options: "cfa base=trades".
+
+    compile: whether it tries torch.compile first, as a long training does on a GPU.
+    """
     method, *chosen = name.split()
     config = TrainConfig(
         defense=method,
@@ -107,6 +113,8 @@ def our_step(
         step_size=STEP_SIZE,
         steps=steps,
         options=dict(map(option, chosen)),
+        lr=0.01,
+        dtype=pick_dtype("auto", device),
     )
     task = Task(torch.full((10,), 4900.0), image_shape, 200)
     defense = make_defense(config, task).to(device)
@@ -116,21 +124,16 @@ def our_step(
         extra_outputs=defense.extra_outputs,
     )
     net = models.build(architecture, 10, image_shape, seed=0)
-    net = net.to(device, memory_format=torch.channels_last)
-    network = compiled(net) if compile else net
-    optimizer = _optimizer(net)
+    net = net.to(device, memory_format=torch.channels_last).train()
+    state = TrainState(net, make_optimizer(net, config), defense)
+    update = training.Step(
+        state, config, device, 10, operations=training.WORTH_COMPILING if compile else 0.0
+    )
+    update.begin(seed=0, scale=1.0)
     x, y = images(batch, device, image_shape)
-    x = x.contiguous(memory_format=torch.channels_last)
-    dtype = pick_dtype("auto", device)
-    generator = torch.Generator(device).manual_seed(0)
 
     def step() -> None:
-        network.train()
-        with autocast(device, dtype):
-            x_adv = defense.craft(network, x, y, generator=generator)
-            loss, _ = defense.loss(network, x, x_adv, y)
-        _update(optimizer, loss)
-        defense.after_step(network, x, y)
+        update(x, y, config.lr)
 
     return step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,14 +13,29 @@ from torch import nn
 
 from crat.names import ConfigError
 
+# Environment variable: the share of a GPU's memory that this process may take, such as 0.225.
+# `crat reproduce` sets it for the processes that it runs side by side on one GPU.
+GPU_SHARE = "CRAT_GPU_SHARE"
+
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
     """The device asked for; None: the first GPU, or the CPU where there is no GPU.
 
+    On a GPU this process keeps to its share of the memory (GPU_SHARE).
     Raises ConfigError where the device cannot be used.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        chosen = _usable(device)
+    if chosen.type == "cuda" and GPU_SHARE in os.environ:
+        share = float(os.environ[GPU_SHARE])
+        torch.cuda.set_per_process_memory_fraction(share, chosen.index)  # index None: the current
+    return chosen
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """The device of this name; raises ConfigError where it cannot be used."""
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

@@ -218,6 +218,13 @@ def decided_by_first(choice: bool, device: torch.device) -> bool:
     return bool(decision)
 
 
+def agreed(choice: bool, device: torch.device) -> bool:
+    """Whether all ranks chose so."""
+    if world() == 1:
+        return choice
+    return bool(smallest(torch.tensor(float(choice), device=device)))
+
+
 def wait() -> None:
     """Waits until all ranks have come here."""
     if world() > 1:

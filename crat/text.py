@@ -45,3 +45,8 @@ def dated(path: Path) -> str:
 def percent(fraction: float) -> str:
     """A fraction in percent: 0.4567 is "45.7"."""
     return f"{100 * fraction:.1f}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; its type where it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

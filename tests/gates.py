@@ -14,21 +14,29 @@ import sys
 if "crat.batch.worker" in sys.orig_argv:
     import os, time
     from pathlib import Path
+    from crat.training.step import Step
     from crat.training.trainer import Trainer
 
-    step, steps = Trainer.step, []
+    update, train_epoch = Step.__call__, Trainer.train_epoch
+    names, steps = {}, []
 
-    def gated(trainer, *given):
-        steps.append(trainer.state.epochs_done)
-        gate = Path(__file__).with_name(f"{trainer.run.name}-{trainer.state.epochs_done}")
-        if steps.count(trainer.state.epochs_done) == 2 and gate.exists():
+    def named(trainer, *given):
+        names[trainer.step] = trainer.run.name
+        return train_epoch(trainer, *given)
+
+    def gated(step, *given):
+        done = step.state.epochs_done
+        steps.append(done)
+        gate = Path(__file__).with_name(f"{names[step]}-{done}")
+        if steps.count(done) == 2 and gate.exists():
             gate.with_suffix(".half").write_text(str(os.getpid()))
             gate.with_suffix(".half").rename(gate.with_suffix(".reached"))
             while gate.exists():
                 time.sleep(0.01)
-        return step(trainer, *given)
+        return update(step, *given)
 
-    Trainer.step = gated
+    Trainer.train_epoch = named
+    Step.__call__ = gated
 """
 
 

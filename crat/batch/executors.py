@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from math import ceil
 from threading import Event
 from typing import Protocol
 
@@ -21,7 +23,13 @@ from crat.store import StoreError
 from crat.text import shown
 
 GLANCE = 0.5  # seconds between looks at the tasks
-AT_MOST = 4  # processes on a CPU, unless asked for otherwise: each holds about a gigabyte
+# processes on a CPU, and on each GPU where the networks are small, unless asked for otherwise: each
+# holds about a gigabyte of the machine's memory
+AT_MOST = 4
+# bytes of a GPU for a training of a small network (an estimate: none was measured), and the part of
+# a GPU that its processes share; the rest holds their contexts, which no process's share counts
+GPU_EACH = 3 * 2**30
+SHARED = 0.9
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,13 @@ def do(task: Task, env: Mapping[str, str], wanted: Callable[[], bool]) -> Outcom
 
 
 class Local:
-    """Processes on this machine; each gets a GPU, or an equal share of the cores as threads."""
+    """Processes on this machine; each gets a GPU, or an equal share of the cores as threads.
 
-    def __init__(self, workers: int | None = None):
-        self.slots = slots(workers)
+    small: whether several of them may share a GPU (`slots`).
+    """
+
+    def __init__(self, workers: int | None = None, small: bool = False):
+        self.slots = slots(workers, small)
         self.executor = ThreadPoolExecutor(len(self.slots))
         self.ended = Event()
 
@@ -99,20 +110,56 @@ class Local:
         self.executor.shutdown(cancel_futures=True)
 
 
-def slots(workers: int | None) -> list[dict[str, str]]:
-    """The environment variables of each worker: its GPU, else its number of threads."""
+def slots(workers: int | None, small: bool = False) -> list[dict[str, str]]:
+    """The environment variables of each worker: its GPU and its share of it, its threads.
+
+    workers: their number (None: one on each GPU; without a GPU one for each core up to AT_MOST).
+    small: networks so small that one process leaves a GPU idle; then None means up to AT_MOST on
+    each GPU, as many as its memory and the machine's cores allow.
+    """
     import torch
 
-    every = ",".join(map(str, range(torch.cuda.device_count())))
-    gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or every).split(",")
-    if torch.cuda.is_available():
-        workers = workers or len(gpus)
-        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(workers)]
+    from crat.device import GPU_SHARE
+
     known = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    workers = workers or min(cores, AT_MOST)
+    gpus: list[str] = []
+    if torch.cuda.is_available():
+        n = torch.cuda.device_count()
+        every = ",".join(map(str, range(n)))
+        gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or every).split(",")[:n]
+        together = _together(n, cores) if small else 1
+        workers = workers or together * n
+    else:
+        workers = workers or min(cores, AT_MOST)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // workers))
-    return [{"OMP_NUM_THREADS": threads} for _ in range(workers)]
+    slot = {"OMP_NUM_THREADS": threads}
+    if gpus and workers > len(gpus):
+        slot[GPU_SHARE] = f"{SHARED / ceil(workers / len(gpus)):.3f}"
+    own = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(workers)]
+    return [slot | gpu for gpu in own]
+
+
+def _together(gpus: int, cores: int) -> int:
+    """The number of processes on each GPU: a core for each, and GPU_EACH of the smallest GPU."""
+    import torch
+
+    memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus))
+    return max(1, min(AT_MOST, cores // gpus, int(SHARED * memory / GPU_EACH)))
+
+
+def gpu_line(slots: Sequence[Mapping[str, str]]) -> str:
+    """The processes on each GPU in words; "" without a GPU."""
+    from crat.device import GPU_SHARE
+
+    counts = Counter(slot.get("CUDA_VISIBLE_DEVICES", "") for slot in slots)
+    if "" in counts:
+        return ""
+    least, most = min(counts.values()), max(counts.values())
+    n = f"{most} process{'es' * (most > 1)}" if least == most else f"{least} to {most} processes"
+    share = slots[0].get(GPU_SHARE)
+    memory = f", each with {100 * float(share):.0f} % of its memory" if share else ""
+    return f"{n} on each of {len(counts)} GPU{'s' * (len(counts) > 1)}{memory}"
 
 
 def perform(tasks: Sequence[Task], runs_on: Place, notebooks_on: Place) -> dict[str, str]:

@@ -14,11 +14,14 @@ from crat import store
 from crat.batch.notebook import ROOT
 from crat.batch.parameters import declared
 from crat.batch.tasks import Job, RunTask
-from crat.config import RunConfig, Selection
+from crat.config import DATASETS, RunConfig, Selection
 from crat.store import Store
 
 if TYPE_CHECKING:  # torch takes seconds to import, which --help need not
     from crat.training.run import Run
+
+# a GPU computes a step of these faster than a process launches it, so several share one
+SMALL_NETWORKS = ("small_cnn", "mnist_small_cnn", "lenet5")
 
 
 def plan_of(
@@ -44,6 +47,13 @@ class Entry:
     def published(self) -> bool:
         """Whether the published outcomes are enough."""
         return bool(self.run.published) and not self.weights
+
+    @property
+    def small(self) -> bool:
+        """Whether its training leaves a GPU idle: a small network on images of 32 x 32 at most."""
+        config = self.run.config
+        _, height, width = DATASETS[config.data.name].image_shape
+        return config.model.name in SMALL_NETWORKS and max(height, width) <= 32
 
     @property
     def epochs_left(self) -> int:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from crat import store
 from crat.batch import plan as batch
-from crat.batch.executors import Local, Place, perform, slots
+from crat.batch.executors import Local, Place, gpu_line, perform, slots
 from crat.batch.notebook import ROOT, NotebookError
 from crat.batch.parameters import choose_parameters, declared, from_file
 from crat.batch.plan import Entry
@@ -237,11 +237,16 @@ def show_plan(
         n = sum(entry.published for entry in runs)
         print(f"{n} runs are read from results/, {ready - n} more are in the store", end="\n\n")
     if left and timed:
-        _show_runs(left, place, workers)
+        _show_runs(left, place, workers, _all_small(runs))
     elif left:  # other machines do it
         rows = [(entry.run.name, " ".join(entry.notebooks), entry.state) for entry in left]
         print(aligned(("run", "for", "state"), rows, (72, 11)), end="\n\n")
     sys.stdout.flush()
+
+
+def _all_small(runs: Sequence[Entry]) -> bool:
+    """Whether several processes may share a GPU; a large run has it to itself, and with it all."""
+    return all(entry.small for entry in runs)
 
 
 def _state(job: Job) -> tuple[str, str]:
@@ -250,7 +255,7 @@ def _state(job: Job) -> tuple[str, str]:
     return state, tqdm.format_interval(round(seconds)) if seconds else "-"
 
 
-def _show_runs(runs: Sequence[Entry], place: Store, workers: int | None) -> None:
+def _show_runs(runs: Sequence[Entry], place: Store, workers: int | None, small: bool) -> None:
     from crat.batch.estimates import Rates, lacking
     from crat.device import describe, pick_device
 
@@ -266,7 +271,7 @@ def _show_runs(runs: Sequence[Entry], place: Store, workers: int | None) -> None
             of_devices.add(takes[1])
         time = _duration(takes[0]) if takes else "not known"
         rows.append((entry.run.name, " ".join(entry.notebooks), entry.state, time))
-    at_a_time = len(slots(workers))
+    at_a_time = len(slots(workers, small))
     wall = max(*known, sum(known) / at_a_time) if known else 0.0
     least = "" if len(known) == len(runs) else "over "
     total = f"{least or 'about '}{_duration(wall)}" if known else "not known"
@@ -308,7 +313,9 @@ def _perform(
     tasks = [entry.task(here) for entry in runs if entry.state and not entry.live]
     if not tasks and not todo:
         return {}
-    local = Local(workers)
+    local = Local(workers, _all_small(runs))
+    if way := gpu_line(local.slots):
+        print(way, end="\n\n", flush=True)
     runs_on: Place = local
     if dask and tasks:
         from crat.batch.cluster import Cluster

@@ -27,7 +27,7 @@ from crat.batch.notebook import ROOT
 from crat.config import PROFILES
 from crat.config import profile as base_run
 from crat.names import one_of
-from crat.papers.common import evidence_profile
+from crat.papers.common import claims_file, evidence_profile
 from crat.text import percent
 
 SAVED = re.compile(r'plots\.save\(.*"(\w+)"\)')
@@ -237,7 +237,7 @@ def _claims(pages: list[Page], profile: str) -> list[dict[str, Any]]:
     rows = []
     for page in pages:
         own = page.folder / "claims.json"
-        path = own if own.exists() else published / f"claims_{page.stem[:2]}.json"
+        path = own if own.exists() else published / claims_file(page.stem[:2], profile)
         for row in claims.read(path).itertuples() if path.exists() else ():
             number = re.search(r"[-+]?\d+(\.\d+)?", row.number.replace("−", "-"))
             scale = 100 if row.functional in claims.POINTS else 1

@@ -122,6 +122,8 @@ def asked_for(a: Namespace) -> RunConfig:
     config = recipe(a.recipe) if a.recipe else profile(a.profile)
     if a.preset or "defense" in given:
         config = _with_preset(config, a.preset or "crat", given)
+    elif "options" in given:  # beside those of a recipe
+        given["options"] = dict(config.train.options) | dict(given["options"])
     return config.but(**given)
 
 

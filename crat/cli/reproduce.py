@@ -58,7 +58,8 @@ def _add_how(parser: ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="processes here (default: a GPU each, or up to 4 cores)",
+        help="processes here (default: one on each GPU, up to 4 where the networks are small; "
+        "without a GPU up to 4)",
     )
     add("--dask", metavar="ADDRESS|FILE", help="train on the workers of this dask scheduler")
     add("--shard", metavar="I/N", help="only the I-th of N parts of the runs, and no notebook")

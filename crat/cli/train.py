@@ -21,9 +21,6 @@ def add_to(parser: ArgumentParser) -> None:
     add("--profile", default="quick", help=" | ".join(PROFILES))
     add("--recipe", help=f"start from a speed recipe instead of a profile: {' | '.join(RECIPES)}")
     add("--device", help="such as cpu or cuda:1 (default: the first GPU, else the CPU)")
-    add(
-        "--compile", action="store_true", help="torch.compile, worth its start-up time on long runs"
-    )
     add("--max-minutes", type=float, help="stop at the end of the epoch in which they have passed")
     add(
         "--recompute",
@@ -47,7 +44,6 @@ def run(a: Namespace) -> None:
     must_be_writable(where.root, "CRAT_RUNS")
     finished = train(
         config,
-        compile=a.compile or bool(a.recipe),
         device=a.device,
         max_minutes=a.max_minutes,
         progress=a.progress,

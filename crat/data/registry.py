@@ -46,7 +46,8 @@ class DatasetSpec:
     std: tuple[float, ...] = (1.0,)
     augment: str = "crop_flip"  # meaning of augment="auto": none | crop | crop_flip
     may_flip: bool = True  # False: a mirrored image is another sign
-    # network and schedule of the paper profile where CIFAR-10's do not fit: ours
+    # network and schedule of the paper profile where CIFAR-10's do not fit: ours; the gpu profile
+    # takes all but the epochs
     paper_settings: Mapping[str, Any] = field(default_factory=dict)
     # left out in turn in notebook 01: the top confusers of the two hardest classes, and a
     # dissimilar class as control; known before anything is trained

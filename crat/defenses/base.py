@@ -83,6 +83,14 @@ class Defense:
     def __post_init__(self) -> None:
         self.state: dict[str, Tensor] = {}
 
+    @property
+    def waits(self) -> str:
+        """Why a step of the method waits for the device, which no CUDA graph can; "" for none.
+
+        It waits where Python decides by the value of a tensor.
+        """
+        return ""
+
     def prepare(self, task: Task) -> None:
         """Begins `state`, once before training.
 
@@ -95,7 +103,7 @@ class Defense:
         x: Tensor,
         y: Tensor,
         *,
-        scale: float = 1.0,
+        scale: Budget = 1.0,
         generator: Source = None,
     ) -> Tensor:
         """The inner maximisation: the adversarial images that `loss` takes, shaped like x.
@@ -142,7 +150,7 @@ class Defense:
         """The place where a class-wise policy moves; a class may be absent from either (n = 0)."""
 
     def search(
-        self, model: nn.Module, x: Tensor, y: Tensor, scale: float, generator: Source
+        self, model: nn.Module, x: Tensor, y: Tensor, scale: Budget, generator: Source
     ) -> Tensor:
         """The method's attack on its objective, within its budget."""
         objective = self.objective(model, x)
@@ -151,7 +159,7 @@ class Defense:
             model, x, y, eps=eps, step_size=step, objective=objective, generator=generator
         )
 
-    def budget(self, y: Tensor | None, scale: float) -> tuple[Budget, Budget]:
+    def budget(self, y: Tensor | None, scale: Budget) -> tuple[Budget, Budget]:
         """eps and step of the attack times scale, each a number or (B,).
 
         They are state["eps"][y] and state["step_size"][y] where the method has them, else those of
@@ -259,6 +267,11 @@ class Policy(Defense):
         self.inner = METHODS[self.crafts_as()](self.attack, **self.settings_of_base())
         self.inner.state = self.state
 
+    @property
+    def waits(self) -> str:
+        """As the base, which crafts."""
+        return self.inner.waits
+
     def crafts_as(self) -> str:
         """The name of the method that crafts."""
         return self.base
@@ -273,7 +286,7 @@ class Policy(Defense):
         x: Tensor,
         y: Tensor,
         *,
-        scale: float = 1.0,
+        scale: Budget = 1.0,
         generator: Source = None,
     ) -> Tensor:
         """The adversarial images of the base."""

@@ -13,7 +13,7 @@ from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward
 from crat.attacks.noise import Source, drawing
 from crat.attacks.objectives import full, kl_divergence
-from crat.attacks.threat import gaussian_start, over_images, per_sample, project
+from crat.attacks.threat import Budget, gaussian_start, over_images, per_sample, project
 from crat.defenses.base import Defense, Row, Task, checked, kl_from_clean
 from crat.defenses.stats import ClassStats
 
@@ -95,7 +95,7 @@ class BAT(Defense):
         x: Tensor,
         y: Tensor,
         *,
-        scale: float = 1.0,
+        scale: Budget = 1.0,
         generator: Source = None,
     ) -> Tensor:
         """PGD on KL(p(x) || p(x')) from x + 0.001 N(0, 1), cut to box and ball: x_first and x_last.

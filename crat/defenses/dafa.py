@@ -13,7 +13,7 @@ from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward
 from crat.attacks.noise import Source, drawing
 from crat.attacks.objectives import full, kl_divergence
-from crat.attacks.threat import gaussian_start, per_sample
+from crat.attacks.threat import Budget, gaussian_start, per_sample
 from crat.defenses.base import Policy, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
 
@@ -65,7 +65,7 @@ class DAFA(Policy):
         x: Tensor,
         y: Tensor,
         *,
-        scale: float = 1.0,
+        scale: Budget = 1.0,
         generator: Source = None,
     ) -> Tensor:
         """The base's attack, its margin and its step times W_y, from x + 0.001 N(0, 1)."""
@@ -74,7 +74,7 @@ class DAFA(Policy):
         return super().craft(model, x, y, scale=scale, generator=generator)
 
     def _twice(
-        self, model: nn.Module, x: Tensor, y: Tensor, scale: float, generator: Source
+        self, model: nn.Module, x: Tensor, y: Tensor, scale: Budget, generator: Source
     ) -> Tensor:
         """madry_loss: two steps along each gradient, the second into the ball of the common eps."""
         a = self.attack

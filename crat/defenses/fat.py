@@ -12,7 +12,7 @@ from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward
 from crat.attacks.noise import Drawing, Source, drawing, normal
 from crat.attacks.objectives import full
-from crat.attacks.threat import over_images, per_sample, project, uniform_start
+from crat.attacks.threat import Budget, over_images, per_sample, project, uniform_start
 from crat.defenses.base import Defense, Row, Task, Words
 from crat.defenses.stats import ClassStats
 from crat.distributed import whole
@@ -68,6 +68,13 @@ class FAT(Defense):
         ),
     )
 
+    @property
+    def waits(self) -> str:
+        """Under BatchNorm "moving" an attack ends when no image goes on."""
+        if self.attack.batch_norm != "moving":
+            return ""
+        return "its attack ends when no image goes on any more"
+
     def prepare(self, task: Task) -> None:
         """Begins state["epoch"], by which tau grows."""
         self.epochs = task.epochs
@@ -79,7 +86,7 @@ class FAT(Defense):
         x: Tensor,
         y: Tensor,
         *,
-        scale: float = 1.0,
+        scale: Budget = 1.0,
         generator: Source = None,
     ) -> Tensor:
         """PGD on the cross-entropy, each sample until tau steps behind its first error."""

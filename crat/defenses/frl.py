@@ -171,7 +171,7 @@ class FRL(Defense):
         """KL(p(x) || p(x')), as in TRADES."""
         return kl_from_clean(model, x, self.attack.batch_norm)
 
-    def budget(self, y: Tensor | None, scale: float) -> tuple[Budget, Budget]:
+    def budget(self, y: Tensor | None, scale: Budget) -> tuple[Budget, Budget]:
         """eps_k of each image, and the step.
 
         With remargin one step size for the batch, that of its widest eps_k.

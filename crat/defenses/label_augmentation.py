@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from crat.attacks.noise import Drawing, Source, drawing, normal
 from crat.attacks.objectives import Objective, full, true_logit
-from crat.attacks.threat import over_images
+from crat.attacks.threat import Budget, over_images
 from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
@@ -180,7 +180,7 @@ class LabelAugmentation(LabelSmoothing):
         x: Tensor,
         y: Tensor,
         *,
-        scale: float = 1.0,
+        scale: Budget = 1.0,
         generator: Source = None,
     ) -> Tensor:
         """Each image under its operation; the attack ascends the cross-entropy of y."""

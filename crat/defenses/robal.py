@@ -13,6 +13,7 @@ from crat.attacks.frozen import frozen
 from crat.attacks.gradient import ascend
 from crat.attacks.noise import Source, drawing, uniform
 from crat.attacks.objectives import Objective, full, kl_divergence, true_logit
+from crat.attacks.threat import Budget
 from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
@@ -139,7 +140,7 @@ class RoBal(Defense):
         x: Tensor,
         y: Tensor,
         *,
-        scale: float = 1.0,
+        scale: Budget = 1.0,
         generator: Source = None,
     ) -> Tensor:
         """PGD; the released attack starts in half of the ball."""

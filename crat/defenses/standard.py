@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from crat.attacks.noise import Source
 from crat.attacks.objectives import full
+from crat.attacks.threat import Budget
 from crat.defenses.base import Defense
 from crat.defenses.stats import ClassStats
 
@@ -25,7 +26,7 @@ class Standard(Defense):
         x: Tensor,
         y: Tensor,
         *,
-        scale: float = 1.0,
+        scale: Budget = 1.0,
         generator: Source = None,
     ) -> Tensor:
         """The clean images themselves."""

@@ -34,6 +34,12 @@ class ClassStats:
     soft_confusion: Tensor
 
     @classmethod
+    def zeros(cls, n_classes: int, device: torch.device) -> ClassStats:
+        """Sums of nothing."""
+        of_class = [torch.zeros(n_classes, device=device) for _ in range(6)]
+        return cls(*of_class, *[torch.zeros(n_classes, n_classes, device=device) for _ in range(2)])
+
+    @classmethod
     @torch.no_grad()
     def of(
         cls, y: Tensor, losses: Tensor, adv_logits: Tensor, clean_logits: Tensor | None = None

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
-from crat.defenses import DEFENSES, Defense, Row
+import torch
+
+from crat.attacks.gradient import PGD
+from crat.defenses import DEFENSES, Defense, Row, Task
 
 HEAD = """# The training methods
 
@@ -41,6 +45,7 @@ def _section(name: str, method: type[Defense]) -> str:
         "Code": method.code,
         "Head": method.head,
         "Options": _options(method),
+        "Step on a GPU": ", or ".join(dict.fromkeys(_ways(method))),
     }
     text += "".join(f"- {what}: {said}\n" for what, said in sources.items() if said)
     for chosen in method.variants:
@@ -51,6 +56,25 @@ def _section(name: str, method: type[Defense]) -> str:
             text += "| | paper | released code | crat | why |\n|---|---|---|---|---|\n"
             text += "".join(_line(row, method) for row in rows)
     return text
+
+
+def _ways(method: type[Defense]) -> Iterator[str]:
+    """How crat.training.step does the step of each variant on a GPU."""
+    for chosen in method.variants:
+        of = " with " + ", ".join(f"{key}={value}" for key, value in chosen.items())
+        variant = of if chosen else ""
+        folded = method.crafting(**chosen)[1] == "eval"
+        yield f"recorded{', BatchNorm folded for the attack' if folded else ''}{variant}"
+        moving = _ready(method, chosen, "moving").waits
+        if moving:
+            yield f"eager{variant} under batch_norm=moving ({moving})"
+
+
+def _ready(method: type[Defense], chosen: dict[str, Any], batch_norm: str) -> Defense:
+    """The method ready for ten classes."""
+    defense = method(PGD(8 / 255, 2 / 255, batch_norm=batch_norm), **chosen)
+    defense.prepare(Task(torch.ones(10)))
+    return defense
 
 
 def _line(row: Row, method: type[Defense]) -> str:

@@ -12,6 +12,7 @@ from crat import distributed
 from crat.attacks.frozen import frozen
 from crat.attacks.noise import Source
 from crat.attacks.objectives import full
+from crat.attacks.threat import Budget
 from crat.attacks.universal import apply_universal, delta_gradient, into_ball
 from crat.defenses.base import Defense, Row, Task
 from crat.defenses.stats import ClassStats
@@ -67,7 +68,7 @@ class UniversalAT(Defense):
         x: Tensor,
         y: Tensor,
         *,
-        scale: float = 1.0,
+        scale: Budget = 1.0,
         generator: Source = None,
     ) -> Tensor:
         """Moves the deltas by `steps` ascent steps on this batch and adds them.

@@ -1,6 +1,7 @@
 """The networks: `build("resnet18", n_classes=10)`, exchanged heads, weights saved and loaded."""
 
 from crat.nets.bodies import BODIES
+from crat.nets.folding import Folded
 from crat.nets.models import (
     CheckpointError,
     Classifier,
@@ -19,10 +20,12 @@ __all__ = [
     "CheckpointError",
     "Classifier",
     "CosineHead",
+    "Folded",
     "Normalize",
     "bodies",
     "build",
     "class_weight_norms",
+    "folding",
     "load_checkpoint",
     "load_weights",
     "models",

@@ -42,7 +42,7 @@ from crat.outcomes.ask import outcomes
 from crat.outcomes.batteries import Battery, usual_battery
 from crat.outcomes.cache import Outcomes
 from crat.papers import PAPERS
-from crat.papers.common import Runs, evidence_profile
+from crat.papers.common import Runs, claims_file, evidence_profile
 from crat.store import Store
 from crat.training.run import Run
 from crat.training.trainer import train
@@ -274,7 +274,7 @@ class Evidence:
 
     @property
     def _published(self) -> Path:
-        return store.results_home() / self.dataset / f"claims_{self.number}.json"
+        return store.results_home() / self.dataset / claims_file(self.number, self.profile)
 
 
 def _method(key: str) -> str:

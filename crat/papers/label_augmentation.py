@@ -1,7 +1,8 @@
 """Notebook 05: Amerehi and Healy on label augmentation (2025: Adv, Adv+; 2024: LA, no attack).
 
 The papers' numbers are relative changes of errors. The abstract of 2025 prints 53.50 and 5.73 %;
-the others of that paper are known from a summary. One claim is a control of ours.
+the others of that paper are known from a summary. One claim is a control of ours. The runs of the
+profiles gpu and paper are on CIFAR-10; the papers' ImageNet is not trained here.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """The live training of Adv+; in laptop the one that figures/laptop shows."""
+    """The live training of Adv+: the profile's, in laptop the one that figures/laptop shows."""
     base = shown_live(profile_name, selection)
     if profile_name == "laptop":
         base = base_of("quick", selection).but(train_per_class=300)

@@ -58,6 +58,7 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
 def fitted(base: RunConfig, profile_name: str) -> RunConfig:
     """The run with the data set's schedule, and at most as many images of a class as there are.
 
+    The gpu profile takes the data set's network and rate, and keeps its own number of epochs.
     Raises ConfigError on ImageNet, which is not trained here.
     """
     data = base.data
@@ -71,7 +72,9 @@ def fitted(base: RunConfig, profile_name: str) -> RunConfig:
     train = data.train_per_class
     if train is not None:
         train = min(train, spec.smallest_class - valid)
-    own = spec.paper_settings if profile_name == "paper" else {}
+    own = dict(spec.paper_settings) if profile_name in ("gpu", "paper") else {}
+    if profile_name == "gpu":
+        own.pop("epochs", None)
     return base.but(train_per_class=train, valid_per_class=valid, **own)
 
 

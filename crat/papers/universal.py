@@ -36,7 +36,10 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
-    """The live class-wise universal adversarial training; in laptop the one in figures/laptop."""
+    """The live class-wise universal adversarial training; in laptop the one in figures/laptop.
+
+    In the larger profiles it is a run of the profile, without an average of the weights.
+    """
     base = shown_live(profile_name, selection)
     if profile_name == "laptop":
         base = base_of("quick", selection)

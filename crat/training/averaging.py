@@ -35,20 +35,30 @@ class EMA:
         self.updates = 0
         self.state: dict[str, Tensor] = {}
 
-    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Adds the model's present weights to the average; no host synchronisation."""
-        new = model.state_dict()
-        self.updates += 1
+        self.begin(model)
+        self.mix(model, torch.tensor(self.advance(), dtype=torch.float64))
+
+    def begin(self, model: nn.Module) -> None:
+        """Gives the average its tensors, if it has none yet."""
         if not self.state:
-            self.state = {name: value.clone() for name, value in new.items()}
-            return
-        floating = [name for name, value in new.items() if value.is_floating_point()]
-        averages = [self.state[name] for name in floating]
-        weights = [new[name] for name in floating]
-        torch._foreach_lerp_(averages, weights, 1 - self.keep())
-        for name in new.keys() - set(floating):
-            self.state[name].copy_(new[name])
+            self.state = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def advance(self) -> float:
+        """Counts an update; returns the share of the new weights in it, 1 in the first."""
+        self.updates += 1
+        return 1.0 if self.updates == 1 else 1 - self.keep()
+
+    @torch.no_grad()
+    def mix(self, model: nn.Module, share: Tensor) -> None:
+        """Moves the average, in its place, by `share` (a number on any device) to the weights."""
+        new = model.state_dict()
+        for name, average in self.state.items():
+            if average.is_floating_point():
+                average.lerp_(new[name], share.to(average))
+            else:
+                average.copy_(new[name])
 
     def keep(self) -> float:
         """The decay of the present update."""

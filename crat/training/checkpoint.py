@@ -66,6 +66,7 @@ def card(run: Run, state: TrainState, images: Dataset) -> dict[str, Any]:
         "class_weight_norms": _weight_norms(run) if finished else None,
         "train_seconds": round(state.seconds, 1),
         "device": describe(images.x_train.device),
+        **({"step": state.way} if state.way != "eager" else {}),
         **({"processes": processes} if processes > 1 else {}),
         "versions": {
             "crat": crat.__version__,

@@ -27,6 +27,7 @@ class TrainState:
     collapsed: epochs after which nearly all validation images were assigned to one class.
     rows: the rows of history.csv.
     trace: name -> list of logits (N, K), one array per epoch.
+    way: how the last epoch's steps were done (crat.training.proof.Way).
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class TrainState:
     best: dict[str, Any] = field(default_factory=dict)
     collapsed: list[int] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    way: str = "eager"
     trace: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
 
     @property

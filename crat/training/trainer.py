@@ -7,31 +7,32 @@ uninterrupted one. No other module knows epochs.
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from crat import data, distributed, store
+from crat import data, distributed, graphs, store
 from crat.attacks import PGD, Decision
 from crat.attacks.judge import quick_logits
-from crat.attacks.noise import Share
 from crat.config import DATASETS, ConfigError, RunConfig, number
 from crat.data.images import first_per_class
 from crat.defenses import ClassStats, Defense, Task, make_defense
 from crat.defenses.stats import judged_stats
-from crat.device import autocast, compiled, pick_device
+from crat.device import pick_device
 from crat.store import Store
 from crat.store.lease import Lease, held
 from crat.text import dated
 from crat.training.averaging import make_average, make_gate
-from crat.training.awp import perturbed
 from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, write_card
 from crat.training.progress import Progress, tell
 from crat.training.run import Run, build_model, history_rows, unread
 from crat.training.schedules import learning_rate
 from crat.training.state import TrainState
+from crat.training.step import NEVER, Step, make_optimizer
 from crat.training.whole_batch import see_the_whole_batch
 
 # share of validation images that one class may draw before the epoch is called collapsed (K > 2)
@@ -48,7 +49,6 @@ def train(
     device: str | torch.device | None = None,
     progress: str | None = None,
     max_minutes: float | None = None,
-    compile: bool = False,
     store: Store | None = None,
 ) -> Run:
     """Trains the run of a config and returns it.
@@ -59,7 +59,6 @@ def train(
     (crat.store.lease).
     progress: "bar" (terminal), "line" (a line for each epoch, notebooks) or "none"; None chooses.
     max_minutes: the training stops after the epoch in which they pass; the run is then unfinished.
-    compile: whether to torch.compile the network (worth its start-up time on long runs).
     store: the place of the runs (None: the usual one).
     Raises ConfigError, data.DataError, store.StoreError, and TrainingError where the loss is not
     finite.
@@ -76,7 +75,7 @@ def train(
         with held(run.folder, where) as lease, forked:
             # another worker may have finished the run while this one waited
             if not distributed.decided_by_first(run.trained_here, where):
-                trainer = Trainer(run, where, compile=compile, lease=lease)
+                trainer = Trainer(run, where, lease=lease, tell=partial(tell, style))
                 # all ranks raise a TrainingError together
                 with distributed.failing_alone(but=TrainingError):
                     trainer.fit(Progress(style, run.name), max_minutes)
@@ -88,13 +87,20 @@ def train(
 class Trainer:
     """A training in progress: its epochs, their validation and their files.
 
-    model: the network that is trained. network: the same one as it is called, compiled or not.
+    model: the network that is trained.
+    step: its update by a batch.
+    tell: takes a line that the user should see.
     judged: a second network, which takes the weights that validation judges: the average as soon as
     it exists, else those of `model`.
     """
 
     def __init__(
-        self, run: Run, device: torch.device, *, compile: bool = False, lease: Lease | None = None
+        self,
+        run: Run,
+        device: torch.device,
+        *,
+        lease: Lease | None = None,
+        tell: Callable[[str], None] = print,
     ):
         self.run = run.here
         self.config = run.config.train
@@ -104,22 +110,30 @@ class Trainer:
         self.augment = data.resolve_augment(run.config.data)
         self.model = self._untrained()
         if distributed.world() > 1:
-            see_the_whole_batch(self.model, compiled=compile)
-        self.network: nn.Module = compiled(self.model) if compile else self.model
+            see_the_whole_batch(self.model)
         self.judged = self._untrained()
         self.defense = self._make_defense()
         self.state = TrainState(
             self.model,
-            self._make_optimizer(),
+            make_optimizer(self.model, self.config),
             self.defense,
             make_average(self.config),
             make_gate(self.config),
         )
+        self.rate = self.config.lr  # of the last update
         protocol = DATASETS[run.config.data.name].protocol
         eps = number(self.config.eps or 0)
         self.valid_attack = PGD(eps, number(protocol.step_size), protocol.steps)
         if (run.folder / CHECKPOINT).exists():
             self._restore()
+        self.step = Step(
+            self.state,
+            self.config,
+            device,
+            self.images.n_classes,
+            tell=tell,
+            operations=self._operations() if graphs.can_record(device) else 0.0,
+        )
 
     def _untrained(self) -> nn.Module:
         network = build_model(self.run.config)
@@ -130,13 +144,18 @@ class Trainer:
         task = Task(counts, self.images.image_shape, self.config.epochs)
         return make_defense(self.config, task).to(self.device)
 
-    def _make_optimizer(self) -> torch.optim.SGD:
-        return torch.optim.SGD(
-            self.model.parameters(),
-            lr=self.config.lr,
-            momentum=self.config.momentum,
-            weight_decay=self.config.weight_decay,
-        )
+    def _operations(self) -> float:
+        """Floating point operations of the whole training.
+
+        A pass backward by the images costs as much as one forward; the one by the weights is added
+        once a step.
+        """
+        image = self.images.x_train[:1].float()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.judged(image)
+        passes = 2 * (self.config.steps or 0) + 3
+        images = len(self.images.x_train) * self.config.epochs
+        return float(counter.get_total_flops()) * passes * images
 
     def _restore(self) -> None:
         """Restores the checkpoint; the lease's holder (rank 0) writes lost best weights anew."""
@@ -169,26 +188,21 @@ class Trainer:
         No update waits for the device. Raises TrainingError where a loss is not finite.
         """
         torch.manual_seed(store.seed_for(self.config.seed, epoch, "dropout"))  # inside fork_rng
-        seed = store.seed_for(self.config.seed, epoch)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        batches = self._batches(generator)
+        self.step.begin(store.seed_for(self.config.seed, epoch), self.eps_scale(epoch))
+        batches = self._batches(self.step.generator)
         n_batches = len(batches)
-        first_bad = torch.full((), n_batches, device=self.device)  # n_batches: none is bad
-        total = None
-        self.network.train()
+        self.model.train()
         for i, (x, y) in enumerate(batches):
-            x = x.contiguous(memory_format=torch.channels_last)
-            rate = learning_rate(self.config, epoch * n_batches + i, n_batches)
-            loss, stats = self.step(x, y, rate, self.eps_scale(epoch), generator)
-            total = stats if total is None else total + stats
-            first_bad = torch.where((first_bad == n_batches) & ~loss.isfinite(), i, first_bad)
+            self.rate = learning_rate(self.config, epoch * n_batches + i, n_batches)
+            self.step(x, y, self.rate)
             # once a second, for it waits for the device; several ranks must fail together, so they
             # check after the epoch
             if progress.step(len(x)) and distributed.world() == 1:
-                self._refuse_non_finite(epoch, first_bad, n_batches)
-        self._refuse_non_finite(epoch, distributed.smallest(first_bad), n_batches)
-        assert total is not None
-        return ClassStats(*distributed.sum_over_ranks(list(vars(total).values())))
+                self._refuse_non_finite(epoch, self.step.first_bad, n_batches)
+        self._refuse_non_finite(epoch, distributed.smallest(self.step.first_bad), n_batches)
+        self.state.way = self.step.done_by
+        sums = list(vars(self.step.counted()).values())
+        return ClassStats(*distributed.sum_over_ranks(sums))
 
     def _batches(self, generator: torch.Generator) -> data.Batches:
         return data.Batches(
@@ -205,64 +219,10 @@ class Trainer:
         """The share of eps and step size that an epoch trains with: linear warm-up, then 1."""
         return min(1.0, (epoch + 1) / (self.config.eps_warmup + 1))
 
-    def step(
-        self, x: Tensor, y: Tensor, rate: float, scale: float, generator: torch.Generator
-    ) -> tuple[Tensor, ClassStats]:
-        """One update of the weights; each of several processes takes its share of the batch.
-
-        x (N, C, H, W) in [0, 1], y (N,). rate: learning rate. scale: share of eps and step size.
-        Returns the mean loss and the class-wise sums of this process's share.
-        """
-        if distributed.world() == 1:
-            return self._update(x, y, rate, scale, generator)
-        part = distributed.share(len(x), self.device)
-        draws = Share(generator, part.own, part.total)
-        with distributed.sharing(part):
-            loss, stats = self._update(x[part.own], y[part.own], rate, scale, draws, part.weight)
-        return loss, stats if part.weight else stats.times(0)
-
-    def _update(
-        self,
-        x: Tensor,
-        y: Tensor,
-        rate: float,
-        scale: float,
-        generator: torch.Generator | Share,
-        weight: float = 1.0,
-    ) -> tuple[Tensor, ClassStats]:
-        """One update from a share of the batch; its mean loss has `weight` among the processes."""
-        with autocast(self.device, self.config.dtype):
-            x_adv = self.defense.craft(self.network, x, y, scale=scale, generator=generator)
-        with self._weights_moved(x, x_adv, y, weight):
-            with autocast(self.device, self.config.dtype):
-                loss, stats = self.defense.loss(self.network, x, x_adv, y)
-            self.state.optimizer.zero_grad(set_to_none=True)
-            (loss * weight if weight != 1 else loss).backward()
-            distributed.average_gradients(self.model)
-            self.state.optimizer.param_groups[0]["lr"] = rate
-            self.state.optimizer.step()
-        self.defense.after_step(self.network, x, y)
-        if self.state.average and self.config.average == "ema_update":
-            self.state.average.update(self.model)
-        return loss.detach(), stats
-
-    def _weights_moved(
-        self, x: Tensor, x_adv: Tensor, y: Tensor, weight: float
-    ) -> AbstractContextManager[None]:
-        """Adversarial weight perturbation, if the config asks for it and its warm-up is over."""
-        if not self.config.awp or self.state.epochs_done < self.config.awp_warmup:
-            return nullcontext()
-
-        def loss() -> Tensor:
-            with autocast(self.device, self.config.dtype):
-                return weight * self.defense.loss(self.model, x, x_adv, y)[0]
-
-        return perturbed(self.model, self.config.awp, loss)
-
     def _refuse_non_finite(self, epoch: int, first_bad: Tensor, n_batches: int) -> None:
-        """Raises TrainingError unless first_bad is n_batches: no batch had a loss not finite."""
+        """Raises TrainingError unless first_bad is NEVER: no batch had a loss not finite."""
         batch = int(first_bad)
-        if batch == n_batches:
+        if batch == NEVER:
             return
         done = self.state.epochs_done
         checkpoint = "no checkpoint yet"
@@ -307,7 +267,7 @@ class Trainer:
         """Adds the epoch's rows of history.csv, with the method's values of each class."""
         done = self.state.epochs_done
         classes = self.images.classes
-        rate = self.state.optimizer.param_groups[0]["lr"]
+        rate = self.rate
         eps = number(self.config.eps or 0)
         scale = self.eps_scale(epoch)
         used = self.defense.class_values()

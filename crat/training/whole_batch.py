@@ -18,22 +18,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from crat import distributed
 
 
-def see_the_whole_batch(model: nn.Module, *, compiled: bool = False) -> None:
+def see_the_whole_batch(model: nn.Module) -> None:
     """Makes BatchNorm and dropout of a network use the whole batch, in place.
 
-    Names and tensors of the layers stay, and so does their behaviour between batches.
-    compiled: whether the network will be compiled; its graphs then break at these layers, whose
-    messages are not compiled.
+    Names and tensors of the layers stay, and so does their behaviour between batches. Under
+    torch.compile a graph breaks at these layers: their messages are not compiled.
     """
     for module in model.modules():
         for kind, shared in ((_BatchNorm, SharedBatchNorm), (nn.Dropout, SharedDropout)):
             if not isinstance(module, kind) or isinstance(module, shared):
                 continue
-            attributes: dict[str, Any] = {}
-            if compiled:
-                attributes["forward"] = torch.compiler.disable(shared.forward)
             plain = type(module)
-            module.__class__ = type(f"Shared{plain.__name__}", (shared, plain), attributes)
+            module.__class__ = type(f"Shared{plain.__name__}", (shared, plain), {})
 
 
 class SharedBatchNorm(_BatchNorm):
@@ -44,6 +40,7 @@ class SharedBatchNorm(_BatchNorm):
     Raises ValueError where the whole batch is one value per channel.
     """
 
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images, (N, C, ...) -> (N, C, ...)."""
         part = distributed.in_hand()
@@ -74,6 +71,7 @@ class SharedBatchNorm(_BatchNorm):
 class SharedDropout(nn.Dropout):
     """Dropout whose mask every rank draws for the whole batch and cuts to its share of images."""
 
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Images after dropout, (N, ...) -> (N, ...).
 

@@ -1,6 +1,7 @@
 """The graph of runs and notebooks, what chooses its parts, and what is refused in one line."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,14 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from crat import cli, store
-from crat.batch import notebook, reproduce, tasks
+from crat.batch import executors, notebook, reproduce, tasks
 from crat.batch import plan as batch
 from crat.batch.executors import Local, perform
 from crat.batch.notebook import NotebookError
 from crat.batch.parameters import choose_parameters, declared
 from crat.config import ConfigError, Selection, profile
 from crat.store import Store
+from crat.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("own_store")
 
@@ -89,10 +91,32 @@ def test_shards_deal_all_runs_alike(notebooks):
     assert batch.share(runs, 5, 5) == []
 
 
+def test_several_runs_share_a_gpu_only_where_all_are_small(notebooks):
+    runs = batch.entries(jobs_of(notebooks), True, Store.usual())
+    assert reproduce._all_small(runs)
+    large = profile("quick").but(data="stl10")  # the same network on images of 96 x 96
+    for config in (profile("gpu"), profile("paper"), large):
+        assert not reproduce._all_small([*runs, batch.Entry(Run.of(config))])
+    for name in ("quick", "laptop"):
+        assert batch.Entry(Run.of(profile(name))).small
+
+
+def test_a_batch_says_how_many_processes_a_gpu_has(notebooks, monkeypatch, capsys):
+    slot = {"CUDA_VISIBLE_DEVICES": "0", "CRAT_GPU_SHARE": "0.45", "OMP_NUM_THREADS": "1"}
+    asked = []
+    monkeypatch.setattr(executors, "slots", lambda *given: asked.append(given) or [slot] * 2)
+    monkeypatch.setattr(reproduce, "slots", executors.slots)
+    monkeypatch.setattr(reproduce, "perform", lambda tasks, *_: {"04_wei2023_cfa": "not begun"})
+    assert reproduce.run(notebooks=notebooks, figures=Path("figures")) == 1
+    told = capsys.readouterr().out
+    assert re.search(r"^all of it .* 2 at a time on ", told, re.MULTILINE)
+    assert "\n2 processes on each of 1 GPU, each with 45 % of its memory\n" in told
+    assert set(asked) == {(None, True)}  # the plan's number is that of the batch
+
+
 def test_a_task_is_the_same_run_for_the_worker(notebooks):
     """The driver decides what "auto" means, so that all machines make what it asks for."""
     from crat.config import RunConfig
-    from crat.training.run import Run
 
     for entry in batch.entries(jobs_of(notebooks), True, Store.usual()):
         task = entry.task(Store.usual())
@@ -164,7 +188,7 @@ def test_the_parameter_files_are_for_crat_and_papermill_alike():
     root = Path(__file__).parents[2] / "notebooks"
     every = sorted(root.glob("[0-9]*.ipynb"))
     files = sorted((root / "parameters").glob("*.yml"))
-    assert [file.stem for file in files] == ["laptop", "paper", "quick"]
+    assert [file.stem for file in files] == ["gpu", "laptop", "paper", "quick"]
     for file in files:
         values = yaml.safe_load(file.read_text())
         assert values["profile"] == file.stem

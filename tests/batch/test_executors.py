@@ -9,7 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from ast import literal_eval
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -20,6 +23,7 @@ from crat.batch import executors
 from crat.batch.children import Child
 from crat.batch.executors import Local, perform
 from crat.batch.tasks import Job, RunTask
+from crat.device import pick_device
 from crat.store import Store, StoreError
 from crat.store.lease import Lease
 
@@ -312,7 +316,90 @@ def test_each_worker_gets_its_share_of_the_threads(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert executors.slots(2) == [{"OMP_NUM_THREADS": "4"}] * 2
     assert len(executors.slots(None)) == executors.AT_MOST
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert executors.gpu_line(executors.slots(None)) == ""
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretends a machine: `gpus([80, 80], cores=16)`, with GPUs of so many GiB."""
+
+    def machine(memory, cores):
+        sizes = [SimpleNamespace(total_memory=size * 2**30) for size in memory]
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: len(sizes))
+        monkeypatch.setattr("torch.cuda.get_device_properties", sizes.__getitem__)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return machine
+
+
+def test_a_large_run_has_a_gpu_to_itself(gpus, monkeypatch):
+    gpus([80, 80], cores=16)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in executors.slots(None)] == ["2", "5"]
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in executors.slots(3)] == ["2", "5", "2"]
+    alone = executors.slots(None)
+    assert alone == [{"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": "8"} for gpu in "25"]
+    assert executors.gpu_line(alone) == "1 process on each of 2 GPUs"
+    asked = executors.slots(3)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in asked] == ["2", "5", "2"]
+    line = "1 to 2 processes on each of 2 GPUs, each with 45 % of its memory"
+    assert executors.gpu_line(asked) == line
+
+
+@pytest.mark.parametrize(
+    ("memory", "cores", "together"),
+    [
+        ([80], 16, 4),
+        ([80, 80], 16, 4),
+        ([80, 80], 6, 3),  # a core each
+        ([80], 1, 1),
+        ([8], 16, 2),  # 3 GiB each
+        ([80, 8], 16, 2),  # of the smallest
+        ([2], 16, 1),
+    ],
+)
+def test_small_runs_share_a_gpu(gpus, memory, cores, together):
+    gpus(memory, cores)
+    own = executors.slots(None, small=True)
+    each = Counter(slot["CUDA_VISIBLE_DEVICES"] for slot in own)
+    assert each == {str(i): together for i in range(len(memory))}
+    assert {slot["OMP_NUM_THREADS"] for slot in own} == {str(max(1, cores // len(own)))}
+    shares = [float(slot.get("CRAT_GPU_SHARE", 1)) for slot in own]
+    assert together * max(shares) <= 1
+    if together > 1:
+        assert together * min(shares) > 0.85
+
+
+def test_four_small_runs_on_one_gpu_are_said_in_a_line(gpus):
+    gpus([80], cores=16)
+    line = "4 processes on each of 1 GPU, each with 22 % of its memory"
+    assert executors.gpu_line(executors.slots(None, small=True)) == line
+    assert len(executors.slots(2, small=True)) == 2  # as many as were asked for
+
+
+def test_a_process_keeps_to_its_share_of_a_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda *a: asked.append(a))
+    monkeypatch.delenv("CRAT_GPU_SHARE", raising=False)
+    assert str(pick_device()) == "cuda"
+    assert asked == []
+    monkeypatch.setenv("CRAT_GPU_SHARE", "0.225")
+    assert str(pick_device("cpu")) == "cpu"
+    assert asked == []
+    assert str(pick_device()) == "cuda"
+    assert asked == [(0.225, None)]
+
+
+def test_a_task_finds_its_gpu_and_its_share(script, gpus, tmp_path):
+    gpus([80], cores=16)
+    writes = f"Path('{tmp_path}', f'{{os.getpid()}}.env').write_text(repr(dict(os.environ)))"
+    local = Local(small=True)
+    tasks = [script(name, writes) for name in "abcd"]
+    assert perform(tasks, local, local) == {}
+    found = [literal_eval(path.read_text()) for path in tmp_path.glob("*.env")]
+    assert len(found) == 4
+    for env in found:
+        assert (env["CUDA_VISIBLE_DEVICES"], env["CRAT_GPU_SHARE"]) == ("0", "0.225")
+        assert env["OMP_NUM_THREADS"] == "4"

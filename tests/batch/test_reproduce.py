@@ -20,7 +20,7 @@ from crat.training.run import Run
 from crat.training.trainer import train
 
 PARAMETERS = (
-    'profile: str = "laptop"  # quick | laptop | paper\n'
+    'profile: str = "laptop"  # quick | laptop | gpu | paper\n'
     "seed: int = 0\neps: float = 0.1\nlive: bool = True"
 )
 TINY = profile("quick").but(train_per_class=20, valid_per_class=10, epochs=2, steps=1)

@@ -116,7 +116,7 @@ def test_the_module_is_the_command():
         ),
         ("site --profile laptopp", 2, "did you mean laptop?"),
         ("train --model vgg", 2, "unknown model 'vgg'; known: small_cnn"),
-        ("train --profile slow", 2, "unknown profile 'slow'; known: quick, laptop, paper"),
+        ("train --profile slow", 2, "unknown profile 'slow'; known: quick, laptop, gpu, paper"),
         ("train --device tpu", 2, "device 'tpu' cannot be used here"),
         ("train --progress loud", 2, "unknown progress 'loud'; known: bar, line, none"),
         ("train --data cifar10", 1, "cifar10 is not in"),

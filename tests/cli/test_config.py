@@ -113,7 +113,7 @@ def test_bad_values_get_one_line():
         (lambda: TrainConfig(average_decay=3), r"average_decay lies in \[0, 1\), not 3"),
         (lambda: RunConfig().but(split_seed=-1), "split_seed must be at least 0"),
         (lambda: TrainConfig(eps_warmup=-1), "eps_warmup must be at least 0"),
-        (lambda: profile("large"), "unknown profile 'large'; known: quick, laptop, paper"),
+        (lambda: profile("large"), "unknown profile 'large'; known: quick, laptop, gpu, paper"),
         (lambda: RunConfig().but(imbalance_ratio=0.1), "imbalance_ratio must be at least 1"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -122,8 +122,8 @@ def test_bad_values_get_one_line():
 
 def test_another_data_set_keeps_the_number_of_images_of_a_class():
     bases = [Selection("mnist").on_data(profile(name)) for name in PROFILES]
-    assert [base.data.name for base in bases] == ["mnist"] * 3
-    assert [base.data.train_per_class for base in bases] == [700, 2000, None]
+    assert [base.data.name for base in bases] == ["mnist"] * 4
+    assert [base.data.train_per_class for base in bases] == [700, 2000, None, None]
     assert Selection().on_data(bases[0]) == bases[0]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from crat import data, plots
 from crat.analysis import metrics
-from crat.config import ConfigError, Selection, profile
+from crat.config import PROFILES, ConfigError, Selection, profile
 from crat.data import superclasses
 from crat.data.registry import DATASETS
 from crat.nets import models
@@ -87,7 +87,7 @@ def test_disparity_adds_up():
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
-@pytest.mark.parametrize("chosen", ["quick", "laptop", "paper"])
+@pytest.mark.parametrize("chosen", PROFILES)
 def test_the_plan_of_each_data_set_can_be_trained(chosen, name):
     runs = plan(chosen, 3, Selection(name))
     for key, config in runs.items():

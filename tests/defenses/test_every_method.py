@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from method_table import METHODS, config, each_method
 from tiny_runs import TINY, same, weights
 
 from crat import data
@@ -11,32 +12,11 @@ from crat.config import ConfigError, RunConfig
 from crat.defenses import DEFENSES, PRESETS, Defense, Task, make_defense, preset
 from crat.defenses.base import Words
 from crat.training.run import Run, build_model
+from crat.training.step import Step
 from crat.training.trainer import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("own_store")
-CHOICES = {
-    "cfa-trades": {"base": "trades"},
-    "cfa-fat": {"base": "fat"},
-    "he-trades": {"base": "trades"},
-    "he-alp": {"base": "alp"},
-    "dafa-at": {"base": "pgd_at"},
-    "faal-trades": {"base": "trades"},
-    "frl-reweight": {"remargin": False},
-    "tian2021-temperature": {"form": "temperature"},
-    "spat-circle": {"form": "circle"},
-    "label_augmentation-la": {"adversarial": False},
-    "universal_at-one": {"class_wise": False},
-}
-METHODS = {name: (name, {}) for name in DEFENSES} | {
-    key: (key.split("-")[0], o) for key, o in CHOICES.items()
-}
-each_method = pytest.mark.parametrize("method", METHODS)
 BATCH = 24
-
-
-def config(method, **changes):
-    name, options = METHODS[method]
-    return TINY.but(**preset(name, **options)).but(eps_warmup=0, **changes)
 
 
 @pytest.fixture
@@ -127,7 +107,7 @@ def test_killed_in_mid_epoch_and_resumed_ends_the_same(method, undisturbed, tmp_
         Trainer(whole, torch.device("cpu")).defense.state_dict(),
     )
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "killed"))
-    step, left = Trainer.step, {"steps": 0}
+    step, left = Step.__call__, {"steps": 0}
 
     def dies(self, *arguments):
         left["steps"] -= 1
@@ -135,7 +115,7 @@ def test_killed_in_mid_epoch_and_resumed_ends_the_same(method, undisturbed, tmp_
             raise KeyboardInterrupt
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "step", dies)
+    monkeypatch.setattr(Step, "__call__", dies)
     for survived in (4, 5):  # three steps an epoch
         left["steps"] = survived
         with pytest.raises(KeyboardInterrupt):

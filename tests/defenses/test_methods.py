@@ -1,18 +1,23 @@
 """The tables of the methods, the README's own method, and recipes."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from crat import cli
 from crat.cli import flags, recipes
-from crat.config import ConfigError
-from crat.defenses import DEFENSES
+from crat.config import ConfigError, ModelConfig, TrainConfig, profile
+from crat.defenses import DEFENSES, Task, make_defense
 from crat.defenses import tables as methods
+from crat.nets import models
 from crat.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
+RECIPE_SETS = ("defense", "options", "lr", "average", "average_decay", "eps_warmup")
 
 
 def test_the_document_is_what_the_presets_say():
@@ -51,6 +56,11 @@ def test_flags_choose_options_and_presets():
     assert asked("--defense mart --preset released --beta 3").train.options == (("beta", 3.0),)
     assert asked("--defense frl --beta 6").train.options == (("beta", 6.0),)
     assert asked("--recipe fast --seed 2").but(seed=0) == recipes.recipe("fast")
+    assert asked("--recipe fast --options delta=0.2").train.options == (
+        ("clean_share", 0.0),
+        ("delta", 0.2),
+    )
+    assert asked("--recipe fast --defense cfa").train.options == ()  # another method, its own
     with pytest.raises(ConfigError, match="unknown preset 'papr'"):
         asked("--preset papr")
 
@@ -83,12 +93,34 @@ def test_the_fast_recipe_is_a_run_of_cifar10():
     )
     assert (train.epochs, train.batch_size, train.schedule, train.dtype) == (
         30,
-        512,
+        128,
         "one_cycle",
         "bfloat16",
     )
     updates = train.epochs * (50_000 - 10 * config.data.valid_per_class) // train.batch_size
     assert 10 / (1 - train.average_decay) < updates  # the average forgets where it began
     assert config.resolved().train.eps == "8/255"
+    # what it shares with the gpu profile: data, network, epochs, batches, precision
+    changed = {f: getattr(TrainConfig(), f) for f in RECIPE_SETS}
+    assert config.but(**changed) == profile("gpu")
     with pytest.raises(ConfigError, match="unknown recipe 'faster'; known: fast"):
         recipes.recipe("faster")
+
+
+def test_the_fast_recipe_attacks_as_at_does_and_trains_on_smoothed_labels():
+    settings = recipes.recipe("fast").but(steps=2).resolved().train
+    plain = replace(settings, defense="pgd_at", options=())
+    task = Task(torch.full((10,), 5), (3, 32, 32), settings.epochs)
+    smooth, at = (make_defense(train, task) for train in (settings, plain))
+    network = models.build(ModelConfig("small_cnn", width=4), 10, (3, 32, 32)).train()
+    x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(6)
+    moved, as_at = (
+        method.craft(network, x, y, generator=torch.Generator().manual_seed(1))
+        for method in (smooth, at)
+    )
+    assert torch.equal(moved, as_at)
+    assert not torch.equal(moved, x)
+    losses, _ = smooth.loss(network, x, moved, y)
+    expected = F.cross_entropy(network(moved), y, label_smoothing=0.1)
+    torch.testing.assert_close(losses, expected)

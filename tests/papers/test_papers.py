@@ -10,8 +10,9 @@ import pytest
 
 from crat.analysis import claims
 from crat.analysis.metrics import per_run
-from crat.config import PROFILES, Selection
-from crat.papers import LIVE, PAPERS, PLANS, all_claims
+from crat.batch.estimates import images
+from crat.config import PROFILES, Selection, profile
+from crat.papers import LIVE, PAPERS, PLANS, all_claims, common
 from crat.training.run import Run
 
 CLAIMS = all_claims()
@@ -83,6 +84,47 @@ def test_a_plan_heeds_its_selection(number):
         assert {config.data.name for config in moved.values()} == {"svhn"}
         assert {config.train.seed for config in moved.values()} <= {0, 3, 5}
     assert set(LIVE.get(number, ())) <= plan("quick").keys()
+
+
+def test_the_gpu_profile_trains_every_plan_on_cifar10():
+    """30 epochs of one cycle, sweeps 15, all in bfloat16 and on CFA's split; each can be named."""
+    base = profile("gpu")
+    for number, plan in PLANS.items():
+        for key, config in plan("gpu").items():
+            if (number, key) == ("09", "live"):  # small in every profile
+                continue
+            run = Run.of(config, "cpu")
+            assert run.config.train.epochs in (30, common.HALF), (number, key)
+            assert run.config.train.schedule == "one_cycle"
+            assert run.config.train.dtype == "bfloat16"
+            assert run.config.model.name == base.model.name
+            assert (run.config.data.name, run.config.data.split) == ("cifar10", "first")
+            assert run.config.train.batch_size == (64 if number == "08" else 128)
+    assert common.base_of("gpu") == base
+    paper = profile("paper")
+    assert base.but(epochs=200, schedule="piecewise", dtype="auto") == paper
+
+
+def test_the_gpu_profile_takes_a_data_sets_network_and_rate_but_its_own_epochs():
+    mnist = PLANS["01"]("gpu", 0, Selection("mnist"))["pgd_at-s0"]
+    assert (mnist.model.name, mnist.train.lr) == ("mnist_small_cnn", 0.01)
+    assert mnist.train.epochs == 30
+    assert PLANS["01"]("paper", 0, Selection("mnist"))["pgd_at-s0"].train.epochs == 100
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_control_of_the_long_tail_has_as_many_images_in_all(name):
+    runs = PLANS["08"](name)
+    tail, even = (images(runs[key]) for key in ("AT-s0", "balanced AT-s0"))
+    assert abs(even - tail) <= 5  # half an image of each of ten classes
+    assert runs["balanced AT-s0"].data.imbalance_ratio == 1
+    assert runs["AT-s0"].data.imbalance_ratio == 50
+
+
+def test_the_verdicts_of_two_profiles_on_one_data_set_stay_apart():
+    names = {name: common.claims_file("04", name) for name in PROFILES}
+    assert names["gpu"] == "claims_04_gpu.json"
+    assert {names[name] for name in PROFILES if name != "gpu"} == {"claims_04.json"}
 
 
 def test_each_paper_is_a_module_of_its_own_and_claims_its_number():

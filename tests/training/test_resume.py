@@ -25,15 +25,16 @@ pytestmark = pytest.mark.usefixtures("own_store")
 DRIVER = """
 import json, signal, sys
 from crat.config import RunConfig
-from crat.training.trainer import Trainer, train
-step, steps = Trainer.step, []
-def halts(trainer, *given):
-    steps.append(trainer.state.epochs_done)
+from crat.training.step import Step
+from crat.training.trainer import train
+update, steps = Step.__call__, []
+def halts(step, *given):
+    steps.append(step.state.epochs_done)
     if steps.count(2) == 3:
         print("halfway", flush=True)
         signal.pause()
-    return step(trainer, *given)
-Trainer.step = halts
+    return update(step, *given)
+Step.__call__ = halts
 train(RunConfig().but(**json.loads(sys.argv[1])), progress="line")
 """
 

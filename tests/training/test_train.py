@@ -94,32 +94,17 @@ def test_the_global_random_state_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_compiled_training_gives_the_same_network(monkeypatch):
-    """Dynamo's own tracing without a C++ compiler: the toggling of modes and gradients in an
-    attack is what matters.
-    """
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend="eager"))
-    config = TINY.but(defense="trades", epochs=2)
-    plain = weights(train(config, progress="none"))
-    monkeypatch.setenv("CRAT_RUNS", str(store.home() / "compiled"))
-    compiled = weights(train(config, progress="none", compile=True))
-    assert same(plain, compiled)
-
-
 def test_loss_that_is_not_finite_names_epoch_batch_and_checkpoint():
     run = train(TINY, progress="none", max_minutes=0)
     trainer = Trainer(run, torch.device("cpu"))
-    step = trainer.step
+    loss, calls = trainer.defense.loss, []
 
-    def spoiled(x, y, *rest):
-        loss, stats = step(x, y, *rest)
-        return (loss * torch.nan if spoiled.left == 0 else loss), setattr(
-            spoiled, "left", spoiled.left - 1
-        ) or stats
+    def spoiled(*arguments):
+        calls.append(arguments)
+        value, stats = loss(*arguments)
+        return (value * torch.nan if len(calls) == 3 else value), stats
 
-    spoiled.left = 2
-    trainer.step = spoiled
+    trainer.defense.loss = spoiled
     with pytest.raises(
         TrainingError,
         match=r"epoch 2, batch 3 of 5; the checkpoint after epoch 1 is kept in .*; a smaller",
@@ -223,11 +208,11 @@ def test_eps_warmup_grows_linearly():
     trainer = Trainer(Run.of(TINY.but(eps_warmup=2)), torch.device("cpu"))
     scales = []
 
-    def step(x, y, rate, scale, generator):
-        scales.append(scale)
-        return torch.zeros(()), trainer.defense.loss(trainer.model, x, x, y)[1]
+    def craft(model, x, y, *, scale, generator):
+        scales.append(float(scale))
+        return x
 
-    trainer.step = step
+    trainer.defense.craft = craft
     for epoch in range(3):
         trainer.train_epoch(epoch, Progress("none"))
     assert sorted(set(scales)) == pytest.approx([1 / 3, 2 / 3, 1])

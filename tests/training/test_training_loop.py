@@ -164,7 +164,7 @@ def test_awp_begins_behind_its_warm_up():
     weight = trainer.model.head.weight
     for trainer.state.epochs_done in range(4):
         before = weight.detach().clone()
-        with trainer._weights_moved(x, x, y, 1.0):
+        with trainer.step._weights_moved(x, x, y, 1.0):
             moves.append(((weight.detach() - before).norm() / before.norm()).item())
     assert moves == [0, 0, pytest.approx(0.01, rel=1e-3), pytest.approx(0.01, rel=1e-3)]
 

@@ -1,0 +1,30 @@
+"""All training methods, and those of their options that change what they compute: a test's rows."""
+
+import pytest
+from tiny_runs import TINY
+
+from crat.defenses import DEFENSES, preset
+
+CHOICES = {
+    "cfa-trades": {"base": "trades"},
+    "cfa-fat": {"base": "fat"},
+    "he-trades": {"base": "trades"},
+    "he-alp": {"base": "alp"},
+    "dafa-at": {"base": "pgd_at"},
+    "faal-trades": {"base": "trades"},
+    "frl-reweight": {"remargin": False},
+    "tian2021-temperature": {"form": "temperature"},
+    "spat-circle": {"form": "circle"},
+    "label_augmentation-la": {"adversarial": False},
+    "universal_at-one": {"class_wise": False},
+}
+METHODS = {name: (name, {}) for name in DEFENSES} | {
+    key: (key.split("-")[0], o) for key, o in CHOICES.items()
+}
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+def config(method, **changes):
+    """The tiny run of a row."""
+    name, options = METHODS[method]
+    return TINY.but(**preset(name, **options)).but(eps_warmup=0).but(**changes)
