@@ -215,7 +215,9 @@ class Judged(NamedTuple):
 def autoattack_cells(here: Context) -> list[Cell]:
     """The network is made ready once; then a battery for each number of images."""
     numbers = (8, 12) if here.quick else (1000, 2000)
-    cells = [Cell("network", 90, lambda: iter([{"network": network(here).what}]))]
+    cells = [
+        Cell("network", 1800 if here.quick else 90, lambda: iter([{"network": network(here).what}]))
+    ]
     for n in numbers:
         cells.append(Cell(f"{n} images", here.left, battery(here, n), 1 if here.quick else 15))
     return cells
