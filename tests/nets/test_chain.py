@@ -198,6 +198,23 @@ def test_a_grouped_gradient_that_has_other_bits_is_not_used(monkeypatch):
     assert torch.equal(given[1], expected[1])
 
 
+def test_the_trial_tells_two_orders_of_a_sum_apart(monkeypatch):
+    """On images that are turned round, the same sums are taken in the other order."""
+    conv = nn.Conv2d(1, 16, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    x, weight = images_of((1, 28, 28)), conv.weight.detach()
+    g = torch.rand(32, 16, 28, 28).contiguous(memory_format=torch.channels_last)
+    grouped = chain._grouped
+
+    def turned(g, weight):
+        return grouped(g.flip(2, 3), weight.flip(2, 3)).flip(2, 3)
+
+    torch.testing.assert_close(turned(g, weight), grouped(g, weight))
+    passed = [chain._tried(g, x, weight, conv)]
+    monkeypatch.setattr(chain, "_grouped", turned)
+    passed.append(chain._tried(g, x, weight, conv))
+    assert sum(passed) < 2
+
+
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_an_attack_ends_where_it_ends_without_the_chain(dtype, mode, monkeypatch):
