@@ -46,7 +46,7 @@ def is_chain(body: nn.Module) -> bool:
 
     Layers with hooks or a forward of their own are something else.
     """
-    if type(body) is not nn.Sequential or len(body) % 3 != 1:
+    if type(body) is not nn.Sequential or len(body) < 4 or len(body) % 3 != 1:
         return False
     layers = list(body)
     kinds = [type(layer) for layer in layers]

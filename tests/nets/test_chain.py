@@ -152,6 +152,12 @@ def _with_a_half_flatten(body):
 CHANGES = (_with_a_hook, _with_a_forward, _with_another_layer, _with_a_half_flatten)
 
 
+@pytest.mark.parametrize("layers", [[], [nn.Flatten()], [nn.BatchNorm2d(1), nn.Flatten()]], ids=len)
+def test_a_body_without_a_convolution_goes_its_own_way(layers):
+    body, x = nn.Sequential(*layers).eval(), images_of((1, 28, 28)).requires_grad_()
+    assert torch.equal(chain.through(body, x), body(x))
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_no_plain_chain_goes_its_own_way(change):
     body, x = body_of((1, 28, 28)), images_of((1, 28, 28)).requires_grad_()
