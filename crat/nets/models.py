@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from crat.config import ConfigError, ModelConfig
 from crat.nets.bodies import BODIES
+from crat.nets.chain import through
 
 # of a linear head; as in TRADES
 _ZERO_AT_FIRST = {"mnist_small_cnn": ("weight", "bias"), "wrn_34_10": ("bias",)}
@@ -111,7 +112,7 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The input of the head: (N, C, H, W) in [0, 1] -> (N, D)."""
-        return self.body(self.normalize(x))
+        return through(self.body, self.normalize(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] -> logits."""
