@@ -50,6 +50,7 @@ __all__ = [
     "Universal",
     "apgd",
     "apply_universal",
+    "copies",
     "cw",
     "door",
     "fit_universal",

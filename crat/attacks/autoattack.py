@@ -91,6 +91,11 @@ class AutoAttack(Attack):
         }
 
     @property
+    def passes(self) -> int:
+        """Those of its parts, at the most: an image leaves when it is broken."""
+        return sum(attack.passes for attack in self.attacks(10).values())
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What the numbers of `broken_by` stand for."""
         return ("clean", *ORDER[self.version])
@@ -135,12 +140,17 @@ class AutoAttack(Attack):
 
     judged = checked(perturb, _nothing)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Broken:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, search: str = "fast", **settings: Any
+    ) -> Broken:
         """Images and what broke each; eps, generator, target and judge as `perturb` takes them.
+
+        search: "fast" or "exact" (crat.attacks.door.checked).
 
         Raises AttackError (crat.attacks.door) on what cannot be attacked.
         """
-        return self.judged(model, x, y, **settings)[0]
+        judged: Any = self.judged
+        return judged(model, x, y, search=search, **settings)[0]
 
     def make(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: Source, judge: nn.Module

@@ -7,9 +7,10 @@ checks again.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from math import inf, sqrt
 from numbers import Real
 from typing import Any, NamedTuple, TypeVar, cast
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from crat.attacks.copies import forget, to_search
+from crat.attacks.frozen import frozen
 from crat.attacks.logits import (
     NO_GRADIENT,
     AttackError,
@@ -26,8 +29,10 @@ from crat.attacks.logits import (
     not_finite,
     spoilt,
 )
-from crat.attacks.noise import Source
-from crat.attacks.threat import NORMS, Budget, size
+from crat.attacks.noise import PerImage, Share, Source
+from crat.attacks.search import SearchWarning, first_line
+from crat.attacks.threat import NORMS, Budget, one_of, size
+from crat.device import exact
 
 REPEATS, MOVED = 5, 1e-4  # forward passes, and how far normalised logits may differ between them
 PROBABILITY = 1e-5
@@ -36,6 +41,7 @@ ZERO_GRADIENT = (
     "some images have a zero gradient: gradient-based attacks may overrate the robustness"
 )
 ROUNDING = 1e-5  # how far an image may leave [0, 1]: what float arithmetic does to the ends
+SEARCHES = ("fast", "exact")
 Call = TypeVar("Call", bound=Callable[..., Any])
 
 
@@ -68,8 +74,8 @@ class Made(NamedTuple):
 class Attack:
     """The face of every attack: images in, adversarial images of the same shape out.
 
-    An attack is a frozen dataclass that inherits this face. What it does not set has the defaults
-    below; eps and step_size, radius and step in units of [0, 1], are fields where it has them. Its
+    An attack is a frozen dataclass that inherits this face; its call is `checked`, which explains
+    `search`. What it does not set has the defaults below; eps and step_size, radius and step in units of [0, 1], are fields where it has them. Its
     repr names it in cards and keys.
     """
 
@@ -77,6 +83,18 @@ class Attack:
     steps: int = 1  # passes forward and backward a call: what an attack costs
     # in another mode images of a batch meet, so that an outcome is not the image's own
     batch_norm: str = "eval"
+
+    @property
+    def decides(self) -> bool:
+        """Whether its search decides what is wrong, so that bfloat16 would decide with it."""
+        return False
+
+    @property
+    def passes(self) -> int:
+        """How many forward passes a call makes on an image, roughly."""
+        numbers = (self.setting("queries"), self.setting("restarts"), self.setting("targets"))
+        queries, restarts, targets = (number or 1 for number in numbers)
+        return max(self.steps, queries) * restarts * targets
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -157,41 +175,126 @@ def as_attack(attack: Any) -> Attack:
     return attack if isinstance(attack, Attack) else Another(attack)
 
 
+def chooses_search(attack: Attack) -> bool:
+    """Whether a call of the attack takes `search`; somebody else's need not."""
+    return "search" in inspect.signature(attack.__call__).parameters
+
+
 def checked(
-    perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack, x: x.clone()
+    perturb: Call,
+    nothing: Callable[[Any, Tensor], Any] = lambda attack, x: x.clone(),
+    may_copy: bool = True,
 ) -> Call:
     """`perturb(attack, model, x, y, ...)` behind the door.
 
     `nothing(attack, x)` is the answer to an empty batch.
+    may_copy: False for attacks that always search on the model itself.
+
+    search: of the call; "fast" searches on a copy of the model, where one pays and can be had
+        (crat.attacks.copies.to_search): BatchNorm folded, channels last, bfloat16 where the device
+        multiplies it in hardware and the search itself decides nothing (`Attack.decides`). Attacks
+        that pass verdicts ask the model itself, in float32. "exact" searches on the model itself,
+        and so does a call with a `judge`, whose model is a copy already.
 
     The result asks for no gradient, whatever x does. Works under torch.no_grad(). A model that
     draws random numbers moves torch's global generator, as it does elsewhere. The door waits for
-    the device three times a call, and once more for a radius that is a tensor, never between
+    the device four times a call, and once more for a radius that is a tensor, never between
     passes.
 
     Raises AttackError, one line, on images, labels, a radius, a step or a model that the attack was
-    not made for, and where one of its logits or gradients was not finite.
+    not made for, and where one of its logits or gradients was not finite. What is raised on a copy
+    is believed only where the model itself raises it, too.
     """
+    signature = inspect.signature(perturb)
 
     @wraps(perturb)
-    def call(attack: Any, model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Any:
+    def call(
+        attack: Any, model: nn.Module, x: Tensor, y: Tensor, search: str = "fast", **settings: Any
+    ) -> Any:
+        one_of("search", search, SEARCHES)
         x, y, settings = admitted(attack, model, x, y, settings)
         if not len(x):
             return nothing(attack, x)
-        watched = Watched(model, y, settings.get("target"))
-        if settings.get("judge") is not None:
-            settings["judge"] = (
-                watched if settings["judge"] is model else Watched(settings["judge"], y)
-            )
-        try:
-            with torch.enable_grad():
-                found = perturb(attack, watched, x, y, **settings)
-        finally:
-            # even where another error was raised: a gradient that was NaN is its cause
-            watched.report()
-        return found.detach() if isinstance(found, Tensor) else found
 
+        def attempt(searched: nn.Module) -> Any:
+            return _watched_call(perturb, attack, searched, model, x, y, settings)
+
+        if not may_copy or search == "exact" or settings.get("judge") is not None:
+            return attempt(model)
+        dtype = "float32" if attack.decides else "auto"
+        searched = to_search(model, x, attack.passes, attack.batch_norm, dtype)
+        if searched is model:
+            return attempt(model)
+        if "judge" in signature.parameters:
+            settings["judge"] = model
+        put_back = _draws(settings.get("generator"))
+        try:
+            return _laid_out_like(x, attempt(searched))
+        except Exception as error:  # of the copy or of the model: the search on the model tells
+            why = first_line(error)
+        forget(model)
+        put_back()
+        found = attempt(model)
+        text = f"the search was made anew on the model itself; on its copy: {why}"
+        warnings.warn(text, SearchWarning, stacklevel=2)
+        return found
+
+    keyword = inspect.Parameter(
+        "search", inspect.Parameter.KEYWORD_ONLY, default="fast", annotation="str"
+    )
+    parameters = [*signature.parameters.values(), keyword]
+    vars(call)["__signature__"] = signature.replace(parameters=parameters)
     return cast(Call, call)
+
+
+def _watched_call(
+    perturb: Callable[..., Any],
+    attack: Any,
+    searched: nn.Module,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    settings: dict[str, Any],
+) -> Any:
+    """One call of `perturb` that searches on `searched`, the model itself or its copy."""
+    copied = searched is not model
+    watched = Watched(
+        searched, y, settings.get("target"), model if copied else None, attack.batch_norm
+    )
+    judge = settings.get("judge")
+    if judge is not None:
+        same = judge is searched
+        settings = settings | {"judge": watched if same else Watched(judge, y)}
+    try:
+        with torch.enable_grad():
+            # the copy's layout of memory
+            images = x.contiguous(memory_format=torch.channels_last) if copied else x
+            found = perturb(attack, watched, images, y, **settings)
+    finally:
+        # even where another error was raised: a gradient that was NaN is its cause
+        watched.report()
+    return found.detach() if isinstance(found, Tensor) else found
+
+
+def _draws(generator: Source) -> Callable[[], Any]:
+    """What puts a source of random numbers back to where it is now."""
+    if isinstance(generator, Share):
+        generator = generator.generator
+    if isinstance(generator, PerImage):
+        return partial(setattr, generator, "drawn", generator.drawn)
+    if generator is None:
+        return lambda: None
+    return partial(generator.set_state, generator.get_state())
+
+
+def _laid_out_like(x: Tensor, found: Any) -> Any:
+    """The result with its images in the memory layout of x."""
+    if isinstance(found, Tensor):
+        return torch.empty_like(x).copy_(found) if found.shape == x.shape else found
+    if isinstance(found, tuple):
+        parts = [_laid_out_like(x, part) for part in found]
+        return type(found)(*parts) if isinstance(found, Broken) else tuple(parts)
+    return found
 
 
 def admitted(
@@ -380,12 +483,24 @@ class Watched(nn.Module):
     Nothing waits for the device before `report`, so a pass costs three small kernels more.
 
     y: labels (N,), and target: classes to end in (N,), of the whole batch, all among the K classes.
+    original: the model that `model` is a copy of: images without a gradient are reported where it
+        has none for them, either, with BatchNorm in the mode `batch_norm`.
     """
 
-    def __init__(self, model: nn.Module, y: Tensor, target: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        y: Tensor,
+        target: Tensor | None = None,
+        original: nn.Module | None = None,
+        batch_norm: str = "eval",
+    ) -> None:
         super().__init__()
         self.model, self.labels = model, y
         self.training = model.training
+        # in a tuple, so that it is no part of this module
+        self.original = (original, batch_norm)
+        self.first_pass: tuple[Tensor, Tensor] | None = None
         self.ends = [ends(labels) for labels in (y, target) if labels is not None]
         zero = torch.zeros((), dtype=torch.long, device=y.device)
         self.spoilt_logits = self.spoilt_gradients = zero
@@ -410,7 +525,14 @@ class Watched(nn.Module):
         self.spoilt_logits = self.spoilt_logits.maximum(bad)
         if asked:
             seen.register_hook(lambda gradient: self._see(gradient, answers))
+            if self.original[0] is not None and self.first_pass is None:
+                logits.register_hook(lambda slope: self._keep(seen, slope))
         return logits
+
+    def _keep(self, seen: Tensor, slope: Tensor) -> None:
+        """Keeps the first images that were looked at, and the gradient by their logits."""
+        if self.first_pass is None:
+            self.first_pass = seen.detach(), slope.detach()
 
     def _see(self, gradient: Tensor, logits: Tensor) -> None:
         rows = gradient.detach().flatten(1)
@@ -440,8 +562,26 @@ class Watched(nn.Module):
             )
         if logits:
             raise AttackError(not_finite(logits, len(self.labels)))
-        if unmoved and self.looked:
+        if unmoved and self.looked and self._stand_still_in_the_original():
             warn(ZERO_GRADIENT)
+
+    def _stand_still_in_the_original(self) -> bool:
+        """Whether the original, too, has no gradient for one of the first images looked at.
+
+        What rounds to zero in the copy need not be zero in the model.
+        """
+        original, batch_norm = self.original
+        if original is None or self.first_pass is None:
+            return True
+        seen, slope = self.first_pass
+        seen = seen.requires_grad_()
+        with frozen(original, batch_norm), torch.enable_grad(), exact():
+            logits = answer_of(original, seen)
+            gradient = torch.autograd.grad(logits, seen, slope.to(logits.dtype))[0]
+        still = gradient.flatten(1).abs().amax(1) == 0
+        if len(seen) == len(self.labels):
+            still &= logits.argmax(1) == self.labels
+        return bool(still.any())
 
 
 class RobustnessWarning(UserWarning):

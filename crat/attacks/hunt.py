@@ -112,7 +112,8 @@ class Hunted(Attack):
     """An attack in runs, restarts or targets, each on the images that no run before has broken.
 
     Whether an image is broken is decided in float32, by `judge` where `model` is a faster copy to
-    search with.
+    search with. A call makes that copy by itself, unless it has a judge or search="exact"
+    (crat.attacks.door.checked).
     """
 
     eps: float

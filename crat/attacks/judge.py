@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from crat.attacks.door import (
     check_images,
     check_labels,
     check_model,
+    chooses_search,
 )
 from crat.attacks.frozen import frozen
 from crat.attacks.logits import finite_logits
@@ -109,13 +110,16 @@ def quick_logits(
     costs little; another batch size is another draw.
     """
     logits = []
+    itself: dict[str, Any] = {}
+    if attack is not None and chooses_search(attack):
+        itself = {"search": "exact"}
     for at in range(0, len(x), batch_size):
         images = as_images(x[at : at + batch_size])
         labels = y[at : at + batch_size]
         if attack is not None:
             generator = torch.Generator(x.device).manual_seed(seed_for(seed, at))
             with autocast(x.device, dtype):
-                images = attack(model, images, labels, generator=generator)
+                images = attack(model, images, labels, generator=generator, **itself)
         with frozen(model), torch.no_grad(), exact():
             logits.append(full(model(images)))
     return torch.cat(logits)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 import warnings
 from math import inf
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward
 from crat.attacks.logits import answer_of, logits_of
 from crat.attacks.objectives import CrossEntropy, full
 from crat.device import autocast, exact
@@ -116,7 +115,7 @@ def _in_bfloat16(
         rounded = Searcher(copy.deepcopy(net), "bfloat16", unfolded)
         why = _difference(expected, _look(rounded, example), ROUNDED)
     except Exception as error:  # layers that want another precision raise whatever they like
-        return None, f"it fails ({_first_line(error)})"
+        return None, f"it fails ({first_line(error)})"
     return (None, f"it {why}") if why else (rounded, "")
 
 
@@ -132,7 +131,7 @@ def _copied(model: nn.Module, example: Tensor, expected: Looked) -> nn.Module:
 def _folded(model: nn.Module, example: Tensor, expected: Looked) -> tuple[nn.Module | None, str]:
     if not _has_batch_norm(model):
         return None, ""
-    if any(_has_hooks(part) for part in model.modules()):
+    if any(has_hooks(part) for part in model.modules()):
         return None, "it has hooks"
     try:
         net = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)
@@ -140,27 +139,29 @@ def _folded(model: nn.Module, example: Tensor, expected: Looked) -> tuple[nn.Mod
         why = _difference(expected, _look(net, example), FOLDED)
     except Exception as error:
         # tracing runs the model's own code: whatever it raises, it cannot be folded
-        return None, f"it cannot be traced ({_first_line(error)})"
+        return None, f"it cannot be traced ({first_line(error)})"
     return (None, f"folding {why}") if why else (net, "")
 
 
 def _look(net: nn.Module, x: Tensor) -> Looked:
     """The network's logits and gradient; zeros without a gradient (a model for Square only)."""
 
-    def logits(images: Tensor) -> Tensor:
-        return full(answer_of(net, images))
-
-    asked = cast(nn.Module, logits)  # called like one, which is all that is needed
-
     with exact():
         with torch.no_grad():
-            answer = logits(x)
+            answer = full(answer_of(net, x))
         try:
-            labels = answer.argmax(1)
-            gradient, _, _ = forward_backward(asked, x, labels, CrossEntropy())
+            gradient = _gradient(net, x, answer.argmax(1))
         except Exception:  # whatever a backward pass may raise; an attack that needs it will say so
             gradient = torch.zeros_like(x)
     return Looked(answer, gradient)
+
+
+def _gradient(net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of the answers' log-odds, (N, C, H, W)."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        values = CrossEntropy()(full(answer_of(net, x)), labels)
+    return torch.autograd.grad(values.sum(), x)[0]
 
 
 def _difference(expected: Looked, found: Looked, allowed: tuple[float, float]) -> str:
@@ -176,14 +177,24 @@ def _difference(expected: Looked, found: Looked, allowed: tuple[float, float]) -
     gradient = (expected.gradient - found.gradient).norm()
     if not gradient <= allowed[1] * length < inf:
         return f"changed the gradient by {gradient / length.clamp_min(1e-12):.0%} of its length"
+    # the door tells of images without a gradient
+    if not torch.equal(_without_gradient(expected), _without_gradient(found)):
+        return "gives other images a gradient of zero"
     return ""
 
 
-def _first_line(error: Exception) -> str:
+def _without_gradient(looked: Looked) -> Tensor:
+    """(N,) bool."""
+    return looked.gradient.flatten(1).abs().amax(1) == 0
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its name."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _has_hooks(part: nn.Module) -> bool:
+def has_hooks(part: nn.Module) -> bool:
+    """Whether a module has hooks of forward or backward passes."""
     return any(
         value
         for name, value in vars(part).items()
