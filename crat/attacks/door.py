@@ -75,8 +75,8 @@ class Attack:
     """The face of every attack: images in, adversarial images of the same shape out.
 
     An attack is a frozen dataclass that inherits this face; its call is `checked`, which explains
-    `search`. What it does not set has the defaults below; eps and step_size, radius and step in units of [0, 1], are fields where it has them. Its
-    repr names it in cards and keys.
+    `search`. What it does not set has the defaults below; eps and step_size, radius and step in
+    units of [0, 1], are fields where it has them. Its repr names it in cards and keys.
     """
 
     norm: str = "Linf"
