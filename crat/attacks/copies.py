@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from crat.attacks.frozen import frozen
-from crat.attacks.search import Searcher, SearchWarning, has_hooks, searcher
+from crat.attacks.looked import SearchWarning
+from crat.attacks.search import Searcher, has_hooks, searcher
 from crat.device import pick_dtype
 from crat.keys.identity import Identity, identity, put_in_place
 

@@ -29,8 +29,8 @@ from crat.attacks.logits import (
     not_finite,
     spoilt,
 )
+from crat.attacks.looked import SearchWarning, first_line
 from crat.attacks.noise import PerImage, Share, Source
-from crat.attacks.search import SearchWarning, first_line
 from crat.attacks.threat import NORMS, Budget, one_of, size
 from crat.device import exact
 

@@ -9,40 +9,28 @@ from __future__ import annotations
 
 import copy
 import warnings
-from math import inf
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
+from crat import graphs
 from crat.attacks.frozen import frozen
 from crat.attacks.logits import answer_of, logits_of
+from crat.attacks.looked import FOLDED, ROUNDED, Looked, SearchWarning, difference, first_line
 from crat.attacks.objectives import CrossEntropy, full
+from crat.attacks.recorded import Recordings, allowed_of
 from crat.device import autocast, exact
-
-# what folding may change: of the largest logit, of the gradient's length (a ReLU may tip over)
-FOLDED = (1e-3, 0.05)
-# the same for bfloat16, whose numbers have 8 bits: a ResNet-50 changes by .01 and .35
-ROUNDED = (0.1, 0.7)
-
-
-class SearchWarning(UserWarning):
-    """A search that is slower than was asked for: one line with the reason."""
-
-
-class Looked(NamedTuple):
-    """A network's logits (N, K) for images, and its answer's log-odds gradient (N, C, H, W)."""
-
-    logits: Tensor
-    gradient: Tensor
 
 
 class Searcher(nn.Module):
     """A network with its precision: images (N, C, H, W) in, float32 logits (N, K) out.
 
     unfolded: why BatchNorm was left as it is; "" where it is folded or there is none.
+    recordings: of its passes in eval mode, on a GPU; None: every pass is made by Python.
     """
+
+    recordings: Recordings | None = None
 
     def __init__(self, net: nn.Module, dtype: str, unfolded: str) -> None:
         super().__init__()
@@ -62,6 +50,13 @@ class Searcher(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> logits (N, K)."""
+        if self.recordings is not None and not self.training:
+            logits = self.recordings.logits(self._plain, x)
+            if logits is not None:
+                return logits
+        return self._plain(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
         with autocast(x.device, self.dtype):
             return full(logits_of(self.net(x), x))
 
@@ -91,7 +86,17 @@ def searcher(
     fold: False leaves BatchNorm in any case, for attacks that normalise by the batch.
     Where bfloat16 fails or changes logits or gradients by more than its rounding, the search is in
     float32, and a SearchWarning says why.
+    On a GPU the passes of a copy without hooks are recorded (crat.attacks.recorded) as attacks ask
+    for them, but not with fold=False, where images meet in BatchNorm.
     """
+    found = _searcher(model, example, dtype, fold)
+    own = found.net is not model and not any(has_hooks(part) for part in found.net.modules())
+    if fold and own and graphs.can_record(example.device):
+        found.recordings = Recordings(allowed_of(found.dtype))
+    return found
+
+
+def _searcher(model: nn.Module, example: Tensor, dtype: str, fold: bool) -> Searcher:
     with frozen(model):
         expected = _look(model, example)
         net, unfolded = _folded(model, example, expected) if fold else (None, "not asked for")
@@ -102,7 +107,7 @@ def searcher(
             if rounded is not None:
                 return rounded
             warnings.warn(
-                f"the search is in float32: in bfloat16 {why}", SearchWarning, stacklevel=2
+                f"the search is in float32: in bfloat16 {why}", SearchWarning, stacklevel=3
             )
     return Searcher(net, "float32", unfolded)
 
@@ -113,7 +118,7 @@ def _in_bfloat16(
     """The network in bfloat16, or why it cannot be had."""
     try:
         rounded = Searcher(copy.deepcopy(net), "bfloat16", unfolded)
-        why = _difference(expected, _look(rounded, example), ROUNDED)
+        why = difference(expected, _look(rounded, example), ROUNDED)
     except Exception as error:  # layers that want another precision raise whatever they like
         return None, f"it fails ({first_line(error)})"
     return (None, f"it {why}") if why else (rounded, "")
@@ -123,7 +128,7 @@ def _copied(model: nn.Module, example: Tensor, expected: Looked) -> nn.Module:
     """A frozen copy that gives what the model gives; the model itself where none can be had."""
     try:
         net = copy.deepcopy(model).requires_grad_(False).to(memory_format=torch.channels_last)
-        return model if _difference(expected, _look(net, example), FOLDED) else net
+        return model if difference(expected, _look(net, example), FOLDED) else net
     except Exception:  # what hangs on a module need not be copyable: weight_norm's old form is not
         return model
 
@@ -136,7 +141,7 @@ def _folded(model: nn.Module, example: Tensor, expected: Looked) -> tuple[nn.Mod
     try:
         net = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)
         net = net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        why = _difference(expected, _look(net, example), FOLDED)
+        why = difference(expected, _look(net, example), FOLDED)
     except Exception as error:
         # tracing runs the model's own code: whatever it raises, it cannot be folded
         return None, f"it cannot be traced ({first_line(error)})"
@@ -162,35 +167,6 @@ def _gradient(net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     with torch.enable_grad():
         values = CrossEntropy()(full(answer_of(net, x)), labels)
     return torch.autograd.grad(values.sum(), x)[0]
-
-
-def _difference(expected: Looked, found: Looked, allowed: tuple[float, float]) -> str:
-    """How `found` differs from `expected` by more than is allowed; "" where it does not.
-
-    What is not finite differs.
-    """
-    largest = expected.logits.abs().max()
-    logits = (expected.logits - found.logits).abs().max() / largest.clamp_min(1e-12)
-    if not logits <= allowed[0]:
-        return f"changed the logits by {logits:.1%} of the largest"
-    length = expected.gradient.norm()
-    gradient = (expected.gradient - found.gradient).norm()
-    if not gradient <= allowed[1] * length < inf:
-        return f"changed the gradient by {gradient / length.clamp_min(1e-12):.0%} of its length"
-    # the door tells of images without a gradient
-    if not torch.equal(_without_gradient(expected), _without_gradient(found)):
-        return "gives other images a gradient of zero"
-    return ""
-
-
-def _without_gradient(looked: Looked) -> Tensor:
-    """(N,) bool."""
-    return looked.gradient.flatten(1).abs().amax(1) == 0
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its name."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def has_hooks(part: nn.Module) -> bool:

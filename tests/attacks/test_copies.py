@@ -33,7 +33,8 @@ from crat.attacks.copies import SMALL, to_search
 from crat.attacks.door import RobustnessWarning
 from crat.attacks.judge import quick_logits
 from crat.attacks.logits import AttackError, finite_logits
-from crat.attacks.search import Searcher, SearchWarning
+from crat.attacks.looked import FOLDED, SearchWarning, difference
+from crat.attacks.search import Searcher
 from crat.config import ModelConfig
 from crat.nets import models
 
@@ -421,8 +422,8 @@ def test_a_copy_with_other_zero_gradients_than_the_model_is_none(monkeypatch):
     looked = search._look(model, x)
     other = looked._replace(gradient=looked.gradient.clone())
     other.gradient[dead[0]] = 1e-12
-    assert search._difference(looked, looked, search.FOLDED) == ""
-    assert "zero" in search._difference(looked, other, search.FOLDED)
+    assert difference(looked, looked, FOLDED) == ""
+    assert "zero" in difference(looked, other, FOLDED)
 
 
 def test_a_saturated_objective_is_still_told(everything_pays):
