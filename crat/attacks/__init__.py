@@ -50,6 +50,7 @@ __all__ = [
     "Universal",
     "apgd",
     "apply_universal",
+    "batches",
     "copies",
     "cw",
     "door",
