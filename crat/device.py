@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -46,20 +45,6 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
     Predictions that count are made outside it, in float32.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-
-
-@contextmanager
-def exact() -> Iterator[None]:
-    """Keeps GPUs from rounding float32 to TF32, their default in convolutions, in the context."""
-    convolutions = torch.backends.cudnn.allow_tf32
-    products = torch.backends.cuda.matmul.allow_tf32
-    try:
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.backends.cuda.matmul.allow_tf32 = products
 
 
 def compiled(model: nn.Module) -> nn.Module:

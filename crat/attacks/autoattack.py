@@ -13,12 +13,8 @@ from crat.attacks.door import (
     Attack,
     Broken,
     Made,
-    check_gradients,
-    check_outputs,
     check_radius,
-    check_square,
     checked,
-    warn,
 )
 from crat.attacks.fab import FAB
 from crat.attacks.frozen import frozen
@@ -28,6 +24,7 @@ from crat.attacks.noise import Source, source
 from crat.attacks.objectives import DLR, CrossEntropy
 from crat.attacks.square import Square
 from crat.attacks.threat import NORMS, Budget, budget, one_of, over_images
+from crat.attacks.watched import check_gradients, check_outputs, check_square, warn
 
 ORDER = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from crat.attacks.frozen import frozen
 from crat.attacks.logits import answer_of
-from crat.device import exact
+from crat.attacks.precision import exact
 
 ON_CPU = 500  # more images are no faster there
 SMALLEST, LARGEST = 64, 4096

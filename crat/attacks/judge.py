@@ -25,13 +25,13 @@ from crat.attacks.frozen import frozen
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage
 from crat.attacks.objectives import full
-from crat.attacks.search import Searcher, searcher
+from crat.attacks.precision import exact
+from crat.attacks.search import TRIED, Searcher, searcher
 from crat.attacks.threat import one_of
-from crat.device import autocast, exact
+from crat.device import autocast
 from crat.keys.identity import is_plain
 from crat.store.files import seed_for
 
-TRIED = 16  # images on which the copy that is searched with is tried against the model
 # of the attacks and of judging: raised when outcomes may change, so that kept ones are made anew
 REVISION = 2
 

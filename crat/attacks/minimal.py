@@ -20,6 +20,7 @@ from crat.attacks.hunt import Hunt, State
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage, Source, source
 from crat.attacks.objectives import Margin, full, other_logits, true_logit
+from crat.attacks.precision import exact
 from crat.attacks.threat import (
     Budget,
     ascent_direction,
@@ -29,7 +30,6 @@ from crat.attacks.threat import (
     project,
     size,
 )
-from crat.device import exact
 
 OBJECTIVES = ("margin", "own")
 # the gradient's norm by which a distance in this norm is gap / norm

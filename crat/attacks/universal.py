@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from crat import data, store
 from crat.attacks.door import (
     Attack,
-    Watched,
     admitted,
     as_images,
     check_images,
@@ -37,6 +36,7 @@ from crat.attacks.threat import (
     one_of,
     per_sample,
 )
+from crat.attacks.watched import Watched
 
 COUNTED = ("all", "correct")
 

@@ -25,16 +25,14 @@ from crat.attacks import (
     PerImage,
     PlainCrossEntropy,
     Square,
-    copies,
     door,
     search,
 )
-from crat.attacks.copies import SMALL, to_search
-from crat.attacks.door import RobustnessWarning
 from crat.attacks.judge import quick_logits
 from crat.attacks.logits import AttackError, finite_logits
 from crat.attacks.looked import FOLDED, SearchWarning, difference
-from crat.attacks.search import Searcher
+from crat.attacks.search import SMALL, Searcher, to_search
+from crat.attacks.watched import RobustnessWarning
 from crat.config import ModelConfig
 from crat.nets import models
 
@@ -73,12 +71,12 @@ def images(found):
 @pytest.fixture
 def everything_pays(monkeypatch):
     """A copy even where it costs more than it saves."""
-    monkeypatch.setattr(copies, "SMALL", 0)
+    monkeypatch.setattr(search, "SMALL", 0)
 
 
 @pytest.fixture
 def in_float32(monkeypatch):
-    monkeypatch.setattr(copies, "pick_dtype", lambda dtype, device: "float32")
+    monkeypatch.setattr(search, "pick_dtype", lambda dtype, device: "float32")
 
 
 class Noted(weakref.WeakKeyDictionary):
@@ -97,7 +95,7 @@ class Noted(weakref.WeakKeyDictionary):
 def made(monkeypatch):
     """The copies that were made and kept; None for a model that has none."""
     noted = Noted()
-    monkeypatch.setattr(copies, "_KEPT", noted)
+    monkeypatch.setattr(search, "_KEPT", noted)
     return noted.all
 
 
@@ -123,10 +121,10 @@ def test_a_call_searches_on_a_copy_and_finds_what_the_model_itself_finds(
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_in_bfloat16_a_call_breaks_as_many(name, everything_pays, monkeypatch):
-    monkeypatch.setattr(copies, "pick_dtype", lambda d, device: "bfloat16" if d == "auto" else d)
+    monkeypatch.setattr(search, "pick_dtype", lambda d, device: "bfloat16" if d == "auto" else d)
     model, (x, y) = net().eval(), batch()
     fast, exact = (images(ATTACKS[name](model, x, y, search=kind)) for kind in ("fast", "exact"))
-    kept = copies._KEPT[model].search
+    kept = search._KEPT[model].search
     assert kept.dtype == ("float32" if name == "pgd-restarts" else "bfloat16")
     right = [(finite_logits(model, found).argmax(1) == y).sum() for found in (fast, exact)]
     assert abs(right[0] - right[1]) <= 6
@@ -134,7 +132,7 @@ def test_in_bfloat16_a_call_breaks_as_many(name, everything_pays, monkeypatch):
 
 def test_a_verdict_is_the_models_own(everything_pays, monkeypatch):
     """An image that a battery gives back as broken is misclassified by the model in float32."""
-    monkeypatch.setattr(copies, "pick_dtype", lambda dtype, device: "bfloat16")
+    monkeypatch.setattr(search, "pick_dtype", lambda dtype, device: "bfloat16")
     model, (x, y) = net().eval(), batch()
     broken = AutoAttack(0.02, version="rand")(model, x, y)
     wrong = finite_logits(model, broken.x_adv).argmax(1) != y
@@ -223,7 +221,7 @@ def test_a_copy_goes_with_its_model(everything_pays):
     model, (x, y) = net().eval(), batch()
     FGSM(0.1)(model, x, y)
     held = weakref.ref(model)
-    assert model in copies._KEPT
+    assert model in search._KEPT
     del model
     gc.collect()
     assert held() is None
