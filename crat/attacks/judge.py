@@ -29,7 +29,6 @@ from crat.attacks.precision import exact
 from crat.attacks.search import TRIED, Searcher, searcher
 from crat.attacks.threat import one_of
 from crat.device import autocast
-from crat.keys.identity import is_plain
 from crat.store.files import seed_for
 
 # of the attacks and of judging: raised when outcomes may change, so that kept ones are made anew
@@ -41,6 +40,9 @@ def one_by_one(attack: Any) -> bool:
 
     True for crat's attacks with BatchNorm in eval mode, and for none (None).
     """
+    # imported late: it notes how crat's code stands when it is imported, which has to be whole
+    from crat.keys.identity import is_plain
+
     return is_plain(attack) and (attack is None or as_attack(attack).batch_norm == "eval")
 
 

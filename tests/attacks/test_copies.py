@@ -5,6 +5,8 @@ stays as it was without one.
 import copy
 import gc
 import inspect
+import subprocess
+import sys
 import warnings
 import weakref
 
@@ -79,24 +81,19 @@ def in_float32(monkeypatch):
     monkeypatch.setattr(search, "pick_dtype", lambda dtype, device: "float32")
 
 
-class Noted(weakref.WeakKeyDictionary):
-    """Notes whatever was ever kept."""
-
-    def __init__(self):
-        super().__init__()
-        self.all = []
-
-    def __setitem__(self, model, kept):
-        self.all.append(kept.search)
-        super().__setitem__(model, kept)
-
-
 @pytest.fixture
 def made(monkeypatch):
     """The copies that were made and kept; None for a model that has none."""
-    noted = Noted()
-    monkeypatch.setattr(search, "_KEPT", noted)
-    return noted.all
+    copies, put = [], weakref.WeakKeyDictionary.__setitem__
+
+    def noted(kept, model, value):
+        if kept is search._KEPT:
+            copies.append(value.search)
+        put(kept, model, value)
+
+    # not in crat, whose replaced code belongs to the identity of a model
+    monkeypatch.setattr(weakref.WeakKeyDictionary, "__setitem__", noted)
+    return copies
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -472,3 +469,22 @@ def test_networks_of_crat_have_copies(name, everything_pays, made):
     found = (x, fast[0], attack(model, x, y, search="exact"))
     clean, fast_loss, exact_loss = (CrossEntropy()(model(f), y).mean() for f in found)
     assert abs(fast_loss - exact_loss) < 0.3 * (exact_loss - clean)
+
+
+FRESH = """
+import torch
+from crat.attacks import FGSM
+if {called}:
+    x = torch.rand(300, 1, 4, 4)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+    FGSM(0.1)(model, x, model(x).argmax(1))
+import crat.outcomes.cache
+from crat.keys.identity import attack_identity
+assert attack_identity(FGSM(0.1)).text == repr(FGSM(0.1)), attack_identity(FGSM(0.1))
+"""
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_what_an_attack_is_kept_under_is_what_it_was(called):
+    """The identity of crat's code is noted when all of it is there: keys do not change."""
+    subprocess.run([sys.executable, "-c", FRESH.format(called=called)], check=True)
