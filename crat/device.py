@@ -36,7 +36,9 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return "bfloat16" if device.type == "cpu" and supported else "float32"
+    # torch was told to leave out the instructions, as a test of old CPUs does
+    limited = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
+    return "bfloat16" if device.type == "cpu" and supported and not limited else "float32"
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
