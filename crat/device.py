@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -54,7 +53,9 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return "bfloat16" if device.type == "cpu" and supported else "float32"
+    # torch was told to leave out the instructions, as a test of old CPUs does
+    limited = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
+    return "bfloat16" if device.type == "cpu" and supported and not limited else "float32"
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
@@ -84,20 +85,6 @@ def keep_freed_memory() -> bool:
         return False
     mapped = mallopt(_M_MMAP_THRESHOLD, _MAPPED)
     return bool(mapped and mallopt(_M_TRIM_THRESHOLD, _KEPT))
-
-
-@contextmanager
-def exact() -> Iterator[None]:
-    """Keeps GPUs from rounding float32 to TF32, their default in convolutions, in the context."""
-    convolutions = torch.backends.cudnn.allow_tf32
-    products = torch.backends.cuda.matmul.allow_tf32
-    try:
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.backends.cuda.matmul.allow_tf32 = products
 
 
 def compiled(model: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from crat.attacks.apgd import APGD
 from crat.attacks.autoattack import AutoAttack
 from crat.attacks.decision import Decision, LogitBias
-from crat.attacks.door import Attack, Broken, RobustnessWarning
+from crat.attacks.door import Attack, Broken
 from crat.attacks.fab import FAB
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import FGSM, MIFGSM, PGD, cw, temperature_pgd
@@ -22,6 +22,7 @@ from crat.attacks.objectives import (
 from crat.attacks.square import Square
 from crat.attacks.transfer import transfer
 from crat.attacks.universal import Universal, apply_universal, fit_universal, fooling_rates
+from crat.attacks.watched import RobustnessWarning
 
 __all__ = [
     "APGD",
@@ -50,6 +51,7 @@ __all__ = [
     "Universal",
     "apgd",
     "apply_universal",
+    "batches",
     "cw",
     "door",
     "fit_universal",
@@ -58,12 +60,16 @@ __all__ = [
     "gradient",
     "judge",
     "logits",
+    "looked",
     "minimal_radius",
     "noise",
     "objectives",
+    "precision",
+    "recorded",
     "search",
     "temperature_pgd",
     "threat",
     "transfer",
     "universal",
+    "watched",
 ]

@@ -13,12 +13,8 @@ from crat.attacks.door import (
     Attack,
     Broken,
     Made,
-    check_gradients,
-    check_outputs,
     check_radius,
-    check_square,
     checked,
-    warn,
 )
 from crat.attacks.fab import FAB
 from crat.attacks.frozen import frozen
@@ -28,6 +24,7 @@ from crat.attacks.noise import Source, source
 from crat.attacks.objectives import DLR, CrossEntropy
 from crat.attacks.square import Square
 from crat.attacks.threat import NORMS, Budget, budget, one_of, over_images
+from crat.attacks.watched import check_gradients, check_outputs, check_square, warn
 
 ORDER = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -91,6 +88,11 @@ class AutoAttack(Attack):
         }
 
     @property
+    def passes(self) -> int:
+        """Those of its parts, at the most: an image leaves when it is broken."""
+        return sum(attack.passes for attack in self.attacks(10).values())
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What the numbers of `broken_by` stand for."""
         return ("clean", *ORDER[self.version])
@@ -135,12 +137,17 @@ class AutoAttack(Attack):
 
     judged = checked(perturb, _nothing)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Broken:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, search: str = "fast", **settings: Any
+    ) -> Broken:
         """Images and what broke each; eps, generator, target and judge as `perturb` takes them.
+
+        search: "fast" or "exact" (crat.attacks.door.checked).
 
         Raises AttackError (crat.attacks.door) on what cannot be attacked.
         """
-        return self.judged(model, x, y, **settings)[0]
+        judged: Any = self.judged
+        return judged(model, x, y, search=search, **settings)[0]
 
     def make(
         self, model: nn.Module, x: Tensor, y: Tensor, *, generator: Source, judge: nn.Module

@@ -7,9 +7,10 @@ checks again.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from math import inf, sqrt
 from numbers import Real
 from typing import Any, NamedTuple, TypeVar, cast
@@ -19,23 +20,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from crat.attacks.logits import (
-    NO_GRADIENT,
     AttackError,
-    answer_of,
-    finite_logits,
-    not_finite,
-    spoilt,
 )
-from crat.attacks.noise import Source
-from crat.attacks.threat import NORMS, Budget, size
+from crat.attacks.looked import SearchWarning, first_line
+from crat.attacks.noise import PerImage, Share, Source
+from crat.attacks.search import forget, to_search
+from crat.attacks.threat import NORMS, Budget, one_of, size
+from crat.attacks.watched import Watched, among, ends
 
-REPEATS, MOVED = 5, 1e-4  # forward passes, and how far normalised logits may differ between them
-PROBABILITY = 1e-5
-SQUARE_SHARE = 0.002  # of all images
-ZERO_GRADIENT = (
-    "some images have a zero gradient: gradient-based attacks may overrate the robustness"
-)
 ROUNDING = 1e-5  # how far an image may leave [0, 1]: what float arithmetic does to the ends
+SEARCHES = ("fast", "exact")
 Call = TypeVar("Call", bound=Callable[..., Any])
 
 
@@ -68,15 +62,27 @@ class Made(NamedTuple):
 class Attack:
     """The face of every attack: images in, adversarial images of the same shape out.
 
-    An attack is a frozen dataclass that inherits this face. What it does not set has the defaults
-    below; eps and step_size, radius and step in units of [0, 1], are fields where it has them. Its
-    repr names it in cards and keys.
+    An attack is a frozen dataclass that inherits this face; its call is `checked`, which explains
+    `search`. What it does not set has the defaults below; eps and step_size, radius and step in
+    units of [0, 1], are fields where it has them. Its repr names it in cards and keys.
     """
 
     norm: str = "Linf"
     steps: int = 1  # passes forward and backward a call: what an attack costs
     # in another mode images of a batch meet, so that an outcome is not the image's own
     batch_norm: str = "eval"
+
+    @property
+    def decides(self) -> bool:
+        """Whether its search decides what is wrong, so that bfloat16 would decide with it."""
+        return False
+
+    @property
+    def passes(self) -> int:
+        """How many forward passes a call makes on an image, roughly."""
+        numbers = (self.setting("queries"), self.setting("restarts"), self.setting("targets"))
+        queries, restarts, targets = (number or 1 for number in numbers)
+        return max(self.steps, queries) * restarts * targets
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -157,41 +163,126 @@ def as_attack(attack: Any) -> Attack:
     return attack if isinstance(attack, Attack) else Another(attack)
 
 
+def chooses_search(attack: Attack) -> bool:
+    """Whether a call of the attack takes `search`; somebody else's need not."""
+    return "search" in inspect.signature(attack.__call__).parameters
+
+
 def checked(
-    perturb: Call, nothing: Callable[[Any, Tensor], Any] = lambda attack, x: x.clone()
+    perturb: Call,
+    nothing: Callable[[Any, Tensor], Any] = lambda attack, x: x.clone(),
+    may_copy: bool = True,
 ) -> Call:
     """`perturb(attack, model, x, y, ...)` behind the door.
 
     `nothing(attack, x)` is the answer to an empty batch.
+    may_copy: False for attacks that always search on the model itself.
+
+    search: of the call; "fast" searches on a copy of the model, where one pays and can be had
+        (crat.attacks.search.to_search): BatchNorm folded, channels last, bfloat16 where the device
+        multiplies it in hardware and the search itself decides nothing (`Attack.decides`). Attacks
+        that pass verdicts ask the model itself, in float32. "exact" searches on the model itself,
+        and so does a call with a `judge`, whose model is a copy already.
 
     The result asks for no gradient, whatever x does. Works under torch.no_grad(). A model that
     draws random numbers moves torch's global generator, as it does elsewhere. The door waits for
-    the device three times a call, and once more for a radius that is a tensor, never between
+    the device four times a call, and once more for a radius that is a tensor, never between
     passes.
 
     Raises AttackError, one line, on images, labels, a radius, a step or a model that the attack was
-    not made for, and where one of its logits or gradients was not finite.
+    not made for, and where one of its logits or gradients was not finite. What is raised on a copy
+    is believed only where the model itself raises it, too.
     """
+    signature = inspect.signature(perturb)
 
     @wraps(perturb)
-    def call(attack: Any, model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Any:
+    def call(
+        attack: Any, model: nn.Module, x: Tensor, y: Tensor, search: str = "fast", **settings: Any
+    ) -> Any:
+        one_of("search", search, SEARCHES)
         x, y, settings = admitted(attack, model, x, y, settings)
         if not len(x):
             return nothing(attack, x)
-        watched = Watched(model, y, settings.get("target"))
-        if settings.get("judge") is not None:
-            settings["judge"] = (
-                watched if settings["judge"] is model else Watched(settings["judge"], y)
-            )
-        try:
-            with torch.enable_grad():
-                found = perturb(attack, watched, x, y, **settings)
-        finally:
-            # even where another error was raised: a gradient that was NaN is its cause
-            watched.report()
-        return found.detach() if isinstance(found, Tensor) else found
 
+        def attempt(searched: nn.Module) -> Any:
+            return _watched_call(perturb, attack, searched, model, x, y, settings)
+
+        if not may_copy or search == "exact" or settings.get("judge") is not None:
+            return attempt(model)
+        dtype = "float32" if attack.decides else "auto"
+        searched = to_search(model, x, attack.passes, attack.batch_norm, dtype)
+        if searched is model:
+            return attempt(model)
+        if "judge" in signature.parameters:
+            settings["judge"] = model
+        put_back = _draws(settings.get("generator"))
+        try:
+            return _laid_out_like(x, attempt(searched))
+        except Exception as error:  # of the copy or of the model: the search on the model tells
+            why = first_line(error)
+        forget(model)
+        put_back()
+        found = attempt(model)
+        text = f"the search was made anew on the model itself; on its copy: {why}"
+        warnings.warn(text, SearchWarning, stacklevel=2)
+        return found
+
+    keyword = inspect.Parameter(
+        "search", inspect.Parameter.KEYWORD_ONLY, default="fast", annotation="str"
+    )
+    parameters = [*signature.parameters.values(), keyword]
+    vars(call)["__signature__"] = signature.replace(parameters=parameters)
     return cast(Call, call)
+
+
+def _watched_call(
+    perturb: Callable[..., Any],
+    attack: Any,
+    searched: nn.Module,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    settings: dict[str, Any],
+) -> Any:
+    """One call of `perturb` that searches on `searched`, the model itself or its copy."""
+    copied = searched is not model
+    watched = Watched(
+        searched, y, settings.get("target"), model if copied else None, attack.batch_norm
+    )
+    judge = settings.get("judge")
+    if judge is not None:
+        same = judge is searched
+        settings = settings | {"judge": watched if same else Watched(judge, y)}
+    try:
+        with torch.enable_grad():
+            # the copy's layout of memory
+            images = x.contiguous(memory_format=torch.channels_last) if copied else x
+            found = perturb(attack, watched, images, y, **settings)
+    finally:
+        # even where another error was raised: a gradient that was NaN is its cause
+        watched.report()
+    return found.detach() if isinstance(found, Tensor) else found
+
+
+def _draws(generator: Source) -> Callable[[], Any]:
+    """What puts a source of random numbers back to where it is now."""
+    if isinstance(generator, Share):
+        generator = generator.generator
+    if isinstance(generator, PerImage):
+        return partial(setattr, generator, "drawn", generator.drawn)
+    if generator is None:
+        return lambda: None
+    return partial(generator.set_state, generator.get_state())
+
+
+def _laid_out_like(x: Tensor, found: Any) -> Any:
+    """The result with its images in the memory layout of x."""
+    if isinstance(found, Tensor):
+        return torch.empty_like(x).copy_(found) if found.shape == x.shape else found
+    if isinstance(found, tuple):
+        parts = [_laid_out_like(x, part) for part in found]
+        return type(found)(*parts) if isinstance(found, Broken) else tuple(parts)
+    return found
 
 
 def admitted(
@@ -354,134 +445,8 @@ def check_made(made: Any, x: Tensor, attack: Attack) -> Tensor:
 def check_classes(y: Tensor, logits: Tensor) -> None:
     """Raises AttackError where a label (N,) is none of the K classes of the logits (N, K)."""
     if y.numel():
-        _among(*ends(y), logits.shape[1])
-
-
-def ends(values: Tensor) -> tuple[Any, Any]:
-    """The smallest and the largest of a tensor as numbers, in one wait for the device."""
-    low, high = torch.stack(values.detach().aminmax()).tolist()
-    return low, high
-
-
-def _among(low: int, high: int, n_classes: int) -> None:
-    if not 0 <= low <= high < n_classes:
-        raise AttackError(
-            f"labels are 0 to {n_classes - 1}, the model's classes, not {low} to {high}"
-        )
+        among(*ends(y), logits.shape[1])
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-class Watched(nn.Module):
-    """A model under watch, (N, C, H, W) -> (N, K): it notes what would weaken an attack unnoticed.
-
-    Nothing waits for the device before `report`, so a pass costs three small kernels more.
-
-    y: labels (N,), and target: classes to end in (N,), of the whole batch, all among the K classes.
-    """
-
-    def __init__(self, model: nn.Module, y: Tensor, target: Tensor | None = None) -> None:
-        super().__init__()
-        self.model, self.labels = model, y
-        self.training = model.training
-        self.ends = [ends(labels) for labels in (y, target) if labels is not None]
-        zero = torch.zeros((), dtype=torch.long, device=y.device)
-        self.spoilt_logits = self.spoilt_gradients = zero
-        self.spoilt_at_first: Tensor | None = None
-        self.unmoved, self.looked = zero + len(y), False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits (N, K).
-
-        Raises AttackError where the answer is something else, or K is below a label.
-        """
-        asked = x.requires_grad and torch.is_grad_enabled()
-        seen = x.clone() if asked else x  # whose gradient is the model's alone
-        logits = answer_of(self.model, seen)
-        if asked and not logits.requires_grad:
-            raise AttackError(NO_GRADIENT)
-        for low, high in self.ends:
-            _among(low, high, logits.shape[1])
-        answers = logits.detach()
-        bad = spoilt(answers).sum()
-        self.spoilt_at_first = bad if self.spoilt_at_first is None else self.spoilt_at_first
-        self.spoilt_logits = self.spoilt_logits.maximum(bad)
-        if asked:
-            seen.register_hook(lambda gradient: self._see(gradient, answers))
-        return logits
-
-    def _see(self, gradient: Tensor, logits: Tensor) -> None:
-        rows = gradient.detach().flatten(1)
-        largest = rows.abs().amax(1)  # NaN and inf stay what they are
-        self.spoilt_gradients = self.spoilt_gradients.maximum((~largest.isfinite()).sum())
-        still = largest == 0
-        if len(rows) == len(
-            self.labels
-        ):  # all are here; of a wrong image the DLR loss may well have no gradient
-            still &= logits.argmax(1) == self.labels
-        self.unmoved, self.looked = self.unmoved.minimum(still.sum()), True
-
-    def report(self) -> None:
-        """Raises AttackError where gradients or logits were not finite.
-
-        Warns of images that no pass could move.
-        """
-        if self.spoilt_at_first is None:
-            return  # the model itself failed
-        seen = (self.spoilt_at_first, self.spoilt_gradients, self.spoilt_logits, self.unmoved)
-        first, gradients, logits, unmoved = torch.stack(seen).tolist()
-        if gradients and not first:  # a step along one makes the next logits NaN
-            raise AttackError(
-                f"the gradient by the image is NaN or infinite for {gradients} of "
-                f"{len(self.labels)} images: an attack "
-                "cannot move them, and they would look robust"
-            )
-        if logits:
-            raise AttackError(not_finite(logits, len(self.labels)))
-        if unmoved and self.looked:
-            warn(ZERO_GRADIENT)
-
-
-class RobustnessWarning(UserWarning):
-    """An evaluation whose robust accuracy may be too high."""
-
-
-def warn(text: str) -> None:
-    """Warns by one line; Python shows an equal line once."""
-    warnings.warn(text, RobustnessWarning, stacklevel=3)
-
-
-def check_outputs(model: nn.Module, x: Tensor, randomised: bool = False) -> None:
-    """Warns, before a battery, of outputs that differ between passes and of probabilities.
-
-    x: (N, C, H, W), a few images; the model is frozen.
-    randomised: whether outputs that differ are expected.
-    """
-    logits = finite_logits(model, x)
-    unit = torch.nn.functional.normalize(logits, dim=1)
-    again = (
-        torch.nn.functional.normalize(finite_logits(model, x), dim=1) for _ in range(REPEATS - 1)
-    )
-    if not randomised and any((unit - other).norm(dim=1).max() > MOVED for other in again):
-        warn('the outputs are random: AutoAttack version="rand" averages gradients over them')
-    inside = logits.min() > -PROBABILITY and logits.max() < 1 + PROBABILITY
-    if inside and ((logits.sum(1) - 1).abs() < PROBABILITY).all():
-        warn("the outputs look like probabilities: attacks need the logits before the softmax")
-
-
-def check_gradients(gradient: Tensor) -> None:
-    """Warns, before a battery, of images with a zero gradient, which no step would move."""
-    if (gradient.flatten(1).abs().amax(1) == 0).any():
-        warn(ZERO_GRADIENT)
-
-
-def check_square(by_square: int, images: int) -> None:
-    """Warns, after a battery, where queries broke what gradients did not: masked gradients."""
-    if by_square > SQUARE_SHARE * images:
-        warn(
-            f"Square broke {by_square} of {images} images that gradient-based attacks left: "
-            "gradients may be masked; "
-            "run Square with more queries, or an adaptive attack"
-        )

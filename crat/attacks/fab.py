@@ -27,8 +27,8 @@ from crat.attacks.hyperplane import to_hyperplane
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage, Source, source
 from crat.attacks.objectives import Margin, Toward, full, other_logits, true_logit
+from crat.attacks.precision import exact
 from crat.attacks.threat import NORMS, budget, one_of, over_images, project, size
-from crat.device import exact
 
 DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 

@@ -114,6 +114,8 @@ class PGD(Ascent):
     target: (N,), the classes to end in.
     generator: draws the start: a torch.Generator for the batch, or PerImage (None: a generator with
         seed 0, so the start is the same in every call); the global random state is not touched.
+    search: of a call, "fast" (on a copy of the model that is in bfloat16 where that is fast; from
+        256 passes x images on) or "exact" (on the model itself); see crat.attacks.door.checked.
 
     Raises ValueError on an unknown norm, start or mode, and where eps or step_size has the wrong
     shape.
@@ -178,6 +180,11 @@ class PGD(Ascent):
         return best
 
     __call__ = checked(perturb)
+
+    @property
+    def decides(self) -> bool:
+        """With stop="first" and among restarts, the answers of the search choose the image."""
+        return self.stop == "first" or self.restarts > 1
 
     def within(self, eps: Tensor) -> dict[str, Tensor]:
         """eps and a step size in the same ratio as the attack's own."""

@@ -69,13 +69,16 @@ class Hunt:
         """(n,) bool: whether these logits (n, K) of the images still hunted reach the goal."""
         return self._reached(logits, self.index)
 
-    def leave(self, step: int, found: Tensor, x_adv: Tensor) -> Tensor | None:
+    def leave(self, step: int, found: Tensor, x_adv: Tensor, rarer: int = 1) -> Tensor | None:
         """The positions (m,) of those that stay among the n hunted; None while none leaves.
 
         Called once an iteration with the claims `found` (n,) and the images (n, C, H, W). The
         caller indexes every per-sample state by the positions.
+        rarer: how many times rarer an attack with cheap iterations looks, where not each is looked
+            at; an image that stays longer is no less broken.
         """
-        if not self.every or (step + 1) % self.every:
+        every = self.every if self.every <= 1 else self.every * rarer
+        if not every or (step + 1) % every:
             return None
         claimed = found.nonzero().flatten()
         return self._settle(claimed, x_adv[claimed]) if len(claimed) else None
@@ -112,7 +115,8 @@ class Hunted(Attack):
     """An attack in runs, restarts or targets, each on the images that no run before has broken.
 
     Whether an image is broken is decided in float32, by `judge` where `model` is a faster copy to
-    search with.
+    search with. A call makes that copy by itself, unless it has a judge or search="exact"
+    (crat.attacks.door.checked).
     """
 
     eps: float

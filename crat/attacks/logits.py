@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crat.attacks.objectives import full
-from crat.device import exact
+from crat.attacks.precision import exact
 
 NO_GRADIENT = (
     "the logits have no gradient by the images: is there a no_grad, detach or numpy inside?"

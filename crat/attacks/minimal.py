@@ -1,8 +1,8 @@
 """Attacks that look for the nearest adversarial image, and the smallest radius of any attack.
 
 DeepFool and Carlini and Wagner's L2 attack end beside the decision boundary, where rounding
-decides: they search in float32 proper. `minimal_radius` makes every attack with a per-sample eps
-into one of this kind.
+decides: they search in float32 proper, on the model itself whatever `search` a call asks for.
+`minimal_radius` makes every attack with a per-sample eps into one of this kind.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from crat.attacks.hunt import Hunt, State
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import PerImage, Source, source
 from crat.attacks.objectives import Margin, full, other_logits, true_logit
+from crat.attacks.precision import exact
 from crat.attacks.threat import (
     Budget,
     ascent_direction,
@@ -29,7 +30,6 @@ from crat.attacks.threat import (
     project,
     size,
 )
-from crat.device import exact
 
 OBJECTIVES = ("margin", "own")
 # the gradient's norm by which a distance in this norm is gap / norm
@@ -100,7 +100,7 @@ class DeepFool(Attack):
             self._cross(model, x[hunt.index], y[hunt.index], hunt)
         return hunt.x_adv if eps is None else project(hunt.x_adv, x, per_sample(eps, x), self.norm)
 
-    __call__ = checked(perturb)
+    __call__ = checked(perturb, may_copy=False)
 
     def _cross(self, model: nn.Module, x: Tensor, y: Tensor, hunt: Hunt) -> None:
         if not len(hunt):
@@ -227,7 +227,7 @@ class CWL2(Attack):
             x_adv[left] = self._search(model, x[left], label[left], sign)
         return x_adv if eps is None else project(x_adv, x, per_sample(eps, x), "L2")
 
-    __call__ = checked(perturb)
+    __call__ = checked(perturb, may_copy=False)
 
     def _search(self, model: nn.Module, x: Tensor, label: Tensor, sign: int) -> Tensor:
         """The nearest adversarial images over all constants."""

@@ -66,6 +66,10 @@ class PerImage:
         """(*shape,) float32 in [0, 1), one draw for all images."""
         return self._draw(self.ids.new_full((1,), -1), shape)[0]
 
+    def shared_numbers(self, *shape: int) -> Tensor:
+        """The numbers of `shared_uniform` on the CPU, to be read without a wait for a device."""
+        return self._draw(torch.full((1,), -1), shape)[0]
+
     def take(self, keep: Tensor) -> PerImage:
         """The streams of some images, where they are now."""
         return PerImage(self.seed, self.ids[keep], self.drawn)

@@ -3,47 +3,49 @@
 BatchNorm is folded into the convolutions. Only the search runs on the copy. Whether an image is
 broken is decided by the model itself, in float32. A copy is believed only where it was tried: its
 logits and its input gradients on a few images are the model's, up to rounding.
+
+A call of an attack keeps its copy, and searches on it again while the model is the same. The model
+itself is never passed to what makes that copy, so it is left as it was found, whatever its code
+does.
 """
 
 from __future__ import annotations
 
 import copy
+import random
 import warnings
-from math import inf
-from typing import NamedTuple, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
+from crat import graphs
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward
 from crat.attacks.logits import answer_of, logits_of
+from crat.attacks.looked import FOLDED, ROUNDED, Looked, SearchWarning, difference, first_line
 from crat.attacks.objectives import CrossEntropy, full
-from crat.device import autocast, exact
+from crat.attacks.precision import exact
+from crat.attacks.recorded import Recordings, allowed_of
+from crat.device import autocast, pick_dtype
 
-# what folding may change: of the largest logit, of the gradient's length (a ReLU may tip over)
-FOLDED = (1e-3, 0.05)
-# the same for bfloat16, whose numbers have 8 bits: a ResNet-50 changes by .01 and .35
-ROUNDED = (0.1, 0.7)
-
-
-class SearchWarning(UserWarning):
-    """A search that is slower than was asked for: one line with the reason."""
-
-
-class Looked(NamedTuple):
-    """A network's logits (N, K) for images, and its answer's log-odds gradient (N, C, H, W)."""
-
-    logits: Tensor
-    gradient: Tensor
+TRIED = 16  # images on which a copy is tried against the model
+# passes x images below which a copy costs more than it saves: to make one costs 50 (a ResNet-18) to
+# 90 (the small CNN) of them
+SMALL = 256
 
 
 class Searcher(nn.Module):
     """A network with its precision: images (N, C, H, W) in, float32 logits (N, K) out.
 
     unfolded: why BatchNorm was left as it is; "" where it is folded or there is none.
+    recordings: of its passes in eval mode, on a GPU; None: every pass is made by Python.
     """
+
+    recordings: Recordings | None = None
 
     def __init__(self, net: nn.Module, dtype: str, unfolded: str) -> None:
         super().__init__()
@@ -63,6 +65,13 @@ class Searcher(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> logits (N, K)."""
+        if self.recordings is not None and not self.training:
+            logits = self.recordings.logits(self._plain, x)
+            if logits is not None:
+                return logits
+        return self._plain(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
         with autocast(x.device, self.dtype):
             return full(logits_of(self.net(x), x))
 
@@ -92,7 +101,17 @@ def searcher(
     fold: False leaves BatchNorm in any case, for attacks that normalise by the batch.
     Where bfloat16 fails or changes logits or gradients by more than its rounding, the search is in
     float32, and a SearchWarning says why.
+    On a GPU the passes of a copy without hooks are recorded (crat.attacks.recorded) as attacks ask
+    for them, but not with fold=False, where images meet in BatchNorm.
     """
+    found = _searcher(model, example, dtype, fold)
+    own = found.net is not model and not any(has_hooks(part) for part in found.net.modules())
+    if fold and own and graphs.can_record(example.device):
+        found.recordings = Recordings(allowed_of(found.dtype))
+    return found
+
+
+def _searcher(model: nn.Module, example: Tensor, dtype: str, fold: bool) -> Searcher:
     with frozen(model):
         expected = _look(model, example)
         net, unfolded = _folded(model, example, expected) if fold else (None, "not asked for")
@@ -103,7 +122,7 @@ def searcher(
             if rounded is not None:
                 return rounded
             warnings.warn(
-                f"the search is in float32: in bfloat16 {why}", SearchWarning, stacklevel=2
+                f"the search is in float32: in bfloat16 {why}", SearchWarning, stacklevel=3
             )
     return Searcher(net, "float32", unfolded)
 
@@ -114,9 +133,9 @@ def _in_bfloat16(
     """The network in bfloat16, or why it cannot be had."""
     try:
         rounded = Searcher(copy.deepcopy(net), "bfloat16", unfolded)
-        why = _difference(expected, _look(rounded, example), ROUNDED)
+        why = difference(expected, _look(rounded, example), ROUNDED)
     except Exception as error:  # layers that want another precision raise whatever they like
-        return None, f"it fails ({_first_line(error)})"
+        return None, f"it fails ({first_line(error)})"
     return (None, f"it {why}") if why else (rounded, "")
 
 
@@ -124,7 +143,7 @@ def _copied(model: nn.Module, example: Tensor, expected: Looked) -> nn.Module:
     """A frozen copy that gives what the model gives; the model itself where none can be had."""
     try:
         net = copy.deepcopy(model).requires_grad_(False).to(memory_format=torch.channels_last)
-        return model if _difference(expected, _look(net, example), FOLDED) else net
+        return model if difference(expected, _look(net, example), FOLDED) else net
     except Exception:  # what hangs on a module need not be copyable: weight_norm's old form is not
         return model
 
@@ -132,58 +151,41 @@ def _copied(model: nn.Module, example: Tensor, expected: Looked) -> nn.Module:
 def _folded(model: nn.Module, example: Tensor, expected: Looked) -> tuple[nn.Module | None, str]:
     if not _has_batch_norm(model):
         return None, ""
-    if any(_has_hooks(part) for part in model.modules()):
+    if any(has_hooks(part) for part in model.modules()):
         return None, "it has hooks"
     try:
         net = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)
         net = net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        why = _difference(expected, _look(net, example), FOLDED)
+        why = difference(expected, _look(net, example), FOLDED)
     except Exception as error:
         # tracing runs the model's own code: whatever it raises, it cannot be folded
-        return None, f"it cannot be traced ({_first_line(error)})"
+        return None, f"it cannot be traced ({first_line(error)})"
     return (None, f"folding {why}") if why else (net, "")
 
 
 def _look(net: nn.Module, x: Tensor) -> Looked:
     """The network's logits and gradient; zeros without a gradient (a model for Square only)."""
 
-    def logits(images: Tensor) -> Tensor:
-        return full(answer_of(net, images))
-
-    asked = cast(nn.Module, logits)  # called like one, which is all that is needed
-
     with exact():
         with torch.no_grad():
-            answer = logits(x)
+            answer = full(answer_of(net, x))
         try:
-            labels = answer.argmax(1)
-            gradient, _, _ = forward_backward(asked, x, labels, CrossEntropy())
+            gradient = _gradient(net, x, answer.argmax(1))
         except Exception:  # whatever a backward pass may raise; an attack that needs it will say so
             gradient = torch.zeros_like(x)
     return Looked(answer, gradient)
 
 
-def _difference(expected: Looked, found: Looked, allowed: tuple[float, float]) -> str:
-    """How `found` differs from `expected` by more than is allowed; "" where it does not.
-
-    What is not finite differs.
-    """
-    largest = expected.logits.abs().max()
-    logits = (expected.logits - found.logits).abs().max() / largest.clamp_min(1e-12)
-    if not logits <= allowed[0]:
-        return f"changed the logits by {logits:.1%} of the largest"
-    length = expected.gradient.norm()
-    gradient = (expected.gradient - found.gradient).norm()
-    if not gradient <= allowed[1] * length < inf:
-        return f"changed the gradient by {gradient / length.clamp_min(1e-12):.0%} of its length"
-    return ""
+def _gradient(net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of the answers' log-odds, (N, C, H, W)."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        values = CrossEntropy()(full(answer_of(net, x)), labels)
+    return torch.autograd.grad(values.sum(), x)[0]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _has_hooks(part: nn.Module) -> bool:
+def has_hooks(part: nn.Module) -> bool:
+    """Whether a module has hooks of forward or backward passes."""
     return any(
         value
         for name, value in vars(part).items()
@@ -200,3 +202,153 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not _has_batch_norm(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+class Kept(NamedTuple):
+    """A copy, and all that decides it.
+
+    settings: shape and device of an image, precision, and whether BatchNorm is folded.
+    text: the identity of the model's code and Python state, without its weights and buffers.
+    tensors: copies of those.
+    search: the copy; None where the model has to be searched itself.
+    """
+
+    settings: tuple[Any, ...]
+    text: str
+    tensors: list[Tensor]
+    search: Searcher | None
+
+
+_KEPT: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
+
+
+def forget(model: nn.Module) -> None:
+    """Drops the copy of a model that is kept."""
+    _KEPT.pop(model, None)
+
+
+def to_search(
+    model: nn.Module, x: Tensor, passes: int, batch_norm: str, dtype: str = "auto"
+) -> nn.Module:
+    """The copy of `model` on which an attack on the images x (N, C, H, W) searches, or the model.
+
+    passes: how many forward passes the attack makes, roughly.
+    batch_norm: its mode inside the attack (crat.attacks.frozen).
+    dtype: "auto" is bfloat16 where the device multiplies it in hardware; "float32".
+    The model itself is searched
+    - where passes x images is under SMALL: a copy would cost more than it saves;
+    - under batch_norm "moving" and "as_is", which are for the model's own state;
+    - where images or weights are not float32, and within a caller's autocast: the precision was
+      chosen;
+    - where it has hooks, keeps state in its passes, is spread over processes, is compiled, or
+      cannot be copied.
+    The copy is kept and used again while the model's code, Python state, weights and buffers are
+    what they were when it was made. Where that cannot be read, each call makes its own copy.
+    """
+    if isinstance(model, Searcher) or passes * len(x) < SMALL or not _fits(model, x, batch_norm):
+        return model
+    folds = batch_norm == "eval"
+    settings = (tuple(x.shape[1:]), x.device, pick_dtype(dtype, x.device), folds)
+    tensors = _tensors(model)
+    with frozen(model):
+        text, unread = _state(model, tensors)
+        kept = None if unread else _KEPT.get(model)
+        if kept is None or kept[:2] != (settings, text) or not _equal(kept.tensors, tensors):
+            forget(model)
+            search = _made(model, x, settings, text if not unread else None)
+            kept = Kept(settings, text, [tensor.detach().clone() for tensor in tensors], search)
+            if not unread:
+                _KEPT[model] = kept
+    return kept.search or model
+
+
+def _fits(model: nn.Module, x: Tensor, batch_norm: str) -> bool:
+    """Whether a copy may stand for the model; only looks."""
+    if batch_norm not in ("eval", "train") or torch.is_autocast_enabled(x.device.type):
+        return False
+    parts = list(model.modules())
+    if any(has_hooks(part) or _is_special(part) for part in parts):
+        return False
+    tensors = _tensors(model)
+    if any(tensor._backward_hooks or vars(tensor) for tensor in tensors):
+        return False
+    floats = [tensor.dtype for tensor in (x, *tensors) if tensor.is_floating_point()]
+    return all(dtype == torch.float32 for dtype in floats)
+
+
+def _is_special(part: nn.Module) -> bool:
+    """Whether a module has its own way to run: a wrapper of several processes or of a compiler."""
+    return isinstance(part, nn.parallel.DistributedDataParallel) or hasattr(part, "_orig_mod")
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _state(model: nn.Module, tensors: list[Tensor]) -> tuple[str, tuple[str, ...]]:
+    """The identity of the model's code and Python state, and what could not be read of it.
+
+    Its tensors are compared by themselves.
+    """
+    # imported late: it notes how crat's code stands when it is imported, which has to be whole
+    from crat.keys.identity import identity, put_in_place
+
+    text, unread = identity(model, aside=tensors)
+    # code of crat that was replaced in this session, which an identity only names
+    for replaced in put_in_place().values():
+        text, unread = text + replaced.text, unread + replaced.unread
+    return text, unread
+
+
+def _equal(before: list[Tensor], now: list[Tensor]) -> bool:
+    """Whether tensors are bit for bit the same, in one wait for a device."""
+    if [_kind(tensor) for tensor in before] != [_kind(tensor) for tensor in now]:
+        return False
+    same = [(_bits(one) == _bits(other)).all() for one, other in zip(before, now, strict=True)]
+    return not same or bool(torch.stack(same).all())
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor as integers where it holds float32, so that NaN equals itself."""
+    tensor = tensor.detach()
+    return tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor
+
+
+def _made(
+    model: nn.Module, x: Tensor, settings: tuple[Any, ...], text: str | None
+) -> Searcher | None:
+    """A copy that was tried on the first images; None where the model has to be searched itself.
+
+    text: the model's identity; None where it cannot be read.
+    """
+    _, _, dtype, folds = settings
+    with _caller_left_alone(x.device), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", SearchWarning)
+        try:
+            trial = copy.deepcopy(model)
+            search = searcher(trial, x[:TRIED], dtype, fold=folds)
+        except Exception:  # what a model's own code may raise; on the model itself it says why
+            return None
+    tensors = _tensors(trial)
+    moved = not _equal(tensors, _tensors(model))
+    if moved or (text is not None and _state(trial, tensors)[0] != text):
+        return None  # its passes change it
+    if search.net is trial:
+        return None
+    for warning in told:
+        warnings.warn(warning.message, stacklevel=5)
+    return search
+
+
+@contextmanager
+def _caller_left_alone(device: torch.device) -> Iterator[None]:
+    """A model that draws random numbers or turns gradients off does so in a trial, too."""
+    devices = [device] if device.type == "cuda" else []
+    state = random.getstate()
+    with torch.random.fork_rng(devices), torch.set_grad_enabled(torch.is_grad_enabled()):
+        yield
+    random.setstate(state)

@@ -25,6 +25,7 @@ from crat.attacks.threat import NORMS, length, one_of, over_images, project
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 LOSSES: dict[str, Objective] = {"margin": Margin(), "ce": CrossEntropy()}
 BLOCK = 100  # queries whose signs are drawn at a time
+RARER = 10  # looks for images that may leave, where a look waits for a device
 
 Changes = list[tuple[Tensor, Tensor]]  # what a query wrote, as views, and what was there before
 
@@ -117,7 +118,7 @@ class Square(Hunted):
             better = over_images(better, x)
             for view, before in changes:
                 torch.where(better, view, before, out=view)
-            keep = hunt.leave(query, tried.found, tried.image)
+            keep = hunt.leave(query, tried.found, tried.image, rarer=RARER)
             if keep is not None:
                 tried.take(keep)
                 if not len(keep):
@@ -152,12 +153,13 @@ class Corners(Tried):
 
     def __init__(self, x: Tensor, eps: Tensor, noise: PerImage, sides: list[int]) -> None:
         channels, *image = x.shape[1:]
-        draws = noise.shared_uniform(len(sides), 2 + channels)
-        places = draws[:, :2].tolist()  # the only wait for the device
+        draws = noise.shared_numbers(len(sides), 2 + channels)
+        places = draws[:, :2].tolist()
         self.windows = [
             window(side, image, place) for side, place in zip(sides, places, strict=True)
         ]
-        self.up = (draws[:, 2:] < 0.5)[..., None, None].unbind()  # one a query
+        up = (draws[:, 2:] < 0.5)[..., None, None].to(x.device, non_blocking=True)
+        self.up = up.unbind()  # one a query
         self.low = (x - eps).clamp_min(0)
         self.high = (x + eps).clamp_max(1)
         stripes = noise.uniform(channels, 1, image[1]) < 0.5
@@ -190,7 +192,7 @@ class Hills(Tried):
         self.noise = noise
         self.power = 2 if norm == "L2" else 1
         self.thins = norm == "L1" and x.shape[1] > 1
-        draws = noise.shared_uniform(len(sides), 5).tolist()  # the only wait for the device
+        draws = noise.shared_numbers(len(sides), 5).tolist()
         self.filled = [
             window(side, x.shape[2:], draw[:2]) for side, draw in zip(sides, draws, strict=True)
         ]
@@ -248,7 +250,7 @@ class Hills(Tried):
         channels, height, width = self.x.shape[1:]
         side = max(min(height, width) // 5, 1)
         places = [(top, left) for top in tiled(height, side) for left in tiled(width, side)]
-        turned = (self.noise.shared_uniform(len(places)) < 0.5).tolist()
+        turned = (self.noise.shared_numbers(len(places)) < 0.5).tolist()
         signs = random_signs(self.noise, len(places), channels)
         pairs = hill_pairs(side, self.power, self.x.device)
         tiles = torch.zeros_like(self.x)
@@ -282,7 +284,7 @@ def hill_pairs(side: int, power: int, device: torch.device) -> tuple[Tensor, Ten
     upper = hill(side // 2, side, power)
     lower = hill(side - side // 2, side, power)
     pair = torch.cat([upper, -lower])
-    pair = (pair / torch.linalg.vector_norm(pair, power)).to(device)
+    pair = (pair / torch.linalg.vector_norm(pair, power)).to(device, non_blocking=True)
     return pair, pair.mT
 
 

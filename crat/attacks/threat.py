@@ -41,8 +41,15 @@ def over_images(values: Tensor, x: Tensor) -> Tensor:
 
 def budget(value: Budget, x: Tensor) -> Tensor:
     """As `per_sample`, but always a tensor (N, 1, ...): a number is repeated for every sample."""
-    value = torch.as_tensor(per_sample(value, x), device=x.device, dtype=x.dtype)
+    value = as_budget(per_sample(value, x), x)
     return value if value.ndim else over_images(value.expand(len(x)), x)
+
+
+def as_budget(value: Budget, x: Tensor) -> Tensor:
+    """A number or tensor on the device of x and in its dtype, without a wait for the device."""
+    if isinstance(value, Tensor):
+        return value.to(x)
+    return torch.full((), value, device=x.device, dtype=x.dtype)
 
 
 def size(delta: Tensor, norm: str) -> Tensor:
@@ -105,11 +112,7 @@ def project_l1(delta: Tensor, x: Tensor, eps: Tensor | float) -> Tensor:
     d = delta.flatten(1).to(torch.promote_types(delta.dtype, torch.float32))
     a = d.abs()
     room = torch.where(d > 0, 1 - x.flatten(1), x.flatten(1)).clamp_min(0)
-    radius = (
-        torch.as_tensor(eps, device=d.device, dtype=d.dtype)
-        .expand(len(d), *[1] * (delta.ndim - 1))
-        .flatten(1)
-    )
+    radius = as_budget(eps, d).expand(len(d), *[1] * (delta.ndim - 1)).flatten(1)
     # going up in t, a coordinate starts to shrink at |delta| - room (or at once) and is gone at
     # |delta|
     kinks, order = torch.cat([(a - room).clamp_min(0), a], 1).sort(1)

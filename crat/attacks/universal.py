@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from crat import data, store
 from crat.attacks.door import (
     Attack,
-    Watched,
     admitted,
     as_images,
     check_images,
@@ -29,7 +28,15 @@ from crat.attacks.gradient import forward_backward
 from crat.attacks.logits import finite_logits
 from crat.attacks.noise import Source, source
 from crat.attacks.objectives import CrossEntropy, Objective
-from crat.attacks.threat import Budget, ascent_direction, length, one_of, per_sample
+from crat.attacks.threat import (
+    Budget,
+    as_budget,
+    ascent_direction,
+    length,
+    one_of,
+    per_sample,
+)
+from crat.attacks.watched import Watched
 
 COUNTED = ("all", "correct")
 
@@ -179,7 +186,7 @@ def into_ball(delta: Tensor, eps: Tensor | float, norm: str) -> Tensor:
     """The delta inside its ball: `threat.project` without the box, which bounds images only."""
     if norm == "L2":
         return delta * (eps / length(delta).clamp_min(1e-12)).clamp_max(1.0)
-    eps = torch.as_tensor(eps, device=delta.device, dtype=delta.dtype)
+    eps = as_budget(eps, delta)
     return delta.maximum(-eps).minimum(eps)
 
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import crat
 from crat import data, store
-from crat.attacks.door import as_images, check_square
-from crat.attacks.search import SearchWarning
+from crat.attacks.door import as_images
+from crat.attacks.looked import SearchWarning
+from crat.attacks.watched import check_square
 from crat.audit import probes
 from crat.audit.foreign import CHECKED, decision, examine, find_model, noted
 from crat.audit.plan import Plan

@@ -14,14 +14,13 @@ from tqdm import tqdm
 
 from crat import store
 from crat.attacks.door import Attack, as_attack
-from crat.attacks.judge import REVISION, attacked_batches
-from crat.keys.identity import Identity, attack_identity, is_plain
+from crat.attacks.judge import REVISION, attacked_batches, one_by_one
+from crat.keys.identity import Identity, attack_identity
 from crat.outcomes import files
 from crat.outcomes.batteries import Battery
 from crat.outcomes.files import Arrays
 from crat.text import dated
 
-BATCH = {"cpu": 500, "cuda": 2000}
 NAMED = 4  # attacks, at most, that one line about stored outcomes names
 CLEAN = repr(None)  # the identity of no attack at all
 
@@ -267,7 +266,6 @@ class OutcomeCache:
             attack,
             crafted_on=crafted_on,
             begin=parts.done,
-            batch_size=BATCH.get(x.device.type, 500),
             seed=self.decided_by["seed"],
             dtype=self.decided_by["dtype"],
         )
@@ -296,11 +294,3 @@ class OutcomeCache:
             if len(attacks) > NAMED:
                 listed += f" and {len(attacks) - NAMED} more"
             self.tell(f"{beginning}: {listed} of {self.name}{end}")
-
-
-def one_by_one(attack: Attack | None) -> bool:
-    """Whether an image's outcome is independent of the other images in its batch.
-
-    True for crat's attacks with BatchNorm in eval mode.
-    """
-    return is_plain(attack) and as_attack(attack).batch_norm == "eval"

@@ -23,11 +23,12 @@ from crat.attacks import (
     Square,
     cw,
 )
-from crat.attacks.door import Broken, RobustnessWarning, check_square
+from crat.attacks.door import Broken
 from crat.attacks.hunt import Hunt, pursue
 from crat.attacks.judge import attacked_batches, attacked_logits
 from crat.attacks.objectives import CrossEntropy, Margin  # noqa: F401 (the reprs name them)
 from crat.attacks.threat import budget, size
+from crat.attacks.watched import RobustnessWarning, check_square
 
 EPS = {"Linf": 0.06, "L2": 0.5, "L1": 5.0}
 QUICK = {

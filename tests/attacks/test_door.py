@@ -34,9 +34,9 @@ from crat.attacks import (
     transfer,
 )
 from crat.attacks.decision import Decision
-from crat.attacks.door import RobustnessWarning
 from crat.attacks.judge import attacked_batches, attacked_logits
 from crat.attacks.logits import AttackError
+from crat.attacks.watched import RobustnessWarning
 
 ATTACKS = {
     "fgsm": FGSM(0.1),

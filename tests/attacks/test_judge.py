@@ -6,7 +6,7 @@ from torch import nn
 
 from crat.attacks import PGD
 from crat.attacks.judge import attacked_batches, attacked_logits
-from crat.device import exact
+from crat.attacks.precision import exact
 
 PGD5 = PGD(0.1, 0.03, 5)
 

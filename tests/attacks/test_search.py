@@ -10,7 +10,8 @@ from torch import nn
 
 from crat.attacks import PGD, Decision
 from crat.attacks.judge import attacked_logits
-from crat.attacks.search import SearchWarning, searcher
+from crat.attacks.looked import SearchWarning
+from crat.attacks.search import searcher
 from crat.config import ModelConfig
 from crat.nets import models
 
@@ -150,7 +151,7 @@ LEGITIMATE = {
 
 
 @pytest.mark.parametrize("kind", LEGITIMATE)
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::crat.attacks.search.SearchWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::crat.attacks.looked.SearchWarning")
 def test_every_model_is_searched_in_bfloat16_or_told_why_not(kind):
     """And what is found holds for the model itself."""
     model, x = LEGITIMATE[kind]().eval(), images(24)

@@ -247,7 +247,7 @@ def test_the_loss_never_gets_worse_and_what_is_found_stays(loss, net, attacked):
     seen = []
 
     class Watching(Hunt):
-        def leave(self, step, found, x_adv):
+        def leave(self, step, found, x_adv, rarer=1):
             logits = net(x_adv)
             seen.append((LOSSES[loss](logits, y[self.index]), self.hit(logits), found.clone()))
 

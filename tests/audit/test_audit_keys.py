@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from crat import audit, data, store
-from crat.attacks.door import ZERO_GRADIENT
+from crat.attacks.watched import ZERO_GRADIENT
 from crat.audit import Plan, report
 from crat.audit import model as audit_model
 
