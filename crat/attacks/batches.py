@@ -50,6 +50,9 @@ def peak(net: nn.Module, images: Tensor) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """The bytes of a GPU that are free, or that torch holds for later."""
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + held
+    """The bytes of a GPU that are free, or that torch holds for later, in this process's share."""
+    reserved = torch.cuda.memory_reserved(device)
+    allocated = torch.cuda.memory_allocated(device)
+    free, total = torch.cuda.mem_get_info(device)
+    share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free, share - reserved) + reserved - allocated

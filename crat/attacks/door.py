@@ -22,11 +22,12 @@ from torch.nn.parameter import is_lazy
 from crat.attacks.logits import (
     AttackError,
 )
-from crat.attacks.looked import SearchWarning, first_line
+from crat.attacks.looked import SearchWarning
 from crat.attacks.noise import PerImage, Share, Source
 from crat.attacks.search import forget, to_search
 from crat.attacks.threat import NORMS, Budget, one_of, size
 from crat.attacks.watched import Watched, among, ends
+from crat.text import first_line
 
 ROUNDING = 1e-5  # how far an image may leave [0, 1]: what float arithmetic does to the ends
 SEARCHES = ("fast", "exact")

@@ -46,8 +46,3 @@ def difference(expected: Looked, found: Looked, allowed: tuple[float, float]) ->
 def _without_gradient(looked: Looked) -> Tensor:
     """(N,) bool."""
     return looked.gradient.flatten(1).abs().amax(1) == 0
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its name."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

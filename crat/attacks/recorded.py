@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from crat import graphs
-from crat.attacks.looked import FOLDED, ROUNDED, Looked, SearchWarning, difference, first_line
+from crat.attacks.looked import FOLDED, ROUNDED, Looked, SearchWarning, difference
 from crat.attacks.objectives import CrossEntropy
+from crat.text import first_line
 
 # larger batches are bound by the work, not by its launches
 SIZES = (32, 64, 128, 256, 512)

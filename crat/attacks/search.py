@@ -26,11 +26,12 @@ from torch.fx.experimental.optimization import fuse
 from crat import graphs
 from crat.attacks.frozen import frozen
 from crat.attacks.logits import answer_of, logits_of
-from crat.attacks.looked import FOLDED, ROUNDED, Looked, SearchWarning, difference, first_line
+from crat.attacks.looked import FOLDED, ROUNDED, Looked, SearchWarning, difference
 from crat.attacks.objectives import CrossEntropy, full
 from crat.attacks.precision import exact
 from crat.attacks.recorded import Recordings, allowed_of
 from crat.device import autocast, pick_dtype
+from crat.text import first_line
 
 TRIED = 16  # images on which a copy is tried against the model
 # passes x images below which a copy costs more than it saves: to make one costs 50 (a ResNet-18) to
