@@ -303,6 +303,7 @@ def step_row(
         "peak MiB": "" if row["peak MiB"] is None else row["peak MiB"],
         "first s": row["first s"],
         "12 epochs of 20,000, s": f"{240_000 / row['images/s']:.1f}" if grey else "",
+        "way": row["way"],
         "told": row["told"].replace("|", "/"),
     }
 

@@ -170,6 +170,7 @@ def timer(side: Side, here: Context) -> Callable[[], Iterator[Record]]:
             "ms": round(1000 * median(times), 2),
             "first s": round(first, 1),
             "peak MiB": round(peak, 0) if peak == peak else None,
+            "way": getattr(step, "way", ""),
             "told": lines[0] if lines else "",
         }
 

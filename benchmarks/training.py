@@ -15,6 +15,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -101,7 +102,7 @@ def our_step(
     device: torch.device,
     compile: bool = False,
     image_shape: tuple[int, int, int] = (3, 32, 32),
-) -> Step:
+) -> OurStep:
     """A step of a method of crat; the name may choose options: "cfa base=trades".
 
     compile: whether it tries torch.compile first, as a long training does on a GPU.
@@ -132,10 +133,25 @@ def our_step(
     update.begin(seed=0, scale=1.0)
     x, y = images(batch, device, image_shape)
 
-    def step() -> None:
-        update(x, y, config.lr)
+    return OurStep(update, x, y)
 
-    return step
+
+@dataclass
+class OurStep:
+    """A step of crat on one batch, ready to be called."""
+
+    update: training.Step
+    x: Tensor
+    y: Tensor
+
+    def __call__(self) -> None:
+        """One update."""
+        self.update(self.x, self.y, self.update.config.lr)
+
+    @property
+    def way(self) -> str:
+        """How it is done, such as "recorded, folded"."""
+        return self.update.done_by
 
 
 def authors_step(clone: Path, batch: int, steps: int, device: torch.device) -> Step:

@@ -31,6 +31,7 @@ from crat.attacks.objectives import CrossEntropy, full
 from crat.attacks.precision import exact
 from crat.attacks.recorded import Recordings, allowed_of
 from crat.device import autocast, pick_dtype
+from crat.nets.folding import Tracer, has_batch_norm
 from crat.text import first_line
 
 TRIED = 16  # images on which a copy is tried against the model
@@ -150,12 +151,12 @@ def _copied(model: nn.Module, example: Tensor, expected: Looked) -> nn.Module:
 
 
 def _folded(model: nn.Module, example: Tensor, expected: Looked) -> tuple[nn.Module | None, str]:
-    if not _has_batch_norm(model):
+    if not has_batch_norm(model):
         return None, ""
     if any(has_hooks(part) for part in model.modules()):
         return None, "it has hooks"
     try:
-        net = fuse(fx.GraphModule(model, _Tracer().trace(model)), no_trace=True)
+        net = fuse(fx.GraphModule(model, Tracer().trace(model)), no_trace=True)
         net = net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         why = difference(expected, _look(net, example), FOLDED)
     except Exception as error:
@@ -192,17 +193,6 @@ def has_hooks(part: nn.Module) -> bool:
         for name, value in vars(part).items()
         if name.endswith("_hooks") and "state_dict" not in name
     )
-
-
-def _has_batch_norm(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
-
-
-class _Tracer(fx.Tracer):
-    """Looks only into modules with BatchNorm inside: what others do with shapes is theirs."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not _has_batch_norm(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 class Kept(NamedTuple):

@@ -32,7 +32,7 @@ class Folded(nn.Module):
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        graph = _Tracer().trace(model)
+        graph = Tracer().trace(model)
         self._model = (model,)  # in a tuple, so that it is no part of this module
         self.net = fx.GraphModule(model, graph)
         self.pairs = [
@@ -118,8 +118,9 @@ def _pairs(graph: fx.Graph, model: nn.Module) -> list[tuple[fx.Node, fx.Node]]:
     return found
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Looks only into modules with BatchNorm inside: what others do with shapes is theirs."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module stays one call in the graph."""
         return isinstance(m, _BatchNorm) or not has_batch_norm(m)
