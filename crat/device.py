@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 from contextlib import AbstractContextManager
@@ -64,27 +63,6 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
     Predictions that count are made outside it, in float32.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-
-
-# glibc's malloc.h: freed memory above this goes back to the system; larger pieces are mapped alone
-_M_TRIM_THRESHOLD, _KEPT = -1, 1 << 30
-_M_MMAP_THRESHOLD, _MAPPED = -3, 1 << 26
-
-
-def keep_freed_memory() -> bool:
-    """Lets the process keep freed memory up to 1 GiB for its next tensors; whether it could.
-
-    By default glibc gives a freed activation of some MiB back to the system, and the next one pays
-    for each of its pages again: up to 50,000 page faults in one training step of small_cnn, a
-    quarter of its time, or nearly none, as the heap happens to lie. No number changes. Elsewhere
-    than under glibc nothing is done. For a process that trains, and meant to be called once.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library; Windows
-        return False
-    mapped = mallopt(_M_MMAP_THRESHOLD, _MAPPED)
-    return bool(mapped and mallopt(_M_TRIM_THRESHOLD, _KEPT))
 
 
 def compiled(model: nn.Module) -> nn.Module:

@@ -22,7 +22,7 @@ from crat.config import DATASETS, ConfigError, RunConfig, number
 from crat.data.images import first_per_class
 from crat.defenses import ClassStats, Defense, Task, make_defense
 from crat.defenses.stats import judged_stats
-from crat.device import keep_freed_memory, pick_device
+from crat.device import pick_device
 from crat.store import Store
 from crat.store.lease import Lease, held
 from crat.text import dated
@@ -65,7 +65,6 @@ def train(
     """
     if max_minutes is not None and not max_minutes >= 0:
         raise ConfigError(f"max_minutes must be at least 0, not {max_minutes!r}")
-    keep_freed_memory()
     where = distributed.join(pick_device(device))
     run = Run.of(config, where, store)
     style = "none" if distributed.rank() else progress
