@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import crat
-
 # attributes of a class that are bookkeeping, or follow from the fields of a dataclass
 NOT_CODE = {
     "__module__",
@@ -66,8 +64,8 @@ def _under_roots(file: str) -> bool:
 
 def _roots() -> tuple[str, ...]:
     places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    files = (crat.__file__, torch.__file__, np.__file__, os.__file__)
-    places |= {str(Path(file).parent) for file in files if file}
+    places |= {str(Path(file).parent) for file in (torch.__file__, np.__file__, os.__file__)}
+    places.add(str(Path(__file__).parents[1]))  # crat itself
     return tuple(os.path.realpath(place) + os.sep for place in places if place)
 
 
