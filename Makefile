@@ -19,9 +19,8 @@ reproduce: $(VENV)/.ready ## train on the shipped images, draw every figure and 
 site: $(VENV)/.ready ## the report as pages, figures/quick/site/index.html (another profile: ARGS="--profile laptop")
 	@$(BIN)/crat site $(ARGS)
 
-# one thread a process: where two processes of two threads share two cores, a training crawls
 test: $(VENV)/.ready ## every test, the committed notebooks included
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n logical --maxprocesses=4 --dist=loadscope --no-loadscope-reorder $(ARGS)
+	@$(BIN)/pytest -n logical --maxprocesses=4 --dist=loadscope --no-loadscope-reorder $(ARGS)
 
 test-old-cpu: $(VENV)/.ready ## the numeric tests as on an old CPU: no vector instructions beyond SSE, one thread
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 \
