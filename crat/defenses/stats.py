@@ -34,10 +34,10 @@ class ClassStats:
     soft_confusion: Tensor
 
     @classmethod
-    def zeros(cls, n_classes: int, device: torch.device) -> ClassStats:
-        """Sums of nothing."""
-        of_class = [torch.zeros(n_classes, device=device) for _ in range(6)]
-        return cls(*of_class, *[torch.zeros(n_classes, n_classes, device=device) for _ in range(2)])
+    def zeros(cls, n_classes: int, like: Tensor) -> ClassStats:
+        """Sums of nothing, in the device and precision of a tensor."""
+        of_class = [like.new_zeros(n_classes) for _ in range(6)]
+        return cls(*of_class, *[like.new_zeros(n_classes, n_classes) for _ in range(2)])
 
     @classmethod
     @torch.no_grad()

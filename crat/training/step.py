@@ -71,10 +71,10 @@ class Step:
         self.generator = torch.Generator(device)
         exact = torch.float64 if device.type == "cpu" else torch.float32
         self.scale = torch.ones((), device=device, dtype=exact)  # of eps and step size
-        self.share = torch.ones((), device=device)  # of the new weights in the average
+        self.share = torch.ones((), device=device, dtype=exact)  # of the new weights in the average
         self.first_bad = torch.full((), NEVER, device=device)
         self.done = torch.zeros((), device=device, dtype=torch.long)  # steps of this epoch
-        self.totals = ClassStats.zeros(n_classes, device)
+        self.totals = ClassStats.zeros(n_classes, next(state.model.parameters()).detach())
         self.kept: dict[str, Tensor] = {}  # the method's state, in its places
         self.casts = Casts(state.model) if config.dtype == "bfloat16" else None
         self.folded: Folded | None = None

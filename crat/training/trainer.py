@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -106,6 +106,7 @@ class Trainer:
         self.config = run.config.train
         self.device = device
         self.lease = lease
+        self.tell = tell
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
         self.model = self._untrained()
@@ -126,13 +127,18 @@ class Trainer:
         self.valid_attack = PGD(eps, number(protocol.step_size), protocol.steps)
         if (run.folder / CHECKPOINT).exists():
             self._restore()
-        self.step = Step(
+
+    @cached_property
+    def step(self) -> Step:
+        """The update, made at its first use: it takes places for the state as it then is."""
+        records = graphs.can_record(self.device)
+        return Step(
             self.state,
             self.config,
-            device,
+            self.device,
             self.images.n_classes,
-            tell=tell,
-            operations=self._operations() if graphs.can_record(device) else 0.0,
+            tell=self.tell,
+            operations=self._operations() if records else 0.0,
         )
 
     def _untrained(self) -> nn.Module:

@@ -196,7 +196,7 @@ def test_a_script_that_is_ended_leaves_its_report_and_no_process(tmp_path):
     assert family
     script.send_signal(signal.SIGTERM)
     assert script.wait() != 0
-    psutil.wait_procs(family, timeout=60)
+    psutil.wait_procs(family, timeout=300)
     assert not [process for process in family if process.is_running()]
     text = (tmp_path / "gpu.md").read_text()
     assert "**Not complete: it was running when the script ended.**" in text

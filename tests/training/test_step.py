@@ -261,10 +261,10 @@ def test_what_cannot_be_traced_is_not_folded(gpu_manners, monkeypatch):
     monkeypatch.setattr("crat.training.step.foldable", refuse)
     lines = []
     trainer = Trainer(Run.of(config("trades")), CPU, tell=lines.append)
+    assert trainer.step.ways == [Way(recorded=True)]
     assert lines == [
         "BatchNorm is not folded for the attack: control flow that depends on the input"
     ]
-    assert trainer.step.ways == [Way(recorded=True)]
 
 
 def test_an_attack_that_waits_for_its_images_is_never_recorded(gpu_manners):

@@ -50,7 +50,7 @@ def looped():
         for chosen in order.split(BATCH):
             x, y = images_of(images.x_train[chosen]), images.y_train[chosen]
             attack = PGD(0.1 * scale, 0.025 * scale, 2, start="uniform", batch_norm="train")
-            logits = model(attack(model, x, y, generator=generator))
+            logits = model(attack(model, x, y, generator=generator, search="exact"))
             losses = F.cross_entropy(logits, y, reduction="none")
             optimizer.zero_grad()
             losses.mean().backward()
@@ -75,7 +75,11 @@ def validated(state, images):
     model.load_state_dict(state)
     x, y = images_of(images.x_valid), images.y_valid
     x_adv = PGD(0.1, 0.025, 10)(
-        model, x, y, generator=torch.Generator().manual_seed(store.seed_for(0, 0))
+        model,
+        x,
+        y,
+        generator=torch.Generator().manual_seed(store.seed_for(0, 0)),
+        search="exact",
     )
     with torch.no_grad():
         clean, attacked = model(x), model(x_adv)
