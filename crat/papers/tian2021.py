@@ -29,7 +29,10 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
     The quick profile decides nothing, so its figures are drawn from the laptop profile's published
     runs; on a data set that has none, from runs at its own settings.
+    Raises ConfigError on a single seed, for the hazard and the class removal need another training.
     """
+    if len(selection.seeds) < 2:
+        raise ConfigError("notebook 01 needs two seeds or more, such as 0 1")
     live = fitted(shown_live(profile_name, selection), profile_name).but(
         defense="pgd_at", seed=seed
     )

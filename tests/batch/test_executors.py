@@ -128,7 +128,15 @@ def test_what_was_killed_is_begun_once_more(script, tmp_path, capsys):
     assert notes(tmp_path).count("c") == 2
 
 
-def test_ctrl_c_leaves_nothing_running(script, tmp_path):
+@pytest.fixture
+def heeded_ctrl_c():
+    """Ctrl-C raises in this process, though a shell's background job begins with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_leaves_nothing_running(script, heeded_ctrl_c, tmp_path):
     sleeping = [tmp_path / "a.sleeps", tmp_path / "b.sleeps"]
     sleeps = (
         "import subprocess; subprocess.Popen(['sleep', '6000']); "

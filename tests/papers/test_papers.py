@@ -11,7 +11,7 @@ import pytest
 from crat.analysis import claims
 from crat.analysis.metrics import per_run
 from crat.batch.estimates import images
-from crat.config import PROFILES, Selection, profile
+from crat.config import PROFILES, ConfigError, Selection, profile
 from crat.papers import LIVE, PAPERS, PLANS, all_claims, common
 from crat.training.run import Run
 
@@ -84,6 +84,11 @@ def test_a_plan_heeds_its_selection(number):
         assert {config.data.name for config in moved.values()} == {"svhn"}
         assert {config.train.seed for config in moved.values()} <= {0, 3, 5}
     assert set(LIVE.get(number, ())) <= plan("quick").keys()
+
+
+def test_one_seed_is_too_few_for_the_hazard_and_the_class_removal():
+    with pytest.raises(ConfigError, match="01 needs two seeds or more, such as 0 1"):
+        PLANS["01"]("laptop", 0, Selection(seeds=(0,)))
 
 
 def test_the_gpu_profile_trains_every_plan_on_cifar10():
