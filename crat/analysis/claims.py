@@ -1,7 +1,8 @@
 """Claims of the papers, our estimates of them, and the verdicts.
 
 `decide` joins an `Estimate` (crat.analysis.comparisons) to a `Claim`, whose direction gives the
-sign; `settle` applies Holm's correction inside each family. Fractions, not percent.
+sign; `settle` corrects for the number of claims: Holm over a paper's primary ones,
+Benjamini-Hochberg over a notebook's exploratory ones. Fractions, not percent.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from crat.analysis.comparisons import (
     LEVEL,
     ClaimError,
     Estimate,
+    Noise,
     against_published,
     compare,
+    contrast,
+    detectable_value,
     mcnemar,
     pearson,
     rank_correlation,
     share,
+    together,
 )
 from crat.store import as_published, published_home, write_text
 
@@ -36,14 +41,17 @@ __all__ = [
     "Estimate",
     "Verdict",
     "against_published",
+    "benjamini_hochberg",
     "claims_table",
     "compare",
+    "contrast",
     "decide",
     "holm",
     "markdown",
     "mcnemar",
     "ours",
     "pearson",
+    "price",
     "rank_correlation",
     "read",
     "settle",
@@ -52,24 +60,36 @@ __all__ = [
 ]
 
 SETTINGS = ("paper's setting", "other setting")  # only the first may be read against the paper
+ROLES = ("primary", "exploratory")  # the paper's abstract or a table says so; a control, a question
 # the smallest difference that matters, where a claim names no other
 SMALLEST = {"average": 0.01, "worst": 0.02}
 # shown in percentage points
 POINTS = ("average", "worst", "crossfit", "tail", "gap", "spread", "share")
 # the numeric columns of a claims table
-NUMBERS = ["value", "low", "high", "p", "detectable", "df", "p_holm"]
+NUMBERS = ["value", "low", "high", "low90", "high90", "p", "p_adjusted", "detectable", "df"]
+# The level of each look where seeds may be added after it (at 3, 5 and 8): three looks at 5 % each
+# are false in 11 % of the cases, at 2 % in 5 %.
+LOOK = 0.02
+MOST_SEEDS, MOST_IMAGES = 30, 16  # the farthest that a price goes: seeds, and times the images
 
 
 @dataclass(frozen=True)
 class Claim:
     """A statement of a paper, declared before our number is seen.
 
+    role: primary (the paper's abstract or a table says so) or exploratory (a control, a question of
+        ours).
+    family: the notebook, whose exploratory claims are corrected together; a paper's primary ones
+        are a family of their own.
+    looks: how often the claim may be decided as seeds are added; 1: once.
     direction: the sign claimed ("greater" or "less" than 0) for A - B, for a correlation, or for a
         share minus its reference.
     number: the paper's number as printed.
     smallest_difference: the smallest difference that matters; needed unless the functional is in
         SMALLEST.
-    Raises ClaimError on another direction or setting, or without a smallest difference above 0.
+    dataset: the data set that decides; "": the notebook's.
+    Raises ClaimError on another direction, role or setting, or without a smallest difference above
+    0.
     """
 
     paper: str
@@ -77,13 +97,17 @@ class Claim:
     statement: str  # in our words
     functional: str  # average, worst, tail, spread, rank correlation, share ...
     direction: str = "greater"
-    family: str = "main"  # Holm's, usually the notebook
+    family: str = "main"
     setting: str = SETTINGS[1]
     number: str = ""
     smallest_difference: float = nan
+    role: str = ROLES[0]
+    looks: int = 1
+    dataset: str = ""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("direction", ("greater", "less")), ("setting", SETTINGS)):
+        choices = {"direction": ("greater", "less"), "setting": SETTINGS, "role": ROLES}
+        for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise ClaimError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")
@@ -101,31 +125,37 @@ class Claim:
 class Verdict:
     """A claim with its estimate (None: not run).
 
-    p_holm: set by `settle`; until then the plain p counts.
+    p_adjusted: set by `settle`; until then the plain p counts.
     """
 
     claim: Claim
     estimate: Estimate | None
-    p_holm: float = nan
+    p_adjusted: float = nan
 
     @property
     def verdict(self) -> str:
-        """Supported, reversed, no effect, undecided or not run."""
-        if self.estimate is None:
+        """No effect, supported, reversed, undecided or not run.
+
+        No effect comes first: the interval of two one-sided tests lies inside the smallest
+        difference that matters, however certain the effect is.
+        """
+        found = self.estimate
+        if found is None:
             return "not run"
-        if self.estimate.kind == "checkpoints":
+        if found.kind in ("checkpoints", "floor"):
             return "undecided"  # two checkpoints say nothing about two methods
+        if max(-found.low90, found.high90) < self.claim.smallest_difference:
+            return "no effect"
+        p = found.p if isnan(self.p_adjusted) else self.p_adjusted
         sign = 1 if self.claim.direction == "greater" else -1
-        low, high = sorted((sign * self.estimate.low, sign * self.estimate.high))
-        p = self.estimate.p if isnan(self.p_holm) else self.p_holm
+        low, high = sorted((sign * found.low, sign * found.high))
         if p < 1 - LEVEL and (low > 0 or high < 0):
             return "supported" if low > 0 else "reversed"
-        largest = max(-low, high)
-        return "no effect" if largest < self.claim.smallest_difference else "undecided"
+        return "undecided"
 
 
 def decide(claim: Claim, estimate: Estimate | None) -> Verdict:
-    """The verdict on a claim before Holm's correction.
+    """The verdict on a claim before the correction for their number.
 
     Raises ClaimError where a published number would be compared in another setting (selection or
     attack) than the paper's.
@@ -151,33 +181,88 @@ def holm(p: ArrayLike) -> NDArray:
     return adjusted
 
 
-def settle(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The same verdicts with p_holm, by Holm's correction inside each family.
+def benjamini_hochberg(p: ArrayLike) -> NDArray:
+    """Benjamini and Hochberg's adjusted p-values; nan stays nan and is not counted.
 
-    A claim that was not run or has one seed is not counted as a test.
+    Source: Benjamini and Hochberg 1995 (J. R. Statist. Soc. B 57).
+    """
+    p = np.asarray(p, float)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]
+    adjusted = np.full(p.shape, nan)
+    steps = p[order] * order.size / np.arange(1, order.size + 1)
+    adjusted[order] = np.minimum(np.minimum.accumulate(steps[::-1])[::-1], 1)
+    return adjusted
+
+
+def settle(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The same verdicts with p_adjusted, corrected inside each family.
+
+    Holm over a paper's primary claims, Benjamini-Hochberg over a notebook's exploratory ones; the
+    price of looks comes before. A claim that was not run, has one seed or lies at the floor is not
+    counted as a test.
     """
     p = np.array([_tested_p(v) for v in verdicts])
-    families = np.array([v.claim.family for v in verdicts])
+    families = [_family(v.claim) for v in verdicts]
     for family in set(families):
-        p[families == family] = holm(p[families == family])
-    return [replace(v, p_holm=float(q)) for v, q in zip(verdicts, p, strict=True)]
+        inside = np.array([other == family for other in families])
+        correct = holm if family[0] == ROLES[0] else benjamini_hochberg
+        p[inside] = correct(p[inside])
+    return [replace(v, p_adjusted=float(q)) for v, q in zip(verdicts, p, strict=True)]
+
+
+def _family(claim: Claim) -> tuple[str, str, str]:
+    """The role of a claim and what else its correction counts with it."""
+    whole = claim.paper if claim.role == ROLES[0] else claim.family
+    return claim.role, whole, claim.dataset
 
 
 def _tested_p(verdict: Verdict) -> float:
-    """The p that enters Holm's correction; nan where no test was made."""
+    """The p that enters the correction, looks paid for; nan where no test was made."""
     estimate = verdict.estimate
-    if estimate is None or estimate.kind == "checkpoints":
+    if estimate is None or estimate.kind in ("checkpoints", "floor"):
         return nan
-    return estimate.p
+    looks = (1 - LEVEL) / LOOK if verdict.claim.looks > 1 else 1.0
+    return min(1.0, looks * estimate.p)
+
+
+def price(verdict: Verdict) -> str:
+    """What would decide an undecided claim: "8 seeds", "5 seeds and 4 times the images" ...
+
+    It would be found with probability POWER at its corrected level, were it as large as it was
+    found here, or as the smallest difference that matters if that is more. "" where there is no
+    variance to reckon with, as for a correlation over classes.
+    """
+    found = verdict.estimate
+    if found is None or isnan(found.seed_variance) or found.seeds < 2:
+        return ""
+    target = max(abs(found.value), verdict.claim.smallest_difference)
+    settled = found.p > 0 and not isnan(verdict.p_adjusted)
+    correction = max(verdict.p_adjusted / found.p, 1.0) if settled else 1.0
+    level = 1 - (1 - LEVEL) / correction
+    for images in (1, 2, 4, 8, MOST_IMAGES):
+        for seeds in range(found.seeds, MOST_SEEDS + 1):
+            if detectable_value(_with_more(found, seeds, images), level) <= target:
+                more = "" if images == 1 else f" and {images} times the images"
+                return f"{seeds} seeds{more}"
+    return f"over {MOST_SEEDS} seeds and {MOST_IMAGES} times the images"
+
+
+def _with_more(found: Estimate, seeds: int, images: int) -> Noise:
+    """The variance that the estimate would have with more seeds and times the images."""
+    df = found.seed_df * (seeds - 1) / (found.seeds - 1)
+    from_seeds = Noise(found.seed_variance * found.seeds / seeds, df)
+    return together(from_seeds, Noise(found.image_variance / images))
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Table of claims after Holm's correction: statement, paper's number, estimate, verdict."""
+    """Table of claims after correction: statement, paper's number, estimate, verdict, price."""
     nothing = Estimate(nan, nan, nan, nan, kind="")
     rows = []
     for v in settle(verdicts):
         row = asdict(v.claim) | asdict(v.estimate or nothing)
-        rows.append(row | {"p_holm": v.p_holm, "verdict": v.verdict})
+        decided = {"p_adjusted": v.p_adjusted, "verdict": v.verdict}
+        decided["price"] = price(v) if v.verdict == "undecided" else ""
+        rows.append(row | decided)
     return pd.DataFrame(rows)
 
 
@@ -200,8 +285,8 @@ def markdown(table: pd.DataFrame) -> str:
 def ours(row: Any) -> str:
     """A row's estimate in words, "+16.1 [10.1, 22.1] points", with the reason if undecided.
 
-    The reason is one seed, an interval that Holm's correction does not let pass, or the difference
-    that would have been detected.
+    The reason is one seed, a floor, the corrected p, or the difference that would have been
+    detected; then the price: what would decide it.
     """
     if row.verdict == "not run":
         return "-"
@@ -219,9 +304,13 @@ def ours(row: Any) -> str:
         return text
     if row.kind == "checkpoints":
         return f"{text}, one seed"
+    if row.kind == "floor":
+        return f"{text}, both at the floor"
     if row.p < 1 - LEVEL:
-        return f"{text}, p {row.p_holm:.3f} after Holm"
-    return text if isnan(row.detectable) else f"{text}, detectable {number(row.detectable)}"
+        text += f", p {row.p_adjusted:.3f} corrected"
+    elif not isnan(row.detectable):
+        text += f", detectable {number(row.detectable)}"
+    return f"{text}; {row.price} would decide" if row.price else text
 
 
 def write(verdicts: Sequence[Verdict], path: str | Path) -> None:

@@ -5,9 +5,10 @@ Fractions, not percent. y is (N,) labels; runs are (S, N) bool, S seeds on N ima
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, nan
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +27,10 @@ from crat.analysis.metrics import (
 )
 
 LEVEL, POWER = 0.95, 0.8
+EQUIVALENCE = 0.90  # two one-sided tests at 5 % are an interval of 90 %
+UPPER = (1 + EQUIVALENCE) / 2
+FLOOR = 0.05  # below it nothing is left that could differ
+LEVELS = ("average", "worst", "crossfit", "tail")  # functionals that are accuracies
 
 
 class ClaimError(ValueError):
@@ -36,10 +41,13 @@ class ClaimError(ValueError):
 class Estimate:
     """A difference, correlation, or share minus its reference, with 95 % interval and two-sided p.
 
-    kind: scope of the interval, runs | checkpoints (one seed: images only) | correlation |
-        published.
+    kind: scope of the interval, runs | checkpoints (one seed: images only) | floor (both sides
+        below FLOOR) | correlation | published.
+    low90, high90: the interval that shows equivalence; nan where it was not computed.
     detectable: the true value that would be detected with probability .8.
     df: degrees of freedom of the t interval.
+    seeds: runs on each side. seed_variance, seed_df, image_variance: the parts of the variance of
+        the value; nan where there is no such part.
     """
 
     value: float
@@ -50,19 +58,63 @@ class Estimate:
     detectable: float = nan
     df: float = nan
     note: str = ""
+    low90: float = nan
+    high90: float = nan
+    seeds: int = 0
+    seed_variance: float = nan
+    seed_df: float = nan
+    image_variance: float = nan
 
 
-def _by_t(value: float, variance: float, df: float, kind: str = "runs", note: str = "") -> Estimate:
-    """value +- t_df sqrt(variance), its p, and the value detectable with probability POWER."""
-    se = float(np.sqrt(variance))
-    t = stats.t.isf((1 - LEVEL) / 2, df)
-    if se > 0:
-        p = 2 * stats.t.sf(abs(value) / se, df)
-    else:
-        p = value == 0
-    low, high = float(value - t * se), float(value + t * se)
-    detectable = float((t + stats.t.isf(1 - POWER, df)) * se)
-    return Estimate(float(value), low, high, float(p), kind, detectable, df, note)
+class Noise(NamedTuple):
+    """A part of an estimate's variance, and the degrees of freedom with which it is known."""
+
+    variance: float
+    df: float = inf
+
+
+def together(*parts: Noise) -> Noise:
+    """The sum of independent parts, its degrees of freedom by Satterthwaite's rule.
+
+    Source: Satterthwaite 1946 (Biometrics Bulletin 2).
+    """
+    variance = sum(part.variance for part in parts)
+    weights = sum(part.variance**2 / part.df for part in parts)
+    return Noise(variance, variance**2 / weights if weights > 0 else inf)
+
+
+def detectable_value(noise: Noise, level: float = LEVEL) -> float:
+    """The true value that a two-sided t test at 1 - level finds with probability POWER."""
+    t = stats.t.isf([(1 - level) / 2, 1 - POWER], noise.df).sum()
+    return float(t * np.sqrt(noise.variance))
+
+
+def _by_t(
+    value: float, seeds: Noise, images: float = 0.0, n_seeds: int = 0, kind: str = "runs"
+) -> Estimate:
+    """value +- t_df sqrt(variance), its p, and the value detectable with probability POWER.
+
+    images: the variance that the images give, known well enough to count as known.
+    """
+    noise = together(seeds, Noise(images))
+    se = float(np.sqrt(noise.variance))
+    p = 2 * stats.t.sf(abs(value) / se, noise.df) if se > 0 else value == 0
+    half, half90 = (se * stats.t.isf((1 - q) / 2, noise.df) for q in (LEVEL, EQUIVALENCE))
+    return Estimate(
+        float(value),
+        float(value - half),
+        float(value + half),
+        float(p),
+        kind,
+        detectable_value(noise),
+        float(noise.df),
+        low90=float(value - half90),
+        high90=float(value + half90),
+        seeds=n_seeds,
+        seed_variance=float(seeds.variance),
+        seed_df=float(seeds.df),
+        image_variance=float(images),
+    )
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
@@ -85,80 +137,160 @@ def compare(
     b: ArrayLike,
     functional: Functional = "average",
     *,
-    same_runs: bool = False,
-    others: Sequence[ArrayLike] = (),
+    like_a: Sequence[ArrayLike] = (),
+    like_b: Sequence[ArrayLike] | None = None,
     draws: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Mean over runs of the functional, A - B, on the same images.
+    """Mean over seeds of the functional, method A - method B, on the same images.
 
-    a, b: (S_A, N) and (S_B, N) bool.
-    same_runs: a[s] and b[s] are one network twice (two attacks); the seed variance is that of their
-        differences.
-    others: more runs for the pooled seed variance; runs with under 1 % or over 99 % of the images
-        right are left out, as seeds cannot differ at the floor.
-    The variance is s2 (1/S_A + 1/S_B), s2 the seed variance pooled over a, b and `others`, plus
-    that of a class-stratified paired bootstrap over images, with any minimum inside.
+    a, b: (S_A, N) and (S_B, N) bool; a[s] and b[s] have one seed, and the first seeds that both
+        have are compared.
+    like_a, like_b: runs of further methods in A's and in B's stratum (averaged over updates, or
+        not); None: B is in A's, whose methods stand in like_a.
+    A run is method + seed + rest, the seed being a block: one seed means the same first weights and
+    the same batches for every method. The variance of the rest is pooled within a stratum. That of
+    the images is a class-stratified paired bootstrap's, with any minimum inside.
     "worst" must hold for the plug-in minimum and for the cross-fit one: the interval is the hull of
     both.
-    With one seed, kind is "checkpoints", the interval covers images, and p is McNemar's.
-    Raises ClaimError where same_runs is set and the numbers of runs differ.
+    With one seed, kind is "checkpoints", the interval covers images, and p is McNemar's. Where both
+    lie below FLOOR, kind is "floor".
     """
     y, a = checked(y, np.atleast_2d(a))
     _, b = checked(y, np.atleast_2d(b))
-    if same_runs and len(a) != len(b):
-        raise ClaimError(f"same_runs needs as many runs of each, not {len(a)} and {len(b)}")
-    others = [other for other in map(np.asarray, others) if 0.01 < other.mean() < 0.99]
-    one_seed = min(len(a), len(b)) == 1
-    if one_seed:
-        a, b = a[:1], b[:1]
+    n_seeds = min(len(a), len(b))
+    like = [_lenders(y, runs, functional) for runs in (like_a, like_b or ())]
+
+    def noise(in_a: NDArray, in_b: NDArray, f: Functional) -> Noise:
+        if n_seeds == 1:
+            return Noise(0.0)
+        own_a, own_b = per_run(y, a, f), per_run(y, b, f)
+        with_a, with_b = ([per_run(y, runs, f) for runs in group] for group in like)
+        if like_b is None:
+            rest = residual([own_a, own_b, *with_a])
+            return Noise(2 * rest.variance / n_seeds, rest.df)
+        rests = (residual([own_a, *with_a]), residual([own_b, *with_b]))
+        return together(*(Noise(rest.variance / n_seeds, rest.df) for rest in rests))
+
+    return _paired(y, a[:n_seeds], b[:n_seeds], functional, noise, draws, seed)
+
+
+def contrast(
+    y: ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
+    functional: Functional = "average",
+    *,
+    siblings: Sequence[tuple[ArrayLike, ArrayLike]] = (),
+    draws: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean over seeds of the functional, A - B, of the same networks twice: under two attacks.
+
+    a, b: (S, N) bool. siblings: the same two of further methods in the stratum, whose variance over
+    seeds is pooled with this one.
+    All else as in `compare`. Raises ClaimError where the numbers of runs differ.
+    """
+    y, a = checked(y, np.atleast_2d(a))
+    _, b = checked(y, np.atleast_2d(b))
+    if len(a) != len(b):
+        raise ClaimError(f"a contrast needs as many runs of each, not {len(a)} and {len(b)}")
+
+    def noise(in_a: NDArray, in_b: NDArray, f: Functional) -> Noise:
+        if len(a) == 1:
+            return Noise(0.0)
+        lent = [per_run(y, one, f) - per_run(y, two, f) for one, two in siblings]
+        spread = pooled([in_a - in_b, *lent])
+        return Noise(spread.variance / len(a), spread.df)
+
+    return _paired(y, a, b, functional, noise, draws, seed)
+
+
+def _paired(
+    y: NDArray,
+    a: NDArray,
+    b: NDArray,
+    functional: Functional,
+    noise: Callable[[NDArray, NDArray, Functional], Noise],
+    draws: int,
+    seed: int,
+) -> Estimate:
+    """The estimate of A - B; noise: of the values (S,) of both, what the seeds give the mean."""
     counts, sizes = resample(y, np.vstack([a, b]), draws, seed)
 
     def estimate(f: Functional) -> Estimate:
         values = evaluate(f, counts, sizes)
         in_a, in_b = np.split(values, [len(a)], axis=1)
         difference = in_a.mean(1) - in_b.mean(1)
-        pool = (per_run(y, np.atleast_2d(other), f) for other in others)
-        seeds, df = _seed_variance(in_a[0], in_b[0], pool, same_runs)
-        return _by_t(difference[0], seeds + difference[1:].var(ddof=1), df)
+        images = difference[1:].var(ddof=1)
+        found = _by_t(difference[0], noise(in_a[0], in_b[0], f), images, len(a))
+        level = max(in_a[0].mean(), in_b[0].mean()) if f in LEVELS else max(a.mean(), b.mean())
+        return replace(found, kind="floor", note="floor") if level < FLOOR else found
 
     if functional == "worst":
         result = _both(estimate("worst"), estimate("crossfit"))
     else:
         result = estimate(functional)
-    if not one_seed:
+    if len(a) > 1:
         return result
     return replace(result, p=mcnemar(a[0], b[0]), kind="checkpoints", note="one seed")
 
 
-def _seed_variance(
-    a: NDArray, b: NDArray, pool: Iterable[NDArray], same_runs: bool
-) -> tuple[float, float]:
-    """Variance of mean(a) - mean(b) that comes from the seeds, and its degrees of freedom.
+def _lenders(y: NDArray, methods: Sequence[ArrayLike], functional: Functional) -> list[NDArray]:
+    """The methods with several runs that are not at a floor or ceiling, where seeds cannot differ.
 
-    a, b: (S_A,), (S_B,) values of the runs; with one run there is no such variance: 0, inf.
-    pool: values of other methods' runs, whose variance is pooled with theirs.
+    A floor is one of the functional where that is an accuracy, else of the average.
     """
-    if min(a.size, b.size) == 1:
-        return 0.0, inf
-    if same_runs:
-        return (a - b).var(ddof=1) / a.size, a.size - 1
-    groups = [a, b, *pool]
+    f = functional if functional in LEVELS else "average"
+    several = [runs for runs in map(np.asarray, methods) if len(runs) > 1]
+    return [runs for runs in several if 0.01 < per_run(y, runs, f).mean() < 0.99]
+
+
+def residual(groups: Sequence[NDArray]) -> Noise:
+    """The variance of one run beside its method and its seed, in methods of one stratum.
+
+    groups: the values (S_m,) of each method's runs; place s is the same seed in all. A single
+    method has no block to compare with: its own variance.
+    """
+    if len(groups) == 1:
+        return pooled(groups)
+    values = np.concatenate(groups)
+    sizes = [len(group) for group in groups]
+    method = np.repeat(np.arange(len(groups)), sizes)
+    place = np.concatenate([np.arange(size) for size in sizes])
+    design = np.hstack(
+        [method[:, None] == np.arange(len(groups)), place[:, None] == np.arange(1, max(sizes))]
+    ).astype(float)
+    effects, _, rank, _ = np.linalg.lstsq(design, values)
+    rest = values - design @ effects
+    df = values.size - int(rank)
+    return Noise(float(rest @ rest) / df, df)
+
+
+def pooled(groups: Sequence[NDArray]) -> Noise:
+    """The variance over seeds of values (S_m,), pooled over methods."""
     df = sum(group.size - 1 for group in groups)
     squares = sum(((group - group.mean()) ** 2).sum() for group in groups)
-    return squares / df * (1 / a.size + 1 / b.size), df
+    return Noise(float(squares) / df, df)
 
 
 def _both(plug_in: Estimate, cross_fit: Estimate) -> Estimate:
     """The worst class by plug-in and by cross-fit: beyond 0 only where both are.
 
-    Plug-in is biased low, cross-fit high.
+    Plug-in is biased low, cross-fit high. The variances are those of the wider one.
     """
-    low, high = min(plug_in.low, cross_fit.low), max(plug_in.high, cross_fit.high)
-    p = max(plug_in.p, cross_fit.p) if plug_in.value * cross_fit.value > 0 else 1.0
-    detectable = max(plug_in.detectable, cross_fit.detectable)
-    note = f"cross-fit {cross_fit.value:+.4f}"
-    return replace(plug_in, low=low, high=high, p=p, detectable=detectable, note=note)
+    wider = max(plug_in, cross_fit, key=lambda e: e.detectable)
+    return replace(
+        wider,
+        value=plug_in.value,
+        low=min(plug_in.low, cross_fit.low),
+        high=max(plug_in.high, cross_fit.high),
+        low90=min(plug_in.low90, cross_fit.low90),
+        high90=max(plug_in.high90, cross_fit.high90),
+        p=max(plug_in.p, cross_fit.p) if plug_in.value * cross_fit.value > 0 else 1.0,
+        kind=plug_in.kind,
+        note=plug_in.note or f"cross-fit {cross_fit.value:+.4f}",
+    )
 
 
 def against_published(ours: ArrayLike, mean: float, sd: float, n: int = 5) -> Estimate:
@@ -167,15 +299,23 @@ def against_published(ours: ArrayLike, mean: float, sd: float, n: int = 5) -> Es
     mean, sd, n: the published mean, standard deviation and number of runs.
     """
     ours = np.asarray(ours, float)
-    variance = sd**2 * (1 / ours.size + 1 / n)
-    return _by_t(ours.mean() - mean, variance, n - 1, "published")
+    spread = Noise(sd**2 * (1 / ours.size + 1 / n), n - 1)
+    return _by_t(ours.mean() - mean, spread, n_seeds=ours.size, kind="published")
 
 
-def share(k: ArrayLike, n: ArrayLike, reference: float, *, shared: bool = True) -> Estimate:
-    """Mean over runs of k_s / n_s (S,) minus a reference share: t_{S-1}, over seeds and images.
+def share(
+    k: ArrayLike,
+    n: ArrayLike,
+    reference: float,
+    *,
+    shared: bool = True,
+    siblings: Sequence[tuple[ArrayLike, ArrayLike]] = (),
+) -> Estimate:
+    """Mean over runs of k_s / n_s (S,) minus a reference share, over seeds and images.
 
     shared: the runs share their images, so the binomial variance is not divided by S; False where
         each run has separate trials, such as epochs.
+    siblings: k and n of further methods in the stratum, whose variance over seeds is pooled.
     With one run, kind is "checkpoints".
     """
     k, n = np.atleast_1d(k).astype(float), np.atleast_1d(n).astype(float)
@@ -186,21 +326,34 @@ def share(k: ArrayLike, n: ArrayLike, reference: float, *, shared: bool = True) 
     if k.size == 1:
         p = stats.binomtest(int(k[0]), int(n[0]), reference).pvalue
         low, high = low[0] - reference, high[0] - reference
-        return Estimate(value, low, high, p, "checkpoints", note="one seed")
+        return Estimate(value, low, high, p, "checkpoints", note="one seed", seeds=1)
     se = (high - low) / 2 / stats.norm.isf((1 - LEVEL) / 2)
     images = (se**2).mean() / (1 if shared else k.size)
-    seeds = (k / n).var(ddof=1) / k.size
-    return _by_t(value, seeds + images, k.size - 1)
+    lent = [np.asarray(hits, float) / np.asarray(of, float) for hits, of in siblings]
+    spread = pooled([k / n, *(share for share in lent if share.size > 1)])
+    return _by_t(value, Noise(spread.variance / k.size, spread.df), float(images), k.size)
 
 
 def _correlated(
-    value: float, low: float, high: float, p: float, n_classes: int, note: str = ""
+    value: float, bounds: NDArray, p: float, n_classes: int, note: str = ""
 ) -> Estimate:
-    """An estimate of a correlation over n_classes, with the detectable value by Fisher's z."""
+    """An estimate of a correlation over n_classes, with the detectable value by Fisher's z.
+
+    bounds: low, low90, high90, high.
+    """
     z = stats.norm.isf([(1 - LEVEL) / 2, 1 - POWER]).sum()
-    detectable = np.tanh(z / np.sqrt(max(n_classes - 3, 1)))
+    detectable = float(np.tanh(z / np.sqrt(max(n_classes - 3, 1))))
+    low, low90, high90, high = map(float, bounds)
     return Estimate(
-        float(value), float(low), float(high), float(p), "correlation", float(detectable), note=note
+        float(value),
+        low,
+        high,
+        float(p),
+        "correlation",
+        detectable,
+        note=note,
+        low90=low90,
+        high90=high90,
     )
 
 
@@ -261,14 +414,16 @@ def rank_correlation(
         rho, note = rho - baseline, f"{note}, baseline {baseline[0]:+.3f}"
         fewer = min((rho[1:] <= 0).sum(), (rho[1:] >= 0).sum())
         p = min(1.0, 2 * (1 + fewer) / (1 + draws))
-    low, high = np.nanquantile(rho, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    bounds = np.nanquantile(rho, [(1 - LEVEL) / 2, 1 - UPPER, UPPER, (1 + LEVEL) / 2])
     # images add noise to a noisy order, so the bootstrap lies below rho: widen the interval to rho
-    low, high = min(low, rho[0]), max(high, rho[0])
-    return _correlated(rho[0], low, high, p, orders[0].shape[1], note)
+    bounds = np.r_[np.minimum(bounds[:2], rho[0]), np.maximum(bounds[2:], rho[0])]
+    return _correlated(rho[0], bounds, p, orders[0].shape[1], note)
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> Estimate:
     """Pearson's r of (K,) and (K,) with Fisher's interval."""
     r = stats.pearsonr(np.asarray(x, float), np.asarray(y, float))
     low, high = r.confidence_interval(LEVEL)
-    return _correlated(r.statistic, low, high, r.pvalue, np.size(x))
+    low90, high90 = r.confidence_interval(EQUIVALENCE)
+    bounds = np.array([low, low90, high90, high])
+    return _correlated(r.statistic, bounds, r.pvalue, np.size(x))

@@ -43,8 +43,12 @@ def _claims(folders: Sequence[Path], figures: Path) -> None:
 
     tables = [claims.read(f / "claims.json").assign(notebook=f.name) for f in folders]
     table = pd.concat(tables)
-    columns = ["notebook", "paper", "where", *SHORT, "functional", "verdict", "setting"]
-    csv = table[[*columns, "p_holm", "detectable"]].rename(columns=SHORT).to_csv(index=False)
+    columns = ["notebook", "paper", "where", *SHORT, "functional", "role", "verdict", "setting"]
+    csv = (
+        table[[*columns, "p_adjusted", "detectable", "price"]]
+        .rename(columns=SHORT)
+        .to_csv(index=False)
+    )
     store.write_text(figures / "claims.csv", csv)
     markdown = claims.markdown(table)
     store.write_text(figures / "claims.md", markdown)

@@ -9,6 +9,7 @@ from crat.config import Selection
 from crat.defenses import preset
 from crat.papers.common import (
     EMA,
+    LOOKS,
     USUAL,
     Runs,
     base_of,
@@ -60,84 +61,59 @@ def codat_sweep(profile_name: str, selection: Selection = USUAL) -> Runs:
 
 
 FAMILY = "06"
-CFA = "Wei et al. 2023 (CFA)"
-SPAT = "Hou et al. 2023 (SPAT)"
-LA = "Amerehi and Healy 2025"
-CODAT = "Zhi et al. 2025 (CODAT)"
-DAFA = "Lee et al. 2024 (DAFA), result figure"  # where the numbers of these two were read
-SMALLEST = {"average": 0.01, "worst": 0.02, "spread": 0.005}
-CFA_PAIRS = (
-    ("CFA (AT)", "AT"),
-    ("CFA (AT)", "AT+EMA"),
-    ("CFA (TRADES)", "TRADES"),
-    ("CFA (TRADES)", "TRADES+EMA"),
-)
-ADV = ("Adv+ +EMA", "AT+EMA")
+DAFA = "Lee et al. 2024 (DAFA), result figure"  # where the numbers of two methods were read
+ALL_EMA = "(all with EMA)"
+
+# Each of these papers says that its method is better than a baseline, in one respect:
+# key -> (paper, where, method, baseline, functional, under what, the paper's numbers).
+# CFA's rows are in notebook 04, SPAT's in 03, Adv+'s in 05, Tian et al.'s in 01.
+PURPOSES: dict[str, tuple[str, str, str, str, str, str, str]] = {
+    "wat": ("Li and Liu 2023 (WAT)", DAFA, "WAT", "TRADES", "worst", "PGD", "21.3 to 28.6"),
+    "frl": ("Xu et al. 2021 (FRL)", DAFA, "FRL", "TRADES", "worst", "PGD", "21.3 to 25.8"),
+    "dafa": ("Lee et al. 2024 (DAFA)", DAFA, "DAFA", "TRADES", "worst", "PGD", "21.3 to 30.5"),
+    "faal": ("Zhang et al. 2024 (FAAL)", "its purpose", "FAAL", "AT", "worst", "PGD", ""),
+    "bat": ("Sun et al. 2023 (BAT)", "its purpose", "BAT", "AT", "worst", "PGD", ""),
+    "cfol": ("Pethick et al. 2023 (CFOL)", "its purpose", "CFOL", "AT", "worst", "PGD", ""),
+    "mart": ("Wang et al. 2020 (MART)", "its purpose", "MART", "AT", "average", "PGD", ""),
+    "awp": ("Wu et al. 2020 (AWP)", "its purpose", "AWP", "AT", "average", "PGD", ""),
+    "he": ("Pang et al. 2020 (HE)", "its purpose", "HE", "AT", "average", "PGD", ""),
+    "alp": ("Kannan et al. 2018 (ALP)", "its purpose", "ALP", "AT", "average", "PGD", ""),
+    "fat": ("Zhang et al. 2020 (FAT)", "its purpose", "FAT", "AT", "average", "clean", ""),
+}
+EIGHT = ("wat", "frl")  # trained with eight seeds
+SAYS = {
+    ("average", "PGD"): "is more robust than {} on average",
+    ("average", "clean"): "is more accurate than {} on clean images",
+    ("worst", "PGD"): "is more robust than {} in the worst class",
+}
 
 
-def _claim(
-    paper: str,
-    where: str,
-    statement: str,
-    functional: str,
-    direction: str = "greater",
-    number: str = "",
-) -> Claim:
-    smallest = SMALLEST[functional]
+def _purpose(key: str, dataset: str = "") -> Claim:
+    """The claim of a method's paper."""
+    paper, where, method, baseline, functional, under, numbers = PURPOSES[key]
+    said = f"{method} {SAYS[functional, under].format(baseline)} {ALL_EMA}"
+    looks = LOOKS if key in EIGHT and not dataset else 1
     return Claim(
         paper,
         where,
-        statement,
+        said,
         functional,
-        direction,
+        "greater",
         FAMILY,
-        number=number,
-        smallest_difference=smallest,
+        number=numbers,
+        looks=looks,
+        dataset=dataset,
     )
 
 
-# (method, the one it is compared with, functional, under what) -> the claim; in the order of the
-# notebook's table
-COMPARED: dict[tuple[str, str, str, str], Claim] = {}
-for _a, _b in CFA_PAIRS:
-    for _f, _how in (("average", "on average"), ("worst", "in the worst class")):
-        COMPARED[_a, _b, _f, "PGD"] = _claim(
-            CFA, "abstract, Table 1", f"{_a} is more robust than {_b} {_how}", _f
-        )
-for _f in ("average", "worst"):
-    for _b in ("AT", "TRADES"):
-        COMPARED[f"{_b}+EMA", _b, _f, "PGD"] = _claim(
-            CFA, "Table 1", f"{_b}+EMA above {_b} ({_f})", _f
-        )
-for _b in ("AT", "TRADES"):
-    _said = f"SPAT is more robust than {_b} on average (all with EMA)"
-    COMPARED["SPAT+EMA", f"{_b}+EMA", "average", "PGD"] = _claim(SPAT, "abstract", _said, "average")
-COMPARED |= {
-    (*ADV, "average", "PGD"): _claim(
-        LA, "abstract", "Adv+ is more robust than Adv (with EMA)", "average"
+CLAIMS = {key: _purpose(key) for key in PURPOSES} | {
+    "codat": Claim(
+        "Zhi et al. 2025 (CODAT)",
+        "abstract",
+        "training on the worst distribution of classes lifts the worst class "
+        "(sweep scale: rho 1, with EMA)",
+        "worst",
+        family=FAMILY,
     ),
-    (*ADV, "average", "clean"): _claim(
-        LA, "abstract", "Adv+ is more accurate than Adv on clean images", "average"
-    ),
-}
-for _under in ("clean", "PGD"):
-    _said = f"Adv+ spreads the classes less than Adv ({_under}, sd)"
-    COMPARED[*ADV, "spread", _under] = _claim(LA, "abstract", _said, "spread", "less")
-# declared when one seed of each had been seen; the verdict is on three
-for _paper, _a, _said in (
-    ("Li and Liu 2023 (WAT)", "WAT", "21.3 to 28.6"),
-    ("Xu et al. 2021 (FRL)", "FRL", "21.3 to 25.8"),
-):
-    _pair = (f"{_a}+EMA", "TRADES+EMA")
-    _lifts = f"{_a} is more robust than TRADES in the worst class (all with EMA)"
-    COMPARED[*_pair, "worst", "PGD"] = _claim(_paper, DAFA, _lifts, "worst", number=_said)
-
-_BIAS = "a change at inference lifts the most vulnerable class (AT+EMA: a bias)"
-_WORST = (
-    "training on the worst distribution of classes lifts the worst class "
-    "(sweep scale: rho 1, with EMA)"
-)
-CLAIMS = {", ".join(key): claim for key, claim in COMPARED.items()} | {
-    "bias": _claim("Tian et al. 2021", "abstract", _BIAS, "worst"),
-    "codat": _claim(CODAT, "abstract", _WORST, "worst"),
+    "cifar10: wat": _purpose("wat", "cifar10"),
 }

@@ -5,7 +5,17 @@ from __future__ import annotations
 from crat.analysis.claims import Claim
 from crat.config import RunConfig, Selection
 from crat.papers import all_methods
-from crat.papers.common import GATED, NONE, USUAL, Runs, evidence_profile, shown_live, sweep
+from crat.papers.common import (
+    EXPLORATORY,
+    GATED,
+    LOOKS,
+    NONE,
+    USUAL,
+    Runs,
+    evidence_profile,
+    shown_live,
+    sweep,
+)
 
 # the cost of a bias on average, on validation; fitted on all seeds, other costs on the first
 TWO_POINTS = 0.02
@@ -51,16 +61,38 @@ def _claim(
     functional: str,
     smallest: float,
     direction: str = "greater",
+    looks: int = 1,
 ) -> Claim:
     return Claim(
-        paper, where, statement, functional, direction, FAMILY, smallest_difference=smallest
+        paper,
+        where,
+        statement,
+        functional,
+        direction,
+        FAMILY,
+        smallest_difference=smallest,
+        looks=looks,
+        **EXPLORATORY,
     )
 
 
 CFA, OURS = "Wei et al. 2023 (CFA)", "a question of ours"
 CLAIMS = {
-    "bias cfa at": _claim(OURS, RARE, f"{BIAS}, on AT", "worst", 0.02),
-    "bias cfa trades": _claim(OURS, RARE, f"{BIAS}, on TRADES", "worst", 0.02),
+    "bias cfa at": _claim(OURS, RARE, f"{BIAS}, on AT", "worst", 0.02, looks=LOOKS),
+    "bias cfa trades": _claim(OURS, RARE, f"{BIAS}, on TRADES", "worst", 0.02, looks=LOOKS),
+    # what parts bias and average: both have the same average here
+    "bias cfa common": _claim(
+        OURS, RARE, f"{BIAS}, both with the common average", "worst", 0.02, looks=LOOKS
+    ),
+    "bias at": _claim(
+        OURS,
+        RARE,
+        "a bias lifts the worst class further than the average does "
+        "(plain AT with a bias of two points - AT+EMA)",
+        "worst",
+        0.02,
+        looks=LOOKS,
+    ),
     # declared when one seed had been seen; the verdict is on three
     "bias wat": _claim(
         OURS,
@@ -68,13 +100,7 @@ CLAIMS = {
         "WAT moves the worst class further than a bias of AT+EMA that costs two points at most",
         "worst",
         0.02,
-    ),
-    "averaging": _claim(
-        OURS,
-        "beside CFA's Table 1, which averages once an epoch",
-        "an average over updates lifts AT's worst class",
-        "worst",
-        0.02,
+        looks=LOOKS,
     ),
     "gate": _claim(
         OURS,

@@ -8,6 +8,13 @@ from crat.config import DataConfig, RunConfig, Selection, TrainConfig, profile
 
 Runs = dict[str, RunConfig]
 
+# How often the claims on a profile's main runs are decided: with three, five and eight seeds.
+LOOKS = 3
+# the role of a claim that no abstract or table makes: a control, a question of ours
+EXPLORATORY: dict[str, Any] = {"role": "exploratory"}
+# The small sets that are judged beside Fashion-MNIST, each by its own runs and verdicts.
+BESIDE = ("mnist", "cifar10")
+
 USUAL = Selection()  # each plan's own data sets, seeds 0, 1 and 2
 
 EMA: dict[str, Any] = {"average": "ema_update"}

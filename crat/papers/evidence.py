@@ -8,9 +8,9 @@
     test.each("main AT", "worst", "clean")    # (seeds,): clean accuracy of the worst class
     test.cell("main AT", "worst")             # text: the same under PGD, mean ± sd in percent
 
-    gain = test.compare("main CFA (AT)", "main AT", "worst", pool=test.methods)
+    gain = test.compare("main CFA (AT)", "main AT", "worst")
     test.decide("at worst", gain)             # the verdict on a claim of the paper, by its key
-    test.settle(folder)                       # Holm's correction of all verdicts; claims.json
+    test.settle(folder)                       # the correction for their number; claims.json
     test.recheck(folder)                      # an error where the published verdicts differ
 
 The name of a method is that of its runs without the seed: "main AT" means "main AT-s0",
@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from crat import store
 from crat.analysis import claims
 from crat.analysis.claims import Claim, Verdict
-from crat.analysis.comparisons import Estimate, compare
+from crat.analysis.comparisons import Estimate, compare, contrast
 from crat.analysis.metrics import Functional, class_accuracy, confusion, per_run
 from crat.config import ConfigError, RunConfig, Selection, profile
 from crat.defenses.tian2021 import fit_bias
@@ -232,21 +232,71 @@ class Evidence:
         b: str,
         functional: Functional = "average",
         under: str | tuple[str, ...] = (),
-        pool: Iterable[str] = (),
         only: Any = slice(None),
     ) -> Estimate:
         """The difference of methods a minus b, with its interval (`crat.analysis.comparisons`).
 
         functional: as in `each`.
         under: an attack, or several of which each must leave the answer right; () is PGD.
-        pool: methods, a and b among them or not, whose variance over seeds is pooled with theirs.
         only: a mask or slice of the images.
+        The variance over seeds is pooled with the judged methods of a's stratum and of b's.
         """
         attacks = (under,) if isinstance(under, str) else under
-        first = self.runs(a, *attacks)[:, only]
-        second = self.runs(b, *attacks)[:, only]
-        others = [self.runs(m, *attacks)[:, only] for m in pool if m not in (a, b)]
-        return compare(self.labels(a)[only], first, second, functional, others=others)
+        same = self._stratum(a) == self._stratum(b)
+        lent_a = self._lenders(a, attacks, without=(a, b))
+        lent_b = None if same else self._lenders(b, attacks, without=(a, b))
+        return compare(
+            self.labels(a)[only],
+            self.runs(a, *attacks)[:, only],
+            self.runs(b, *attacks)[:, only],
+            functional,
+            like_a=[runs[:, only] for runs in lent_a],
+            like_b=None if lent_b is None else [runs[:, only] for runs in lent_b],
+        )
+
+    def contrast(
+        self,
+        method: str,
+        functional: Functional = "average",
+        under: str = "clean",
+        against: str = "",
+    ) -> Estimate:
+        """The functional of a method under an attack minus that under another one ("": PGD).
+
+        The variance over seeds is pooled with the judged methods of its stratum.
+        """
+        second = against or next(iter(self.battery))
+        lent = (self._lenders(method, (attack,), (method,)) for attack in (under, second))
+        return contrast(
+            self.labels(method),
+            self.runs(method, under),
+            self.runs(method, second),
+            functional,
+            siblings=list(zip(*lent, strict=True)),
+        )
+
+    def _stratum(self, method: str) -> tuple[Any, ...]:
+        """What methods share whose seeds vary alike: data, network, length, an average or none."""
+        config = self.asked.get(self.keys(method)[0])
+        if config is None:  # answers that the notebook made from a run's, such as by a bias
+            return (method,)
+        averaged = config.train.average == "ema_update"
+        return config.data, config.model.name, config.train.epochs, averaged
+
+    def _lenders(
+        self, method: str, attacks: tuple[str, ...], without: tuple[str, ...]
+    ) -> list[NDArray]:
+        """The runs (S, N) under attacks of the other judged methods in a method's stratum."""
+        needed = set(attacks or tuple(self.battery)[:1])
+        stratum = self._stratum(method)
+        lenders = []
+        for other in self.methods:
+            keys = self.keys(other)
+            judged = all(needed <= self.seen[key].predictions.keys() for key in keys)
+            alike = other not in without and self._stratum(other) == stratum
+            if alike and judged and len(keys) > 1:
+                lenders.append(self.runs(other, *needed))
+        return lenders
 
     def decide(self, claim: str | Claim, estimate: Estimate | None) -> None:
         """Adds the verdict of an estimate (None: not run) on a claim, or on the claim of a key."""
@@ -254,7 +304,7 @@ class Evidence:
         self.decided.append(claims.decide(declared, estimate))
 
     def settle(self, folder: Path) -> str:
-        """Corrects all verdicts by Holm, writes claims.json, and returns the table in markdown."""
+        """Corrects the verdicts, writes claims.json, and returns the table in markdown."""
         claims.write(self.decided, folder / "claims.json")
         return claims.markdown(claims.claims_table(self.decided))
 

@@ -15,6 +15,7 @@ from crat.data.images import long_tail
 from crat.defenses import preset
 from crat.papers.common import (
     EMA,
+    EXPLORATORY,
     SMALL,
     USUAL,
     Runs,
@@ -90,9 +91,14 @@ TABLE = "a table of TAET's, as third-party notes give it"
 
 
 def _claim(
-    paper: str, where: str, statement: str, number: str = "", direction: str = "greater"
+    paper: str,
+    where: str,
+    statement: str,
+    number: str = "",
+    direction: str = "greater",
+    **more: Any,
 ) -> Claim:
-    return Claim(paper, where, statement, "average", direction, "08", number=number)
+    return Claim(paper, where, statement, "average", direction, "08", number=number, **more)
 
 
 BSL = "Yue et al. 2024 (AT-BSL)"
@@ -129,10 +135,19 @@ CLAIMS = {
         "PGD on the unscaled cosines leaves more of RoBal's images right than PGD on the "
         "scaled ones",
     ),
-    "tail": _claim(BSL, PURPOSE, "AT-BSL is more robust than AT under PGD-20 in the tail"),
+    "tail": _claim(
+        BSL, PURPOSE, "AT-BSL is more robust than AT under PGD-20 in the tail", **EXPLORATORY
+    ),
     "bias": _claim(
         "crat (a control)",
         "not a paper's: is a shift of the K biases enough?",
         "AT-BSL is more robust than AT whose logits are shifted by the log counts at inference",
+        **EXPLORATORY,
+    ),
+    "CFA tail": _claim(
+        "crat (a question)",
+        "not a paper's: is it class-wise training on a tail, too?",
+        "CFA is more robust than AT under PGD-20 in the tail (common average)",
+        **EXPLORATORY,
     ),
 }

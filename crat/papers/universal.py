@@ -9,6 +9,7 @@ from crat.config import RunConfig, Selection
 from crat.defenses import preset
 from crat.papers.common import (
     EMA,
+    LOOKS,
     USUAL,
     Runs,
     base_of,
@@ -59,7 +60,15 @@ def _claim(
     statement: str, functional: str, where: str = "abstract", smallest: float = 0.01
 ) -> Claim:
     paper = "Benz et al. 2021"
-    return Claim(paper, where, statement, functional, "greater", "07", smallest_difference=smallest)
+    return Claim(
+        paper,
+        where,
+        statement,
+        functional,
+        family="07",
+        smallest_difference=smallest,
+        looks=LOOKS,
+    )
 
 
 EQUAL, HELPS = (

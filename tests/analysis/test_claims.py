@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from math import inf, nan
 
 import numpy as np
@@ -22,9 +23,9 @@ def claim(functional="average", **options):
         (0.005, 0.05, 0.01, "supported", "reversed"),
         (-0.05, -0.005, 0.01, "reversed", "supported"),
         (-0.005, 0.008, 0.6, "no effect", "no effect"),
-        (0.001, 0.008, 0.01, "supported", "reversed"),  # small, but beyond 0: that rule comes first
-        (0.001, 0.008, 0.20, "no effect", "no effect"),
-        # the interval alone does not do, Holm's p must agree
+        # certain, but smaller than what matters: that rule comes first
+        (0.001, 0.008, 0.01, "no effect", "no effect"),
+        # the interval alone does not do, the corrected p must agree
         (0.001, 0.050, 0.20, "undecided", "undecided"),
         (-0.005, 0.05, 0.01, "undecided", "undecided"),
         (-0.02, 0.005, 0.3, "undecided", "undecided"),
@@ -32,10 +33,26 @@ def claim(functional="average", **options):
     ],
 )
 def test_the_rules_of_a_verdict(low, high, p, greater, less):
-    estimate = c.Estimate((low + high) / 2, low, high, p)
+    estimate = c.Estimate((low + high) / 2, low, high, p, low90=low, high90=high)
     assert c.decide(claim(direction="greater"), estimate).verdict == greater
     assert c.decide(claim(direction="less"), estimate).verdict == less
     assert c.decide(claim(), None).verdict == "not run"
+
+
+def test_equivalence_is_two_one_sided_tests_at_five_percent():
+    """The interval of 90 % decides, where that of 95 % still reaches beyond what matters."""
+    estimate = c.Estimate(0.0, -0.011, 0.011, 1.0, low90=-0.009, high90=0.009)
+    assert c.decide(claim(), estimate).verdict == "no effect"
+    wide = c.Estimate(0.0, -0.013, 0.013, 1.0, low90=-0.011, high90=0.011)
+    assert c.decide(claim(), wide).verdict == "undecided"
+
+
+def test_a_floor_decides_nothing():
+    certain = c.Estimate(0.02, 0.01, 0.03, 1e-6, "floor", low90=0.012, high90=0.028)
+    (settled,) = c.settle([c.decide(claim(), certain)])
+    assert (settled.verdict, np.isnan(settled.p_adjusted)) == ("undecided", True)
+    (row,) = c.claims_table([settled]).itertuples()
+    assert c.ours(row).endswith("both at the floor")
 
 
 def test_claims_declare_what_they_need():
@@ -47,6 +64,8 @@ def test_claims_declare_what_they_need():
         claim(direction="up")
     with pytest.raises(c.ClaimError, match="must be \"paper's setting\" or 'other setting'"):
         claim(setting="ours")
+    with pytest.raises(c.ClaimError, match="role must be 'primary' or 'exploratory', not 'main'"):
+        claim(role="main")
 
 
 def test_holm_against_a_worked_example():
@@ -63,17 +82,74 @@ def test_holm_lies_between_the_plain_p_and_bonferroni(p):
     assert (np.diff(adjusted[np.argsort(p)]) >= 0).all()
 
 
-def test_a_borderline_claim_is_lost_in_a_large_family():
+def test_benjamini_hochberg_against_a_worked_example():
+    np.testing.assert_allclose(
+        c.benjamini_hochberg([0.01, 0.04, 0.03, nan, 0.005]), [0.02, 0.04, 0.04, nan, 0.02]
+    )
+    assert c.benjamini_hochberg([]).size == 0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_benjamini_hochberg_lies_between_the_plain_p_and_holm(p):
+    adjusted, p = c.benjamini_hochberg(p), np.array(p)
+    assert ((adjusted >= p - 1e-12) & (adjusted <= c.holm(p) + 1e-12)).all()
+
+
+def test_a_borderline_claim_is_lost_among_the_primary_ones_of_its_paper():
     close = c.Estimate(0.03, 0.001, 0.06, 0.04)
-    several = [c.decide(claim(family=f), close) for f in ("one", "two", "two", "two")]
+    papers = ("one", "two", "two", "two")
+    several = [c.decide(replace(claim(), paper=paper), close) for paper in papers]
     nothing = [
-        c.decide(claim(family="one"), e)
+        c.decide(replace(claim(), paper="one"), e)
         for e in (None, c.Estimate(0.1, 0.05, 0.15, 0.03, "checkpoints"))
     ]
     settled = c.settle(several + nothing)
     assert [v.verdict for v in settled] == ["supported", *["undecided"] * 3, "not run", "undecided"]
-    assert settled[0].p_holm == 0.04
+    assert settled[0].p_adjusted == 0.04
     assert [v.verdict for v in c.settle(settled)] == [v.verdict for v in settled]
+
+
+def test_exploratory_claims_are_corrected_by_notebook_and_apart_from_the_primary_ones():
+    close = c.Estimate(0.03, 0.001, 0.06, 0.04)
+    asked = [claim(role="exploratory", family="01") for _ in range(3)]
+    settled = c.settle([c.decide(one, close) for one in [*asked, claim()]])
+    # three equal p stay as they are by Benjamini-Hochberg, and Holm has one primary claim
+    assert [v.p_adjusted for v in settled] == [0.04] * 4
+    other = c.decide(claim(role="exploratory", family="02"), c.Estimate(0, -1, 1, 0.9))
+    assert c.settle([*settled, other])[0].p_adjusted == 0.04
+
+
+def test_each_data_set_is_a_family_of_its_own():
+    close = c.Estimate(0.03, 0.001, 0.06, 0.04)
+    settled = c.settle([c.decide(claim(dataset=d), close) for d in ("", "mnist", "cifar10")])
+    assert [v.verdict for v in settled] == ["supported"] * 3
+
+
+def test_a_look_has_its_price():
+    """Where seeds may be added after a look, each look is at 2 %."""
+    found = c.Estimate(0.03, 0.001, 0.06, 0.03)
+    once, thrice = c.settle([c.decide(claim(looks=n), found) for n in (1,)]) + c.settle(
+        [c.decide(claim(looks=3), found)]
+    )
+    assert (once.verdict, thrice.verdict) == ("supported", "undecided")
+    assert thrice.p_adjusted == pytest.approx(0.03 * 0.05 / 0.02)
+
+
+def test_the_price_of_an_undecided_claim():
+    """Two points, the seeds' sd 2 points a run: found with probability .8 by the seeds named."""
+    noise = {"seeds": 3, "seed_df": 8.0, "image_variance": 1e-6}
+    found = c.Estimate(0.02, -0.02, 0.06, 0.3, seed_variance=2 * 0.02**2 / 3, **noise)
+    (row,) = c.claims_table([c.decide(claim(), found)]).itertuples()
+    assert row.price.endswith(" seeds")
+    seeds = int(row.price.split()[0])
+    assert 14 <= seeds <= 18  # two-sample t test, 5 %, power .8: 17 runs with the usual df
+    assert c.ours(row).endswith(f"; {row.price} would decide")
+    # where the images are the noise, seeds alone do not do
+    images = replace(found, seed_variance=1e-6, image_variance=1e-4)
+    assert c.price(c.decide(claim(), images)) == "4 seeds and 2 times the images"
+    lost = replace(found, value=0.0, seed_variance=1.0)
+    assert c.price(c.decide(claim(), lost)) == "over 30 seeds and 16 times the images"
+    assert c.price(c.decide(claim("worst"), c.Estimate(0.1, -0.1, 0.3, 0.3, "correlation"))) == ""
 
 
 def test_a_row_is_written_alike_before_and_after_json(tmp_path):
@@ -112,7 +188,7 @@ def test_the_table_goes_to_json_and_back(tmp_path):
     table, written = c.claims_table(verdicts), c.read(tmp_path / "claims.json")
     assert written.verdict.tolist() == ["supported", "undecided", "supported", "not run"]
     np.testing.assert_allclose(written[c.NUMBERS], table[c.NUMBERS].replace(inf, nan))
-    assert table.p_holm.tolist()[:3] == [0.002, 0.6, pytest.approx(0.0012)]
+    assert table.p_adjusted.tolist()[:3] == [0.002, 0.6, pytest.approx(0.0012)]
     text = c.markdown(written)
     assert "| +3.0 | +3.1 [1.0, 5.2] points | supported | paper's setting |" in text
     assert "| - | +1.0 [-3.0, 5.0] points, detectable 7.0 | undecided | other setting |" in text

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from crat.analysis import claims as c
+from crat.analysis import claims
+from crat.analysis import comparisons as c
 from crat.analysis import metrics as m
-from crat.analysis.comparisons import rank_correlation
 
 TIES, CLEAR = np.full(10, 0.3), np.r_[0.3, np.full(9, 0.6)]
 SLOPE = np.linspace(0.35, 0.85, 10)
 
 
 def claim(functional="average", **options):
-    return c.Claim("Tian et al. 2021", "abstract", "A is better than B", functional, **options)
+    return claims.Claim("Tian et al. 2021", "abstract", "A is better than B", functional, **options)
 
 
 def images(n, n_classes=10):
@@ -45,26 +45,87 @@ def test_one_seed_never_decides():
     found = c.compare(y, a, b)
     assert (found.kind, found.p) == ("checkpoints", c.mcnemar(a[0], b[0]))
     assert found.p < 1e-9 < 0.2 < found.low
-    assert c.decide(claim(), found).verdict == "undecided"
+    assert claims.decide(claim(), found).verdict == "undecided"
     # one of the two has one seed
     assert c.compare(y, np.vstack([a, a]), b, "worst").kind == "checkpoints"
 
 
 def test_the_variance_is_that_of_the_rule():
+    """Two methods of one stratum: what seeds do to both alike is taken off."""
     y, a, b = pair(1, SLOPE, SLOPE - 0.05, seeds=4, seed_sd=0.02)
-    a, found = a[:2], c.compare(y, a[:2], b, "average", draws=4000)
-    means_a, means_b = a.mean(1), b.mean(1)
-    pooled = (means_a.var(ddof=1) + 3 * means_b.var(ddof=1)) / 4
+    found = c.compare(y, a, b, "average", draws=4000)
+    rest = (a.mean(1) - b.mean(1)).var(ddof=1) / 2  # of one run, beside method and seed
     per_image = a.mean(0) - b.mean(0)
     v_img = np.mean([per_image[y == k].var() / 200 for k in range(10)]) / 10
-    half = stats.t.isf(0.025, 4) * np.sqrt(pooled * (1 / 2 + 1 / 4) + v_img)
-    assert found.value == pytest.approx(means_a.mean() - means_b.mean())
+    variance = 2 * rest / 4 + v_img
+    df = variance**2 / ((2 * rest / 4) ** 2 / 3)
+    half = stats.t.isf(0.025, df) * np.sqrt(variance)
+    assert found.value == pytest.approx(a.mean() - b.mean())
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.03)
-    assert found.df == 4
-    assert c.compare(y, a, b, others=[b[:3]]).df == 6
-    assert c.compare(y, a, b, others=[b[:3], b & False, b | True]).df == 6, (
+    assert (found.seed_df, found.seeds) == (3, 4)
+    half90 = stats.t.isf(0.05, df) * np.sqrt(variance)
+    assert (found.high90 - found.low90) / 2 == pytest.approx(half90, rel=0.03)
+
+
+def test_the_first_seeds_that_both_have_are_compared():
+    y, a, b = pair(1, SLOPE, SLOPE - 0.05, seeds=4, seed_sd=0.02)
+    found = c.compare(y, a[:2], b, "average", draws=200)
+    assert found.value == pytest.approx(a[:2].mean() - b[:2].mean())
+    assert found.seeds == 2
+    assert found.seed_df == 1  # six runs, less two methods and three more seeds
+
+
+def test_methods_of_the_stratum_lend_their_variance():
+    y, a, b = pair(1, SLOPE, SLOPE - 0.05, seeds=3, seed_sd=0.02)
+    _, third, fourth = pair(2, SLOPE, SLOPE - 0.1, seeds=3, seed_sd=0.02)
+    assert c.compare(y, a, b, like_a=[third, fourth], draws=50).seed_df == 6
+    at_an_end = [third & False, third | True]
+    assert c.compare(y, a, b, like_a=[third, *at_an_end], draws=50).seed_df == 4, (
         "a floor or a ceiling has no variance to lend"
     )
+    assert c.compare(y, a, b, like_a=[fourth[:1]], draws=50).seed_df == 2, "one seed has none"
+
+
+def test_two_strata_have_a_variance_each():
+    """A run without an average varies four times as much as one with it."""
+    rng = np.random.default_rng(3)
+    loud = [0.5 + 0.04 * rng.standard_normal(8) for _ in range(5)]
+    calm = [0.5 + 0.01 * rng.standard_normal(8) for _ in range(5)]
+    y = images(500)
+
+    def runs(values):
+        return np.stack([np.arange(y.size) % 1000 < 1000 * v for v in values])
+
+    a, *like_a = map(runs, loud)
+    b, *like_b = map(runs, calm)
+    found = c.compare(y, a, b, like_a=like_a, like_b=like_b, draws=50)
+    rests = [c.residual([r.mean(1) for r in group]) for group in ([a, *like_a], [b, *like_b])]
+    assert found.seed_variance == pytest.approx(sum(rest.variance for rest in rests) / 8)
+    assert rests[0].df == rests[1].df == 28
+    assert 28 <= found.seed_df <= 33  # Satterthwaite: nearly that of the louder stratum
+    assert (
+        found.seed_variance
+        < c.compare(y, a, runs(loud[1]), like_a=like_a[1:], draws=50).seed_variance
+    )
+
+
+def test_a_residual_is_that_of_a_two_way_table():
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((4, 1)) + rng.standard_normal(5) + 0.1 * rng.standard_normal((4, 5))
+    rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    found = c.residual(list(table))
+    assert found.df == 12
+    assert found.variance == pytest.approx((rest**2).sum() / 12)
+    # a method with fewer seeds; a method alone has its own variance
+    assert c.residual([table[0], table[1, :3]]).df == 2
+    assert c.residual([table[0]]).variance == pytest.approx(table[0].var(ddof=1))
+
+
+def test_satterthwaite_by_hand():
+    both = c.together(c.Noise(2.0, 4), c.Noise(1.0, 8), c.Noise(0.5))
+    assert both.variance == 3.5
+    assert both.df == pytest.approx(3.5**2 / (4 / 4 + 1 / 8))
+    assert c.together(c.Noise(0.0)).df == np.inf
 
 
 def test_an_undecided_row_says_why():
@@ -72,11 +133,10 @@ def test_an_undecided_row_says_why():
         c.Estimate(0.03, 0.02, 0.04, 0.01, "checkpoints", 0.02),
         c.Estimate(0.03, 0.01, 0.05, 0.03, detectable=0.02),
         c.Estimate(0.01, -0.03, 0.05, 0.6, detectable=0.07),
-        c.Estimate(0.01, -0.03, 0.05, 0.6, detectable=0.07),
     ]
-    table = c.claims_table([c.decide(claim(), e) for e in found])
-    ends = [c.ours(row).partition("points, ")[2] for row in table.itertuples()]
-    assert ends == ["one seed", "p 0.090 after Holm", "detectable 7.0", "detectable 7.0"]
+    table = claims.claims_table([claims.decide(claim(), e) for e in found])
+    ends = [claims.ours(row).partition("points, ")[2] for row in table.itertuples()]
+    assert ends == ["one seed", "p 0.060 corrected", "detectable 7.0"]
 
 
 def test_compare_is_antisymmetric_and_repeatable():
@@ -94,8 +154,9 @@ def test_compare_is_antisymmetric_and_repeatable():
 def test_equal_predictions_are_no_effect():
     y, a, _ = pair(3, SLOPE, SLOPE, n=50)
     same = c.compare(y, a[[0, 0]], a[[0, 0]], "worst")
-    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
-    assert c.decide(claim("worst"), same).verdict == "no effect"
+    assert (same.value, same.p) == (0, 1)
+    assert (same.low, same.high) == pytest.approx((0, 0), abs=1e-9)
+    assert claims.decide(claim("worst"), same).verdict == "no effect"
 
 
 def test_the_worst_class_needs_plug_in_and_crossfit():
@@ -125,7 +186,9 @@ def test_planted_effects_are_found(functional, p_a, p_b):
         c.compare(*pair(s, p_a, p_b, n=1000, seed_sd=0.005), functional, draws=300)
         for s in range(10)
     ]
-    verdicts = [c.decide(claim(functional, smallest_difference=0.02), e).verdict for e in found]
+    verdicts = [
+        claims.decide(claim(functional, smallest_difference=0.02), e).verdict for e in found
+    ]
     assert verdicts.count("supported") >= 8, verdicts
     assert "reversed" not in verdicts
 
@@ -138,12 +201,22 @@ def test_two_attacks_on_the_same_networks_are_paired_by_run():
     rng = np.random.default_rng(5)
     a &= rng.random(a.shape) > np.array([0, 0.05, 0.1, 0.15, 0.2])[:, None]
     b = a & (rng.random(a.shape) > 0.025)
-    paired, unpaired = c.compare(y, a, b, same_runs=True), c.compare(y, a, b)
-    assert c.decide(claim(), paired).verdict == "supported"
-    assert c.decide(claim(), unpaired).verdict == "undecided"
-    assert paired.df == 4
+    paired = c.contrast(y, a, b)
+    assert claims.decide(claim(), paired).verdict == "supported"
+    assert paired.seed_df == 4
+    assert paired.seed_variance == pytest.approx((a.mean(1) - b.mean(1)).var(ddof=1) / 5)
+    assert c.contrast(y, a, b, siblings=[(a[:3], b[:3])]).seed_df == 6
     with pytest.raises(c.ClaimError, match="as many runs of each, not 5 and 4"):
-        c.compare(y, a, b[:4], same_runs=True)
+        c.contrast(y, a, b[:4])
+
+
+def test_two_at_the_floor_are_told():
+    y, a, b = pair(6, SLOPE, SLOPE)
+    weakest = y == 0
+    low = [runs & ~(weakest & (np.arange(y.size) % 200 > 5)) for runs in (a, b)]
+    assert c.compare(y, *low, "worst", draws=50).kind == "floor"
+    assert c.compare(y, *low, "average", draws=50).kind == "runs"
+    assert c.contrast(y, *low, "worst", draws=50).kind == "floor"
 
 
 @pytest.mark.parametrize("functional", ["average", "worst", "tail", "gap"])
@@ -153,7 +226,7 @@ def test_seeds_alone_decide_at_most_five_percent(functional):
         c.compare(*pair(s, SLOPE, SLOPE, n=60, seed_sd=0.02), functional, draws=200)
         for s in range(150)
     ]
-    decided = [c.decide(declared, e).verdict in ("supported", "reversed") for e in found]
+    decided = [claims.decide(declared, e).verdict in ("supported", "reversed") for e in found]
     assert np.mean(decided) <= 0.05
 
 
@@ -188,12 +261,14 @@ def test_mcnemar_is_exact():
 def test_a_share_against_its_reference():
     declared = claim("share", smallest_difference=0.05)
     high = c.share([80, 82, 79], [100, 100, 98], reference=0.5)
-    assert c.decide(declared, high).verdict == "supported"
-    assert c.decide(declared, c.share([30, 28, 31], [100, 100, 100], 0.5)).verdict == "reversed"
+    assert claims.decide(declared, high).verdict == "supported"
+    assert (
+        claims.decide(declared, c.share([30, 28, 31], [100, 100, 100], 0.5)).verdict == "reversed"
+    )
     one = c.share(80, 100, 0.5)
     assert (one.low + 0.5, one.high + 0.5) == pytest.approx(m.wilson(80, 100))
-    assert c.decide(declared, one).verdict == "undecided"
-    assert c.decide(declared, c.share([0, 0], [0, 5], 0.5)).verdict == "undecided"
+    assert claims.decide(declared, one).verdict == "undecided"
+    assert claims.decide(declared, c.share([0, 0], [0, 5], 0.5)).verdict == "undecided"
 
 
 def test_a_share_covers_its_truth():
@@ -216,11 +291,16 @@ def test_rank_correlation_of_classes():
     same = c.rank_correlation(y, robust, strong, draws=300)
     orders = [m.class_accuracy(y, runs, 10).mean(0) for runs in (robust, strong)]
     assert same.value == pytest.approx(stats.spearmanr(*orders).statistic)
-    assert c.decide(declared, same).verdict == "supported"
+    assert claims.decide(declared, same).verdict == "supported"
     assert same.low <= same.value <= same.high
-    assert c.decide(declared, c.rank_correlation(y, robust, clean, draws=300)).verdict == "reversed"
     assert (
-        c.decide(declared, c.rank_correlation(y, robust[0], -np.arange(10.0), draws=300)).verdict
+        claims.decide(declared, c.rank_correlation(y, robust, clean, draws=300)).verdict
+        == "reversed"
+    )
+    assert (
+        claims.decide(
+            declared, c.rank_correlation(y, robust[0], -np.arange(10.0), draws=300)
+        ).verdict
         == "reversed"
     )
     better = c.rank_correlation(y, robust, strong, beat=clean, draws=300)
@@ -246,7 +326,7 @@ def test_unrelated_orders_are_rarely_decided():
     for s in range(300):
         rng = np.random.default_rng(s)
         a, b = (rng.random(y.size) < rng.uniform(0.2, 0.8, 7)[y] for _ in range(2))
-        found += c.decide(declared, c.rank_correlation(y, a, b, draws=100)).verdict in (
+        found += claims.decide(declared, c.rank_correlation(y, a, b, draws=100)).verdict in (
             "supported",
             "reversed",
         )
@@ -276,7 +356,7 @@ def test_a_thousand_classes_are_ordered_in_little_memory():
     y, truth = np.repeat(np.arange(1000), 4), rng.random(1000)
     a, b = rng.random((2, 2, y.size)) < truth[y]
     tracemalloc.start()
-    found = rank_correlation(y, a, b, draws=100)
+    found = c.rank_correlation(y, a, b, draws=100)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60e6

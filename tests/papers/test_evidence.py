@@ -8,7 +8,7 @@ from tiny_runs import TINY
 
 from crat.analysis import metrics
 from crat.analysis.claims import Claim
-from crat.analysis.comparisons import compare
+from crat.analysis.comparisons import compare, contrast
 from crat.attacks import PGD
 from crat.config import ConfigError
 from crat.outcomes.cache import Outcomes
@@ -129,16 +129,37 @@ def test_a_cell_is_mean_and_deviation_in_percent(test):
     )
 
 
-def test_a_comparison_pools_the_other_methods(test):
+def test_a_comparison_pools_the_judged_methods_of_a_stratum(test):
     a, b, third = (test.runs(f"main {m}") for m in ("CFA (AT)", "AT", "TRADES"))
-    pool = ["main AT", "main CFA (AT)", "main TRADES"]
-    assert test.compare("main CFA (AT)", "main AT", pool=pool) == compare(Y, a, b, others=[third])
-    assert test.compare("main CFA (AT)", "main AT", "worst") == compare(Y, a, b, "worst")
+    found = test.compare("main CFA (AT)", "main AT")
+    assert found == compare(Y, a, b, like_a=[third])
     some = Y > 0
-    assert test.compare("main CFA (AT)", "main AT", pool=pool, only=some) == compare(
-        Y[some], a[:, some], b[:, some], others=[third[:, some]]
+    assert test.compare("main CFA (AT)", "main AT", only=some) == compare(
+        Y[some], a[:, some], b[:, some], like_a=[third[:, some]]
     )
     assert test.compare("beta 6", "AT", "gap", "clean").kind == "checkpoints"
+
+
+def test_an_averaged_method_is_of_another_stratum(test):
+    averaged = {
+        key: config.but(average="ema_update") if key.startswith("main AT-s") else config
+        for key, config in test.asked.items()
+    }
+    a, b, third = (test.runs(f"main {m}") for m in ("CFA (AT)", "AT", "TRADES"))
+    found = replace(test, asked=averaged).compare("main CFA (AT)", "main AT", "worst")
+    assert found == compare(Y, a, b, "worst", like_a=[third], like_b=[])
+
+
+def test_a_contrast_is_of_the_same_networks_and_pools_their_siblings(test):
+    pgd = next(iter(test.battery))
+    clean, attacked = (
+        [test.runs(f"main {m}", under) for m in ("AT", "CFA (AT)", "TRADES")]
+        for under in ("clean", pgd)
+    )
+    siblings = list(zip(clean[1:], attacked[1:], strict=True))
+    assert test.contrast("main AT", "gap") == contrast(
+        Y, clean[0], attacked[0], "gap", siblings=siblings
+    )
 
 
 def test_verdicts_are_settled_written_and_compared_with_the_published(test, tmp_path):

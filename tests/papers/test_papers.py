@@ -5,6 +5,8 @@ decided: one of `metrics.per_run` by `claims.compare`, "share" by `claims.share`
 by `claims.rank_correlation`.
 """
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -225,6 +227,25 @@ def test_the_smallest_differences_that_matter_stay_what_was_declared():
     }
 
 
-def test_claims_are_distinct_and_name_their_source():
-    assert len({(c.family, c.paper, c.statement) for c in CLAIMS.values()}) == len(CLAIMS)
+def test_claims_name_their_source():
     assert all(claim.where and claim.paper for claim in CLAIMS.values())
+
+
+def test_a_question_is_asked_once_in_the_whole_house():
+    asked = Counter((claim.statement, claim.dataset) for claim in CLAIMS.values())
+    assert not [question for question, times in asked.items() if times > 1]
+
+
+def test_a_papers_primary_claims_are_all_in_one_notebook():
+    """A notebook corrects its own claims, so that a paper must not be spread over two."""
+    families = {}
+    for claim in CLAIMS.values():
+        if claim.role == "primary":
+            families.setdefault(claim.paper, set()).add(claim.family)
+    assert all(len(notebooks) == 1 for notebooks in families.values()), families
+
+
+def test_a_claim_that_no_paper_makes_is_exploratory():
+    ours = [claim for claim in CLAIMS.values() if "ours" in claim.where or "crat" in claim.paper]
+    assert ours
+    assert {claim.role for claim in ours} == {"exploratory"}
