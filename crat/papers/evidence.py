@@ -304,7 +304,14 @@ class Evidence:
         self.decided.append(claims.decide(declared, estimate))
 
     def settle(self, folder: Path) -> str:
-        """Corrects the verdicts, writes claims.json, and returns the table in markdown."""
+        """Corrects the verdicts, writes claims.json, and returns the table in markdown.
+
+        A claim of the paper that was not decided is a row "not run".
+        """
+        decided = {verdict.claim for verdict in self.decided}
+        for claim in self.claims.values():
+            if claim not in decided:
+                self.decide(claim, None)
         claims.write(self.decided, folder / "claims.json")
         return claims.markdown(claims.claims_table(self.decided))
 
