@@ -44,7 +44,7 @@ def verdicts(name):
     rows = claims(name)
     read_as = rows["where"].str.contains("read as").sum()
     decided = rows.verdict.isin(["supported", "reversed", "no effect"]).sum()
-    return [*rows.verdict.value_counts(), decided, rows.p_holm.count(), read_as]
+    return [*rows.verdict.value_counts(), decided, rows.p_adjusted.count(), read_as]
 
 
 @functools.cache
