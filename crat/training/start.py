@@ -66,7 +66,7 @@ def _start_of(run: Run) -> Run:
     path = runs / name / "card.json"
     if not path.exists():
         near = did_you_mean(name, [card.parent.name for card in runs.glob("*/card.json")])
-        raise MissingStart(name, f"no run {name} in {runs} to start from{near.rstrip('?')}")
+        raise MissingStart(name, f"the weights of {name} are not in {runs}{near.rstrip('?')}")
     card = store.read_json(path)
     start = Run(card_config(card, path.parent), path.parent)
     if card["name"] != name:
