@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from crat.data.registry import DATASETS
@@ -192,6 +193,9 @@ class TrainConfig:
     dtype: str = "auto"  # auto: bfloat16 autocast where the device multiplies it in hardware
     # test images per class whose logits, clean and under PGD, are stored after every epoch
     trace_per_class: int = 0
+    # name of the finished run of the same store whose best weights this one starts from
+    # (crat.training.start); "": weights drawn by the seed
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         _floats(self)
@@ -208,6 +212,8 @@ class TrainConfig:
         object.__setattr__(self, "options", _options(self.options))
         if self.steps is not None:
             _at_least("steps", self.steps, 1)
+        if Path(self.start_from).name != self.start_from:
+            raise ConfigError(f"start_from is the name of a run, not {self.start_from!r}")
         if self.average_decay is not None and not 0 <= self.average_decay < 1:
             raise ConfigError(f"average_decay lies in [0, 1), not {self.average_decay!r}")
         if self.average_start is not None and not 0 <= self.average_start < self.epochs:

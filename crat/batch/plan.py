@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -87,7 +87,9 @@ class Entry:
 
     def task(self, place: Store) -> RunTask:
         """The run as a task."""
-        return RunTask(self.run.name, self.run.config.as_dict(), place)
+        start = self.run.config.train.start_from
+        needs = frozenset({start} - {""})
+        return RunTask(self.run.name, self.run.config.as_dict(), place, needs)
 
 
 def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], again: str) -> Job:
@@ -127,6 +129,8 @@ def _results() -> str:
 def entries(jobs: Iterable[Job], quick: bool, place: Store) -> list[Entry]:
     """The runs that notebooks ask for, each once and as a store has it, in the order of the plans.
 
+    A run from whose weights another one is to be trained is asked for by its notebooks, too, and
+    comes before it.
     quick: live runs are trained by the notebook that shows them, epoch by epoch; in a larger
     profile they are tasks.
     """
@@ -134,17 +138,36 @@ def entries(jobs: Iterable[Job], quick: bool, place: Store) -> list[Entry]:
     from crat.training.run import Run
 
     device = pick_device()
+    asked = [
+        (asking, key, Run.of(config, device, place))
+        for asking in jobs
+        for key, config in asking.runs.items()
+    ]
+    known = {run.name: run for _, _, run in asked}
     by_name: dict[str, Entry] = {}
-    for asking in jobs:
-        for key, config in asking.runs.items():
-            run = Run.of(config, device, place)
-            entry = by_name.setdefault(run.name, Entry(run))
-            needed = key in asking.weights
-            entry.weights |= needed
-            entry.live &= quick and (needed or key == "live")
-            if asking.number not in entry.notebooks:
-                entry.notebooks.append(asking.number)
+    for asking, key, run in asked:
+        needed = key in asking.weights
+        live = quick and (needed or key == "live")
+        trained = needed or not run.published
+        for start in _starts(run, known) if trained else ():
+            _ask(by_name, start, asking, True, live)
+        _ask(by_name, run, asking, needed, live)
     return list(by_name.values())
+
+
+def _ask(by_name: dict[str, Entry], run: Run, asking: Job, needed: bool, live: bool) -> None:
+    """Adds a notebook's wish for a run: its network itself (needed), trained there (live)."""
+    entry = by_name.setdefault(run.name, Entry(run))
+    entry.weights |= needed
+    entry.live &= live
+    if asking.number not in entry.notebooks:
+        entry.notebooks.append(asking.number)
+
+
+def _starts(run: Run, known: Mapping[str, Run]) -> list[Run]:
+    """The runs of the plan that a run starts from, the first in time first."""
+    start = known.get(run.config.train.start_from)
+    return [*_starts(start, known), start] if start else []
 
 
 def linked(jobs: Sequence[Job], runs: Iterable[Entry]) -> list[Job]:
@@ -167,6 +190,13 @@ def linked(jobs: Sequence[Job], runs: Iterable[Entry]) -> list[Job]:
 def share(runs: Sequence[Entry], i: int, n: int) -> list[Entry]:
     """Every n-th of the runs that are trained outside notebooks, from the i-th (1-based) on.
 
-    The shares do not depend on what is done, so that all machines deal alike.
+    Runs that start from one another, or from the same run, are dealt as one. The shares do not
+    depend on what is done, so that all machines deal alike.
     """
-    return [entry for entry in runs if not entry.published and not entry.live][i - 1 :: n]
+    known = {entry.run.name: entry.run for entry in runs}
+    families: dict[str, list[Entry]] = {}
+    for entry in runs:
+        if not entry.published and not entry.live:
+            first, *_ = [*_starts(entry.run, known), entry.run]
+            families.setdefault(first.name, []).append(entry)
+    return [entry for family in [*families.values()][i - 1 :: n] for entry in family]

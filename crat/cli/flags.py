@@ -27,6 +27,7 @@ KNOWN = {
     "augment": ("auto", "none", "crop", "crop_flip"),
     "batch_norm": c.BATCH_NORMS,
     "dtype": c.DTYPES,
+    "start_from": ("a run that crat runs lists",),
 }
 METAVARS = {str: "TEXT", float: "X", int: "N"}
 WORDS = {"true": True, "false": False, "none": None}
@@ -55,7 +56,7 @@ def _help(part: str, setting: Field, name: str) -> str:
     values = []
     for profile_name in PROFILES:
         value = getattr(getattr(profile(profile_name), part), setting.name)
-        values.append(str(value).replace("None", "its own"))
+        values.append(str(value).replace("None", "its own") or "none")
     if len(set(values)) == 1:
         text = values[0]
     else:

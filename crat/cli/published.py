@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from typing import Any
 
 from crat import store
 from crat.cli.flags import words_for
+from crat.cli.runs import find_run
 from crat.data.sources import found
+from crat.names import ConfigError
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import Outcomes
 from crat.outcomes.evaluation import at_hand as readable
@@ -60,11 +63,25 @@ def _lacking(run: Run, names: list[str], settings: dict[str, Any]) -> str:
     lines = [f"not published: {attacks}, nor the network that would be attacked; to have them:"]
     if not found(data):
         lines.append(f"  crat data fetch {data}")
-    if not made.trained_here:
-        lines.append(f"  crat train{apart} {words_for(run.config)}")
+    lines += [f"  crat train{apart} {words}" for words in _trainings(made)]
     lines.append(f"  crat evaluate {run.name}{apart} {flags}")
     lines += [f"published: {line}" for line in others(run)]
     return "\n\n" + "\n".join(lines)
+
+
+def _trainings(run: Run) -> list[str]:
+    """The flags that train what is missing of a run: first those of the run that it starts from.
+
+    A run to start from that is neither published nor in the store is left to the error of its use.
+    """
+    if run.trained_here:
+        return []
+    earlier: list[str] = []
+    if name := run.config.train.start_from:
+        with contextlib.suppress(ConfigError):
+            start = find_run(name)
+            earlier = _trainings(replace(start, folder=run.folder.parent / name, published=None))
+    return [*earlier, words_for(run.config)]
 
 
 def others(run: Run) -> list[str]:

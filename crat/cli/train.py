@@ -5,9 +5,9 @@ from __future__ import annotations
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from crat.cli.flags import add_settings, asked_for
+from crat.cli.flags import add_settings, asked_for, words_for
 from crat.cli.recipes import RECIPES
-from crat.config import PROFILES
+from crat.config import PROFILES, ConfigError
 from crat.text import aligned, percent, shown
 
 if TYPE_CHECKING:
@@ -35,24 +35,51 @@ def add_to(parser: ArgumentParser) -> None:
 
 def run(a: Namespace) -> None:
     """Trains the model, and prints its best epoch class by class."""
+    start = _start(a) if "start_from" in a else None
     config = asked_for(a)
     from crat import distributed
-    from crat.store import Store, must_be_writable
+    from crat.store import Store, StoreError, must_be_writable
+    from crat.training.start import MissingStart
     from crat.training.trainer import train
 
     where = Store.chosen(a.recompute)
     must_be_writable(where.root, "CRAT_RUNS")
-    finished = train(
-        config,
-        device=a.device,
-        max_minutes=a.max_minutes,
-        progress=a.progress,
-        store=where,
-    )
+    try:
+        finished = train(
+            config,
+            device=a.device,
+            max_minutes=a.max_minutes,
+            progress=a.progress,
+            store=where,
+        )
+    except MissingStart as missing:
+        assert start
+        again = " --recompute" if a.recompute else ""
+        command = f"crat train{again} {words_for(start.config)}"
+        raise StoreError(f"{missing.problem}; train it first: {command}") from None
     first = distributed.rank() == 0
     distributed.leave()
     if first:
         print(summary(finished))
+
+
+def _start(a: Namespace) -> Run:
+    """The run that --start-from means, whose name takes the place of what was typed.
+
+    Raises ConfigError where no run of the store, or more than one, is meant.
+    """
+    from crat.cli.runs import find_run
+    from crat.store import Store
+
+    run = find_run(a.start_from, a.recompute)
+    place = Store.chosen(a.recompute).root
+    if run.folder.resolve() != (place / run.name).resolve():
+        raise ConfigError(
+            f"--start-from takes a run of the store, {place}, which CRAT_RUNS names; "
+            f"{a.start_from} lies elsewhere"
+        )
+    a.start_from = run.name
+    return run
 
 
 def summary(run: Run) -> str:

@@ -45,6 +45,7 @@ DECIDING = (
     "training.averaging",
     "training.awp",
     "training.schedules",
+    "training.start",
 )
 ANY = "*"  # in place of a name: code that looks names up by a string may mean any
 LOOK_UP = {"getattr", "vars", "dir", "attrgetter", "methodcaller"}  # in a module or object

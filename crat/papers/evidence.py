@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,10 @@ from crat.papers import PAPERS
 from crat.papers.common import USUAL, Runs, claims_file, evidence_profile
 from crat.store import Store
 from crat.training.run import Run
+from crat.training.start import MissingStart
 from crat.training.trainer import train
+
+Made = TypeVar("Made")
 
 
 def mean_sd(values: ArrayLike) -> str:
@@ -124,9 +127,15 @@ class Evidence:
             raise ConfigError(unknown("run", key, self.asked))
         return Run.of(self.asked[key], store=self.store)
 
-    def train(self, key: str = "live", progress: str = "line") -> Run:
-        """Trains the run of a key, unless its weights are in the store."""
-        return train(self.run(key).config, progress=progress, store=self.store)
+    def train(self, key: str = "live", progress: str | None = "line") -> Run:
+        """Trains the run of a key, unless its weights are in the store.
+
+        A run that starts from another of the plan is trained after that one.
+        """
+        config = self.run(key).config
+        return self._after_its_start(
+            lambda: train(config, progress=progress, store=self.store), progress
+        )
 
     def history(self, key: str, split: str = "valid") -> pd.DataFrame:
         """The history of a run: clean_acc, robust_acc, loss, eps ... for each epoch and class."""
@@ -143,7 +152,25 @@ class Evidence:
         settings of `crat.outcomes.evaluation.outcomes`: split, which, crafted_on, keep_classes,
         bias, first, spread, dtype, progress.
         """
-        return outcomes(self.run(key).config, battery, store=self.store, **settings)
+        config = self.run(key).config
+        return self._after_its_start(
+            lambda: outcomes(config, battery, store=self.store, **settings),
+            settings.get("progress"),
+        )
+
+    def _after_its_start(self, work: Callable[[], Made], progress: str | None) -> Made:
+        """The result of a work; a run of the plan that it lacks as a start is trained first.
+
+        Raises MissingStart where the plan has no such run.
+        """
+        try:
+            return work()
+        except MissingStart as missing:
+            keys = [key for key in self.asked if self.run(key).name == missing.start]
+            if not keys:
+                raise
+            self.train(keys[0], progress)
+            return self._after_its_start(work, progress)
 
     def judge(
         self, battery: Battery | Callable[[str], Battery], keys: Iterable[str] = (), **settings: Any

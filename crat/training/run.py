@@ -143,6 +143,14 @@ class Run:
         return network.eval()
 
 
+def fine_tuned(config: RunConfig, start: RunConfig) -> RunConfig:
+    """A copy of a config whose training starts from the best weights of another config's run.
+
+    A plan that has it must have the run of `start`, too: the weights must be there first.
+    """
+    return config.but(start_from=Run.of(start).name)
+
+
 def put_in_place(config: RunConfig) -> dict[str, Identity]:
     """The identities of the method and network of a config that are not crat's or were changed."""
     method = config.train.defense

@@ -25,6 +25,7 @@ class TrainState:
     best: epoch, score, average accuracy and weights' fingerprint of the chosen epoch; {} before the
     first epoch.
     collapsed: epochs after which nearly all validation images were assigned to one class.
+    start: the card's entry on the weights that it began with (crat.training.start); {}: drawn ones.
     rows: the rows of history.csv.
     trace: name -> list of logits (N, K), one array per epoch.
     way: how the last epoch's steps were done (crat.training.proof.Way).
@@ -39,6 +40,7 @@ class TrainState:
     seconds: float = 0.0
     best: dict[str, Any] = field(default_factory=dict)
     collapsed: list[int] = field(default_factory=list)
+    start: dict[str, str] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     way: str = "eager"
     trace: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
@@ -67,6 +69,7 @@ class TrainState:
             "seconds": self.seconds,
             "best": self.best,
             "collapsed": self.collapsed,
+            "start_from": self.start,
             "averaged": self.average.updates if self.average else 0,
             "gate": vars(self.gate) if self.gate else {},
         }

@@ -31,6 +31,7 @@ from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, writ
 from crat.training.progress import Progress, tell
 from crat.training.run import Run, build_model, history_rows, unread
 from crat.training.schedules import learning_rate
+from crat.training.start import begin
 from crat.training.state import TrainState
 from crat.training.step import NEVER, Step, make_optimizer
 from crat.training.whole_batch import see_the_whole_batch
@@ -54,14 +55,15 @@ def train(
     """Trains the run of a config and returns it.
 
     A finished run is returned at once, with a line that gives its date; an unfinished run is
-    resumed. The key of a run covers the code of your own methods (crat.keys.identity), so an edited
-    method is trained anew. While another worker trains the same run, this one waits for it
-    (crat.store.lease).
+    resumed. A run that starts from another's weights finds them in the same store
+    (crat.training.start). The key of a run covers the code of your own methods
+    (crat.keys.identity), so an edited method is trained anew. While another worker trains the same
+    run, this one waits for it (crat.store.lease).
     progress: "bar" (terminal), "line" (a line for each epoch, notebooks) or "none"; None chooses.
     max_minutes: the training stops after the epoch in which they pass; the run is then unfinished.
     store: the place of the runs (None: the usual one).
-    Raises ConfigError, data.DataError, store.StoreError, and TrainingError where the loss is not
-    finite.
+    Raises ConfigError, data.DataError, store.StoreError (MissingStart where the weights to start
+    from are not there), and TrainingError where the loss is not finite.
     """
     if max_minutes is not None and not max_minutes >= 0:
         raise ConfigError(f"max_minutes must be at least 0, not {max_minutes!r}")
@@ -107,9 +109,10 @@ class Trainer:
         self.device = device
         self.lease = lease
         self.tell = tell
+        self.model = self._untrained()
+        start = begin(self.run, self.model)
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
-        self.model = self._untrained()
         if distributed.world() > 1:
             see_the_whole_batch(self.model)
         self.judged = self._untrained()
@@ -120,13 +123,18 @@ class Trainer:
             self.defense,
             make_average(self.config),
             make_gate(self.config),
+            start=start,
         )
         self.rate = self.config.lr  # of the last update
         protocol = DATASETS[run.config.data.name].protocol
         eps = number(self.config.eps or 0)
         self.valid_attack = PGD(eps, number(protocol.step_size), protocol.steps)
+        if start:
+            self._average_start()
         if (run.folder / CHECKPOINT).exists():
             self._restore()
+        if start and not self.state.epochs_done:
+            self.tell(f"starts from {start['run']}, weights {start['weights']}")
 
     @cached_property
     def step(self) -> Step:
@@ -149,6 +157,11 @@ class Trainer:
         counts = self.images.y_train.bincount(minlength=self.images.n_classes)
         task = Task(counts, self.images.image_shape, self.config.epochs)
         return make_defense(self.config, task).to(self.device)
+
+    def _average_start(self) -> None:
+        """Begins a moving average with the weights of another run; a gate admits epochs only."""
+        if self.state.average and not self.state.gate:
+            self.state.average.update(self.model)
 
     def _operations(self) -> float:
         """Floating point operations of the whole training.

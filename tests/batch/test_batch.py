@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +16,12 @@ from nbformat.v4 import new_code_cell, new_notebook
 from crat import cli, store
 from crat.batch import executors, notebook, reproduce, tasks
 from crat.batch import plan as batch
-from crat.batch.executors import Local, perform
+from crat.batch.executors import Local, Outcome, perform
 from crat.batch.notebook import NotebookError
 from crat.batch.parameters import choose_parameters, declared
-from crat.config import ConfigError, Selection, profile
+from crat.config import ConfigError, RunConfig, Selection, profile
 from crat.store import Store
-from crat.training.run import Run
+from crat.training.run import Run, fine_tuned
 
 pytestmark = pytest.mark.usefixtures("own_store")
 
@@ -91,6 +92,95 @@ def test_shards_deal_all_runs_alike(notebooks):
     assert batch.share(runs, 5, 5) == []
 
 
+@pytest.fixture
+def asking(notebooks, monkeypatch):
+    """A function of the runs that each notebook asks for -> the jobs."""
+
+    def ask(runs, weights=()):
+        monkeypatch.setattr(batch, "plan_of", lambda number, *_: (runs.get(number, {}), weights))
+        return jobs_of(notebooks)
+
+    return ask
+
+
+def test_a_run_that_starts_from_another_waits_for_it(asking):
+    """Also where another notebook asks for that one, and where a chain of them is asked for."""
+    tuned = fine_tuned(SECOND, FIRST)
+    jobs = asking({"03": {"a": tuned}, "04": {"b": fine_tuned(THIRD, tuned), "base": FIRST}})
+    runs = batch.entries(jobs, True, Store.usual())
+    a, b, base = (Run.of(config).name for config in (tuned, jobs[2].runs["b"], FIRST))
+    assert [entry.run.name for entry in runs] == [base, a, b]
+    assert [entry.notebooks for entry in runs] == [["03", "04"], ["03", "04"], ["04"]]
+    assert [set(entry.task(Store.usual()).needs) for entry in runs] == [set(), {base}, {a}]
+    _, spat, cfa = batch.linked(jobs, runs)
+    assert (spat.needs, cfa.needs) == ({a, base}, {a, b, base})
+
+
+def test_a_live_run_that_another_starts_from_is_no_longer_live(asking):
+    tuned = fine_tuned(SECOND, LIVE)
+    runs = batch.entries(asking({"00": {"live": LIVE, "tuned": tuned}}), True, Store.usual())
+    assert [entry.live for entry in runs] == [False, False]
+    jobs = asking({"00": {"live": LIVE}, "03": {"live": tuned}})  # unless that one is live, too
+    runs = batch.entries(jobs, True, Store.usual())
+    assert [(entry.live, entry.notebooks) for entry in runs] == [
+        (True, ["00", "03"]),
+        (True, ["03"]),
+    ]
+    assert [job.after for job in batch.linked(jobs, runs)][1] == {"00_start_here"}
+
+
+def test_a_published_start_is_trained_where_a_run_needs_its_weights(asking):
+    card = min(store.results_home().glob("fashion_mnist_mini/*/card.json"))
+    start = RunConfig.from_dict(store.read_json(card)["config"])
+    tuned = fine_tuned(start.but(seed=70), start)
+    states = {}
+    for runs in ({"start": start}, {"start": start, "tuned": tuned}):
+        found = batch.entries(asking({"03": runs}), True, Store.usual())
+        states[len(runs)] = [entry.state for entry in found]
+    assert states == {1: [""], 2: ["to be trained", "to be trained"]}
+
+
+def test_runs_that_start_from_one_another_are_in_one_share(asking):
+    tuned = fine_tuned(THIRD, FIRST)
+    plan = {"a": FIRST, "b": SECOND, "c": tuned, "d": THIRD, "e": fine_tuned(SECOND, tuned)}
+    runs = batch.entries(asking({"03": plan}), True, Store.usual())
+    one, two, three = (batch.share(runs, i, 3) for i in (1, 2, 3))
+    name = {Run.of(config).name: key for key, config in plan.items()}
+    shares = [[name[entry.run.name] for entry in part] for part in (one, two, three)]
+    assert shares == [["a", "c", "e"], ["b"], ["d"]]
+
+
+class Recorded:
+    """A place that does nothing but note what it is given, with room for all of it at a time."""
+
+    def __init__(self, error=""):
+        self.began = []
+        self.error = error
+
+    def submit(self, task):
+        self.began.append(task.name)
+        future = Future()
+        future.set_result(Outcome(self.error))
+        return future
+
+    def close(self):
+        pass
+
+
+def test_the_batch_trains_the_start_first(asking):
+    tuned = fine_tuned(SECOND, FIRST)
+    runs = batch.entries(asking({"03": {"tuned": tuned, "base": FIRST}}), True, Store.usual())
+    first, second = runs
+    todo = [entry.task(Store.usual()) for entry in (second, first)]
+    place = Recorded()
+    assert perform(todo, place, place) == {}
+    assert place.began == [first.run.name, second.run.name]
+    failing = Recorded("the loss is not finite")
+    errors = perform(todo, failing, failing)
+    assert failing.began == [first.run.name]
+    assert errors[second.run.name] == f"it needs {first.run.name}, which failed"
+
+
 def test_several_runs_share_a_gpu_only_where_all_are_small(notebooks):
     runs = batch.entries(jobs_of(notebooks), True, Store.usual())
     assert reproduce._all_small(runs)
@@ -116,8 +206,6 @@ def test_a_batch_says_how_many_processes_a_gpu_has(notebooks, monkeypatch, capsy
 
 def test_a_task_is_the_same_run_for_the_worker(notebooks):
     """The driver decides what "auto" means, so that all machines make what it asks for."""
-    from crat.config import RunConfig
-
     for entry in batch.entries(jobs_of(notebooks), True, Store.usual()):
         task = entry.task(Store.usual())
         config = RunConfig.from_dict(task.config)

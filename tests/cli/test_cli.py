@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from crat import cli, store
-from crat.cli.flags import KNOWN, settings
+from crat.cli.flags import KNOWN, asked_for, settings, words_for
 from crat.cli.runs import find_run
-from crat.config import ConfigError, DataConfig, ModelConfig, TrainConfig, profile
+from crat.config import ConfigError, DataConfig, ModelConfig, RunConfig, TrainConfig, profile
 from crat.data import sources
 from crat.training.run import Run
 
@@ -193,7 +194,7 @@ def test_every_setting_has_a_flag():
         --epochs 2 --batch-size 4 --lr 0.2 --schedule cosine --momentum 0.8 --weight-decay 0
         --eps-warmup 3 --average ema_update --average-decay 0.9 --average-start 1
         --fawa-threshold 0.2 --awp 0.01 --awp-warmup 1
-        --batch-norm eval --seed 4 --dtype float32 --trace-per-class 5"""
+        --batch-norm eval --seed 4 --dtype float32 --trace-per-class 5 --start-from a-run"""
     parsed = vars(cli.parser().parse_args(["train", *words.split()]))
     config = profile("laptop").but(**{name: parsed[name] for _, _, name in settings()})
     assert config.data == DataConfig("cifar10", 7, 8, "first", 9, (2, 5), 10.0, "crop", "zero")
@@ -221,6 +222,7 @@ def test_every_setting_has_a_flag():
         4,
         "float32",
         5,
+        "a-run",
     )
 
 
@@ -308,3 +310,36 @@ def test_the_data_sets_are_listed(runs, capsys):
     told = capsys.readouterr().out
     assert re.search(r"fashion_mnist_mini +shipped in the package +8000 +800 +2000 +200\n", told)
     assert re.search(r"cifar10 +not here", told)
+
+
+def test_a_run_starts_from_the_weights_of_another(runs, tmp_path, capsys):
+    assert cli.main(["train", "--defense", "standard", "--device", "cpu", *TINY]) == 0
+    (folder,) = (card.parent for card in runs.glob("*/card.json"))
+    for text in (folder.name, folder.name.removeprefix("fashion_"), str(folder)):
+        assert cli.main(["train", "--start-from", text, "--device", "cpu", *TINY]) == 0
+    (card,) = (store.read_json(path) for path in runs.glob("*pgd_at*/card.json"))
+    assert card["start_from"]["run"] == card["config"]["train"]["start_from"] == folder.name
+    assert f"--start-from {folder.name}" in words_for(RunConfig.from_dict(card["config"]))
+
+    capsys.readouterr()
+    assert cli.main(["train", "--start-from", "standart", *TINY]) == 2
+    assert "crat: no run 'standart': crat runs lists them" in capsys.readouterr().err
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    assert cli.main(["train", "--start-from", str(elsewhere), *TINY]) == 2
+    told = capsys.readouterr().err
+    assert f"--start-from takes a run of the store, {runs}, which CRAT_RUNS names;" in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(("again", "place"), [([], ""), (["--recompute"], "recomputed")])
+def test_a_start_without_weights_is_a_line_with_the_command_that_trains_it(
+    runs, capsys, again, place
+):
+    name = min(card.parent.name for card in store.results_home().glob("*/*/card.json"))
+    assert cli.main(["train", *again, "--start-from", name, "--device", "cpu", *TINY]) == 1
+    told = capsys.readouterr().err
+    problem = f"crat: the weights of {name} are not in {runs / place}; train it first: "
+    assert told.startswith(problem)
+    words = shlex.split(told.removeprefix(problem))
+    assert words[: 2 + len(again)] == ["crat", "train", *again]
+    assert Run.of(asked_for(cli.parser().parse_args(words[1:]))).name == name

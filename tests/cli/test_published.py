@@ -6,6 +6,7 @@ import pytest
 
 from crat import cli, store
 from crat.cli import published
+from crat.cli.flags import words_for
 from crat.config import RunConfig
 from crat.outcomes.batteries import standard_battery
 from crat.outcomes.evaluation import at_hand, evaluate
@@ -92,3 +93,16 @@ def test_a_run_that_is_neither_published_nor_finished_keeps_its_error(capsys):
     store.write_json(run.folder / "card.json", {"config": run.config.as_dict(), "finished": False})
     assert cli.main(["evaluate", run.name]) == 1
     assert f"{run.name} is not trained here: `crat train`" in capsys.readouterr().err
+
+
+def test_a_run_that_starts_from_another_has_the_commands_of_both():
+    start = run_with(0)
+    folder = store.home() / "recomputed"
+    tuned = Run.of(start.config.but(seed=70, start_from=start.name))
+    made = Run(tuned.config, folder / tuned.name)
+    first, second = published._trainings(made)
+    assert first == words_for(start.config)
+    assert second.endswith(f"--start-from {start.name}")
+    assert second == words_for(tuned.config)
+    lost = Run.of(start.config.but(start_from="nowhere"))
+    assert published._trainings(lost) == [words_for(lost.config)]

@@ -16,6 +16,7 @@ import crat
 from crat import cli
 from crat.config import profile
 from crat.store import read_json
+from crat.training.run import Run
 
 ROOT = Path(crat.__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -128,9 +129,16 @@ def test_the_attacks_run_as_they_are_written(name):
     assert (scope["x_adv"] - x).abs().max() <= 8 / 255 + 1e-6
 
 
+def test_the_plan_of_a_fine_tuning_names_its_start():
+    block, _ = blocks(ROOT / "docs" / "cli.md", "python")
+    scope = {}
+    exec(block, scope)
+    assert scope["runs"]["tuned"].train.start_from == Run.of(scope["base"]).name
+
+
 def test_the_example_from_python_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path))
-    (block,) = blocks(ROOT / "docs" / "cli.md", "python")
+    _, block = blocks(ROOT / "docs" / "cli.md", "python")
     battery = 'standard_battery("fashion_mnist_mini")'
     assert "epochs=4" in block
     assert battery in block

@@ -15,6 +15,8 @@ from crat.outcomes.cache import Outcomes
 from crat.papers import PAPERS, PLANS
 from crat.papers.cfa import CLAIMS
 from crat.papers.evidence import Evidence, mean_sd
+from crat.training import MissingStart
+from crat.training.run import fine_tuned
 
 CLASSES = ("one", "two", "three")
 Y = np.repeat([0, 1, 2], 20)
@@ -213,3 +215,23 @@ def test_what_is_missing_is_trained_and_each_run_may_have_its_battery(own_store,
     held = evidence.bias("other-s0", 0.02)
     assert len(held) == 10
     assert held == [round(b, 2) for b in held]
+
+
+def test_a_run_that_starts_from_another_of_the_plan_is_trained_after_it(own_store, monkeypatch):
+    base = TINY.but(defense="standard", epochs=1)
+    plan = {
+        "live": fine_tuned(TINY.but(epochs=1, seed=2), fine_tuned(TINY.but(epochs=1), base)),
+        "tuned-s0": fine_tuned(TINY.but(epochs=1), base),
+        "base-s0": base,
+        "lost-s0": TINY.but(start_from="lost"),
+    }
+    monkeypatch.setattr(PAPERS["00"], "plan", lambda *_: plan)
+    evidence = Evidence.of("00", "quick")
+    battery = {"PGD-1": PGD(0.1, 0.1, 1)}
+    evidence.outcomes("tuned-s0", battery, progress="none", first=10)
+    assert evidence.run("base-s0").trained_here
+    live = evidence.train(progress="none")
+    assert live.card()["start_from"]["run"] == evidence.run("tuned-s0").name
+    for work in (evidence.train, lambda key: evidence.outcomes(key, battery, progress="none")):
+        with pytest.raises(MissingStart, match="the weights of lost are not in"):
+            work("lost-s0")

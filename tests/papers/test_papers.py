@@ -88,6 +88,14 @@ def test_a_plan_heeds_its_selection(number):
     assert set(LIVE.get(number, ())) <= plan("quick").keys()
 
 
+@pytest.mark.parametrize("number", PLANS)
+def test_a_plan_has_the_runs_that_others_start_from(number):
+    for name in PROFILES:
+        runs = PLANS[number](name).values()
+        starts = {config.train.start_from for config in runs} - {""}
+        assert not starts or starts <= {Run.of(config).name for config in runs}
+
+
 def test_one_seed_is_too_few_for_the_hazard_and_the_class_removal():
     with pytest.raises(ConfigError, match="01 needs two seeds or more, such as 0 1"):
         PLANS["01"]("laptop", 0, Selection(seeds=(0,)))

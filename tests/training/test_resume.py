@@ -4,6 +4,7 @@ happened, or says why not.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,11 +40,15 @@ train(RunConfig().but(**json.loads(sys.argv[1])), progress="line")
 """
 
 
-@pytest.mark.parametrize(
-    "extra", [{}, {"average": "ema_update", "defense": "trades", "model": "mnist_small_cnn"}]
-)
+DROPOUT = {"average": "ema_update", "defense": "trades", "model": "mnist_small_cnn"}
+TUNED = {"average": "ema_epoch", "start_from": Run.of(TINY).name, "width": 4}
+
+
+@pytest.mark.parametrize("extra", [{}, DROPOUT, TUNED])
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch, extra):
-    """SIGKILL in the middle of the third epoch; dropout and a moving average in the second case."""
+    """SIGKILL in the middle of the third epoch; dropout and a moving average in the second case,
+    the weights of another run as a start in the third.
+    """
     settings = dict(
         train_per_class=60,
         valid_per_class=5,
@@ -55,10 +60,13 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch, ex
     )
     settings |= {} if extra else {"width": 4}
     config = RunConfig().but(**settings, trace_per_class=1)
+    start = train(TINY, progress="none").folder if config.train.start_from else None
     undisturbed = train(config, progress="none")
     expected = weights(undisturbed), undisturbed.history(), undisturbed.trace()["pgd"].tobytes()
 
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "killed"))
+    if start:
+        shutil.copytree(start, Run.of(TINY).folder)
     argument = json.dumps({**settings, "trace_per_class": 1})
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.Popen(

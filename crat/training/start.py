@@ -1,0 +1,138 @@
+"""The start of a training from the weights of another run: fine-tuning.
+
+The config names the run, so that it decides the key. The card has the fingerprint of the weights
+that were loaded, as the same run may have other weights on another machine. They are those of its
+best epoch, averaged where it averages, with BatchNorm's statistics and the normalisation of the
+images. The optimizer, the method's state and the epochs begin anew. A moving average begins with
+the loaded weights.
+
+An augmented head (K + M outputs) may start from a linear one: its first K rows, the classes, are
+that head's, and its M other rows are drawn by the seed. Any other head must be of the same kind,
+and so must the rest of the network.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from crat import store
+from crat.config import DATASETS, ConfigError, ModelConfig, RunConfig
+from crat.names import did_you_mean
+from crat.nets.models import HEAD_SCALES
+from crat.training.run import Run, card_config
+
+
+class MissingStart(store.StoreError):
+    """The weights to start from are not in the store.
+
+    start: the name of their run. problem: the line without its remedy.
+    """
+
+    def __init__(self, start: str, problem: str):
+        super().__init__(f"{problem}; train it first, `crat train` or train(config)")
+        self.start = start
+        self.problem = problem
+
+
+def begin(run: Run, network: nn.Module) -> dict[str, str]:
+    """Gives a new network the weights that its run starts from; returns the card's entry on them.
+
+    The entry has the start run's name, the epoch ("best") and the fingerprint of its weights. It is
+    {}, and the network stays as it was drawn, where the config names no run.
+    Raises MissingStart; ConfigError where that run's network or images are of another kind; and
+    StoreError where its files contradict each other.
+    """
+    if not run.config.train.start_from:
+        return {}
+    start = _start_of(run)
+    _must_fit(run.config, start)
+    device = next(network.parameters()).device
+    weights = start.model("best", device).state_dict()
+    fingerprint = store.fingerprint(weights)
+    if fingerprint != start.card()["best"]["weights"]:
+        raise store.StoreError(
+            f"the weights of {start.name} are not those of its card; remove {start.folder} to "
+            f"train it anew"
+        )
+    network.load_state_dict(_fitted(weights, network.state_dict(), start))
+    return {"run": start.name, "which": "best", "weights": fingerprint}
+
+
+def _start_of(run: Run) -> Run:
+    """The run that a run starts from, in the same store; raises MissingStart, StoreError."""
+    name = run.config.train.start_from
+    runs = run.folder.parent
+    path = runs / name / "card.json"
+    if not path.exists():
+        near = did_you_mean(name, [card.parent.name for card in runs.glob("*/card.json")])
+        raise MissingStart(name, f"the weights of {name} are not in {runs}{near.rstrip('?')}")
+    card = store.read_json(path)
+    start = Run(card_config(card, path.parent), path.parent)
+    if card["name"] != name:
+        raise store.StoreError(f"{path.parent} holds {card['name']}; give it that name")
+    if not start.finished:
+        done = f"epoch {card['epochs_done']} of {start.config.train.epochs}"
+        raise MissingStart(name, f"{name} is not finished ({done}), so no run starts from it")
+    if not (path.parent / "best.safetensors").exists():
+        raise MissingStart(name, f"the weights of {name} are missing, so no run starts from it")
+    return start
+
+
+def _must_fit(config: RunConfig, start: Run) -> None:
+    """Raises ConfigError where a start run's network or images are of another kind."""
+    there, here = _kind(start.config), _kind(config)
+    widened = (start.config.model.head, config.model.head) == ("linear", "augmented")
+    for what in there:
+        if there[what] != here[what] and not (what == "head" and widened):
+            raise ConfigError(
+                f"{start.name} has another {what} than the run that is to start from it: "
+                f"{there[what]}, not {here[what]}"
+            )
+
+
+def _kind(config: RunConfig) -> dict[str, str]:
+    """What a run and its start must share, in words; width and depth show in the weights."""
+    return {
+        "network": config.model.name,
+        "head": _head(config.model),
+        "number of classes": str(len(config.data.kept_classes())),
+        "shape of the images": str(DATASETS[config.data.name].image_shape),
+    }
+
+
+def _head(model: ModelConfig) -> str:
+    """A head with its scale or the number of its outputs besides the classes, in words."""
+    if model.head in HEAD_SCALES:
+        scale = HEAD_SCALES[model.head] if model.scale is None else model.scale
+        return f"{model.head} with scale {scale:g}"
+    more = f" with {model.extra_outputs} more outputs" if model.extra_outputs else ""
+    return model.head + more
+
+
+def _fitted(weights: dict[str, Tensor], drawn: dict[str, Tensor], start: Run) -> dict[str, Tensor]:
+    """The weights of a start run, in the places of those that a network has drawn.
+
+    Rows of the head beyond the start run's stay as they were drawn.
+    Raises ConfigError where the network has another width or depth.
+    """
+    there, here = _shapes(weights), _shapes(drawn)
+    for name in here | there:
+        if there.get(name) != here.get(name):
+            raise ConfigError(
+                f"{start.name} has another width or depth than the run that is to start from it: "
+                f"{name} is {there.get(name, 'absent')}, not {here.get(name, 'absent')}"
+            )
+    fitted = dict(weights)
+    for name, rows in weights.items():
+        if name.startswith("head.") and rows.ndim:
+            fitted[name] = torch.cat([rows, drawn[name][len(rows) :]])
+    return fitted
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor, without the number of rows in the head."""
+    return {
+        name: tuple(value.shape)[1 if name.startswith("head.") else 0 :]
+        for name, value in tensors.items()
+    }
