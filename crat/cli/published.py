@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
 from crat import store
 from crat.cli.flags import words_for
 from crat.data.sources import found
+from crat.outcomes import margins
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import Outcomes
 from crat.outcomes.evaluation import at_hand as readable
@@ -70,8 +70,10 @@ def _lacking(run: Run, names: list[str], settings: dict[str, Any]) -> str:
 def others(run: Run) -> list[str]:
     """A line of published outcomes for each choice of images and search."""
     groups: dict[str, list[str]] = {}
-    for path in sorted((run.published / "eval").glob("*.npz")) if run.published else ():
-        meta = json.loads(str(store.read_arrays(path)["meta"]))
+    if not run.published:
+        return []
+    for place, meta in margins.metas(run.published).items():
+        store.published_file(run.published, place.path.relative_to(run.published).as_posix())
         name = meta["name"]
         if meta["attack"].startswith("Corruption("):  # without its severity
             name = name.rpartition("-")[0]

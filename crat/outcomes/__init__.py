@@ -24,6 +24,7 @@ __all__ = [
     "Subject",
     "evaluate",
     "evaluation",
+    "margins",
     "outcomes",
     "precision",
     "protocol_pgd",

@@ -15,6 +15,7 @@ from crat.attacks.decision import Decision, LogitBias
 from crat.config import ConfigError
 from crat.data.images import classes_in_turn
 from crat.device import pick_device
+from crat.outcomes import margins
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
 from crat.training.run import Run
@@ -163,7 +164,7 @@ def judged_as_published(run: Run, battery: Battery, **question: Any) -> bool:
         return False
     cache = OutcomeCache(run.name, (), Question(**question).decided_by(run), _never)
     attacks = (None, *battery.values())
-    return all((run.published / cache.path(attack)).exists() for attack in attacks)
+    return all(margins.find(run.published, cache.path(attack)) for attack in attacks)
 
 
 def _never() -> Subject:
