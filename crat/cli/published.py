@@ -1,4 +1,4 @@
-"""`crat evaluate` of a published run without its weights or images."""
+"""`crat evaluate` of a published run without its network or its images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def at_hand(
     names = readable(run, battery, **decided)
     there = {name: attack for name, attack in battery.items() if {"clean", name} <= set(names)}
     missing = [name for name in battery if name not in there]
-    if not there and run.published:
+    if not there and run.published and not run.published_weights(settings["which"]):
         line = f"`crat evaluate {run.name}` shows what is, and how to make the rest"
         more = f" and {len(missing) - 3} more" if missing[3:] else ""
         what = f"{', '.join(missing[:3])}{more} of {run.name}"
@@ -52,15 +52,19 @@ def _lacking(run: Run, names: list[str], settings: dict[str, Any]) -> str:
     flags += f" --dtype {settings['dtype']} --attacks {' '.join(names)}"
     apart = ""
     made = run
-    if run.published:  # outcomes of other weights may not be mixed with the published ones
+    missing = ", ".join(names)
+    network = run.published_weights(settings["which"])
+    if run.published and not network:
+        # outcomes of other weights may not be mixed with the published ones
         apart = " --recompute"
         made = replace(run, folder=Store.recomputed().root / run.name, published=None)
+    if not network:
+        missing += ", nor the network that would be attacked"
     data = run.config.data.name
-    attacks = ", ".join(names)
-    lines = [f"not published: {attacks}, nor the network that would be attacked; to have them:"]
+    lines = [f"not published: {missing}; to have them:"]
     if not found(data):
         lines.append(f"  crat data fetch {data}")
-    if not made.trained_here:
+    if not made.has_network(settings["which"]):
         lines.append(f"  crat train{apart} {words_for(run.config)}")
     lines.append(f"  crat evaluate {run.name}{apart} {flags}")
     lines += [f"published: {line}" for line in others(run)]

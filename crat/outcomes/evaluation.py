@@ -89,8 +89,8 @@ class Question:
         images = data.load(run.config.data)
         x = getattr(images, f"x_{self.split}").to(device)
         y = getattr(images, f"y_{self.split}").to(device)
-        model = _model(run, self.which, device)
-        source = _model(self.crafted_on, self.which, device) if self.crafted_on else None
+        model = network(run, self.which, device)
+        source = network(self.crafted_on, self.which, device) if self.crafted_on else None
         if self.kept is not None:
             kept = torch.tensor(self.kept, device=device)
             inside = torch.isin(y, kept)
@@ -180,15 +180,14 @@ class MissingWeights(store.StoreError):
     """An outcome is not stored, and the weights to compute it are not here."""
 
 
-def _model(run: Run, which: str, device: torch.device) -> nn.Module:
+def network(run: Run, which: str, device: torch.device) -> nn.Module:
     """The network of a run, with the class logits only; an augmented head has further outputs.
 
+    It is trained here, or its weights are published.
     Raises MissingWeights, and StoreError where the published run has other weights.
     """
-    if not run.trained_here:
-        raise MissingWeights(
-            f"{run.name} is not trained here: `crat train` or train(config) does it"
-        )
+    if not run.has_network(which):
+        raise MissingWeights(run.no_network(which))
     model = run.model(which, device)
     if store.fingerprint(model.state_dict()) != _weights(run, which):
         raise store.StoreError(
@@ -203,7 +202,5 @@ def _model(run: Run, which: str, device: torch.device) -> nn.Module:
 def _weights(run: Run, which: str) -> str:
     """The fingerprint of a run's weights, from its card; raises MissingWeights."""
     if not run.finished:
-        raise MissingWeights(
-            f"{run.name} is not trained here: `crat train` or train(config) does it"
-        )
+        raise MissingWeights(run.no_network(which))
     return run.card()[which]["weights"]

@@ -7,7 +7,9 @@ from pathlib import Path
 from crat import store
 from crat.outcomes import margins
 from crat.store import manifest
-from crat.training.run import Run
+from crat.training.run import WEIGHTS, Run
+
+LARGEST = 5_000_000  # bytes of a file of published weights
 
 
 def publish(run: Run, folder: Path | None = None, *, compact: bool = False) -> Path:
@@ -30,6 +32,33 @@ def publish(run: Run, folder: Path | None = None, *, compact: bool = False) -> P
                 temporary.write_bytes((run.folder / name).read_bytes())
     outcomes = [run.folder / name for name in _files(run.folder) if name.parts[0] == "eval"]
     margins.write(target, outcomes if compact else [])
+    manifest.sign(target)
+    return target
+
+
+def publish_weights(run: Run, folder: Path | None = None) -> Path:
+    """Adds the network of the best epoch to the files of a published run, which stay as they are.
+
+    The weights are float32, as they were trained: rounded ones would be another network.
+    Parameters and result as for `publish`.
+    Raises StoreError where the run is not finished here, is not published, or was published with
+    other weights, and where the file is larger than LARGEST.
+    """
+    target = _place(run, folder)
+    if not (target / "card.json").exists():
+        raise store.StoreError(f"{run.name} is not published: `crat publish {run.name}` does it")
+    content = (run.folder / WEIGHTS).read_bytes()
+    if len(content) > LARGEST:
+        size = f"{len(content) / 1e6:.1f} MB"
+        raise store.StoreError(
+            f"the network of {run.name} has {size}; results/ takes {LARGEST / 1e6:.0f} MB at most"
+        )
+    tensors, _ = store.read_tensors(run.folder / WEIGHTS)
+    if store.fingerprint(tensors) != store.read_json(target / "card.json")["best"]["weights"]:
+        raise store.StoreError(f"{run.folder / WEIGHTS} has other weights than its card says")
+    if not (target / WEIGHTS).exists():
+        with store.written_whole(target / WEIGHTS) as temporary:
+            temporary.write_bytes(content)
     manifest.sign(target)
     return target
 

@@ -3,4 +3,4 @@
 from crat.training.run import Run
 from crat.training.trainer import TrainingError, train
 
-__all__ = ["Run", "TrainingError", "run", "train"]
+__all__ = ["Run", "TrainingError", "named", "run", "train"]

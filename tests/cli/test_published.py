@@ -9,7 +9,7 @@ from crat.cli import published
 from crat.config import RunConfig
 from crat.outcomes.batteries import standard_battery
 from crat.outcomes.evaluation import at_hand, evaluate
-from crat.training.run import Run, card_config
+from crat.training.run import WEIGHTS, Run, card_config
 
 
 @pytest.fixture(autouse=True)
@@ -19,11 +19,16 @@ def nothing_here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run_with(n_outcomes, data="fashion_mnist"):
-    """The published run with the most (-1) or the fewest (0) outcomes."""
+def run_with(n_outcomes, network=False, data="fashion_mnist"):
+    """The published run with the most (-1) or the fewest (0) outcomes.
+
+    network: of those whose network is published, too, or of the others.
+    """
     cards = store.results_home().glob(f"{data}/*/card.json")
     by_size = {
-        (len(list(card.parent.glob("eval/*"))), card.parent.name): card.parent for card in cards
+        (len(list(card.parent.glob("eval/*"))), card.parent.name): card.parent
+        for card in cards
+        if (card.parent / WEIGHTS).exists() == network
     }
     folders = [folder for _, folder in sorted(by_size.items())]
     folder = folders[n_outcomes]
@@ -92,3 +97,19 @@ def test_a_run_that_is_neither_published_nor_finished_keeps_its_error(capsys):
     store.write_json(run.folder / "card.json", {"config": run.config.as_dict(), "finished": False})
     assert cli.main(["evaluate", run.name]) == 1
     assert f"{run.name} is not trained here: `crat train`" in capsys.readouterr().err
+
+
+def test_beside_a_published_network_only_the_images_are_missing(capsys):
+    run = run_with(0, network=True)
+    assert cli.main(["evaluate", run.name, "--attacks", "PGD-20", "Square"]) == 1
+    told = capsys.readouterr().out
+    assert "not published: Square; to have them:\n  crat data fetch fashion_mnist\n" in told
+    assert "crat train" not in told
+    assert f"\n  crat evaluate {run.name} --split test " in told
+    assert "--recompute" not in told
+    assert cli.main(["evaluate", run.name, "--attacks", "Square"]) == 1
+    assert "crat data fetch fashion_mnist" in capsys.readouterr().err
+    assert cli.main(["runs"]) == 0
+    listed = capsys.readouterr().out
+    assert re.search(rf"{run.name} .* results/, its network too\n", listed)
+    assert re.search(rf"{run_with(0).name} .* results/\n", listed)

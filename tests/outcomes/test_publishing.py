@@ -1,14 +1,15 @@
-"""What is published of a run: with logits, or compact; it is found again by the same keys."""
+"""What is published of a run, with logits or compact, and its network: found again, and checked."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tiny_runs import TINY, shorten_autoattack
 
-from crat import cli, store
+from crat import cli, data, store
 from crat.attacks import PGD, AutoAttack
-from crat.outcomes import cache, margins
+from crat.outcomes import ask, cache, margins, publishing
 from crat.outcomes.evaluation import (
     MissingWeights,
     at_hand,
@@ -16,9 +17,10 @@ from crat.outcomes.evaluation import (
     judged,
     judged_as_published,
 )
-from crat.outcomes.publishing import publish
+from crat.outcomes.publishing import LARGEST, publish, publish_weights
 from crat.store import manifest
-from crat.training.run import Run
+from crat.training import named
+from crat.training.run import WEIGHTS, Run
 from crat.training.trainer import train
 
 CONFIG = TINY.but(epochs=1, seed=5, trace_per_class=1)
@@ -167,3 +169,133 @@ def test_the_command_publishes_compact(run, home, tmp_path, monkeypatch, capsys)
     target = tmp_path / "results" / "fashion_mnist_mini" / run.name
     assert capsys.readouterr().out == f"{target}\n"
     assert (target / margins.NAME).exists()
+
+
+@pytest.fixture
+def with_weights(run, home, tmp_path, monkeypatch):
+    """The run where nothing is trained, published with its network."""
+    monkeypatch.setenv("CRAT_RUNS", str(home / "runs"))
+    target = publish(run, tmp_path / "results")
+    before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    assert publish_weights(run, tmp_path / "results") == target
+    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {store.SUMS}
+    monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "empty"))
+    return replace(Run.of(CONFIG), published=target)
+
+
+def edit_card(published, which):
+    card = store.read_json(published / "card.json")
+    card[which]["weights"] = "0" * 16
+    store.write_json(published / "card.json", card)
+    manifest.sign(published)
+
+
+def test_a_published_network_is_the_one_that_was_trained(run, with_weights):
+    x = data.load(CONFIG.data).x_test[:20].float() / 255
+    assert not with_weights.trained_here
+    assert with_weights.has_network("best")
+    with torch.no_grad():
+        expected, found = run.model("best", "cpu")(x), with_weights.model("best", "cpu")(x)
+    assert torch.equal(expected, found)
+    assert with_weights.published_weights("last")  # one epoch: the best is the last
+    assert not store.home().exists()
+
+
+def test_a_published_network_is_attacked_further(run, with_weights):
+    """Outcomes of other attacks go to the store, and are those of the trained run."""
+    further = {"PGD-2": PGD(0.1, 0.05, 2)}
+    here = evaluate(run, further, **ASKED)
+    found = evaluate(with_weights, further, **ASKED)
+    assert np.array_equal(found.predictions["PGD-2"], here.predictions["PGD-2"])
+    (stored,) = (with_weights.folder / "eval").glob("*.npz")
+    assert judged(with_weights, further, first=30)
+    store.published_file(with_weights.published, "card.json")  # nothing was added to it
+    transferred = evaluate(run, further, crafted_on=with_weights, **ASKED)
+    assert np.array_equal(transferred.predictions["PGD-2"], here.predictions["PGD-2"])
+    assert stored.exists()
+
+
+def test_what_asks_for_outcomes_trains_nothing_beside_a_published_network(
+    with_weights, monkeypatch
+):
+    monkeypatch.setattr(ask, "train", None)
+    place = store.Store(store.home(), with_weights.published.parents[1])
+    found = ask.outcomes(CONFIG, {"PGD-2": PGD(0.1, 0.05, 2)}, store=place, **ASKED)
+    assert found.y.shape == (30,)
+
+
+def test_the_last_network_is_published_only_where_it_is_the_best(with_weights):
+    edit_card(with_weights.published, "last")
+    line = (
+        f"the last network of {with_weights.name} is not published, only the best: `crat train` or "
+        "train(config) makes it"
+    )
+    assert not with_weights.has_network("last")
+    with pytest.raises(store.StoreError) as refused:
+        with_weights.model("last")
+    assert str(refused.value) == line
+    with pytest.raises(MissingWeights) as refused:
+        evaluate(with_weights, {}, which="last", **ASKED)
+    assert str(refused.value) == line
+    with_weights.model("best")
+
+
+def test_a_training_does_not_go_on_from_published_weights(with_weights):
+    place = store.Store(store.home(), with_weights.published.parents[1])
+    trained = train(CONFIG, progress="none", device="cpu", store=place)
+    assert trained.published == with_weights.published
+    assert trained.trained_here
+
+
+def test_an_altered_network_is_refused(with_weights):
+    path = with_weights.published / WEIGHTS
+    tensors, meta = store.read_tensors(path)
+    name = next(iter(tensors))
+    store.write_tensors(path, tensors | {name: tensors[name] + 1}, meta)
+    with pytest.raises(store.StoreError, match=r"best.safetensors is not as it was published"):
+        with_weights.model()
+    manifest.sign(with_weights.published)
+    with pytest.raises(store.StoreError, match="has other weights than its card says"):
+        with_weights.model()
+
+
+def test_weights_are_not_published_beside_another_card_nor_alone(run, tmp_path, monkeypatch):
+    with pytest.raises(store.StoreError, match="is not published: `crat publish"):
+        publish_weights(run, tmp_path / "results")
+    target = publish(run, tmp_path / "results")
+    monkeypatch.setattr(publishing, "LARGEST", 1000)
+    with pytest.raises(store.StoreError, match=r"has 0.0 MB; results/ takes 0 MB at most"):
+        publish_weights(run, tmp_path / "results")
+    edit_card(target, "best")
+    with pytest.raises(store.StoreError, match="was published with other weights than are here"):
+        publish_weights(run, tmp_path / "results")
+    assert not (target / WEIGHTS).exists()
+
+
+def test_the_command_adds_weights_and_nothing_else(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "results_home", lambda: tmp_path / "results")
+    assert cli.main(["publish", str(run.folder), "--weights"]) == 0
+    target = tmp_path / "results" / "fashion_mnist_mini" / run.name
+    assert (target / "trace.npz").exists()
+    (target / "trace.npz").unlink()
+    (target / WEIGHTS).unlink()
+    published = replace(run, published=target)
+    monkeypatch.setattr(named, "find_run", lambda text: published)
+    assert cli.main(["publish", run.name, "--weights"]) == 0
+    assert capsys.readouterr().out == f"{target}\n" * 2
+    assert (target / WEIGHTS).exists()
+    assert not (target / "trace.npz").exists()
+
+
+def test_the_published_networks_are_small_and_those_of_their_cards():
+    files = sorted(store.results_home().glob("*/*/*.safetensors"))
+    sizes = [path.stat().st_size for path in files]
+    assert sum(sizes) < 15_000_000
+    assert max(sizes, default=0) < LARGEST == 5_000_000
+    for path in files:
+        assert path.name == WEIGHTS
+        tensors, _ = store.read_tensors(store.as_published(path, path.parent))
+        card = store.read_json(path.parent / "card.json")
+        assert store.fingerprint(tensors) == card["best"]["weights"]
+        assert {tensor.dtype for tensor in tensors.values()} <= {torch.float32, torch.int64}
