@@ -1,4 +1,4 @@
-"""A model from outside crat: loaded by its name and checked before any attack is believed."""
+"""A model from outside crat, or a run's: found by its name and checked before any attack."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ from crat.attacks.watched import RobustnessWarning, check_gradients, check_outpu
 from crat.config import MODELS, ConfigError, ModelConfig
 from crat.data.registry import DATASETS
 from crat.nets import models
+from crat.outcomes.evaluation import network
+from crat.training.named import find_run
+from crat.training.run import Run
 
 CHECKED = 64  # images on which outputs and gradients are checked
 DIAGNOSED = 1000  # images, at most, on which other scalings of the input are tried
@@ -48,29 +51,40 @@ def find_model(
 ) -> Found:
     """The model that `subject` names, on the device, and doubts about it, a line each.
 
-    subject: "module:function" or "file.py:function", whose code runs; with an architecture, the
-    path of a weights file, of which nothing is unpickled.
+    subject: "module:function" or "file.py:function", whose code runs; a run, trained here or
+    published with its weights, by its folder, its name or a part of the name; with an architecture,
+    the path of a weights file, of which nothing is unpickled.
     key: the state_dict to use, where a weights file has several (crat.nets.models.load_checkpoint).
     Raises ConfigError where the subject does not exist, ModelError where the function fails,
-    CheckpointError where the weights do not fit the architecture.
+    CheckpointError where the weights do not fit the architecture, MissingWeights where the run's
+    network is not here.
     """
     if architecture is not None:
         return _from_weights(Path(subject), architecture, images, device, key)
-    if ":" not in subject:
-        names = " | ".join(MODELS)
-        raise ConfigError(
-            f"{subject!r} is neither module:function nor a weights file with --model {names}"
-        )
     if key is not None:
         raise ConfigError(
             "--key chooses among the weights of a file, with --model; a function returns its own "
-            "model"
+            "model, and a run has one"
         )
+    if ":" not in subject:
+        return network(run_named(subject), "best", device), []
     model = _from_function(subject)
     doubts = []
     if any(isinstance(part, _BatchNorm) and part.training for part in model.modules()):
         doubts.append("BatchNorm came in train mode; the model is judged in eval mode")
     return model.to(device), doubts
+
+
+def run_named(subject: str) -> Run:
+    """The run that a subject means; raises ConfigError where it means none, or several."""
+    try:
+        return find_run(subject)
+    except ConfigError as error:
+        names = " | ".join(MODELS)
+        raise ConfigError(
+            f"{subject!r} is neither module:function nor a weights file with --model {names}; "
+            f"{error}"
+        ) from None
 
 
 def _from_function(subject: str) -> nn.Module:

@@ -2,7 +2,8 @@
 
     seconds = images x epochs x (seconds an image and epoch of a run of the same kind)
 
-A kind is the shape of the images, the network, the method, its steps and its precision.
+A kind is the shape of the images, the network, the method, its steps, its precision and the size of
+its batches, by which a GPU's seconds differ several times.
 """
 
 from __future__ import annotations
@@ -79,5 +80,5 @@ def _cards(place: Store) -> Iterable[dict[str, Any]]:
 def _kind(config: RunConfig) -> str:
     train = config.train
     shape = DATASETS[config.data.name].image_shape
-    method = [train.defense, train.steps, train.awp > 0, train.dtype]
+    method = [train.defense, train.steps, train.awp > 0, train.dtype, train.batch_size]
     return json.dumps([shape, asdict(config.model), *method])

@@ -6,17 +6,21 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 
 from crat.cli.parsing import count
-from crat.config import DATASETS, DTYPES, MODELS
+from crat.config import DATASETS, DTYPES, MODELS, ConfigError
 
 
 def add_to(parser: ArgumentParser) -> None:
     """Adds the flags of the command."""
     parser.set_defaults(command=run)
     add = parser.add_argument
-    add("subject", help="module:function, file.py:function, or a weights file with --model")
+    add(
+        "subject",
+        help="module:function, file.py:function, a run by its name (crat runs lists them), or a "
+        "weights file with --model",
+    )
     add("--model", help=f"the architecture of the weights: {' | '.join(MODELS)}")
     add("--key", metavar="NAME", help="which of several weights in the file, such as ema")
-    add("--data", required=True, help=" | ".join(DATASETS))
+    add("--data", help=f"{' | '.join(DATASETS)} (default: that of the run)")
     add("--eps", help="the radius, such as 8/255 (default: the data set's protocol, L-inf)")
     add("--norm", default="Linf", help="Linf (default), L2 or L1")
     add(
@@ -44,6 +48,17 @@ def run(a: Namespace) -> None:
     """Judges the model and writes its report."""
     from crat import audit
 
+    if a.data is None:
+        a.data = _data_of(a)
     asked = {field.name: getattr(a, field.name) for field in fields(audit.Plan)}
     plan = audit.Plan(**asked | {"attacks": tuple(a.attacks)})
     audit.main(a.subject, a.model, plan, a.device, a.out, a.key)
+
+
+def _data_of(a: Namespace) -> str:
+    """The data set of the run that is meant; raises ConfigError where it is another subject."""
+    from crat.audit.foreign import run_named
+
+    if a.model or ":" in a.subject:
+        raise ConfigError(f"which images? --data {' | '.join(DATASETS)}")
+    return run_named(a.subject).config.data.name

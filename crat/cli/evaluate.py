@@ -56,9 +56,9 @@ def add_to(parser: ArgumentParser) -> None:
 def run(a: Namespace) -> int:
     """Prints a table of the classes; returns 1 where an outcome that was asked for is missing."""
     from crat.cli import published
-    from crat.cli.runs import find_run
     from crat.data import DataError
     from crat.outcomes.evaluation import MissingWeights, evaluate, judged_as_published
+    from crat.training.named import find_run
 
     asked = find_run(a.run, a.recompute)
     battery = chosen_battery(a, asked.config.data.name)

@@ -1,4 +1,4 @@
-"""`crat evaluate` of a published run without its weights or images."""
+"""`crat evaluate` of a published run without its network or its images."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from crat import store
 from crat.cli.flags import words_for
-from crat.cli.runs import find_run
+from crat.training.named import find_run
 from crat.data.sources import found
 from crat.names import ConfigError
+from crat.outcomes import margins
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import Outcomes
 from crat.outcomes.evaluation import at_hand as readable
@@ -37,7 +38,7 @@ def at_hand(
     names = readable(run, battery, **decided)
     there = {name: attack for name, attack in battery.items() if {"clean", name} <= set(names)}
     missing = [name for name in battery if name not in there]
-    if not there and run.published:
+    if not there and run.published and not run.published_weights(settings["which"]):
         line = f"`crat evaluate {run.name}` shows what is, and how to make the rest"
         more = f" and {len(missing) - 3} more" if missing[3:] else ""
         what = f"{', '.join(missing[:3])}{more} of {run.name}"
@@ -55,15 +56,20 @@ def _lacking(run: Run, names: list[str], settings: dict[str, Any]) -> str:
     flags += f" --dtype {settings['dtype']} --attacks {' '.join(names)}"
     apart = ""
     made = run
-    if run.published:  # outcomes of other weights may not be mixed with the published ones
+    missing = ", ".join(names)
+    network = run.published_weights(settings["which"])
+    if run.published and not network:
+        # outcomes of other weights may not be mixed with the published ones
         apart = " --recompute"
         made = replace(run, folder=Store.recomputed().root / run.name, published=None)
+    if not network:
+        missing += ", nor the network that would be attacked"
     data = run.config.data.name
-    attacks = ", ".join(names)
-    lines = [f"not published: {attacks}, nor the network that would be attacked; to have them:"]
+    lines = [f"not published: {missing}; to have them:"]
     if not found(data):
         lines.append(f"  crat data fetch {data}")
-    lines += [f"  crat train{apart} {words}" for words in _trainings(made)]
+    if not made.has_network(settings["which"]):
+        lines += [f"  crat train{apart} {words}" for words in _trainings(made)]
     lines.append(f"  crat evaluate {run.name}{apart} {flags}")
     lines += [f"published: {line}" for line in others(run)]
     return "\n\n" + "\n".join(lines)
@@ -87,8 +93,10 @@ def _trainings(run: Run) -> list[str]:
 def others(run: Run) -> list[str]:
     """A line of published outcomes for each choice of images and search."""
     groups: dict[str, list[str]] = {}
-    for path in sorted((run.published / "eval").glob("*.npz")) if run.published else ():
-        meta = json.loads(str(store.read_arrays(path)["meta"]))
+    if not run.published:
+        return []
+    for place, meta in margins.metas(run.published).items():
+        store.published_file(run.published, place.path.relative_to(run.published).as_posix())
         name = meta["name"]
         if meta["attack"].startswith("Corruption("):  # without its severity
             name = name.rpartition("-")[0]

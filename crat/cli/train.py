@@ -68,7 +68,7 @@ def _start(a: Namespace) -> Run:
 
     Raises ConfigError where no run of the store, or more than one, is meant.
     """
-    from crat.cli.runs import find_run
+    from crat.training.named import find_run
     from crat.store import Store
 
     run = find_run(a.start_from, a.recompute)

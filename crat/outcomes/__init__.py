@@ -12,7 +12,7 @@ from crat.outcomes.batteries import (
 )
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
 from crat.outcomes.evaluation import MissingWeights, Question, evaluate
-from crat.outcomes.publishing import publish
+from crat.outcomes.publishing import publish, publish_weights
 
 __all__ = [
     "TEMPERATURES",
@@ -24,10 +24,12 @@ __all__ = [
     "Subject",
     "evaluate",
     "evaluation",
+    "margins",
     "outcomes",
     "precision",
     "protocol_pgd",
     "publish",
+    "publish_weights",
     "standard_battery",
     "strong_battery",
     "temperature_battery",

@@ -32,6 +32,9 @@ def outcomes(
     try:
         return evaluate(run, battery, **settings)
     except MissingWeights:
+        which = settings.get("which", "best")
         for needed in filter(None, (run, settings.get("crafted_on"))):
+            if needed.has_network(which):
+                continue
             train(needed.config, device=settings.get("device"), progress=progress, store=store)
         return evaluate(run, battery, **settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +16,36 @@ from crat import store
 from crat.attacks.door import Attack, as_attack
 from crat.attacks.judge import REVISION, attacked_batches, one_by_one
 from crat.keys.identity import Identity, attack_identity
-from crat.outcomes import files
+from crat.outcomes import files, margins
 from crat.outcomes.batteries import Battery
 from crat.outcomes.files import Arrays
+from crat.outcomes.margins import Place
 from crat.text import dated
 
 NAMED = 4  # attacks, at most, that one line about stored outcomes names
 CLEAN = repr(None)  # the identity of no attack at all
+
+
+class Logits(dict[str, np.ndarray]):
+    """Name -> logits (N, K); an outcome that was published without them raises StoreError.
+
+    without: the names of such outcomes. subject: the name of the model.
+    """
+
+    def __init__(
+        self, logits: Mapping[str, np.ndarray], without: Collection[str], subject: str
+    ) -> None:
+        super().__init__(logits)
+        self.without = without
+        self.subject = subject
+
+    def __missing__(self, name: str) -> np.ndarray:
+        if name not in self.without:
+            raise KeyError(name)
+        raise store.StoreError(
+            f"{name} of {self.subject} was published without logits: only predictions and margins "
+            "are kept; train the run and evaluate it for logits, both with --recompute"
+        )
 
 
 @dataclass(frozen=True)
@@ -30,10 +53,13 @@ class Outcomes:
     """The outcomes of a model on N images, clean and under each attack; "clean" is always a name.
 
     y: labels, (N,) int64.
-    logits: name -> (N, K) float16, or float32 where some logits are beyond float16.
+    logits: name -> (N, K) float16, or float32 where some logits are beyond float16. StoreError for
+    an outcome that was published without logits (`crat publish --compact`).
     predictions: name -> (N,) int64, from float32 logits (float16 can round two logits to a tie).
     broken_by: name of a battery such as AutoAttack -> (N,) strings, the attack that broke each
     image: "clean" where the clean prediction is wrong, "" where no attack succeeded.
+    margins: name -> (N,) float16 (float32 beyond its range), the logit of the true class minus the
+    largest other logit.
     """
 
     split: str
@@ -42,6 +68,7 @@ class Outcomes:
     logits: dict[str, np.ndarray]
     predictions: dict[str, np.ndarray]
     broken_by: dict[str, np.ndarray]
+    margins: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def clean(self) -> np.ndarray:
@@ -65,8 +92,8 @@ class Subject(NamedTuple):
 class Stored(NamedTuple):
     """The stored outcomes that answer a question: `enough` wholly, or `fewer` in part."""
 
-    enough: Path | None  # at least as many images as the question asks for
-    fewer: Path | None  # the longest outcome of fewer images, to be continued
+    enough: Place | None  # at least as many images as the question asks for
+    fewer: Path | None  # the longest outcome of fewer images, with logits, to be continued
 
 
 @dataclass
@@ -108,16 +135,19 @@ class OutcomeCache:
         arrays |= {name: self.outcome(name, attack) for name, attack in battery.items()}
         self._check_agreement(arrays, len(classes))
         self._tell_of_stored()
-        logits = {}
-        predictions = {}
-        broken_by = {}
-        for name, of_attack in arrays.items():
-            logits[name] = of_attack["logits"]
-            predictions[name] = of_attack["prediction"].astype(np.int64)
-            if "broken_by" in of_attack:
-                broken_by[name] = of_attack["broken_by"]
-        y = arrays["clean"]["y"].astype(np.int64)
-        return Outcomes(split, tuple(classes), y, logits, predictions, broken_by)
+        return Outcomes(
+            split,
+            tuple(classes),
+            arrays["clean"]["y"].astype(np.int64),
+            self._logits(arrays),
+            {name: a["prediction"].astype(np.int64) for name, a in arrays.items()},
+            {name: a["broken_by"] for name, a in arrays.items() if "broken_by" in a},
+            {name: _margins(of_attack) for name, of_attack in arrays.items()},
+        )
+
+    def _logits(self, arrays: dict[str, Arrays]) -> Logits:
+        kept = {name: a["logits"] for name, a in arrays.items() if "logits" in a}
+        return Logits(kept, arrays.keys() - kept.keys(), self.name)
 
     def _check_agreement(self, arrays: dict[str, Arrays], n_classes: int) -> None:
         """Raises StoreError unless all outcomes are of the same labels and number of classes."""
@@ -127,7 +157,7 @@ class OutcomeCache:
                 raise store.StoreError(
                     f"{self.name}: the images under {name} have other labels than the clean ones"
                 )
-            n_logits = of_attack["logits"].shape[1]
+            n_logits = _n_classes(of_attack)
             if n_logits != n_classes:
                 raise store.StoreError(f"{self.name}: {n_logits} logits but {n_classes} classes")
 
@@ -162,7 +192,7 @@ class OutcomeCache:
             return self._compute(name, attack, key, None)
         stored = self._stored(attack, key)
         if stored.enough is not None:
-            self._read[name] = stored.enough
+            self._read[name] = stored.enough.path
             return files.prefix(self._arrays(stored.enough, key), self.first)
         if stored.fewer is not None:
             self._read[f"{name} (a part)"] = stored.fewer
@@ -177,36 +207,37 @@ class OutcomeCache:
         """The stored outcome to read or to continue.
 
         An outcome of exactly the images asked for is preferred to a longer one, and a published
-        outcome to one that is not.
+        outcome to one that is not. One without logits is not continued.
         """
-        place = self._place(key, self.first)
+        own = self._place(key, self.first)
         for folder in self.folders:
-            if (folder / place).exists():
-                return Stored(folder / place, None)
+            if place := margins.find(folder, own):
+                return Stored(place, None)
         if not one_by_one(attack):
             return Stored(None, None)
-        paths = self._paths_by_length(key)
+        places = self._places_by_length(key)
         asked = self.first or np.inf
-        longer = [length for length in paths if length > asked]
-        shorter = [length for length in paths if length <= asked]
+        longer = [length for length in places if length > asked]
+        shorter = [length for length, place in places.items() if length <= asked and not place.key]
         return Stored(
-            paths[min(longer)] if longer else None,
-            paths[max(shorter)] if shorter else None,
+            places[min(longer)] if longer else None,
+            places[max(shorter)].path if shorter else None,
         )
 
-    def _paths_by_length(self, key: Identity) -> dict[float, Path]:
-        """The stored outcomes of one attack: number of images (inf: all) -> path."""
-        paths: dict[float, Path] = {}
+    def _places_by_length(self, key: Identity) -> dict[float, Place]:
+        """The stored outcomes of one attack: number of images (inf: all) -> place."""
+        places: dict[float, Place] = {}
         for folder in self.folders:
-            for path in sorted((folder / "eval").glob("*.npz")):
-                meta = files.meta(path)
+            for place, meta in margins.metas(folder).items():
                 first = meta.get("first")
-                if meta.get("attack") == key.text and path.name == self._place(key, first).name:
-                    paths.setdefault(first or np.inf, path)
-        return paths
+                name = place.key or place.path.stem
+                if meta.get("attack") == key.text and name == self._place(key, first).stem:
+                    places.setdefault(first or np.inf, place)
+        return places
 
-    def _arrays(self, path: Path, key: Identity) -> Arrays:
+    def _arrays(self, place: Place, key: Identity) -> Arrays:
         """A stored outcome after its checks; a published one must be as it was published."""
+        path = place.path
         if self._is_published(path):
             assert self.published
             store.published_file(self.published, path.relative_to(self.published).as_posix())
@@ -214,6 +245,8 @@ class OutcomeCache:
         if key.text == CLEAN:
             unchecked |= {"dtype", "crafted_on"}
         expected = {k: value for k, value in self.decided_by.items() if k not in unchecked}
+        if place.key:
+            return margins.read(place, key.text, expected)
         return files.read(path, key.text, expected)
 
     def _is_published(self, path: Path) -> bool:
@@ -241,7 +274,7 @@ class OutcomeCache:
 
     def _same_images(self, shorter: Path, key: Identity, labels: np.ndarray) -> Arrays:
         """A shorter outcome; raises StoreError where its labels are not the first of `labels`."""
-        arrays = self._arrays(shorter, key)
+        arrays = self._arrays(Place(shorter), key)
         if not np.array_equal(arrays["y"], labels[: len(arrays["y"])]):
             raise store.StoreError(
                 f"{shorter} is of other images than are here; remove it to make it anew"
@@ -294,3 +327,13 @@ class OutcomeCache:
             if len(attacks) > NAMED:
                 listed += f" and {len(attacks) - NAMED} more"
             self.tell(f"{beginning}: {listed} of {self.name}{end}")
+
+
+def _n_classes(arrays: Arrays) -> int:
+    """The number of classes of an outcome, with logits or without."""
+    return arrays["logits"].shape[1] if "logits" in arrays else int(arrays["n_classes"])
+
+
+def _margins(arrays: Arrays) -> np.ndarray:
+    """The margins (N,) of an outcome, with logits or without."""
+    return margins.of(arrays["logits"], arrays["y"]) if "logits" in arrays else arrays["margin"]

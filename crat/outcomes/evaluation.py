@@ -15,6 +15,7 @@ from crat.attacks.decision import Decision, LogitBias
 from crat.config import ConfigError
 from crat.data.images import classes_in_turn
 from crat.device import pick_device
+from crat.outcomes import margins
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
 from crat.training.run import Run
@@ -88,8 +89,8 @@ class Question:
         images = data.load(run.config.data)
         x = getattr(images, f"x_{self.split}").to(device)
         y = getattr(images, f"y_{self.split}").to(device)
-        model = _model(run, self.which, device)
-        source = _model(self.crafted_on, self.which, device) if self.crafted_on else None
+        model = network(run, self.which, device)
+        source = network(self.crafted_on, self.which, device) if self.crafted_on else None
         if self.kept is not None:
             kept = torch.tensor(self.kept, device=device)
             inside = torch.isin(y, kept)
@@ -163,7 +164,7 @@ def judged_as_published(run: Run, battery: Battery, **question: Any) -> bool:
         return False
     cache = OutcomeCache(run.name, (), Question(**question).decided_by(run), _never)
     attacks = (None, *battery.values())
-    return all((run.published / cache.path(attack)).exists() for attack in attacks)
+    return all(margins.find(run.published, cache.path(attack)) for attack in attacks)
 
 
 def _never() -> Subject:
@@ -179,15 +180,14 @@ class MissingWeights(store.StoreError):
     """An outcome is not stored, and the weights to compute it are not here."""
 
 
-def _model(run: Run, which: str, device: torch.device) -> nn.Module:
+def network(run: Run, which: str, device: torch.device) -> nn.Module:
     """The network of a run, with the class logits only; an augmented head has further outputs.
 
+    It is trained here, or its weights are published.
     Raises MissingWeights, and StoreError where the published run has other weights.
     """
-    if not run.trained_here:
-        raise MissingWeights(
-            f"{run.name} is not trained here: `crat train` or train(config) does it"
-        )
+    if not run.has_network(which):
+        raise MissingWeights(run.no_network(which))
     model = run.model(which, device)
     if store.fingerprint(model.state_dict()) != _weights(run, which):
         raise store.StoreError(
@@ -202,7 +202,5 @@ def _model(run: Run, which: str, device: torch.device) -> nn.Module:
 def _weights(run: Run, which: str) -> str:
     """The fingerprint of a run's weights, from its card; raises MissingWeights."""
     if not run.finished:
-        raise MissingWeights(
-            f"{run.name} is not trained here: `crat train` or train(config) does it"
-        )
+        raise MissingWeights(run.no_network(which))
     return run.card()[which]["weights"]

@@ -51,27 +51,45 @@ def read(path: Path, attack: str, decided_by: dict[str, Any]) -> Arrays:
 
     attack: the attack's identity. decided_by: the settings that the file's meta must hold.
     Raises StoreError where the arrays are absent, contradict each other, or belong to another
-    outcome. A prediction is the argmax of float32 logits; rounding to float16 keeps the order
-    except for ties, so the predicted logit must still be the largest of its row.
+    outcome.
+    """
+    arrays = checked(path)
+    check_meta(path, arrays, attack, decided_by)
+    return arrays
+
+
+def checked(path: Path) -> Arrays:
+    """The arrays of any outcome; raises StoreError where they are absent or contradict each other.
+
+    A prediction is the argmax of float32 logits; rounding to float16 keeps the order except for
+    ties, so the predicted logit must still be the largest of its row.
     """
     arrays = store.read_arrays(path)
     if missing := sorted({"y", "prediction", "logits", "meta"} - arrays.keys()):
-        raise _wrong(path, f"it has no {missing[0]}")
+        raise wrong(path, f"it has no {missing[0]}")
     if not _same_lengths(arrays):
-        raise _wrong(path, "its labels, predictions and logits are of different lengths")
+        raise wrong(path, "its labels, predictions and logits are of different lengths")
     logits = arrays["logits"]
-    n_classes = logits.shape[1]
-    for array in (arrays["y"], arrays["prediction"]):
-        if array.dtype.kind != "i" or array.min() < 0 or array.max() >= n_classes:
-            raise _wrong(path, f"a label or prediction is none of its {n_classes} classes")
+    check_classes(path, arrays, logits.shape[1])
     if not np.isfinite(logits).all() or not _largest(logits, arrays["prediction"]):
-        raise _wrong(path, "a prediction is not the largest logit")
+        raise wrong(path, "a prediction is not the largest logit")
+    return arrays
+
+
+def check_classes(path: Path, arrays: Arrays, n_classes: int) -> None:
+    """Raises StoreError unless labels and predictions are whole numbers from 0 to n_classes - 1."""
+    for array in (arrays["y"], arrays["prediction"]):
+        if array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= n_classes:
+            raise wrong(path, f"a label or prediction is none of its {n_classes} classes")
+
+
+def check_meta(path: Path, arrays: Arrays, attack: str, decided_by: dict[str, Any]) -> None:
+    """Raises StoreError where the meta is that of another outcome; parameters as for `read`."""
     stored = json.loads(str(arrays["meta"]))
     expected = json.loads(json.dumps(decided_by | {"attack": attack}))
     for name, value in expected.items():
         if stored.get(name) != value:
-            raise _wrong(path, f"it is of another {name}: {stored.get(name)}")
-    return arrays
+            raise wrong(path, f"it is of another {name}: {stored.get(name)}")
 
 
 def _same_lengths(arrays: Arrays) -> bool:
@@ -88,7 +106,8 @@ def _largest(logits: np.ndarray, prediction: np.ndarray) -> bool:
     return bool((logits[np.arange(len(logits)), prediction] == logits.max(1)).all())
 
 
-def _wrong(path: Path, reason: str) -> store.StoreError:
+def wrong(path: Path, reason: str) -> store.StoreError:
+    """The error of an outcome that cannot be used; reason: why, in words."""
     return store.StoreError(f"{path} is not what was asked ({reason}); remove it to make it anew")
 
 
@@ -108,7 +127,7 @@ def _meta(path: Path, written: int) -> dict[str, Any]:
 
 def prefix(arrays: Arrays, first: int | None) -> Arrays:
     """An outcome on its first images only; first: their number (None: all)."""
-    return {name: array if name == "meta" else array[:first] for name, array in arrays.items()}
+    return {name: array[:first] if array.ndim else array for name, array in arrays.items()}
 
 
 class Batch(NamedTuple):

@@ -288,11 +288,14 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bo
         save(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads a .npz without pickle; raises StoreError where it is missing or its CRC is wrong."""
+def read_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Reads a .npz without pickle; raises StoreError where it is missing or its CRC is wrong.
+
+    names: of the arrays that are read (None: all); one that is not there is damage, too.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in (file.files if names is None else names)}
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
     except Exception as error:  # a damaged zip fails in many ways; all mean the same to the reader

@@ -14,11 +14,10 @@ from crat import distributed, store
 from crat.data.images import Dataset
 from crat.device import describe
 from crat.nets import models
-from crat.training.run import Run, build_model
+from crat.training.run import WEIGHTS, Run, build_model
 from crat.training.state import TrainState
 
 CHECKPOINT = "checkpoint.safetensors"
-BEST = "best.safetensors"
 
 
 def save(run: Run, state: TrainState, judged: dict[str, Tensor], images: Dataset) -> None:
@@ -37,7 +36,7 @@ def save(run: Run, state: TrainState, judged: dict[str, Tensor], images: Dataset
 
 def write_best(run: Run, state: TrainState, judged: dict[str, Tensor]) -> None:
     """Writes the weights of the chosen epoch."""
-    store.write_tensors(run.folder / BEST, judged, {"epoch": state.epochs_done})
+    store.write_tensors(run.folder / WEIGHTS, judged, {"epoch": state.epochs_done})
 
 
 def write_card(run: Run, state: TrainState, images: Dataset) -> None:
@@ -82,7 +81,7 @@ def _weight_norms(run: Run) -> list[float] | None:
     if run.config.model.head not in ("linear", "augmented"):
         return None
     network = build_model(run.config)
-    network.load_state_dict(store.read_tensors(run.folder / BEST)[0])
+    network.load_state_dict(store.read_tensors(run.folder / WEIGHTS)[0])
     return [round(norm, 6) for norm in models.class_weight_norms(network).tolist()]
 
 
@@ -96,7 +95,7 @@ def restore(run: Run, state: TrainState) -> bool:
     """
     tensors, meta = store.read_tensors(run.folder / CHECKPOINT)
     best_epoch = meta["best"]["epoch"]
-    best_file = run.folder / BEST
+    best_file = run.folder / WEIGHTS
     saved_epoch = store.read_tensors(best_file)[1]["epoch"] if best_file.exists() else None
     lost = saved_epoch != best_epoch
     if lost and best_epoch != meta["epoch"]:

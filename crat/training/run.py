@@ -23,6 +23,8 @@ from crat.nets import bodies, models
 from crat.store import FORMAT, Store, digest
 from crat.training.state import part
 
+WEIGHTS = "best.safetensors"  # the network of the best epoch
+
 
 @dataclass(frozen=True)
 class Run:
@@ -78,8 +80,35 @@ class Run:
     @property
     def trained_here(self) -> bool:
         """Whether all epochs are done and the weights are in the store."""
-        weights = ("best.safetensors", "checkpoint.safetensors")
+        weights = (WEIGHTS, "checkpoint.safetensors")
         return all((self.folder / name).exists() for name in weights) and self.here.finished
+
+    def published_weights(self, which: str = "best") -> Path | None:
+        """The published file of a network's weights; None where they are not published.
+
+        which: "best" or "last". The best epoch's are published; they are the last ones where the
+        card says so.
+        Raises StoreError where the file was altered.
+        """
+        path = store.published_file(self.published, WEIGHTS) if self.published else None
+        card = self.card()
+        return path if path and card[which]["weights"] == card["best"]["weights"] else None
+
+    def has_network(self, which: str = "best") -> bool:
+        """Whether `model` can give the network of a finished run: trained here, or published.
+
+        A published network can be attacked, but no training goes on from it.
+        """
+        return self.trained_here or self.published_weights(which) is not None
+
+    def no_network(self, which: str = "best") -> str:
+        """The line that says why there is no network, and how to have it."""
+        if self.published_weights():
+            return (
+                f"the {which} network of {self.name} is not published, only the best: `crat train` "
+                "or train(config) makes it"
+            )
+        return f"{self.name} is not trained here: `crat train` or train(config) does it"
 
     def card(self) -> dict[str, Any]:
         """The run's card: config, versions, device, epochs done, chosen epoch; {} if there is none.
@@ -127,20 +156,32 @@ class Run:
     def model(self, which: str = "best", device: str | torch.device | None = None) -> nn.Module:
         """The trained network in eval mode, with averaged weights where the run averages.
 
+        The published weights are read before those in the store, as all files of a run are.
         which: "best" (the epoch that validation chose) or "last".
-        Raises ConfigError on another `which`, StoreError where the weights are absent or damaged.
+        Raises ConfigError on another `which`, StoreError where the weights are absent, damaged or
+        altered.
         """
+        if which not in ("best", "last"):
+            raise ConfigError(f"which is 'best' or 'last', not {which!r}")
         where = pick_device(device)
         network = build_model(self.config).to(where).to(memory_format=torch.channels_last)
-        if which == "best":
-            tensors, _ = store.read_tensors(self.folder / "best.safetensors")
-        elif which == "last":
-            saved, _ = store.read_tensors(self.folder / "checkpoint.safetensors")
-            tensors = part(saved, "average") or part(saved, "model")
-        else:
-            raise ConfigError(f"which is 'best' or 'last', not {which!r}")
-        network.load_state_dict(tensors)
+        network.load_state_dict(self._tensors(which))
         return network.eval()
+
+    def _tensors(self, which: str) -> dict[str, Tensor]:
+        """The weights of a network, on the CPU."""
+        if path := self.published_weights(which):
+            tensors, _ = store.read_tensors(path)
+            if store.fingerprint(tensors) != self.card()[which]["weights"]:
+                raise store.StoreError(f"{path} has other weights than its card says")
+            return tensors
+        if which == "best":
+            return store.read_tensors(self.folder / WEIGHTS)[0]
+        checkpoint = self.folder / "checkpoint.safetensors"
+        if self.published_weights() and not checkpoint.exists():
+            raise store.StoreError(self.no_network(which))
+        saved, _ = store.read_tensors(checkpoint)
+        return part(saved, "average") or part(saved, "model")
 
 
 def fine_tuned(config: RunConfig, start: RunConfig) -> RunConfig:

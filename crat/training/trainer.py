@@ -56,9 +56,10 @@ def train(
 
     A finished run is returned at once, with a line that gives its date; an unfinished run is
     resumed. A run that starts from another's weights finds them in the same store
-    (crat.training.start). The key of a run covers the code of your own methods
-    (crat.keys.identity), so an edited method is trained anew. While another worker trains the same
-    run, this one waits for it (crat.store.lease).
+    (crat.training.start). Published weights can be attacked (`Run.model`), but no training goes on
+    from them. The key of a run covers the code of your own methods (crat.keys.identity), so an
+    edited method is trained anew. While another worker trains the same run, this one waits for it
+    (crat.store.lease).
     progress: "bar" (terminal), "line" (a line for each epoch, notebooks) or "none"; None chooses.
     max_minutes: the training stops after the epoch in which they pass; the run is then unfinished.
     store: the place of the runs (None: the usual one).

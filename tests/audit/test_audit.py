@@ -12,7 +12,7 @@ import odd_nets
 import pandas as pd
 import pytest
 import torch
-from tiny_runs import shorten_autoattack
+from tiny_runs import TINY, shorten_autoattack
 
 from crat import audit, cli, data, store
 from crat.analysis import metrics
@@ -23,6 +23,7 @@ from crat.config import ConfigError
 from crat.nets import models
 from crat.outcomes import cache
 from crat.outcomes.batteries import protocol_pgd
+from crat.training.trainer import train
 
 BASE = {"device": "cpu", "tell": lambda line: None}
 
@@ -341,6 +342,19 @@ def test_a_checkpoint_of_a_known_architecture(crat, tmp_path, kind, monkeypatch)
     card = store.read_json(tmp_path / "report" / "card.json")
     assert (card["weights"], card["model"]) == (store.fingerprint(model.state_dict()), "small_cnn")
     assert "chance is 10.0 %" in told  # it is untrained
+
+
+def test_a_run_is_audited_by_its_name_on_its_own_images(own_store, capsys):
+    """Without --data: the run's data set."""
+    run = train(TINY.but(epochs=1, seed=91), progress="none", device="cpu")
+    words = ["audit", "pgd_at-s91", "--attacks", "FGSM", "--images", "60", "--device", "cpu"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    weights = run.card()["best"]["weights"]
+    assert re.match(rf"pgd_at-s91: Classifier, [\d,]+ parameters, weights {weights}\n", told)
+    assert "\nfashion_mnist_mini: 60 test images, Linf 0.1, search in " in told
+    assert cli.main(["audit", "nets.py:linear"]) == 2
+    assert "crat: which images? --data fashion_mnist_mini | " in capsys.readouterr().err
 
 
 def test_what_square_alone_breaks_is_a_warning():

@@ -6,11 +6,16 @@ from dataclasses import replace
 import odd_nets
 import pytest
 import torch
+from tiny_runs import TINY, same
 
-from crat import data
+from crat import data, store
 from crat.attacks.logits import AttackError
 from crat.audit import foreign
+from crat.config import ConfigError
 from crat.nets import models
+from crat.outcomes.evaluation import MissingWeights
+from crat.training.run import Run
+from crat.training.trainer import train
 
 CPU = torch.device("cpu")
 
@@ -162,3 +167,29 @@ def test_a_checkpoint_that_carries_no_normalisation_is_tried_both_ways(images, t
     assert line.endswith(f"; it is judged {chosen}")
     models.save_weights(model, tmp_path / "w.safetensors")
     assert foreign.find_model(str(tmp_path / "w.safetensors"), "small_cnn", colour, CPU)[1] == []
+
+
+def test_a_run_is_found_by_a_part_of_its_name(images, own_store):
+    """Its network comes in eval mode, and of an augmented head the classes answer."""
+    config = TINY.but(epochs=1, seed=81)
+    run = train(config, progress="none", device="cpu")
+    model, doubts = foreign.find_model("pgd_at-s81", None, images, CPU)
+    assert doubts == []
+    assert not model.training
+    assert same(model.state_dict(), run.model("best", "cpu").state_dict())
+    train(config.but(defense="label_augmentation", seed=82), progress="none", device="cpu")
+    model, _ = foreign.find_model("label_augmentation-s82", None, images, CPU)
+    assert model(images.x_test[:2] / 255).shape == (2, 10)
+
+
+def test_what_is_no_run_or_has_no_network_is_a_line(images, own_store):
+    with pytest.raises(ConfigError, match=r"neither module:function nor .*; no run 'nothing'"):
+        foreign.find_model("nothing", None, images, CPU)
+    with pytest.raises(ConfigError, match=r"; \d+ runs have 'small_cnn' in their name"):
+        foreign.find_model("small_cnn", None, images, CPU)
+    with pytest.raises(ConfigError, match="--key chooses among the weights of a file"):
+        foreign.find_model("small_cnn", None, images, CPU, "ema")
+    run = Run.of(TINY.but(seed=83))
+    store.write_json(run.folder / "card.json", {"config": run.config.as_dict(), "finished": False})
+    with pytest.raises(MissingWeights, match="is not trained here"):
+        foreign.find_model(run.name, None, images, CPU)

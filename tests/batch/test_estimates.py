@@ -30,7 +30,9 @@ def test_published_runs_took_what_is_said_to_a_factor_of_two(published):
     for path in sorted(store.published_home().glob("*/*/card.json")):
         card = json.loads(path.read_text())
         seconds, device = published.of(RunConfig.from_dict(card["config"]), card["epochs_done"])
-        assert device == card["device"] == EPYC
+        assert device == card["device"]
+        if device != EPYC:
+            continue
         ratios.append(seconds / card["train_seconds"])
     assert len(ratios) > 100
     assert 0.8 < sorted(ratios)[len(ratios) // 2] < 1.25
@@ -47,7 +49,14 @@ def test_time_grows_with_epochs_and_images(published):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"width": 5}, {"model": "resnet18"}, {"steps": 7}, {"dtype": "float32"}, {"awp": 0.01}],
+    [
+        {"width": 5},
+        {"model": "resnet18"},
+        {"steps": 7},
+        {"dtype": "float32"},
+        {"awp": 0.01},
+        {"batch_size": 512},
+    ],
 )
 def test_of_another_kind_no_time_is_known(published, changes):
     assert published.of(resolved(**changes), 1) is None

@@ -9,9 +9,9 @@ import pytest
 
 from crat import cli, store
 from crat.cli.flags import KNOWN, asked_for, settings, words_for
-from crat.cli.runs import find_run
 from crat.config import ConfigError, DataConfig, ModelConfig, RunConfig, TrainConfig, profile
 from crat.data import sources
+from crat.training.named import find_run
 from crat.training.run import Run
 
 TINY = [

@@ -10,7 +10,7 @@ from crat.cli.flags import words_for
 from crat.config import RunConfig
 from crat.outcomes.batteries import standard_battery
 from crat.outcomes.evaluation import at_hand, evaluate
-from crat.training.run import Run, card_config
+from crat.training.run import WEIGHTS, Run, card_config
 
 
 @pytest.fixture(autouse=True)
@@ -20,11 +20,16 @@ def nothing_here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run_with(n_outcomes, data="fashion_mnist"):
-    """The published run with the most (-1) or the fewest (0) outcomes."""
+def run_with(n_outcomes, network=False, data="fashion_mnist"):
+    """The published run with the most (-1) or the fewest (0) outcomes.
+
+    network: of those whose network is published, too, or of the others.
+    """
     cards = store.results_home().glob(f"{data}/*/card.json")
     by_size = {
-        (len(list(card.parent.glob("eval/*"))), card.parent.name): card.parent for card in cards
+        (len(list(card.parent.glob("eval/*"))), card.parent.name): card.parent
+        for card in cards
+        if (card.parent / WEIGHTS).exists() == network
     }
     folders = [folder for _, folder in sorted(by_size.items())]
     folder = folders[n_outcomes]
@@ -106,3 +111,19 @@ def test_a_run_that_starts_from_another_has_the_commands_of_both():
     assert second == words_for(tuned.config)
     lost = Run.of(start.config.but(start_from="nowhere"))
     assert published._trainings(lost) == [words_for(lost.config)]
+
+
+def test_beside_a_published_network_only_the_images_are_missing(capsys):
+    run = run_with(0, network=True)
+    assert cli.main(["evaluate", run.name, "--attacks", "PGD-20", "Square"]) == 1
+    told = capsys.readouterr().out
+    assert "not published: Square; to have them:\n  crat data fetch fashion_mnist\n" in told
+    assert "crat train" not in told
+    assert f"\n  crat evaluate {run.name} --split test " in told
+    assert "--recompute" not in told
+    assert cli.main(["evaluate", run.name, "--attacks", "Square"]) == 1
+    assert "crat data fetch fashion_mnist" in capsys.readouterr().err
+    assert cli.main(["runs"]) == 0
+    listed = capsys.readouterr().out
+    assert re.search(rf"{run.name} .* results/, its network too\n", listed)
+    assert re.search(rf"{run_with(0).name} .* results/\n", listed)

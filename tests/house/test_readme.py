@@ -65,8 +65,11 @@ def test_the_readmes_results_are_those_of_results_and_figures():
 def test_the_data_and_the_network_of_the_results_are_those_that_the_readme_names():
     laptop = profile("laptop")
     assert (laptop.data.name, laptop.model.name) == ("fashion_mnist", "small_cnn")
-    configs = [read_json(card)["config"] for card in ROOT.glob("results/*/*/card.json")]
-    assert {config["data"]["name"] for config in configs} == {"fashion_mnist", "fashion_mnist_mini"}
+    decided = {claims.parent for claims in ROOT.glob("results/*/claims_*.json")}
+    assert {folder.name for folder in decided} == {"fashion_mnist", "fashion_mnist_mini"}
+    cards = [card for folder in decided for card in folder.glob("*/card.json")]
+    configs = [read_json(card)["config"] for card in cards]
+    assert {config["data"]["name"] for config in configs} == {folder.name for folder in decided}
     assert {config["model"]["name"] for config in configs} == {"small_cnn"}
 
 
