@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import replace
 from typing import Any
 
 from crat import store
 from crat.cli.flags import words_for
-from crat.training.named import find_run
 from crat.data.sources import found
 from crat.names import ConfigError
 from crat.outcomes import margins
@@ -18,6 +16,7 @@ from crat.outcomes.cache import Outcomes
 from crat.outcomes.evaluation import at_hand as readable
 from crat.outcomes.evaluation import evaluate
 from crat.store import Store
+from crat.training.named import find_run
 from crat.training.run import Run
 
 SETTINGS = {

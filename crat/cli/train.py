@@ -68,8 +68,8 @@ def _start(a: Namespace) -> Run:
 
     Raises ConfigError where no run of the store, or more than one, is meant.
     """
-    from crat.training.named import find_run
     from crat.store import Store
+    from crat.training.named import find_run
 
     run = find_run(a.start_from, a.recompute)
     place = Store.chosen(a.recompute).root
