@@ -306,12 +306,14 @@ class Evidence:
     def settle(self, folder: Path) -> str:
         """Corrects the verdicts, writes claims.json, and returns the table in markdown.
 
-        A claim of the paper that was not decided is a row "not run".
+        A claim of the paper that was not decided is a row "not run". The primary claims stand
+        first, each role in the order of the paper's claims.
         """
         decided = {verdict.claim for verdict in self.decided}
         for claim in self.claims.values():
             if claim not in decided:
                 self.decide(claim, None)
+        self.decided.sort(key=self._place)
         claims.write(self.decided, folder / "claims.json")
         return claims.markdown(claims.claims_table(self.decided))
 
@@ -324,6 +326,13 @@ class Evidence:
         if self._is_the_published:
             pd.testing.assert_frame_equal(claims.read(self._published), now, rtol=1e-6)
         return now.verdict.value_counts().to_string()
+
+    def _place(self, verdict: Verdict) -> tuple[int, int]:
+        """Where a verdict stands in the table; claims that the notebook makes itself come last."""
+        order = list(self.claims.values())
+        claim = verdict.claim
+        place = order.index(claim) if claim in order else len(order)
+        return claims.ROLES.index(claim.role), place
 
     @property
     def _repeated(self) -> list[str]:

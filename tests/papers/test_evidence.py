@@ -174,6 +174,11 @@ def test_verdicts_are_settled_written_and_compared_with_the_published(test, tmp_
     assert text.count("\n") == 2 + len(CLAIMS) + 1  # those that nobody decided were not run
     assert text.count("| not run |") == len(CLAIMS)
     assert "a claim that the notebook makes" in text
+    # the primary claims first, each role in the paper's order, the notebook's own last
+    roles = [v.claim.role for v in test.decided]
+    assert roles == sorted(roles, key=["primary", "exploratory"].index)
+    primary = [claim for claim in CLAIMS.values() if claim.role == "primary"]
+    assert [v.claim for v in test.decided if v.claim.role == "primary"] == [*primary, own]
     with pytest.raises(AssertionError):  # two claims are not the published table
         test.recheck(tmp_path)
     # one run is not the published one: nothing to compare with
