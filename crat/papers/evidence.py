@@ -263,10 +263,12 @@ class Evidence:
     ) -> Estimate:
         """The functional of a method under an attack minus that under another one ("": PGD).
 
-        The variance over seeds is pooled with the judged methods of its stratum.
+        The variance over seeds is pooled with the methods of its stratum that both attacks judged.
         """
         second = against or next(iter(self.battery))
-        lent = (self._lenders(method, (attack,), (method,)) for attack in (under, second))
+        both = {key: o for key, o in self.seen.items() if {under, second} <= o.predictions.keys()}
+        by_both = replace(self, seen=both)
+        lent = (by_both._lenders(method, (attack,), (method,)) for attack in (under, second))
         return contrast(
             self.labels(method),
             self.runs(method, under),

@@ -162,6 +162,14 @@ def test_a_contrast_is_of_the_same_networks_and_pools_their_siblings(test):
     )
 
 
+def test_a_contrast_borrows_only_from_what_both_attacks_judged(test):
+    pgd, cw = test.battery
+    for s in (0, 1, 2):
+        del test.seen[f"main TRADES-s{s}"].predictions[cw]
+    at, cfa = ([test.runs(f"main {m}", under) for under in (cw, pgd)] for m in ("AT", "CFA (AT)"))
+    assert test.contrast("main AT", "average", cw) == contrast(Y, *at, siblings=[cfa])
+
+
 def test_verdicts_are_settled_written_and_compared_with_the_published(test, tmp_path):
     gain = test.compare("main CFA (AT)", "main AT", "worst")
     test.decide("at worst", gain)
