@@ -31,8 +31,9 @@ def claims(name):
 
 
 def claim(name, *words):
-    """Estimate and interval, in points, of the only claim that has all of these words."""
+    """Estimate and interval, in points, of the only claim that was run and has these words."""
     rows = claims(name)
+    rows = rows[rows.verdict != "not run"]
     for word in words:
         rows = rows[rows.claim.str.contains(word, regex=False)]
     assert len(rows) == 1, f"{len(rows)} claims of notebook {name} have {words}"
@@ -40,7 +41,7 @@ def claim(name, *words):
 
 
 def verdicts(name):
-    """Counts of claims: by verdict, decided, with a p after Holm, and a reading of ours."""
+    """Counts of claims: by verdict, decided, with a corrected p, and a reading of ours."""
     rows = claims(name)
     read_as = rows["where"].str.contains("read as").sum()
     decided = rows.verdict.isin(["supported", "reversed", "no effect"]).sum()

@@ -267,11 +267,15 @@ def claims_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Markdown table "paper / ours / verdict" of a `claims_table`; POINTS are in points."""
+    """Markdown table "paper / ours / verdict" of a `claims_table`; POINTS are in points.
+
+    A claim on another data set than the notebook's names it.
+    """
     lines = ["| the paper says | its number | ours | verdict | setting |", "|---|---|---|---|---|"]
     for row in table.itertuples():
+        on = f"; on {row.dataset}" if row.dataset else ""
         cells = (
-            f"{row.statement} ({row.paper}, {row.where})",
+            f"{row.statement} ({row.paper}, {row.where}{on})",
             row.number or "-",
             ours(row),
             row.verdict,

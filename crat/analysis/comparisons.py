@@ -188,18 +188,19 @@ def contrast(
     """Mean over seeds of the functional, A - B, of the same networks twice: under two attacks.
 
     a, b: (S, N) bool. siblings: the same two of further methods in the stratum, whose variance over
-    seeds is pooled with this one.
+    seeds is pooled with this one; where either lies at a floor or ceiling, nothing is lent.
     All else as in `compare`. Raises ClaimError where the numbers of runs differ.
     """
     y, a = checked(y, np.atleast_2d(a))
     _, b = checked(y, np.atleast_2d(b))
     if len(a) != len(b):
         raise ClaimError(f"a contrast needs as many runs of each, not {len(a)} and {len(b)}")
+    lenders = [pair for pair in siblings if len(_lenders(y, pair, functional)) == len(pair)]
 
     def noise(in_a: NDArray, in_b: NDArray, f: Functional) -> Noise:
         if len(a) == 1:
             return Noise(0.0)
-        lent = [per_run(y, one, f) - per_run(y, two, f) for one, two in siblings]
+        lent = [per_run(y, one, f) - per_run(y, two, f) for one, two in lenders]
         spread = pooled([in_a - in_b, *lent])
         return Noise(spread.variance / len(a), spread.df)
 

@@ -290,10 +290,12 @@ class Evidence:
     ) -> Estimate:
         """The functional of a method under an attack minus that under another one ("": PGD).
 
-        The variance over seeds is pooled with the judged methods of its stratum.
+        The variance over seeds is pooled with the methods of its stratum that both attacks judged.
         """
         second = against or next(iter(self.battery))
-        lent = (self._lenders(method, (attack,), (method,)) for attack in (under, second))
+        both = {key: o for key, o in self.seen.items() if {under, second} <= o.predictions.keys()}
+        by_both = replace(self, seen=both)
+        lent = (by_both._lenders(method, (attack,), (method,)) for attack in (under, second))
         return contrast(
             self.labels(method),
             self.runs(method, under),
@@ -333,12 +335,14 @@ class Evidence:
     def settle(self, folder: Path) -> str:
         """Corrects the verdicts, writes claims.json, and returns the table in markdown.
 
-        A claim of the paper that was not decided is a row "not run".
+        A claim of the paper that was not decided is a row "not run". The primary claims stand
+        first, each role in the order of the paper's claims.
         """
         decided = {verdict.claim for verdict in self.decided}
         for claim in self.claims.values():
             if claim not in decided:
                 self.decide(claim, None)
+        self.decided.sort(key=self._place)
         claims.write(self.decided, folder / "claims.json")
         return claims.markdown(claims.claims_table(self.decided))
 
@@ -351,6 +355,13 @@ class Evidence:
         if self._is_the_published:
             pd.testing.assert_frame_equal(claims.read(self._published), now, rtol=1e-6)
         return now.verdict.value_counts().to_string()
+
+    def _place(self, verdict: Verdict) -> tuple[int, int]:
+        """Where a verdict stands in the table; claims that the notebook makes itself come last."""
+        order = list(self.claims.values())
+        claim = verdict.claim
+        place = order.index(claim) if claim in order else len(order)
+        return claims.ROLES.index(claim.role), place
 
     @property
     def _repeated(self) -> list[str]:

@@ -206,6 +206,8 @@ def test_two_attacks_on_the_same_networks_are_paired_by_run():
     assert paired.seed_df == 4
     assert paired.seed_variance == pytest.approx((a.mean(1) - b.mean(1)).var(ddof=1) / 5)
     assert c.contrast(y, a, b, siblings=[(a[:3], b[:3])]).seed_df == 6
+    # at the floor under one of the two seeds cannot differ
+    assert c.contrast(y, a, b, siblings=[(a[:3], np.zeros_like(a[:3]))]).seed_df == 4
     with pytest.raises(c.ClaimError, match="as many runs of each, not 5 and 4"):
         c.contrast(y, a, b[:4])
 

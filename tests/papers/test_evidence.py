@@ -164,6 +164,14 @@ def test_a_contrast_is_of_the_same_networks_and_pools_their_siblings(test):
     )
 
 
+def test_a_contrast_borrows_only_from_what_both_attacks_judged(test):
+    pgd, cw = test.battery
+    for s in (0, 1, 2):
+        del test.seen[f"main TRADES-s{s}"].predictions[cw]
+    at, cfa = ([test.runs(f"main {m}", under) for under in (cw, pgd)] for m in ("AT", "CFA (AT)"))
+    assert test.contrast("main AT", "average", cw) == contrast(Y, *at, siblings=[cfa])
+
+
 def test_verdicts_are_settled_written_and_compared_with_the_published(test, tmp_path):
     gain = test.compare("main CFA (AT)", "main AT", "worst")
     test.decide("at worst", gain)
@@ -176,6 +184,11 @@ def test_verdicts_are_settled_written_and_compared_with_the_published(test, tmp_
     assert text.count("\n") == 2 + len(CLAIMS) + 1  # those that nobody decided were not run
     assert text.count("| not run |") == len(CLAIMS)
     assert "a claim that the notebook makes" in text
+    # the primary claims first, each role in the paper's order, the notebook's own last
+    roles = [v.claim.role for v in test.decided]
+    assert roles == sorted(roles, key=["primary", "exploratory"].index)
+    primary = [claim for claim in CLAIMS.values() if claim.role == "primary"]
+    assert [v.claim for v in test.decided if v.claim.role == "primary"] == [*primary, own]
     with pytest.raises(AssertionError):  # two claims are not the published table
         test.recheck(tmp_path)
     # one run is not the published one: nothing to compare with
