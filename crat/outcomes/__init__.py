@@ -13,21 +13,27 @@ from crat.outcomes.batteries import (
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
 from crat.outcomes.evaluation import MissingWeights, Question, evaluate
 from crat.outcomes.publishing import publish
+from crat.outcomes.sampled import SAMPLED, Sampled, on_sample, sampled_autoattack
 
 __all__ = [
+    "SAMPLED",
     "TEMPERATURES",
     "Battery",
     "MissingWeights",
     "OutcomeCache",
     "Outcomes",
     "Question",
+    "Sampled",
     "Subject",
     "evaluate",
     "evaluation",
+    "on_sample",
     "outcomes",
     "precision",
     "protocol_pgd",
     "publish",
+    "sampled",
+    "sampled_autoattack",
     "standard_battery",
     "strong_battery",
     "temperature_battery",

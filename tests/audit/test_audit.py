@@ -60,7 +60,7 @@ def audited(nets, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "out"
     with pytest.MonkeyPatch.context() as patch:
         shorten_autoattack(patch, steps=100)
-        folder, found = audit.audit(f"{nets / 'nets.py'}:linear", plan, out=out, **BASE)
+        folder, found, _ = audit.audit(f"{nets / 'nets.py'}:linear", plan, out=out, **BASE)
     assert folder == out
     return plan, folder, found, json.loads((folder / "card.json").read_text())
 
@@ -313,7 +313,7 @@ def test_the_first_logits_answer_scaled(nets, own_store, monkeypatch):
         "cosines": {"scale": 30.0},
     }.items():
         asked = replace(plan, **settings)
-        folder, found[name] = audit.audit(f"{nets / 'nets.py'}:{name}", asked, **BASE)
+        folder, found[name], _ = audit.audit(f"{nets / 'nets.py'}:{name}", asked, **BASE)
         card = store.read_json(folder / "card.json")
         assert (card["warnings"], card["logit_slice"], card["scale"]) == (
             [],
