@@ -12,8 +12,7 @@ from crat.attacks.square import Square
 from crat.attacks.threat import NORMS
 from crat.config import DATASETS, DTYPES, ConfigError, as_written, number
 from crat.names import one_of
-from crat.outcomes.batteries import Battery, protocol_pgd, usual_battery
-from crat.outcomes.sampled import SAMPLED
+from crat.outcomes.batteries import SAMPLED, Battery, protocol_pgd, usual_battery
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import pandas as pd
 
 from crat import store
 from crat.analysis import metrics
-from crat.outcomes.batteries import Battery
+from crat.outcomes.batteries import SAMPLED, Battery
 from crat.outcomes.cache import Outcomes
-from crat.outcomes.sampled import SAMPLED, Sampled
+from crat.outcomes.sampled import Sampled
 from crat.text import aligned
 
 DRAWN = 20  # classes in a figure; of more, the worst

@@ -96,8 +96,12 @@ def chosen_battery(a: Namespace, dataset: str) -> tuple[Battery, list[str]]:
     Raises ConfigError.
     """
     from crat.corruptions import corruption_battery
-    from crat.outcomes.batteries import standard_battery, strong_battery, usual_battery
-    from crat.outcomes.sampled import SAMPLED
+    from crat.outcomes.batteries import (
+        SAMPLED,
+        standard_battery,
+        strong_battery,
+        usual_battery,
+    )
 
     standard = standard_battery(dataset)
     attacks: dict[str, Any] = standard | strong_battery(dataset)
@@ -115,7 +119,8 @@ def estimated_table(run: Run, found: Outcomes, settings: dict[str, Any]) -> str:
     from crat.analysis.two_phase import Design
     from crat.audit import estimate_table
     from crat.outcomes.batteries import usual_battery
-    from crat.outcomes.sampled import Sampled, on_sample
+    from crat.outcomes.evaluation import on_sample
+    from crat.outcomes.sampled import Sampled
 
     usual = list(usual_battery(run.config.data.name))
     attack = partial(on_sample, run, settings=settings)

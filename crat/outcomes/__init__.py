@@ -2,6 +2,7 @@
 
 from crat.outcomes.ask import outcomes
 from crat.outcomes.batteries import (
+    SAMPLED,
     TEMPERATURES,
     Battery,
     protocol_pgd,
@@ -11,9 +12,15 @@ from crat.outcomes.batteries import (
     usual_battery,
 )
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
-from crat.outcomes.evaluation import MissingWeights, Question, evaluate
+from crat.outcomes.evaluation import (
+    MissingWeights,
+    Question,
+    evaluate,
+    on_sample,
+    sampled_autoattack,
+)
 from crat.outcomes.publishing import publish
-from crat.outcomes.sampled import SAMPLED, Sampled, on_sample, sampled_autoattack
+from crat.outcomes.sampled import Sampled
 
 __all__ = [
     "SAMPLED",

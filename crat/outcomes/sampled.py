@@ -12,12 +12,8 @@ import pandas as pd
 
 from crat.analysis import two_phase
 from crat.analysis.two_phase import Counts, Design, Sample
-from crat.outcomes.batteries import strong_battery, usual_battery
+from crat.outcomes.batteries import SAMPLED
 from crat.outcomes.cache import Outcomes
-from crat.outcomes.evaluation import evaluate
-from crat.training.run import Run
-
-SAMPLED = "AA-sampled"  # the name of AutoAttack where it attacks a sample
 
 
 @dataclass(frozen=True)
@@ -100,25 +96,3 @@ class Sampled:
 
 def _survived(found: Outcomes, phase_one: Sequence[str]) -> np.ndarray:
     return np.logical_and.reduce([found.robust(name) for name in phase_one])
-
-
-def sampled_autoattack(run: Run, *, design: Design | None = None, **settings: Any) -> Sampled:
-    """A trained run under the usual battery, and under AutoAttack on a sample of its survivors.
-
-    Outcomes are stored, read and continued as by `evaluate`. The places of the sample's images are
-    part of the key, and the seed and shares of the design decide these places.
-    design: (None: the usual `Design`). settings: of `evaluate`.
-    Raises as `evaluate`.
-    """
-    dataset = run.config.data.name
-    usual = usual_battery(dataset)
-    all_images = evaluate(run, usual, **settings)
-    return Sampled.of(
-        all_images, list(usual), design or Design(), lambda images: on_sample(run, images, settings)
-    )
-
-
-def on_sample(run: Run, images: np.ndarray, settings: dict[str, Any]) -> Outcomes:
-    """The outcomes under SAMPLED of some images of a run; settings: of `evaluate`."""
-    attack = strong_battery(run.config.data.name)["AA"]
-    return evaluate(run, {SAMPLED: attack}, images=images.tolist(), **settings)
