@@ -118,8 +118,8 @@ def estimated_table(run: Run, found: Outcomes, settings: dict[str, Any]) -> str:
     """Estimates for each class by AutoAttack on a sample; found: the outcomes on all images."""
     from crat.analysis.two_phase import Design
     from crat.audit import estimate_table
+    from crat.outcomes.ask import on_sample
     from crat.outcomes.batteries import usual_battery
-    from crat.outcomes.evaluation import on_sample
     from crat.outcomes.sampled import Sampled
 
     usual = list(usual_battery(run.config.data.name))

@@ -21,6 +21,7 @@ SETTINGS = {
     "crafted_on": "examples crafted on another network",
     "keep": "some classes",
     "bias": "a bias on the logits",
+    "images": "a sample of them",
 }
 
 

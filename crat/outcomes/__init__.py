@@ -1,6 +1,6 @@
 """The outcomes of a network on each image, clean and under attack: computed once and stored."""
 
-from crat.outcomes.ask import outcomes
+from crat.outcomes.ask import on_sample, outcomes, sampled_autoattack
 from crat.outcomes.batteries import (
     SAMPLED,
     TEMPERATURES,
@@ -12,13 +12,7 @@ from crat.outcomes.batteries import (
     usual_battery,
 )
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
-from crat.outcomes.evaluation import (
-    MissingWeights,
-    Question,
-    evaluate,
-    on_sample,
-    sampled_autoattack,
-)
+from crat.outcomes.evaluation import MissingWeights, Question, evaluate
 from crat.outcomes.publishing import publish
 from crat.outcomes.sampled import Sampled
 

@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crat import data, store
-from crat.analysis.two_phase import Design
 from crat.attacks.decision import Decision, LogitBias
 from crat.config import ConfigError
 from crat.data.images import classes_in_turn
 from crat.device import pick_device
-from crat.outcomes.batteries import SAMPLED, Battery, strong_battery, usual_battery
+from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
-from crat.outcomes.sampled import Sampled
 from crat.training.run import Run
 
 
@@ -159,28 +156,6 @@ def evaluate(
     )
     names = classes if asked.kept is None else [classes[k] for k in asked.kept]
     return cache.of(battery, asked.split, names)
-
-
-def sampled_autoattack(run: Run, *, design: Design | None = None, **settings: Any) -> Sampled:
-    """A trained run under the usual battery, and under AutoAttack on a sample of its survivors.
-
-    Outcomes are stored, read and continued as by `evaluate`. The places of the sample's images are
-    part of the key, and the seed and shares of the design decide these places.
-    design: (None: the usual `Design`). settings: of `evaluate`.
-    Raises as `evaluate`.
-    """
-    dataset = run.config.data.name
-    usual = usual_battery(dataset)
-    all_images = evaluate(run, usual, **settings)
-    return Sampled.of(
-        all_images, list(usual), design or Design(), lambda images: on_sample(run, images, settings)
-    )
-
-
-def on_sample(run: Run, images: np.ndarray, settings: dict[str, Any]) -> Outcomes:
-    """The outcomes under SAMPLED of some images of a run; settings: of `evaluate`."""
-    attack = strong_battery(run.config.data.name)["AA"]
-    return evaluate(run, {SAMPLED: attack}, images=images.tolist(), **settings)
 
 
 def judged(run: Run, battery: Battery, **question: Any) -> bool:

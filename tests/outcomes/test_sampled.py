@@ -7,8 +7,9 @@ from tiny_runs import TINY, shorten_autoattack
 from crat.analysis.two_phase import Design
 from crat.config import ConfigError
 from crat.outcomes import cache
+from crat.outcomes.ask import sampled_autoattack
 from crat.outcomes.batteries import SAMPLED
-from crat.outcomes.evaluation import evaluate, sampled_autoattack
+from crat.outcomes.evaluation import evaluate
 from crat.training.trainer import train
 
 ASKED = {"first": 120, "spread": True, "tell": None, "device": "cpu"}
