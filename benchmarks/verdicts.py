@@ -3,9 +3,9 @@
     python benchmarks/verdicts.py [--draws 400] [--out benchmarks/verdicts.md]
 
 Ten methods are trained on the same images with the same seeds, five with an average over updates
-and five without. Their runs vary as the published runs of notebook 06 do. In an A/A test two methods
-are the same, and a verdict that one is better is false. A planted difference is there, and the rule
-should find it.
+and five without. Their runs vary as the published runs of notebook 06 do. In an A/A test two
+methods are the same, and a verdict that one is better is false. A planted difference is there, and
+the rule should find it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from scipy import stats
 from crat.analysis.claims import Claim, Verdict, claims_table, decide
 from crat.analysis.comparisons import compare
 
-K, PER_CLASS, METHODS = 10, 1000, 5
+K, PER_CLASS, METHODS = 10, 500, 5
 CLASSES = np.r_[0.30, np.linspace(0.55, 0.95, K - 1)]  # robust accuracy of each class
 # Standard deviations of a run's average and of its worst class, in fractions: three seeds of ten
 # methods, averaged over updates or not.
 STRATA = {"averaged": (0.0058, 0.0146), "not averaged": (0.0135, 0.0360)}
 BLOCK = 0.005  # what a seed does to all methods alike
 AGREE = 0.8  # how much two runs agree on an image, beside its class
-DRAWS = 200  # bootstrap draws of a comparison
+DRAWS = 100  # bootstrap draws of a comparison
 SMALLEST = {"average": 0.01, "worst": 0.02}
 PAIRS = {
     "both averaged": ("averaged", "averaged"),

@@ -10,5 +10,6 @@ __all__ = [
     "mce",
     "metrics",
     "toy",
+    "two_phase",
     "variation",
 ]

@@ -7,29 +7,32 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import crat
 from crat import data, store
+from crat.analysis.two_phase import Design
 from crat.attacks.door import as_images
 from crat.attacks.looked import SearchWarning
 from crat.attacks.watched import check_square
 from crat.audit import probes
 from crat.audit.foreign import CHECKED, decision, examine, find_model, noted
 from crat.audit.plan import Plan
-from crat.audit.report import class_table, report
+from crat.audit.report import class_table, estimate_table, report
 from crat.config import ConfigError
 from crat.data.images import classes_in_turn
 from crat.device import describe, pick_device, pick_dtype
 from crat.keys.identity import Identity, identity
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
+from crat.outcomes.sampled import Sampled
 from crat.text import shown
 
 
@@ -43,10 +46,11 @@ def audit(
     out: Path | None = None,
     progress: bool = False,
     tell: Callable[[str], None] = print,
-) -> tuple[Path, Outcomes]:
+) -> tuple[Path, Outcomes, Sampled | None]:
     """Checks the model of `subject` (see `find_model`), judges it and writes the report.
 
-    Returns the folder of the report and the outcomes. Stored outcomes are read where all of this is
+    Returns the folder of the report, the outcomes on all images, and those of AutoAttack on a
+    sample where the plan asks for them. Stored outcomes are read where all of this is
     the same: the weights, the model's code and state, its logits and gradients on and around some
     images, the images, labels and class names, and the plan.
     key: the state_dict to use, where a weights file has several.
@@ -84,12 +88,16 @@ def audit(
         tell=tell,
     )
     outcomes, warnings = _judged(cache, plan.battery, images.classes, tell)
+    card["warnings"] = card["warnings"] + warnings
+    sampled = _sampled(cache, plan, outcomes, tell) if plan.on_sample else None
+    if sampled and sampled.warning:
+        card["warnings"] = [*card["warnings"], sampled.warning]
     seconds = before["seconds"] if before.get("audit") == card["audit"] else {}
     seconds |= {name: round(took, 1) for name, took in cache.seconds.items()}
-    card["warnings"] = card["warnings"] + warnings
-    card["seconds"] = {name: seconds[name] for name in plan.battery if name in seconds}
-    report(folder, card, plan.battery, outcomes)
-    return folder, outcomes
+    attacks = {**plan.battery, **plan.on_sample}
+    card["seconds"] = {name: seconds[name] for name in attacks if name in seconds}
+    report(folder, card, attacks, outcomes, sampled)
+    return folder, outcomes, sampled
 
 
 def _card(
@@ -111,7 +119,7 @@ def _card(
         "images": decided_by["first"],
         "dtype": decided_by["dtype"],
         "device": describe(device),
-        "attacks": {name: repr(attack) for name, attack in plan.battery.items()},
+        "attacks": {name: repr(plan.known[name]) for name in (*plan.battery, *plan.on_sample)},
         "warnings": warnings,
         "versions": _versions(),
     }
@@ -174,6 +182,27 @@ def _judged(
     for line in warnings:
         tell(f"warning: {line}")
     return outcomes, warnings
+
+
+def _sampled(
+    cache: OutcomeCache, plan: Plan, outcomes: Outcomes, tell: Callable[[str], None]
+) -> Sampled:
+    """AutoAttack on a sample of the images, whose outcomes lie beside those of `cache`."""
+
+    def attack(places: np.ndarray) -> Outcomes:
+        model, _, x, y = cache.load()
+        chosen = torch.from_numpy(places).to(x.device)
+        part = Subject(model, None, x[chosen], y[chosen])
+        images = {"first": len(places), "images": store.fingerprint({"x": part.x, "y": part.y})}
+        on_part = replace(cache, decided_by=cache.decided_by | images, load=lambda: part)
+        found, _ = _judged(on_part, plan.on_sample, outcomes.classes, tell)
+        return found
+
+    design = Design(seed=plan.seed)
+    sampled = Sampled.of(outcomes, plan.phase_one, design, attack)
+    if sampled.warning:
+        tell(f"warning: {sampled.warning}")
+    return sampled
 
 
 def _card_before(folder: Path) -> dict[str, Any]:
@@ -242,7 +271,7 @@ def main(
     key: str | None = None,
 ) -> None:
     """Runs `crat audit`: prints the checks, the table and the files."""
-    folder, outcomes = audit(
+    folder, outcomes, sampled = audit(
         subject,
         plan,
         architecture,
@@ -253,4 +282,5 @@ def main(
         tell=partial(print, flush=True),
     )
     files = ", ".join(sorted(path.name for path in folder.glob("*.*")))
-    print(f"\n{class_table(outcomes)}\n\n{shown(folder)}: {files}")
+    estimates = f"\n\n{estimate_table(sampled)}" if sampled else ""
+    print(f"\n{class_table(outcomes)}{estimates}\n\n{shown(folder)}: {files}")

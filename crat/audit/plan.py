@@ -12,7 +12,7 @@ from crat.attacks.square import Square
 from crat.attacks.threat import NORMS
 from crat.config import DATASETS, DTYPES, ConfigError, as_written, number
 from crat.names import one_of
-from crat.outcomes.batteries import Battery, protocol_pgd
+from crat.outcomes.batteries import SAMPLED, Battery, protocol_pgd, usual_battery
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Plan:
     data: name of the data set.
     eps: radius as it is written, such as "8/255" (None: that of the data set's protocol, L-inf).
     images: the number of test images, spread over the classes (0: all).
-    attacks: names in `known` (empty: FGSM, PGD, CW and AA; in L1 only AA).
+    attacks: names in `known` (empty: FGSM, PGD, CW and, on some images, AA, on all AA-sampled; in
+    L1 only AA).
     logit_slice: the number of first logits that count as classes (None: all).
     scale: a factor for the logits, for models that return cosines.
     dtype: precision of the search for adversarial examples; outcomes are judged in float32.
@@ -95,10 +96,32 @@ class Plan:
         attacks["AA"] = AutoAttack(eps, norm, "standard")
         attacks["AA-plus"] = AutoAttack(eps, norm, "plus")
         attacks["AA-rand"] = AutoAttack(eps, norm, "rand")
+        if norm != "L1":
+            attacks[SAMPLED] = AutoAttack(eps, norm)
         return attacks
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the attacks, in the order in which they run."""
+        if self.attacks:
+            return self.attacks
+        strong = "AA" if self.images or self.norm == "L1" else SAMPLED
+        return tuple(name for name in ("FGSM", *self.phase_one, strong) if name in self.known)
+
+    @property
+    def phase_one(self) -> tuple[str, ...]:
+        """The attacks whose survivors AutoAttack meets where it attacks a sample."""
+        return tuple(usual_battery(self.data))
+
+    @property
     def battery(self) -> Battery:
-        """Name -> attack, in the order in which they run."""
-        usual = [name for name in self.known if name not in ("Square", "AA-plus", "AA-rand")]
-        return {name: self.known[name] for name in self.attacks or usual}
+        """Name -> attack, of those that attack all images, in the order in which they run."""
+        names = [name for name in self.names if name != SAMPLED]
+        if self.on_sample:
+            names += [name for name in self.phase_one if name not in names]
+        return {name: self.known[name] for name in names}
+
+    @property
+    def on_sample(self) -> Battery:
+        """The attack on a sample of the images, by its name; empty where there is none."""
+        return {SAMPLED: self.known[SAMPLED]} if SAMPLED in self.names else {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +12,74 @@ import pandas as pd
 
 from crat import store
 from crat.analysis import metrics
-from crat.outcomes.batteries import Battery
+from crat.outcomes.batteries import SAMPLED, Battery
 from crat.outcomes.cache import Outcomes
+from crat.outcomes.sampled import Sampled
 from crat.text import aligned
 
 DRAWN = 20  # classes in a figure; of more, the worst
 
 
-def report(folder: Path, card: dict[str, Any], battery: Battery, found: Outcomes) -> None:
+def report(
+    folder: Path,
+    card: dict[str, Any],
+    battery: Battery,
+    found: Outcomes,
+    sampled: Sampled | None = None,
+) -> None:
     """Writes card.json, class_wise.csv, broken_by.csv and the figures class_bars and confusion.
 
-    card: of the audit; "results" are added to it. A figure's table is written beside it.
+    card: of the audit; "results", and with a sample "sampled", are added to it. A figure's table is
+    written beside it.
+    battery: all attacks, the one on a sample included.
+    sampled: AutoAttack on a sample, whose class table goes to estimates.csv.
     """
-    attacks = {name: found.predictions[name] for name in battery}
+    attacks = {name: found.predictions[name] for name in battery if name in found.predictions}
     summary = _of_present_classes(found, attacks)
     results = _results(found, attacks, summary)
     _write_csv(folder / "class_wise.csv", summary)
-    (folder / "broken_by.csv").unlink(missing_ok=True)  # of an earlier plan
-    if found.broken_by:
-        _write_csv(folder / "broken_by.csv", broken_by(found, battery))
-    last = list(battery)[-1]
+    for name in ("broken_by.csv", "estimates.csv"):
+        (folder / name).unlink(missing_ok=True)  # of an earlier plan
+    judged = [found, sampled.attacked] if sampled and sampled.attacked else [found]
+    if any(outcomes.broken_by for outcomes in judged):
+        tables = [broken_by(outcomes, battery) for outcomes in judged if outcomes.broken_by]
+        _write_csv(folder / "broken_by.csv", pd.concat(tables, ignore_index=True))
+    last = list(attacks)[-1]
+    drawn = summary[summary.attack == last]
+    if sampled:
+        last = SAMPLED
+        clean = summary.clean_acc[summary.attack == "clean"].to_numpy()
+        drawn = sampled.table.assign(attack=last, clean_acc=clean)
+        results[last] = _estimates(sampled)
+        card = card | {"sampled": _sample(sampled)}
+        _write_csv(folder / "estimates.csv", sampled.table)
     name = Path(card["subject"]).name
     average = f"average of classes {100 * results[last]['average']:.1f} %"
     title = f"{name} under {last}, {card['norm']} {card['eps']}: {average}"
-    _draw(folder, found, summary[summary.attack == last], title)
+    _draw(folder, found, drawn, title)
     store.write_json(folder / "card.json", card | {"results": results})
+
+
+def _estimates(sampled: Sampled) -> dict[str, Any]:
+    """The results of AutoAttack on a sample, with 95 % intervals."""
+    table = sampled.table
+    worst = table["class"][table.robust_acc.idxmin()]
+    return sampled.totals | {"worst_class": worst}
+
+
+def _sample(sampled: Sampled) -> dict[str, Any]:
+    """The design of a sample, the numbers of its images and those that AutoAttack broke."""
+    counts = {name: int(count.sum()) for name, count in sampled.counts._asdict().items()}
+    return {
+        "design": asdict(sampled.design),
+        "phase_one": list(sampled.phase_one),
+        "images": counts["n"],
+        "attacked": counts["hard"] + counts["drawn"],
+        "hard": counts["hard"],
+        "hard_broken": counts["hard"] - counts["robust"],
+        "drawn": counts["drawn"],
+        "drawn_broken": counts["broken"],
+    }
 
 
 def _results(
@@ -130,8 +174,7 @@ def class_table(found: Outcomes) -> str:
     for name, rows in table.groupby("attack", sort=False):
         cells = []
         for row in rows.itertuples():
-            interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
-            cells.append(f"{100 * row.robust_acc:.1f} {interval}")
+            cells.append(_in_percent(row.robust_acc, [row.low, row.high]))
         for value in (totals.average[name], right[name].mean(), totals.worst[name]):
             cells.append(f"{100 * value:.1f}")
         columns[name] = cells
@@ -141,3 +184,27 @@ def class_table(found: Outcomes) -> str:
     lines = zip(names, counts, *columns.values(), strict=True)
     head = "% right (under attack: right before and after it) with Wilson's 95 % interval\n\n"
     return head + aligned(("class", "n", *columns), lines)
+
+
+def estimate_table(sampled: Sampled) -> str:
+    """A table for the terminal: estimates in % of AutoAttack on a sample, with 95 % intervals.
+
+    The first line says which images were attacked, the last warns of breaks in the random part.
+    """
+    rows = []
+    for row in sampled.table.itertuples():
+        interval = _in_percent(row.robust_acc, [row.low, row.high])
+        name = row[1]  # "class" is no name of a field
+        rows.append((name, row.n, row.attacked, interval, f"{100 * row.se:.1f}"))
+    totals = sampled.totals
+    names = {"average": "mean over classes", "share": "all images", "worst": "worst class"}
+    for name, words in (names | {"tail": "tail"}).items():
+        rows.append((words, "", "", _in_percent(totals[name], totals[f"{name}_interval"]), ""))
+    head = ("class", "n", "attacked", f"{SAMPLED}: % right", "standard error")
+    warning = f"\n\n{sampled.warning}" if sampled.warning else ""
+    return f"{sampled.description}\n\n{aligned(head, rows)}{warning}"
+
+
+def _in_percent(value: float, interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

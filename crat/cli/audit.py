@@ -27,14 +27,15 @@ def add_to(parser: ArgumentParser) -> None:
         "--images",
         type=count,
         default=1000,
-        help="so many test images, spread over the classes (default 1000); 0: all",
+        help="so many test images, spread over the classes (default 1000); 0: all, and AutoAttack "
+        "on a sample (--attacks PGD CW AA: on all)",
     )
     add(
         "--attacks",
         nargs="+",
         default=(),
         metavar="ATTACK",
-        help="only these (default: with PGD and AA)",
+        help="only these (default: with PGD and AA; with --images 0 AA-sampled instead)",
     )
     add("--logit-slice", type=int, metavar="K", help="the first K logits are the answers")
     add("--scale", type=float, default=1.0, help="that cosine logits were trained with")

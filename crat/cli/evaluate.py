@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from crat.cli.parsing import count
@@ -12,6 +13,7 @@ from crat.names import one_of
 if TYPE_CHECKING:
     from crat.outcomes.batteries import Battery
     from crat.outcomes.cache import Outcomes
+    from crat.training.run import Run
 
 CHOICES = {"split": ("test", "valid"), "which": ("best", "last"), "dtype": ("float32", "bfloat16")}
 
@@ -27,7 +29,8 @@ def add_to(parser: ArgumentParser) -> None:
         "--attacks",
         nargs="+",
         metavar="ATTACK",
-        help="only these: FGSM, PGD-20, CW-20 (default: the three), Square, AA",
+        help="only these: FGSM, PGD-20, CW-20 (default: the three), Square, AA; AA-sampled: AA on "
+        "a sample of PGD's and CW's survivors, with an estimate for each class",
     )
     add(
         "--images",
@@ -61,7 +64,7 @@ def run(a: Namespace) -> int:
     from crat.training.named import find_run
 
     asked = find_run(a.run, a.recompute)
-    battery = chosen_battery(a, asked.config.data.name)
+    battery, estimated = chosen_battery(a, asked.config.data.name)
     for setting, allowed in CHOICES.items():
         if getattr(a, setting) is not None:
             setattr(a, setting, one_of(setting, getattr(a, setting), allowed))
@@ -72,29 +75,56 @@ def run(a: Namespace) -> int:
     as_published = [d for d in searches if judged_as_published(asked, battery, **decided, dtype=d)]
     settings["spread"] = not as_published
     settings["dtype"] = as_published[0] if as_published else a.dtype or "float32"
-    lacking = ""
+    lacking = estimates = ""
+    loud: dict[str, Any] = {"loud": True, "progress": sys.stderr.isatty()}
     try:
-        found = evaluate(asked, battery, **settings, loud=True, progress=sys.stderr.isatty())
+        found = evaluate(asked, battery, **settings, **loud)
+        if estimated:
+            estimates = f"\n\n{estimated_table(asked, found, settings | loud)}"
     except (MissingWeights, DataError) as error:
-        found, lacking = published.at_hand(asked, battery, settings, error)
+        found, lacking = published.at_hand(asked, battery, settings, error, estimated)
     images = f"{_amount(a.images, settings['spread'])}{a.split} images"
     print(f"{asked.name}, {images}, {a.which} epoch, search in {settings['dtype']}")
-    print((corruption_table if a.corruptions else attack_table)(found) + lacking)
+    print((corruption_table if a.corruptions else attack_table)(found) + estimates + lacking)
     # of the default attacks, the published ones are a whole answer
     return 1 if lacking and (a.corruptions or a.attacks) else 0
 
 
-def chosen_battery(a: Namespace, dataset: str) -> Battery:
-    """The attacks or corruptions of the flags, by name; raises ConfigError."""
+def chosen_battery(a: Namespace, dataset: str) -> tuple[Battery, list[str]]:
+    """The attacks or corruptions of the flags, by name, and the name of one on a sample, if any.
+
+    Raises ConfigError.
+    """
     from crat.corruptions import corruption_battery
-    from crat.outcomes.batteries import standard_battery, strong_battery
+    from crat.outcomes.batteries import (
+        SAMPLED,
+        standard_battery,
+        strong_battery,
+        usual_battery,
+    )
 
     standard = standard_battery(dataset)
     attacks: dict[str, Any] = standard | strong_battery(dataset)
-    names = [one_of("attack", name, attacks) for name in a.attacks or standard]
+    names = [one_of("attack", name, [*attacks, SAMPLED]) for name in a.attacks or standard]
     if a.corruptions:
-        return corruption_battery(frost=a.frost)
-    return {name: attacks[name] for name in names}
+        return corruption_battery(frost=a.frost), []
+    if SAMPLED not in names:
+        return {name: attacks[name] for name in names}, []
+    names = [name for name in names if name != SAMPLED]
+    return {name: attacks[name] for name in names} | usual_battery(dataset), [SAMPLED]
+
+
+def estimated_table(run: Run, found: Outcomes, settings: dict[str, Any]) -> str:
+    """Estimates for each class by AutoAttack on a sample; found: the outcomes on all images."""
+    from crat.analysis.two_phase import Design
+    from crat.audit import estimate_table
+    from crat.outcomes.ask import on_sample
+    from crat.outcomes.batteries import usual_battery
+    from crat.outcomes.sampled import Sampled
+
+    usual = list(usual_battery(run.config.data.name))
+    attack = partial(on_sample, run, settings=settings)
+    return estimate_table(Sampled.of(found, usual, Design(), attack))
 
 
 def _amount(images: int | None, spread: bool) -> str:

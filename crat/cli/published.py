@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,24 +24,30 @@ SETTINGS = {
     "crafted_on": "examples crafted on another network",
     "keep": "some classes",
     "bias": "a bias on the logits",
+    "images": "a sample of them",
 }
 
 
 def at_hand(
-    run: Run, battery: Battery, settings: dict[str, Any], error: Exception
+    run: Run,
+    battery: Battery,
+    settings: dict[str, Any],
+    error: Exception,
+    more: Sequence[str] = (),
 ) -> tuple[Outcomes, str]:
     """The outcomes of a battery that can be read without computing, and lines on the others.
 
     error: the reason why the others cannot be computed; raised where nothing can be read.
+    more: names of attacks besides the battery's that cannot be computed either.
     """
     decided = {name: value for name, value in settings.items() if name != "device"}
     names = readable(run, battery, **decided)
     there = {name: attack for name, attack in battery.items() if {"clean", name} <= set(names)}
-    missing = [name for name in battery if name not in there]
+    missing = [name for name in battery if name not in there] + list(more)
     if not there and run.published and not run.published_weights(settings["which"]):
         line = f"`crat evaluate {run.name}` shows what is, and how to make the rest"
-        more = f" and {len(missing) - 3} more" if missing[3:] else ""
-        what = f"{', '.join(missing[:3])}{more} of {run.name}"
+        rest = f" and {len(missing) - 3} more" if missing[3:] else ""
+        what = f"{', '.join(missing[:3])}{rest} of {run.name}"
         raise type(error)(f"{what}: not published as asked, nor is its network; {line}")
     if not there:
         raise error

@@ -1,11 +1,17 @@
-"""Outcomes by config: what is missing is trained and attacked."""
+"""Outcomes by config, whose missing runs are trained; and AutoAttack on a sample of the images."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
+from crat.analysis.two_phase import Design
 from crat.config import RunConfig
-from crat.outcomes.batteries import Battery
+from crat.outcomes.batteries import SAMPLED, Battery, strong_battery, usual_battery
 from crat.outcomes.cache import Outcomes
 from crat.outcomes.evaluation import MissingWeights, evaluate
+from crat.outcomes.sampled import Sampled
 from crat.store.files import Store
 from crat.training.run import Run
 from crat.training.trainer import train
@@ -38,3 +44,25 @@ def outcomes(
                 continue
             train(needed.config, device=settings.get("device"), progress=progress, store=store)
         return evaluate(run, battery, **settings)
+
+
+def sampled_autoattack(run: Run, *, design: Design | None = None, **settings: Any) -> Sampled:
+    """A trained run under the usual battery, and under AutoAttack on a sample of its survivors.
+
+    Outcomes are stored, read and continued as by `evaluate`. The places of the sample's images are
+    part of the key, and the seed and shares of the design decide these places.
+    design: (None: the usual `Design`). settings: of `evaluate`.
+    Raises as `evaluate`.
+    """
+    dataset = run.config.data.name
+    usual = usual_battery(dataset)
+    all_images = evaluate(run, usual, **settings)
+    return Sampled.of(
+        all_images, list(usual), design or Design(), lambda images: on_sample(run, images, settings)
+    )
+
+
+def on_sample(run: Run, images: np.ndarray, settings: dict[str, Any]) -> Outcomes:
+    """The outcomes under SAMPLED of some images of a run; settings: of `evaluate`."""
+    attack = strong_battery(run.config.data.name)["AA"]
+    return evaluate(run, {SAMPLED: attack}, images=images.tolist(), **settings)

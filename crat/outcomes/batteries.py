@@ -10,6 +10,7 @@ from crat.attacks.gradient import FGSM, PGD, Attack, cw, temperature_pgd
 from crat.attacks.square import Square
 from crat.config import DATASETS, number
 
+SAMPLED = "AA-sampled"  # the name of AutoAttack where it attacks a sample of the images
 # name -> attack, or whatever is called like one, such as a corruption
 Battery = Mapping[str, Any]
 TEMPERATURES = (1 / 50, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1.0, 2.0, 5.0, 10.0)

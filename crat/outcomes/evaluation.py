@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crat import data, store
 from crat.attacks.decision import Decision, LogitBias
@@ -33,6 +33,8 @@ class Question:
     inference).
     first: the number of images, from the first on (None: all).
     spread: whether the classes give their images in turn, so that the first are spread evenly.
+    images: the places, among all these images, of those that are asked for (None: all); the
+    outcomes have no other image.
     dtype: precision of the search for adversarial examples; outcomes are judged in float32.
     seed: of random starts.
     Raises ConfigError on an unknown split or weights, and on less than one image.
@@ -45,6 +47,7 @@ class Question:
     bias: Sequence[float] | None = None
     first: int | None = None
     spread: bool = False
+    images: Sequence[int] | None = None
     dtype: str = "float32"
     seed: int = 0
 
@@ -55,6 +58,8 @@ class Question:
             raise ConfigError(f"which is 'best' or 'last', not {self.which!r}")
         if self.first is not None and self.first < 1:
             raise ConfigError(f"first is a number of images, at least 1, not {self.first}")
+        if self.images is not None and not len(self.images):
+            raise ConfigError("images are the places of at least one image")
 
     @property
     def kept(self) -> list[int] | None:
@@ -64,7 +69,8 @@ class Question:
     def decided_by(self, run: Run) -> dict[str, Any]:
         """Everything besides the attack that decides an outcome of a run.
 
-        The settings "first", "bias" and "order" are absent where the question does not use them.
+        The settings "first", "bias", "order" and "images" are absent where the question does not
+        use them.
         """
         source = self.crafted_on
         settings: dict[str, Any] = {
@@ -82,6 +88,8 @@ class Question:
             settings["bias"] = [float(b) for b in self.bias]
         if self.first and self.spread:
             settings["order"] = "classes in turn"
+        if self.images is not None:
+            settings["images"] = store.digest([int(place) for place in self.images])
         return settings
 
     def subject(self, run: Run, device: torch.device) -> Subject:
@@ -100,10 +108,16 @@ class Question:
             source = Decision(source, self.kept).to(device) if source else None
         if self.bias is not None:
             model = LogitBias(model, torch.tensor(self.bias)).to(device)
+        chosen: Tensor | slice = slice(self.first)
         if self.first and self.spread:
             chosen = classes_in_turn(y)[: self.first]
-            return Subject(model, source, x[chosen], y[chosen])
-        return Subject(model, source, x[: self.first], y[: self.first])
+        x = x[chosen]
+        y = y[chosen]
+        if self.images is not None:
+            places = torch.as_tensor(self.images, device=device)
+            x = x[places]
+            y = y[places]
+        return Subject(model, source, x, y)
 
 
 def evaluate(

@@ -16,6 +16,7 @@ from tiny_runs import TINY, shorten_autoattack
 
 from crat import audit, cli, data, store
 from crat.analysis import metrics
+from crat.analysis.two_phase import Design
 from crat.attacks.logits import NO_GRADIENT
 from crat.audit import Plan, report
 from crat.audit import model as audit_model
@@ -23,6 +24,7 @@ from crat.config import ConfigError
 from crat.nets import models
 from crat.outcomes import cache
 from crat.outcomes.batteries import protocol_pgd
+from crat.outcomes.sampled import Sampled
 from crat.training.trainer import train
 
 BASE = {"device": "cpu", "tell": lambda line: None}
@@ -61,7 +63,7 @@ def audited(nets, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "out"
     with pytest.MonkeyPatch.context() as patch:
         shorten_autoattack(patch, steps=100)
-        folder, found = audit.audit(f"{nets / 'nets.py'}:linear", plan, out=out, **BASE)
+        folder, found, _ = audit.audit(f"{nets / 'nets.py'}:linear", plan, out=out, **BASE)
     assert folder == out
     return plan, folder, found, json.loads((folder / "card.json").read_text())
 
@@ -314,7 +316,7 @@ def test_the_first_logits_answer_scaled(nets, own_store, monkeypatch):
         "cosines": {"scale": 30.0},
     }.items():
         asked = replace(plan, **settings)
-        folder, found[name] = audit.audit(f"{nets / 'nets.py'}:{name}", asked, **BASE)
+        folder, found[name], _ = audit.audit(f"{nets / 'nets.py'}:{name}", asked, **BASE)
         card = store.read_json(folder / "card.json")
         assert (card["warnings"], card["logit_slice"], card["scale"]) == (
             [],
@@ -373,9 +375,74 @@ def test_the_battery_keeps_the_protocols_ratio_of_step_to_eps():
     assert halved["PGD-20"].step_size == pytest.approx(1 / 255)
     assert {attack.norm for attack in halved.values()} == {"L2"}
     assert list(Plan("mnist", "10", "L1").battery) == ["AA"]
+    assert list(Plan("mnist", "10", "L1", images=0).battery) == ["AA"]
+    everyone = Plan("cifar10", images=0)
+    assert list(everyone.battery) == ["FGSM", "PGD-20", "CW-20"]
+    assert everyone.on_sample == {"AA-sampled": everyone.known["AA"]}
+    assert Plan("cifar10").on_sample == {}
+    whole = Plan("cifar10", images=0, attacks=("pgd", "AA"))
+    assert (list(whole.battery), whole.on_sample) == (["PGD-20", "AA"], {})
+    assert list(Plan("cifar10", attacks=("AA-sampled",)).battery) == ["PGD-20", "CW-20"]
     with pytest.raises(ConfigError, match="unknown attack 'jsma'"):
         Plan("cifar10", attacks=("jsma",))
     assert list(Plan("cifar10", attacks=("pgd", "AutoAttack")).battery) == ["PGD-20", "AA"]
+
+
+def test_of_all_images_a_sample_meets_autoattack(nets, tmp_path, monkeypatch):
+    shorten_autoattack(monkeypatch)
+    plan = Plan("fashion_mnist_mini", "0.05", images=0, attacks=("AA-sampled",), dtype="float32")
+    told = []
+    settings = {"out": tmp_path / "out", "device": "cpu", "tell": told.append}
+    folder, found, sampled = audit.audit(f"{nets / 'nets.py'}:linear", plan, **settings)
+    assert set(found.predictions) == {"clean", "PGD-20", "CW-20"}
+    n = len(sampled.sample.places)
+    assert 0 < n < len(found.y) == 2000
+    card = store.read_json(folder / "card.json")
+    assert card["attacks"].keys() == card["seconds"].keys() == {"PGD-20", "CW-20", "AA-sampled"}
+    assert card["sampled"]["design"] == {"hard": 0.05, "random": 0.05, "least": 10, "seed": 0}
+    assert card["sampled"]["images"] == 2000
+    assert card["sampled"]["attacked"] == n == card["sampled"]["hard"] + card["sampled"]["drawn"]
+    table = pd.read_csv(folder / "estimates.csv")
+    pd.testing.assert_frame_equal(table, sampled.table, rtol=1e-5, check_dtype=False)
+    result = card["results"]["AA-sampled"]
+    assert result["average"] == pytest.approx(sampled.table.robust_acc.mean())
+    assert result["worst_class"] == table["class"][table.robust_acc.argmin()]
+    # no table counts an image as robust that AutoAttack did not meet
+    assert "AA-sampled" not in set(pd.read_csv(folder / "class_wise.csv").attack)
+    assert (pd.read_csv(folder / "broken_by.csv").n.sum()) == n
+    assert pd.read_csv(folder / "class_bars.csv").robust_acc.tolist() == table.robust_acc.tolist()
+    shown = report.estimate_table(sampled)
+    assert shown.startswith(f"AA-sampled: AutoAttack on {n} of 2000 images, ")
+    assert re.search(r"\nShirt +200 +\d+ +\d+\.\d \[\d+\.\d, \d+\.\d\] +\d+\.\d\n", shown)
+    monkeypatch.setattr(cache, "attacked_batches", None)
+    _, _, again = audit.audit(f"{nets / 'nets.py'}:linear", plan, **settings)
+    assert again.table.equals(sampled.table)
+
+
+def test_breaks_in_the_random_part_are_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_draw", lambda *_: None)
+    y = np.arange(2000) % 2
+    logits = np.stack([1.0 - y, y], 1)
+    right = dict.fromkeys(("clean", "PGD-20", "CW-20"), y)
+    found = cache.Outcomes("test", ("a", "b"), y, dict.fromkeys(right, logits), right, {})
+
+    def attack(places):
+        predictions = {"clean": y[places], "AA-sampled": 1 - y[places]}
+        broken_by = {"AA-sampled": np.array(["apgd-t"] * len(places))}
+        return cache.Outcomes("test", ("a", "b"), y[places], {}, predictions, broken_by)
+
+    sampled = Sampled.of(found, ("PGD-20", "CW-20"), Design(), attack)
+    shown = report.estimate_table(sampled)
+    assert "96 of 96 randomly drawn images that PGD-20 and CW-20 left were broken" in shown
+    assert "the network hides its gradients, most for a, b; the intervals widen" in shown
+    card = {"subject": "net.py:net", "norm": "Linf", "eps": "0.1"}
+    battery = Plan("cifar10", images=0).known
+    battery = {name: battery[name] for name in ("PGD-20", "CW-20", "AA-sampled")}
+    report.report(tmp_path, card, battery, found, sampled)
+    card = store.read_json(tmp_path / "card.json")
+    assert (card["sampled"]["drawn"], card["sampled"]["drawn_broken"]) == (96, 96)
+    assert card["results"]["AA-sampled"]["average"] == 0
+    assert card["results"]["CW-20"]["average"] == 1
 
 
 def test_a_model_with_random_outputs_gets_one_verdict_in_both_tables(crat):

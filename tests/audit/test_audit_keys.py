@@ -90,7 +90,7 @@ def test_another_backward_or_forward_under_the_same_weights_is_judged_anew(
     settings = {"device": "cpu", "tell": told.append}
     for value in (*values, values[0], values[1]):
         (nets / "setting.json").write_text(json.dumps({"backward": 1, "off": 0.0, name: value}))
-        folder, found = audit.audit("state.py:" + net, plan, **settings)
+        folder, found, _ = audit.audit("state.py:" + net, plan, **settings)
         card = store.read_json(folder / "card.json")
         keys.append((card["audit"], found.robust("FGSM").sum()))
         if name == "backward":  # told at every audit, of what is kept as well
@@ -116,7 +116,7 @@ def test_labels_class_names_and_images_are_part_of_the_key(nets, images, own_sto
         monkeypatch.setattr(
             audit_model.data, "load", lambda name, changes=changes: replace(images, **changes)
         )
-        folder, _ = audit.audit(f"{nets / 'nets.py'}:linear", plan, **BASE)
+        folder, _, _ = audit.audit(f"{nets / 'nets.py'}:linear", plan, **BASE)
         keys.append(store.read_json(folder / "card.json")["audit"])
     assert keys[0] == keys[-1]
     assert len(set(keys)) == len(changed) - 1
@@ -145,7 +145,7 @@ def test_images_are_spread_over_the_classes_and_no_class_is_nan(nets, own_store,
     monkeypatch.setattr(report, "_draw", lambda *_: None)
     for n, counts in ((20, [2] * 10), (4, [1, 1, 1, 1])):
         plan = Plan("fashion_mnist_mini", "0.1", images=n, attacks=("FGSM",), dtype="float32")
-        folder, found = audit.audit(f"{nets / 'nets.py'}:linear", plan, **BASE)
+        folder, found, _ = audit.audit(f"{nets / 'nets.py'}:linear", plan, **BASE)
         assert np.bincount(found.y).tolist() == counts
         assert "nan" not in audit.class_table(found)
         table = pd.read_csv(folder / "class_wise.csv")

@@ -50,7 +50,7 @@ def test_a_model_is_judged_on_it(home, own_store, tmp_path, monkeypatch):
     (tmp_path / "nets.py").write_text(source)
     plan = audit.Plan("imagenet", images=9, attacks=("FGSM",))
     assert plan.eps == "4/255"
-    folder, found = audit.audit(
+    folder, found, _ = audit.audit(
         f"{tmp_path / 'nets.py'}:net", plan, device="cpu", tell=lambda line: None
     )
     assert np.bincount(found.y).tolist() == [3, 3, 3]

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from tiny_runs import shorten_autoattack
 
 from crat import cli, store
 from crat.cli.flags import KNOWN, asked_for, settings, words_for
@@ -268,9 +269,17 @@ def test_train_evaluate_publish(runs, tmp_path, monkeypatch, capsys):
         assert len(list((run.folder / "eval").glob("*.npz"))) == 2
     assert cli.main(["evaluate", run.name, "--attacks", "PGB"]) == 2
     assert (
-        "unknown attack 'PGB'; known: FGSM, PGD-20, CW-20, Square, AA; did you mean"
+        "unknown attack 'PGB'; known: FGSM, PGD-20, CW-20, Square, AA, AA-sampled; did you mean"
         in capsys.readouterr().err
     )
+
+    shorten_autoattack(monkeypatch)
+    words = ["--split", "valid", "--attacks", "AA-sampled", "--device", "cpu"]
+    assert cli.main(["evaluate", run.name, *words]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"class +n +clean +PGD-20 +CW-20 +union\n", told)
+    assert re.search(r"AA-sampled: AutoAttack on \d+ of 100 images, \d+ with the smallest", told)
+    assert re.search(r"\nShirt +10 +\d+ +\d+\.\d \[\d+\.\d, \d+\.\d\] +\d+\.\d\n", told)
 
     monkeypatch.setattr(store, "results_home", lambda: tmp_path / "results")
     assert cli.main(["publish", run.name]) == 0

@@ -85,6 +85,16 @@ def test_what_is_asked_and_not_published_is_a_line(capsys):
     )
 
 
+def test_a_sample_that_is_not_published_is_named_below_phase_one(capsys):
+    run = run_with(-1)
+    assert cli.main(["evaluate", run.name, "--attacks", "AA-sampled"]) == 1
+    told = capsys.readouterr().out
+    assert re.search(r"class +n +clean +PGD-20 +CW-20 +union\n", told)
+    assert "not published: AA-sampled, nor" in told
+    assert " --attacks AA-sampled\n" in told
+    assert "standard error" not in told
+
+
 def test_other_images_and_precisions_are_listed():
     run = run_with(-1)
     lines = published.others(run)

@@ -49,7 +49,9 @@ def test_numbers_below_one_are_refused(numbers):
         step.run(["small_cnn"], **numbers)
 
 
-@pytest.mark.parametrize("name", ["step", "training", "attacks", "precision", "peers", "gpu"])
+@pytest.mark.parametrize(
+    "name", ["step", "training", "attacks", "precision", "peers", "gpu", "autoattack_estimate"]
+)
 def test_each_script_explains_itself(name, monkeypatch, capsys):
     path = Path(step.__file__).with_name(f"{name}.py")
     monkeypatch.setattr(sys, "argv", [path.name, "--help"])
