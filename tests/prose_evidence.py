@@ -40,11 +40,11 @@ def claim(name, *words):
 
 
 def verdicts(name):
-    """Counts of claims: by verdict, decided, with a p after Holm, and a reading of ours."""
+    """Counts of claims: by verdict, decided, with a corrected p, and a reading of ours."""
     rows = claims(name)
     read_as = rows["where"].str.contains("read as").sum()
     decided = rows.verdict.isin(["supported", "reversed", "no effect"]).sum()
-    return [*rows.verdict.value_counts(), decided, rows.p_holm.count(), read_as]
+    return [*rows.verdict.value_counts(), decided, rows.p_adjusted.count(), read_as]
 
 
 @functools.cache

@@ -8,6 +8,8 @@
     test.each("main AT", "worst", "clean")    # (seeds,): clean accuracy of the worst class
     test.cell("main AT", "worst")             # text: the same under PGD, mean ± sd in percent
 
+    test.add("AT + bias-s0", answers, network="main AT-s0")  # answers of a run under a bias
+
     gain = test.compare("main CFA (AT)", "main AT", "worst")
     test.decide("at worst", gain)             # the verdict on a claim of the paper, by its key
     test.settle(folder)                       # the correction for their number; claims.json
