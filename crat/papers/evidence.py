@@ -8,6 +8,8 @@
     test.each("main AT", "worst", "clean")    # (seeds,): clean accuracy of the worst class
     test.cell("main AT", "worst")             # text: the same under PGD, mean ± sd in percent
 
+    test.add("AT + bias-s0", answers, network="main AT-s0")  # answers of a run under a bias
+
     gain = test.compare("main CFA (AT)", "main AT", "worst")
     test.decide("at worst", gain)             # the verdict on a claim of the paper, by its key
     test.settle(folder)                       # the correction for their number; claims.json
@@ -71,6 +73,7 @@ class Evidence:
     claims: Mapping[str, Claim]  # of the paper, by key
     decided: list[Verdict] = field(default_factory=list)
     seen: dict[str, Outcomes] = field(default_factory=dict)  # key -> a network's answers
+    added: dict[str, str] = field(default_factory=dict)  # key of `add` -> that of its network
 
     @classmethod
     def of(
@@ -175,7 +178,9 @@ class Evidence:
     def judge(
         self, battery: Battery | Callable[[str], Battery], keys: Iterable[str] = (), **settings: Any
     ) -> Evidence:
-        """This evidence with the outcomes of some runs as `seen`; all share the list of verdicts.
+        """This evidence with the outcomes of some runs as `seen`.
+
+        All share the list of verdicts, and what `add` was told.
 
         battery: the attacks, or a function that gives those of a key.
         keys: the runs; without them all but the live one.
@@ -186,6 +191,21 @@ class Evidence:
             attacks = battery(key) if callable(battery) else battery
             seen[key] = self.outcomes(key, attacks, **settings)
         return replace(self, seen=seen)
+
+    def add(self, key: str, answers: Outcomes, network: str) -> None:
+        """Adds answers that were not asked for as a run, such as those under a bias, as judged.
+
+        key: their name, with a seed as the runs' keys have it.
+        network: the key of the run that gave them. They belong to its stratum, and as the network
+            may be judged itself, they lend no variance to a comparison of others.
+        Raises ConfigError where the network was not asked for, or the key was.
+        """
+        if network not in self.asked:
+            raise ConfigError(unknown("run", network, self.asked))
+        if key in self.asked:
+            raise ConfigError(f"{key!r} is a run of notebook {self.number}: choose another key")
+        self.seen[key] = answers
+        self.added[key] = network
 
     def bias(self, key: str, max_drop: float) -> list[float]:
         """The bias on the class logits that lifts the weakest class under PGD on validation.
@@ -306,8 +326,9 @@ class Evidence:
 
     def _stratum(self, method: str) -> tuple[Any, ...]:
         """What methods share whose seeds vary alike: data, network, length, an average or none."""
-        config = self.asked.get(self.keys(method)[0])
-        if config is None:  # answers that the notebook made from a run's, such as by a bias
+        key = self.keys(method)[0]
+        config = self.asked.get(self.added.get(key, key))
+        if config is None:  # nobody said which network gave these answers
             return (method,)
         averaged = config.train.average == "ema_update"
         return config.data, config.model.name, config.train.epochs, averaged
@@ -315,15 +336,19 @@ class Evidence:
     def _lenders(
         self, method: str, attacks: tuple[str, ...], without: tuple[str, ...]
     ) -> list[NDArray]:
-        """The runs (S, N) under attacks of the other judged methods in a method's stratum."""
+        """The runs (S, N) under attacks of the other judged methods in a method's stratum.
+
+        A network lends once: neither those of the methods without, nor added answers, lend.
+        """
         needed = set(attacks or tuple(self.battery)[:1])
         stratum = self._stratum(method)
+        compared = {self.added.get(key, key) for name in without for key in self.keys(name)}
         lenders = []
         for other in self.methods:
             keys = self.keys(other)
             judged = all(needed <= self.seen[key].predictions.keys() for key in keys)
-            alike = other not in without and self._stratum(other) == stratum
-            if alike and judged and len(keys) > 1:
+            once = compared.isdisjoint(keys) and self.added.keys().isdisjoint(keys)
+            if once and judged and len(keys) > 1 and self._stratum(other) == stratum:
                 lenders.append(self.runs(other, *needed))
         return lenders
 

@@ -152,6 +152,44 @@ def test_an_averaged_method_is_of_another_stratum(test):
     assert found == compare(Y, a, b, "worst", like_a=[third], like_b=[])
 
 
+def biased(test):
+    """Answers of the networks of "main AT" under a bias: others, of the same stratum."""
+    for s in (0, 1, 2):
+        test.add(f"AT + bias-s{s}", answers(10 + s, 0.9), network=f"main AT-s{s}")
+    return test
+
+
+def test_added_answers_are_of_the_stratum_of_their_network(test):
+    biased(test)
+    a, b, third = (test.runs(name) for name in ("AT + bias", "main CFA (AT)", "main TRADES"))
+    # the bias of a network and the network itself are not two networks
+    assert test.compare("AT + bias", "main CFA (AT)") == compare(Y, a, b, like_a=[third])
+    averaged = {
+        key: config.but(average="ema_update") if key.startswith("main AT-s") else config
+        for key, config in test.asked.items()
+    }
+    found = replace(test, asked=averaged).compare("AT + bias", "main CFA (AT)", "worst")
+    assert found == compare(Y, a, b, "worst", like_a=[], like_b=[third])
+
+
+def test_added_answers_lend_no_variance(test):
+    before = test.compare("main CFA (AT)", "main TRADES"), test.contrast("main TRADES", "gap")
+    biased(test)
+    after = test.compare("main CFA (AT)", "main TRADES"), test.contrast("main TRADES", "gap")
+    assert before == after
+    assert test.methods[-1] == "AT + bias"
+    # another view of the same runs knows whose they are
+    assert test.judge({}, ()).added == test.added
+
+
+def test_answers_are_added_under_a_new_key_and_of_a_run_that_was_asked_for(test):
+    with pytest.raises(ConfigError, match="unknown run 'main AT-s9'"):
+        test.add("AT + bias-s9", answers(0, 0.9), network="main AT-s9")
+    with pytest.raises(ConfigError, match=r"'main AT-s0' is a run of notebook 04"):
+        test.add("main AT-s0", answers(0, 0.9), network="main AT-s1")
+    assert not test.added
+
+
 def test_a_contrast_is_of_the_same_networks_and_pools_their_siblings(test):
     pgd = next(iter(test.battery))
     clean, attacked = (
