@@ -229,11 +229,11 @@ def price(verdict: Verdict) -> str:
     """What would decide an undecided claim: "8 seeds", "5 seeds and 4 times the images" ...
 
     It would be found with probability POWER at its corrected level, were it as large as it was
-    found here, or as the smallest difference that matters if that is more. "" where there is no
-    variance to reckon with, as for a correlation over classes.
+    found here, or as the smallest difference that matters if that is more. "" at a floor, and where
+    there is no variance to reckon with, as for a correlation over classes.
     """
     found = verdict.estimate
-    if found is None or isnan(found.seed_variance) or found.seeds < 2:
+    if found is None or found.kind == "floor" or isnan(found.seed_variance) or found.seeds < 2:
         return ""
     target = max(abs(found.value), verdict.claim.smallest_difference)
     settled = found.p > 0 and not isnan(verdict.p_adjusted)

@@ -53,6 +53,7 @@ def test_a_floor_decides_nothing():
     assert (settled.verdict, np.isnan(settled.p_adjusted)) == ("undecided", True)
     (row,) = c.claims_table([settled]).itertuples()
     assert c.ours(row).endswith("both at the floor")
+    assert not row.price
 
 
 def test_claims_declare_what_they_need():
