@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from crat import data, store
 from crat.attacks.decision import Decision, LogitBias
-from crat.config import ConfigError
+from crat.config import DATASETS, ConfigError, DataConfig
 from crat.data.images import classes_in_turn
 from crat.device import pick_device
+from crat.names import one_of
 from crat.outcomes import margins
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
@@ -33,6 +34,8 @@ class Question:
     inference).
     first: the number of images, from the first on (None: all).
     spread: whether the classes give their images in turn, so that the first are spread evenly.
+    test_set: another data set with the same classes, whose test images are judged; "" is the run's
+    own. Networks that were trained on the shipped images are judged on all of Fashion-MNIST's.
     images: the places, among all these images, of those that are asked for (None: all); the
     outcomes have no other image.
     dtype: precision of the search for adversarial examples; outcomes are judged in float32.
@@ -47,6 +50,7 @@ class Question:
     bias: Sequence[float] | None = None
     first: int | None = None
     spread: bool = False
+    test_set: str = ""
     images: Sequence[int] | None = None
     dtype: str = "float32"
     seed: int = 0
@@ -58,6 +62,10 @@ class Question:
             raise ConfigError(f"which is 'best' or 'last', not {self.which!r}")
         if self.first is not None and self.first < 1:
             raise ConfigError(f"first is a number of images, at least 1, not {self.first}")
+        if self.test_set:
+            one_of("data set", self.test_set, DATASETS)
+            if self.split != "test":
+                raise ConfigError("test_set has test images: split must be 'test'")
         if self.images is not None and not len(self.images):
             raise ConfigError("images are the places of at least one image")
 
@@ -69,8 +77,8 @@ class Question:
     def decided_by(self, run: Run) -> dict[str, Any]:
         """Everything besides the attack that decides an outcome of a run.
 
-        The settings "first", "bias", "order" and "images" are absent where the question does not
-        use them.
+        The settings "first", "bias", "order", "test_set" and "images" are absent where the question
+        does not use them.
         """
         source = self.crafted_on
         settings: dict[str, Any] = {
@@ -88,13 +96,32 @@ class Question:
             settings["bias"] = [float(b) for b in self.bias]
         if self.first and self.spread:
             settings["order"] = "classes in turn"
+        if self.test_set not in ("", run.config.data.name):
+            settings["test_set"] = self.test_set
         if self.images is not None:
             settings["images"] = store.digest([int(place) for place in self.images])
         return settings
 
+    def _data(self, own: DataConfig) -> DataConfig:
+        """The settings of the images; of another test set no training image is needed.
+
+        Raises ConfigError where the other data set has other classes or another shape.
+        """
+        if self.test_set in ("", own.name):
+            return own
+        there, here = DATASETS[self.test_set], DATASETS[own.name]
+        if (there.classes, there.image_shape) != (here.classes, here.image_shape):
+            raise ConfigError(
+                f"{self.test_set} has other classes or shapes than {own.name}, on which the "
+                "network was trained: it cannot be its test_set"
+            )
+        return replace(
+            own, name=self.test_set, train_per_class=1, valid_per_class=1, imbalance_ratio=1.0
+        )
+
     def subject(self, run: Run, device: torch.device) -> Subject:
         """The network, the network to craft examples on, and the images, on a device."""
-        images = data.load(run.config.data)
+        images = data.load(self._data(run.config.data))
         x = getattr(images, f"x_{self.split}").to(device)
         y = getattr(images, f"y_{self.split}").to(device)
         model = network(run, self.which, device)

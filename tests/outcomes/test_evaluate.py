@@ -5,6 +5,7 @@ published.
 import json
 from dataclasses import replace
 
+import data_files
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tiny_runs import shorten_autoattack
 from crat import data, store
 from crat.attacks import PGD, AutoAttack, Decision
 from crat.attacks.judge import attacked_logits
-from crat.config import ConfigError, RunConfig
+from crat.config import ConfigError, DataConfig, RunConfig
 from crat.outcomes import ask, cache, files
 from crat.outcomes import evaluation as evaluate
 from crat.outcomes.ask import outcomes
@@ -149,6 +150,30 @@ def test_a_model_restricted_to_some_classes(run):
     np.testing.assert_allclose(*pairs, rtol=2e-3, atol=1e-3)  # float16 of images in other company
     x = torch.rand(2, 1, 28, 28)
     assert torch.equal(Decision(run.model(), keep)(x), run.model()(x)[:, keep])
+
+
+def test_another_test_set_of_the_same_classes(run, tmp_path, monkeypatch):
+    """The shipped images teach; Fashion-MNIST's own test images, here made of noise, judge."""
+    home = data_files.empty_home(tmp_path, monkeypatch)
+    arrays = data_files.made("fashion_mnist", per_class=6)
+    np.savez(home / "fashion_mnist.npz", **arrays)
+    own = evaluate.evaluate(run, BATTERY, first=20)
+    seen = evaluate.evaluate(run, BATTERY, test_set="fashion_mnist")
+    assert (seen.y == arrays["y_test"]).all()
+    few = DataConfig("fashion_mnist", train_per_class=1, valid_per_class=1)
+    x = data.load(few).x_test.float() / 255
+    with torch.no_grad():
+        assert (run.model()(x).argmax(1).numpy() == seen.clean).all()
+    assert len(own.y) == 20
+    same = evaluate.evaluate(run, BATTERY, first=20, test_set=CONFIG.data.name)
+    assert (same.predictions["PGD-2"] == own.predictions["PGD-2"]).all()
+    assert evaluate.judged(run, BATTERY, test_set="fashion_mnist")
+    with pytest.raises(ConfigError, match="mnist has other classes or shapes than fashion_mnist_m"):
+        evaluate.evaluate(run, BATTERY, test_set="mnist")
+    with pytest.raises(ConfigError, match="split must be 'test'"):
+        evaluate.evaluate(run, BATTERY, test_set="fashion_mnist", split="valid")
+    with pytest.raises(ConfigError, match="unknown data set 'fashion'"):
+        evaluate.evaluate(run, BATTERY, test_set="fashion")
 
 
 def test_asks_trains_only_what_is_missing(monkeypatch):
