@@ -44,7 +44,7 @@ from crat.outcomes.ask import outcomes
 from crat.outcomes.batteries import Battery, usual_battery
 from crat.outcomes.cache import Outcomes
 from crat.papers import PAPERS
-from crat.papers.common import USUAL, Runs, claims_file, evidence_profile
+from crat.papers.common import USUAL, Runs, claims_file, evidence_profile, h100_runs
 from crat.store import Store
 from crat.training.run import Run
 from crat.training.start import MissingStart
@@ -206,6 +206,15 @@ class Evidence:
             raise ConfigError(f"{key!r} is a run of notebook {self.number}: choose another key")
         self.seen[key] = answers
         self.added[key] = network
+
+    def h100(self) -> Evidence:
+        """The two published runs on CIFAR-10 at the papers' network, judged by PGD-20 and CW-20.
+
+        They have one seed and are undertrained, so they are shown and decide nothing. They are read
+        whatever this evidence's data set, and never trained.
+        """
+        apart = replace(self, asked=h100_runs(), store=Store.usual(), decided=[], added={})
+        return apart.judge(usual_battery("cifar10"), apart.asked, dtype="bfloat16")
 
     def bias(self, key: str, max_drop: float) -> list[float]:
         """The bias on the class logits that lifts the weakest class under PGD on validation.

@@ -286,3 +286,12 @@ def test_a_run_that_starts_from_another_of_the_plan_is_trained_after_it(own_stor
     for work in (evidence.train, lambda key: evidence.outcomes(key, battery, progress="none")):
         with pytest.raises(MissingStart, match="the weights of lost are not in"):
             work("lost-s0")
+
+
+def test_the_h100s_runs_are_read_from_any_notebook_and_share_no_verdict():
+    evidence = Evidence.of("04", "quick", recompute=True)
+    gpu = evidence.h100()
+    assert (gpu.dataset, gpu.methods) == ("cifar10", ["CIFAR-10, AT+EMA", "CIFAR-10, CFA (AT)+EMA"])
+    assert gpu.runs("CIFAR-10, AT+EMA", "PGD-20", "CW-20").shape == (1, 10_000)
+    gpu.decide("at worst", None)
+    assert not evidence.decided
