@@ -131,8 +131,8 @@ def test_a_published_mean_by_hand():
 
 
 def test_a_share_by_hand():
-    """Three runs on shared images: seeds' variance / 3, and an image's binomial one, from
-    Wilson's width, once.
+    """Three runs on shared images: seeds' variance / 3 with 2 degrees, and an image's binomial
+    one, from Wilson's width, once; the degrees of both by Satterthwaite.
     """
     k, n = np.array([80, 70, 75]), np.array([100, 100, 100])
     found = c.share(k, n, 0.5)
@@ -140,12 +140,17 @@ def test_a_share_by_hand():
         (high - low) / 2 / Z for low, high in (m.wilson(a, b) for a, b in zip(k, n, strict=True))
     ]
     images, seeds = np.mean(np.square(widths)), np.var(k / n, ddof=1)
-    t, se = 4.302652729911275, sqrt(seeds / 3 + images)
     assert found.value == pytest.approx(0.25)
-    assert (found.low, found.high) == pytest.approx((0.25 - t * se, 0.25 + t * se))
-    assert (found.df, found.kind) == (2, "runs")
-    own, se = c.share(k, n, 0.5, shared=False), sqrt(seeds / 3 + images / 3)
-    assert (own.low, own.high) == pytest.approx((0.25 - t * se, 0.25 + t * se))
+    assert (found.seed_df, found.kind) == (2, "runs")
+    own = c.share(k, n, 0.5, shared=False)
+    for estimate, of_images in ((found, images), (own, images / 3)):
+        variance = seeds / 3 + of_images
+        assert estimate.df == pytest.approx(variance**2 / ((seeds / 3) ** 2 / 2))
+        half = stats.t.isf(0.025, estimate.df) * sqrt(variance)
+        assert (estimate.low, estimate.high) == pytest.approx((0.25 - half, 0.25 + half))
+    lent = c.share(k, n, 0.5, siblings=[([50, 60], [100, 100])])
+    assert lent.seed_df == 3
+    assert lent.seed_variance == pytest.approx((2 * seeds + 0.005) / 3 / 3)
     one = c.share(8, 10, 0.5)
     assert one.p == pytest.approx(2 * sum(comb(10, i) for i in (0, 1, 2)) / 2**10)
     assert (one.low, one.high) == pytest.approx([limit - 0.5 for limit in m.wilson(8, 10)])
@@ -208,16 +213,17 @@ def test_two_attacks_on_one_network_have_the_variance_of_their_differences():
     """
     y = np.repeat([0, 1], 200)
     a, b = (np.stack([np.arange(400) % 100 < top for top in tops]) for tops in ((75, 50), (50, 50)))
-    found = c.compare(y, a, b, same_runs=True, draws=4000)
+    found = c.contrast(y, a, b, draws=4000)
     differences = np.array([0.25, 0.0])
     per_image = (a.mean(0) - b.mean(0)).reshape(2, 200)
     images = per_image.var(1).mean() / 200 / 2
-    t = stats.t.isf(0.025, 1)
+    of_seeds = differences.var(ddof=1) / 2
+    df = (of_seeds + images) ** 2 / of_seeds**2
     assert found.value == pytest.approx(0.125)
-    assert found.df == 1
-    assert (found.high - found.value) == pytest.approx(
-        t * sqrt(differences.var(ddof=1) / 2 + images), rel=0.01
-    )
+    assert found.seed_df == 1
+    assert found.df == pytest.approx(df, rel=0.01)
+    half = stats.t.isf(0.025, df) * sqrt(of_seeds + images)
+    assert (found.high - found.value) == pytest.approx(half, rel=0.01)
 
 
 def test_one_seed_has_the_interval_of_its_images():
@@ -239,11 +245,10 @@ def test_runs_at_the_floor_or_ceiling_lend_no_variance():
     a, b = (np.stack([np.arange(200) % 10 < top for top in (8, 7)]) for _ in "ab")
 
     def degrees(share):
-        return c.compare(
-            y, a, b, others=[np.stack([np.arange(200) < share * 200] * 3)], draws=10
-        ).df
+        third = np.stack([np.arange(200) < share * 200] * 2)
+        return c.compare(y, a, b, like_a=[third], draws=10).seed_df
 
-    assert [degrees(share) for share in (0.01, 0.015, 0.5, 0.985, 0.99)] == [2, 4, 4, 4, 2]
+    assert [degrees(share) for share in (0.01, 0.015, 0.5, 0.985, 0.99)] == [1, 2, 2, 2, 1]
 
 
 def test_worst_classes_that_disagree_in_sign_decide_nothing():

@@ -178,7 +178,7 @@ def test_the_cells_of_the_notebook_on_a_hundred_classes(tmp_path, monkeypatch, c
     for source in sources:
         exec(source, cell)
     plots.plt.close("all")
-    within, every, chance = cell["inside"]["PGD-20"]
+    within, every, chance = cell["inside"]["pgd_at", "PGD-20"]
     assert (within / every).mean() == pytest.approx(0.7 + 0.3 * 4 / 99, abs=0.05)
     assert chance == pytest.approx(4 / 99)
     table = pd.read_csv(tmp_path / "01" / "superclasses.csv")
