@@ -83,7 +83,7 @@ def test_a_good_and_a_failed_notebook(capsys, monkeypatch, elsewhere):
     assert max(map(len, told.out.splitlines())) <= 120
     csv = Path("figures/quick/claims.csv").read_text().splitlines()
     assert csv[0].startswith(
-        "notebook,paper,where,claim,the paper's number,ours,low,high,functional,role,verdict,setting"
+        "notebook,paper,where,claim,the paper's number,ours,low,high,functional,role,verdict,"
     )
     assert csv[1].startswith(
         "00_good,Tian 2021,Fig. 1,Classes differ in robust | clean accuracy,12.3,0.123,0.1,0.2"
