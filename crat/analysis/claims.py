@@ -68,7 +68,7 @@ POINTS = ("average", "worst", "crossfit", "tail", "gap", "spread", "share")
 # the numeric columns of a claims table
 NUMBERS = ["value", "low", "high", "low90", "high90", "p", "p_adjusted", "detectable", "df"]
 # The level of each look where seeds may be added after it (at 3, 5 and 8): three looks at 5 % each
-# are false in 11 % of the cases, at 2 % in 5 %.
+# are false in 11 % of the cases, at 2 % in 6 % at most.
 LOOK = 0.02
 MOST_SEEDS, MOST_IMAGES = 30, 16  # the farthest that a price goes: seeds, and times the images
 
@@ -230,7 +230,8 @@ def price(verdict: Verdict) -> str:
 
     It would be found with probability POWER at its corrected level, were it as large as it was
     found here, or as the smallest difference that matters if that is more. "" at a floor, and where
-    there is no variance to reckon with, as for a correlation over classes.
+    there is no variance to reckon with, as for a correlation over classes. Too low where the
+    corrected p has reached 1, which hides by how much it was corrected.
     """
     found = verdict.estimate
     if found is None or found.kind == "floor" or isnan(found.seed_variance) or found.seeds < 2:
