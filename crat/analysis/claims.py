@@ -126,11 +126,14 @@ class Verdict:
     """A claim with its estimate (None: not run).
 
     p_adjusted: set by `settle`; until then the plain p counts.
+    correction: set by `settle`; by what its p will be multiplied if the claim is the next of its
+        family to be decided, the looks included.
     """
 
     claim: Claim
     estimate: Estimate | None
     p_adjusted: float = nan
+    correction: float = 1.0
 
     @property
     def verdict(self) -> str:
@@ -195,19 +198,33 @@ def benjamini_hochberg(p: ArrayLike) -> NDArray:
 
 
 def settle(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The same verdicts with p_adjusted, corrected inside each family.
+    """The same verdicts with p_adjusted and correction, corrected inside each family.
 
     Holm over a paper's primary claims, Benjamini-Hochberg over a notebook's exploratory ones; the
     price of looks comes before. A claim that was not run, has one seed or lies at the floor is not
     counted as a test.
     """
     p = np.array([_tested_p(v) for v in verdicts])
+    correction = np.array([_looks(v.claim) for v in verdicts])
     families = [_family(v.claim) for v in verdicts]
     for family in set(families):
         inside = np.array([other == family for other in families])
         correct = holm if family[0] == ROLES[0] else benjamini_hochberg
         p[inside] = correct(p[inside])
-    return [replace(v, p_adjusted=float(q)) for v, q in zip(verdicts, p, strict=True)]
+        correction[inside] *= _next_factor(p[inside], family[0])
+    return [
+        replace(v, p_adjusted=float(q), correction=float(factor))
+        for v, q, factor in zip(verdicts, p, correction, strict=True)
+    ]
+
+
+def _next_factor(p_adjusted: NDArray, role: str) -> float:
+    """The factor of the next claim of a family to be decided, while those decided stay so."""
+    tests = np.count_nonzero(~np.isnan(p_adjusted))
+    decided = np.count_nonzero(p_adjusted < 1 - LEVEL)
+    if role == ROLES[0]:
+        return max(tests - decided, 1)
+    return max(tests / (decided + 1), 1.0)
 
 
 def _family(claim: Claim) -> tuple[str, str, str]:
@@ -221,8 +238,12 @@ def _tested_p(verdict: Verdict) -> float:
     estimate = verdict.estimate
     if estimate is None or estimate.kind in ("checkpoints", "floor"):
         return nan
-    looks = (1 - LEVEL) / LOOK if verdict.claim.looks > 1 else 1.0
-    return min(1.0, looks * estimate.p)
+    return min(1.0, _looks(verdict.claim) * estimate.p)
+
+
+def _looks(claim: Claim) -> float:
+    """By what the looks at a claim multiply its p."""
+    return (1 - LEVEL) / LOOK if claim.looks > 1 else 1.0
 
 
 def price(verdict: Verdict) -> str:
@@ -230,16 +251,13 @@ def price(verdict: Verdict) -> str:
 
     It would be found with probability POWER at its corrected level, were it as large as it was
     found here, or as the smallest difference that matters if that is more. "" at a floor, and where
-    there is no variance to reckon with, as for a correlation over classes. Too low where the
-    corrected p has reached 1, which hides by how much it was corrected.
+    there is no variance to reckon with, as for a correlation over classes.
     """
     found = verdict.estimate
     if found is None or found.kind == "floor" or isnan(found.seed_variance) or found.seeds < 2:
         return ""
     target = max(abs(found.value), verdict.claim.smallest_difference)
-    settled = found.p > 0 and not isnan(verdict.p_adjusted)
-    correction = max(verdict.p_adjusted / found.p, 1.0) if settled else 1.0
-    level = 1 - (1 - LEVEL) / correction
+    level = 1 - (1 - LEVEL) / verdict.correction
     for images in (1, 2, 4, 8, MOST_IMAGES):
         for seeds in range(found.seeds, MOST_SEEDS + 1):
             if detectable_value(_with_more(found, seeds, images), level) <= target:

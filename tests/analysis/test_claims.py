@@ -153,6 +153,25 @@ def test_the_price_of_an_undecided_claim():
     assert c.price(c.decide(claim("worst"), c.Estimate(0.1, -0.1, 0.3, 0.3, "correlation"))) == ""
 
 
+def test_a_price_pays_for_the_family_and_the_looks():
+    """A row whose corrected p has been cut at 1 costs what the next decided row would."""
+    noise = {"seeds": 3, "seed_df": 8.0, "image_variance": 1e-6, "seed_variance": 1e-4}
+    lost = [c.Estimate(0.02, -0.02, 0.06, p, **noise) for p in (0.5, 0.7, 0.9)]
+    sure = c.Estimate(0.05, 0.04, 0.06, 0.001, **noise)
+    settled = c.settle([c.decide(claim(), found) for found in (*lost, sure)])
+    assert [v.p_adjusted for v in settled[:3]] == [1, 1, 1]
+    assert [v.correction for v in settled] == [3, 3, 3, 3]  # Holm: three of four are left
+
+    alone = c.settle([c.decide(claim(), lost[0])])[0]
+    looked_at = c.settle([c.decide(claim(looks=3), lost[0])])[0]
+    assert (alone.correction, looked_at.correction) == pytest.approx((1, 2.5))
+    seeds = [int(c.price(v).split()[0]) for v in (alone, looked_at, settled[0])]
+    assert seeds == sorted(set(seeds))  # each costs more than the one before
+
+    questions = [c.decide(claim(role="exploratory"), found) for found in (*lost, sure)]
+    assert [v.correction for v in c.settle(questions)] == [2, 2, 2, 2]  # four tests, one decided
+
+
 def test_a_row_is_written_alike_before_and_after_json(tmp_path):
     verdict = c.decide(claim(), c.Estimate(-0.0215, -0.0305, 0.0125 - 0.025, 0.01))
     c.write([verdict], tmp_path / "claims.json")
