@@ -348,16 +348,17 @@ class Selection:
 
     data: name of a data set; "": the profile's.
     seeds: of repeated runs; 0 must be among them, for it is the seed of runs that are not repeated.
+    (): as many as the plan has for each.
     Raises ConfigError on an unknown data set or other seeds.
     """
 
     data: str = ""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.data:
             _one_of(self, "data set", "data", DATASETS)
-        if 0 not in self.seeds or min(self.seeds) < 0:
+        if self.seeds and (0 not in self.seeds or min(self.seeds) < 0):
             given = " ".join(map(str, self.seeds))
             raise ConfigError(
                 f"seeds are numbers, 0 among them for what is run once: 0 1 2, not {given}"
@@ -365,14 +366,18 @@ class Selection:
         object.__setattr__(self, "seeds", tuple(sorted(set(self.seeds))))
 
     @classmethod
-    def read(cls, data: str = "", seeds: str = "0 1 2") -> Selection:
-        """The selection in a notebook's parameters, where seeds are text such as "0 1 2"."""
+    def read(cls, data: str = "", seeds: str = "") -> Selection:
+        """The selection in a notebook's parameters, where seeds are text such as "0 1 2", or ""."""
         words = seeds.split()
-        if not words or not all(word.isdecimal() for word in words):
+        if not all(word.isdecimal() for word in words):
             raise ConfigError(
                 f"seeds are numbers with spaces between them, such as 0 1 2, not {seeds!r}"
             )
         return cls(data, tuple(map(int, words)))
+
+    def repeated(self, usual: int) -> tuple[int, ...]:
+        """The seeds of a run that is repeated: those selected, or as many as usual."""
+        return self.seeds or tuple(range(usual))
 
     def on_data(self, base: RunConfig) -> RunConfig:
         """A plan's base run on the selected data set, with the same number of images per class."""

@@ -99,7 +99,7 @@ def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], aga
     """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     seed = parameters.get("seed", declared(path).get("seed", 0))
-    chosen = Selection.read(parameters.get("data", ""), parameters.get("seeds", "0 1 2"))
+    chosen = Selection.read(parameters.get("data", ""), parameters.get("seeds", ""))
     runs, weights = plan_of(path.stem[:2], profile, seed, chosen)
     made_from = {
         "notebook": store.digest([(cell["cell_type"], "".join(cell["source"])) for cell in cells]),

@@ -27,7 +27,7 @@ from crat.names import did_you_mean, one_of
 from crat.store import Store
 from crat.text import aligned, shown
 
-AS_PLANNED = Selection()  # each plan's own data set, and the usual seeds
+AS_PLANNED = Selection()  # each plan's own data set, and seeds
 
 
 def run(
@@ -141,7 +141,7 @@ def _as_parameters(selection: Selection, recompute: bool) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     if selection.data:
         flags["data"] = selection.data
-    if selection.seeds != AS_PLANNED.seeds:
+    if selection.seeds:
         flags["seeds"] = " ".join(map(str, selection.seeds))
     if recompute:
         flags["recompute"] = True

@@ -34,7 +34,7 @@ def _add_what(parser: ArgumentParser) -> None:
         type=int,
         nargs="+",
         metavar="N",
-        help="of the runs that are repeated (default: 0 1 2)",
+        help="of the runs that are repeated (default: 0 1 2 ... as the plan has it)",
     )
     add(
         "--set",
@@ -70,7 +70,7 @@ def _add_how(parser: ArgumentParser) -> None:
 def run(a: Namespace) -> int:
     """Runs the command; SIGTERM stops it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    selection = Selection(a.data or "", tuple(a.seeds or Selection.seeds))
+    selection = Selection(a.data or "", tuple(a.seeds or ()))
     from crat.batch import reproduce
 
     return reproduce.run(

@@ -10,6 +10,7 @@ from crat.defenses import preset
 from crat.papers.common import (
     EMA,
     LOOKS,
+    MAIN_SEEDS,
     USUAL,
     Runs,
     base_of,
@@ -49,7 +50,7 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     base = base_of(profile_name, selection)
     runs: Runs = {}
     for method, changes in TRIED.items():
-        runs |= seeded(method, base.but(**changes), selection.seeds)
+        runs |= seeded(method, base.but(**changes), selection.repeated(MAIN_SEEDS))
     return runs
 
 

@@ -7,6 +7,7 @@ from crat.config import RunConfig, Selection
 from crat.papers import all_methods
 from crat.papers.common import (
     EXPLORATORY,
+    FEW_SEEDS,
     GATED,
     LOOKS,
     NONE,
@@ -42,7 +43,7 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     """The runs of notebook 06, and "short AT+EMA-s0", "short AT, plain-s0", "short AT, FAWA-s0"."""
     base = sweep(profile_name, selection)
     runs = all_methods.evidence_runs(profile_name, selection)
-    for s in selection.seeds:
+    for s in selection.repeated(FEW_SEEDS):
         runs[f"short AT+EMA-s{s}"] = base.but(seed=s)
         for name, changes in AVERAGED.items():
             runs[f"short {name}-s{s}"] = base.but(**changes).but(seed=s)

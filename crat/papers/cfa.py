@@ -14,6 +14,7 @@ from crat.papers.common import (
     EXPLORATORY,
     GATED,
     LOOKS,
+    MAIN_SEEDS,
     NONE,
     USUAL,
     Runs,
@@ -65,9 +66,10 @@ def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     """The runs "main CFA (AT)-s0" ...; the sweeps' "AT-s0", "eps 0.4-s0", "AT + CCM" ..."""
     base, main = sweep(profile_name, selection), all_methods.evidence_runs(profile_name, selection)
-    runs = {f"main {m}-s{s}": main[f"{m}-s{s}"] for m in MAIN for s in selection.seeds}
+    seeds = selection.repeated(MAIN_SEEDS)
+    runs = {f"main {m}-s{s}": main[f"{m}-s{s}"] for m in MAIN for s in seeds}
     standard = base_of(profile_name, selection).but(defense="standard")  # no margin
-    runs |= seeded("main standard", standard, selection.seeds)
+    runs |= seeded("main standard", standard, seeds)
     runs["AT-s0"] = base
     eps = number(base.resolved().train.eps or 0)
     runs |= {f"eps {share:g}-s0": base.but(eps=round(share * eps, 6)) for share in MARGINS}

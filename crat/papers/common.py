@@ -8,6 +8,9 @@ from crat.config import DataConfig, RunConfig, Selection, TrainConfig, profile
 
 Runs = dict[str, RunConfig]
 
+# The seeds of a profile's main runs, of the ablations and sweeps, and of the methods beside them.
+MAIN_SEEDS = 3
+FEW_SEEDS = 3
 # How often the claims on a profile's main runs are decided: with three, five and eight seeds.
 LOOKS = 3
 # the role of a claim that no abstract or table makes: a control, a question of ours
@@ -15,7 +18,7 @@ EXPLORATORY: dict[str, Any] = {"role": "exploratory"}
 # The small sets that are judged beside Fashion-MNIST, each by its own runs and verdicts.
 BESIDE = ("mnist", "cifar10")
 
-USUAL = Selection()  # each plan's own data sets, seeds 0, 1 and 2
+USUAL = Selection()  # each plan's own data sets and seeds
 
 EMA: dict[str, Any] = {"average": "ema_update"}
 # Averages of CFA's Tables 2 and 3 at the sweeps' length. An average of 200 epochs at 0.85 forgets

@@ -44,7 +44,7 @@ from crat.outcomes.ask import outcomes
 from crat.outcomes.batteries import Battery, usual_battery
 from crat.outcomes.cache import Outcomes
 from crat.papers import PAPERS
-from crat.papers.common import USUAL, Runs, claims_file, evidence_profile, h100_runs
+from crat.papers.common import Runs, claims_file, evidence_profile, h100_runs
 from crat.store import Store
 from crat.training.run import Run
 from crat.training.start import MissingStart
@@ -68,7 +68,7 @@ class Evidence:
     number: str  # of the notebook
     profile: str
     asked: Runs  # key -> the settings of a run; "live" is the one that the notebook trains
-    seeds: tuple[int, ...]  # of the repeated runs
+    selection: Selection  # the data set and the seeds, where a reader chose them
     store: Store
     claims: Mapping[str, Claim]  # of the paper, by key
     decided: list[Verdict] = field(default_factory=list)
@@ -83,14 +83,14 @@ class Evidence:
         *,
         seed: int = 0,
         data: str = "",
-        seeds: str = "0 1 2",
+        seeds: str = "",
         recompute: bool = False,
     ) -> Evidence:
         """The evidence of a notebook with these parameters; nothing is read or trained yet.
 
         seed: of the live run.
         data: another data set for all runs; "" is each plan's own.
-        seeds: of the repeated runs.
+        seeds: of the repeated runs; "" is as many as each plan has.
         recompute: trains all runs again, in another store.
         Raises ConfigError.
         """
@@ -98,7 +98,7 @@ class Evidence:
         selection = Selection.read(data, seeds)
         asked = paper.plan(profile, seed, selection)
         claimed = getattr(paper, "CLAIMS", {})
-        return cls(number, profile, asked, selection.seeds, Store.chosen(recompute), claimed)
+        return cls(number, profile, asked, selection, Store.chosen(recompute), claimed)
 
     @property
     def live(self) -> RunConfig:
@@ -113,6 +113,11 @@ class Evidence:
         return main if main in used else used[0]
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the repeated runs; some methods have the first few of them only."""
+        return tuple(sorted({self.asked[key].train.seed for key in self._repeated}))
+
+    @property
     def battery(self) -> Battery:
         """The judging attacks PGD and CW at the data set's protocol, by name."""
         return usual_battery(self.dataset)
@@ -123,6 +128,10 @@ class Evidence:
         used = sorted({self.asked[key].data.name for key in self._repeated})
         where = f"{describe(pick_device())}; torch {torch.__version__}; profile {self.profile}"
         return f"{where}; evidence on {', '.join(used)}; seeds {' '.join(map(str, self.seeds))}"
+
+    def planned(self, *methods: str) -> list[str]:
+        """The keys of the plan's runs of these methods, whether they are judged or not."""
+        return [key for key in self.asked if _method(key) in methods]
 
     def run(self, key: str) -> Run:
         """The run of a key: card, history and weights; raises ConfigError on an unknown key."""
@@ -404,7 +413,7 @@ class Evidence:
     @property
     def _is_the_published(self) -> bool:
         """Whether the published verdicts are of these runs; other seeds may decide otherwise."""
-        if self.seeds != USUAL.seeds or not self._published.exists():
+        if self.selection.seeds or not self._published.exists():
             return False
         return all(self.run(key).published for key in self._repeated)
 

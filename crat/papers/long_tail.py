@@ -16,6 +16,7 @@ from crat.defenses import preset
 from crat.papers.common import (
     EMA,
     EXPLORATORY,
+    FEW_SEEDS,
     SMALL,
     USUAL,
     Runs,
@@ -82,9 +83,9 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     base = tailed(profile_name, selection)
     runs: Runs = {}
     for name, changes in COMPARED.items():
-        runs |= seeded(name, base.but(**changes | EMA), selection.seeds)
+        runs |= seeded(name, base.but(**changes | EMA), selection.repeated(FEW_SEEDS))
     # as many images without a tail: the loss by their number, apart from that by the tail
-    return runs | seeded("balanced AT", even(base).but(**EMA), selection.seeds)
+    return runs | seeded("balanced AT", even(base).but(**EMA), selection.repeated(FEW_SEEDS))
 
 
 TABLE = "a table of TAET's, as third-party notes give it"

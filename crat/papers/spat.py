@@ -10,7 +10,9 @@ from crat.defenses import preset
 from crat.papers.common import (
     EMA,
     EXPLORATORY,
+    FEW_SEEDS,
     LOOKS,
+    MAIN_SEEDS,
     USUAL,
     Runs,
     base_of,
@@ -63,7 +65,7 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     base, main = sweep(profile_name, selection), base_of(profile_name, selection)
     runs = {f"{name}-s0": base.but(**preset(method)) for name, method in LINEAR.items()}
     for name, options in TERMS.items():
-        seeds = selection.seeds if name in REPEATED else (0,)
+        seeds = selection.repeated(FEW_SEEDS) if name in REPEATED else (0,)
         runs |= seeded(name, base.but(**preset("spat", **options)), seeds)
     runs |= {f"form {form}": base.but(**preset("spat", form=form)) for form in FORMS}
     for name, values in SWEPT.items():
@@ -74,7 +76,7 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
             else:
                 runs[f"{name} {value:g}"] = base.but(**preset("spat", **changed))
     for name, changes in MAIN.items():
-        runs |= seeded(f"main {name}", main.but(**changes), selection.seeds)
+        runs |= seeded(f"main {name}", main.but(**changes), selection.repeated(MAIN_SEEDS))
     return runs
 
 

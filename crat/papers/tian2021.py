@@ -15,7 +15,9 @@ from crat.papers.common import (
     BESIDE,
     EMA,
     EXPLORATORY,
+    FEW_SEEDS,
     LOOKS,
+    MAIN_SEEDS,
     USUAL,
     Runs,
     base_of,
@@ -36,7 +38,7 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
     runs; on a data set that has none, from runs at its own settings.
     Raises ConfigError on a single seed, for the hazard and the class removal need another training.
     """
-    if len(selection.seeds) < 2:
+    if len(selection.repeated(MAIN_SEEDS)) < 2:
         raise ConfigError("notebook 01 needs two seeds or more, such as 0 1")
     live = fitted(shown_live(profile_name, selection), profile_name).but(
         defense="pgd_at", seed=seed
@@ -53,13 +55,13 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     short = fitted(sweep(profile_name, selection), profile_name)
     runs: Runs = {}
     for method in TRAINED:
-        runs |= seeded(method, base.but(defense=method), selection.seeds)
+        runs |= seeded(method, base.but(defense=method), selection.repeated(MAIN_SEEDS))
     for k in DATASETS[base.data.name].removed_classes:
         runs[f"without-{k}-s0"] = base.but(defense="pgd_at", drop_classes=(k,))
-    runs |= seeded("AT", short.but(**preset("pgd_at")), selection.seeds)
+    runs |= seeded("AT", short.but(**preset("pgd_at")), selection.repeated(FEW_SEEDS))
     for form in FORMS:
         lifted = short.but(**preset("tian2021", form=form) | EMA)
-        runs |= seeded(f"lift {form}", lifted, selection.seeds)
+        runs |= seeded(f"lift {form}", lifted, selection.repeated(FEW_SEEDS))
     return runs
 
 

@@ -27,6 +27,9 @@ COMPARED: dict[str, dict[str, Any]] = {
 }
 
 
+SEEDS = 8  # a training takes seconds
+
+
 LIVE = ("live",)  # the network itself is used
 
 
@@ -52,7 +55,7 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     base = sweep(profile_name, selection)
     runs: Runs = {}
     for name, changes in COMPARED.items():
-        runs |= seeded(name, base.but(**changes | EMA), selection.seeds)
+        runs |= seeded(name, base.but(**changes | EMA), selection.repeated(SEEDS))
     return runs
 
 

@@ -26,7 +26,7 @@ from crat.training.run import Run, fine_tuned
 pytestmark = pytest.mark.usefixtures("own_store")
 
 PARAMETERS = (
-    'profile: str = "quick"\nseed: int = 0\neps: float = 0.1\ndata: str = ""\nseeds: str = "0 1 2"'
+    'profile: str = "quick"\nseed: int = 0\neps: float = 0.1\ndata: str = ""\nseeds: str = ""'
 )
 NAMES = ("00_start_here", "03_hou2023_spat", "04_wei2023_cfa")
 LIVE, FIRST, SECOND, THIRD = (profile("quick").but(seed=s) for s in range(4))

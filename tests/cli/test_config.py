@@ -130,7 +130,9 @@ def test_another_data_set_keeps_the_number_of_images_of_a_class():
 def test_a_selection_is_read_from_a_notebooks_parameters():
     assert Selection.read() == Selection()
     assert Selection.read("mnist", "4 0 2 4") == Selection("mnist", (0, 2, 4))
-    for wrong in ("1 2", "0 x", "0 -1", ""):
+    assert Selection.read().repeated(2) == (0, 1)
+    assert Selection.read(seeds="0 4").repeated(2) == (0, 4)
+    for wrong in ("1 2", "0 x", "0 -1"):
         with pytest.raises(ConfigError, match="seeds are numbers"):
             Selection.read(seeds=wrong)
     with pytest.raises(ConfigError, match="unknown data set 'cifar'"):

@@ -47,7 +47,7 @@ def test_anatomy(path):
     assert 0.4 <= prose / len(code) <= 1.5
 
 
-PARAMETERS = {"profile": "quick", "seed": 0, "data": "", "seeds": "0 1 2", "recompute": False}
+PARAMETERS = {"profile": "quick", "seed": 0, "data": "", "seeds": "", "recompute": False}
 BY_EVIDENCE = [
     path for path in NOTEBOOKS if "crat.papers.evidence" in path.read_text(encoding="utf-8")
 ]
