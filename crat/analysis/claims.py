@@ -87,7 +87,7 @@ class Claim:
     number: the paper's number as printed.
     smallest_difference: the smallest difference that matters; needed unless the functional is in
         SMALLEST.
-    dataset: the data set that decides; "": the notebook's.
+    dataset: the data set that decides, which the statement names; "": the notebook's.
     Raises ClaimError on another direction, role or setting, or without a smallest difference above
     0.
     """
@@ -222,9 +222,8 @@ def _next_factor(p_adjusted: NDArray, role: str) -> float:
     """The factor of the next claim of a family to be decided, while those decided stay so."""
     tests = np.count_nonzero(~np.isnan(p_adjusted))
     decided = np.count_nonzero(p_adjusted < 1 - LEVEL)
-    if role == ROLES[0]:
-        return max(tests - decided, 1)
-    return max(tests / (decided + 1), 1.0)
+    factor = tests - decided if role == ROLES[0] else tests / (decided + 1)
+    return max(float(factor), 1.0)
 
 
 def _family(claim: Claim) -> tuple[str, str, str]:
@@ -286,15 +285,11 @@ def claims_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Markdown table "paper / ours / verdict" of a `claims_table`; POINTS are in points.
-
-    A claim on another data set than the notebook's names it.
-    """
+    """Markdown table "paper / ours / verdict" of a `claims_table`; POINTS are in points."""
     lines = ["| the paper says | its number | ours | verdict | setting |", "|---|---|---|---|---|"]
     for row in table.itertuples():
-        on = f"; on {row.dataset}" if row.dataset else ""
         cells = (
-            f"{row.statement} ({row.paper}, {row.where}{on})",
+            f"{row.statement} ({row.paper}, {row.where})",
             row.number or "-",
             ours(row),
             row.verdict,

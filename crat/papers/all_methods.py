@@ -15,6 +15,7 @@ from crat.papers.common import (
     Runs,
     base_of,
     evidence_profile,
+    on,
     seeded,
     shown_live,
     sweep,
@@ -92,7 +93,7 @@ SAYS = {
 def _purpose(key: str, dataset: str = "") -> Claim:
     """The claim of a method's paper."""
     paper, where, method, baseline, functional, under, numbers = PURPOSES[key]
-    said = f"{method} {SAYS[functional, under].format(baseline)} {ALL_EMA}"
+    said = f"{method} {SAYS[functional, under].format(baseline)} {ALL_EMA}{on(dataset)}"
     looks = LOOKS if key in EIGHT and not dataset else 1
     return Claim(
         paper,

@@ -16,7 +16,7 @@ LOOKS = 3
 # the role of a claim that no abstract or table makes: a control, a question of ours
 EXPLORATORY: dict[str, Any] = {"role": "exploratory"}
 # The small sets that are judged beside Fashion-MNIST, each by its own runs and verdicts.
-BESIDE = ("mnist", "cifar10")
+BESIDE = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 
 USUAL = Selection()  # each plan's own data sets and seeds
 
@@ -88,6 +88,11 @@ def claims_file(number: str, profile_name: str) -> str:
 def seeded(name: str, config: RunConfig, seeds: tuple[int, ...]) -> Runs:
     """The run with each of the seeds, under the keys "name-s0", "name-s1" ..."""
     return {f"{name}-s{s}": config.but(seed=s) for s in seeds}
+
+
+def on(dataset: str) -> str:
+    """The end of a claim's statement that another data set than the notebook's decides."""
+    return f", on {BESIDE[dataset]}" if dataset else ""
 
 
 def h100_runs() -> Runs:

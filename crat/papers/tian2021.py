@@ -22,6 +22,7 @@ from crat.papers.common import (
     Runs,
     base_of,
     evidence_profile,
+    on,
     seeded,
     shown_live,
     sweep,
@@ -134,7 +135,7 @@ def general(dataset: str = "", **more: Any) -> dict[str, Claim]:
         f"{begin}gap": _claim(
             KDD,
             "the classes lie further apart under attack than on clean images "
-            "(AT: gap under PGD - clean gap)",
+            f"(AT: gap under PGD - clean gap){on(dataset)}",
             "gap",
             "greater",
             0.05,
@@ -142,7 +143,7 @@ def general(dataset: str = "", **more: Any) -> dict[str, Claim]:
         ),
         f"{begin}defences": _claim(
             KDD,
-            "the imbalance is consistent among defences (order of AT and TRADES)",
+            f"the imbalance is consistent among defences (order of AT and TRADES){on(dataset)}",
             RHO,
             "greater",
             0.3,
@@ -150,7 +151,7 @@ def general(dataset: str = "", **more: Any) -> dict[str, Claim]:
         ),
         f"{begin}few classes": _claim(
             ICLR,
-            "attacks end in few classes (share of errors in two, minus chance)",
+            f"attacks end in few classes (share of errors in two, minus chance){on(dataset)}",
             "share",
             "greater",
             0.1,
@@ -161,7 +162,7 @@ def general(dataset: str = "", **more: Any) -> dict[str, Claim]:
 
 def temperature(method: str, dataset: str = "", **more: Any) -> Claim:
     """The claim that Temperature-PGD is the stronger attack on a method's networks."""
-    statement = f"Temperature-PGD breaks more than PGD ({method}: robust accuracy)"
+    statement = f"Temperature-PGD breaks more than PGD ({method}: robust accuracy){on(dataset)}"
     return _claim(KDD, statement, "average", "less", 0.01, dataset=dataset, **more)
 
 

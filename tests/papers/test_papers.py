@@ -15,6 +15,7 @@ from crat.analysis.metrics import per_run
 from crat.batch.estimates import images
 from crat.config import PROFILES, ConfigError, Selection, profile
 from crat.papers import LIVE, PAPERS, PLANS, all_claims, common
+from crat.papers.label_augmentation import FINE_TUNING
 from crat.training.run import Run
 
 CLAIMS = all_claims()
@@ -109,8 +110,12 @@ def test_the_gpu_profile_trains_every_plan_on_cifar10():
             if (number, key) == ("09", "live"):  # small in every profile
                 continue
             run = Run.of(config, "cpu")
-            assert run.config.train.epochs in (30, common.HALF), (number, key)
-            assert run.config.train.schedule == "one_cycle"
+            tuned = key.startswith("tuned")
+            epochs, schedule = (FINE_TUNING["epochs"],), FINE_TUNING["schedule"]
+            if not tuned:
+                epochs, schedule = (30, common.HALF), "one_cycle"
+            assert run.config.train.epochs in epochs, (number, key)
+            assert run.config.train.schedule == schedule
             assert run.config.train.dtype == "bfloat16"
             assert run.config.model.name == base.model.name
             assert (run.config.data.name, run.config.data.split) == ("cifar10", "first")
