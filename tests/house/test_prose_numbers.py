@@ -261,7 +261,7 @@ EVIDENCE = {
         ("the trainings part", lambda: results.kept("one a class")),
         (
             "its worst class is right",
-            lambda: [results.training("universal AT", under, 2) for under in ("clean", "one for all")],
+            lambda: [results.training("universal AT", u, 2) for u in ("clean", "one for all")],
         ),
         (
             "fools 86|of the T-shirts",
