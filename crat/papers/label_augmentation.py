@@ -43,9 +43,6 @@ MAIN = {"Adv": preset("pgd_at"), "Adv+": preset("label_augmentation")}
 # The paper fine-tunes a trained network for 10 epochs by a cosine rate; its rate was not found.
 FINE_TUNING: dict[str, Any] = {"epochs": 5, "lr": 0.05, "schedule": "cosine", "eps_warmup": 0}
 SHARES = (0.0, 0.25)  # of clean images in a batch of Adv+, beside a half
-FINE_TUNED = MAIN | {
-    f"Adv+, {share:g} clean": preset("label_augmentation", clean_share=share) for share in SHARES
-}
 
 
 LIVE = ("live",)  # the network itself is used
@@ -77,10 +74,15 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     runs |= seeded("main base", main.but(defense="standard"), selection.repeated(MAIN_SEEDS))
     for name, changes in MAIN.items():
         runs |= seeded(f"main {name}", main.but(**changes | EMA), selection.repeated(MAIN_SEEDS))
-    for s in selection.repeated(FEW_SEEDS):
-        for name, changes in FINE_TUNED.items():
-            tuned = main.but(**changes | EMA | FINE_TUNING).but(seed=s)
-            runs[f"tuned {name}-s{s}"] = fine_tuned(tuned, runs[f"main base-s{s}"])
+    tuning = main.but(**EMA | FINE_TUNING)
+    for name, changes in MAIN.items():
+        for s in selection.repeated(FEW_SEEDS):
+            start = runs[f"main base-s{s}"]
+            runs[f"tuned {name}-s{s}"] = fine_tuned(tuning.but(**changes).but(seed=s), start)
+    for share in SHARES:  # once
+        changes = preset("label_augmentation", clean_share=share)
+        tuned = fine_tuned(tuning.but(**changes), runs["main base-s0"])
+        runs[f"tuned Adv+, {share:g} clean"] = tuned
     return runs
 
 
