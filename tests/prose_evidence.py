@@ -370,51 +370,6 @@ def clean_cost():
     return [clean[0] - clean[1], clean[0] - clean[2]]
 
 
-# rows of notebook 05 on fine-tuned networks
-TUNED = (
-    ("fine-tuned Adv+ is more robust than fine-tuned Adv (PGD-20)",),
-    ("fine-tuned Adv+ spreads", "clean"),
-    ("fine-tuned Adv+ spreads", "PGD-40"),
-)
-
-
-def scratch(method, under):
-    """The accuracy under an attack of a network trained from the start."""
-    column = {"clean": 0, "PGD-20": 2}[under]
-    return 100 - printed("05", rf"main {re.escape(method)} [1-9][\d.]* ± ")[column]
-
-
-def tuned(method, *columns):
-    """Numbers of the table of fine-tuned networks: mean and sd, clean, PGD-20, each with worst."""
-    return printed("05", rf"tuned {re.escape(method)} 3 ")[1:][list(columns)]
-
-
-def tuned_gains(functional):
-    """What fine-tuned Adv+ has more than Adv, clean and under PGD-20."""
-    columns = (0, 4) if functional == "average" else (2, 6)
-    return tuned("Adv+", *columns) - tuned("Adv", *columns)
-
-
-def tuned_classes():
-    """What fine-tuned Adv+ has more than Adv under corruptions, by class."""
-    rows = table("05", "corruptions_by_class", "method")
-    return rows["tuned Adv+"] - rows["tuned Adv"]
-
-
-# the rows on two trainings against universal perturbations
-CLASS_WISE = (
-    ("to a single perturbation than training against one for all",),
-    ("better worst class",),
-    ("to one perturbation a class than",),
-)
-
-
-def parted():
-    """By how much the two trainings differ at most, apart from shirt, coat and pullover."""
-    rows = table("07", "trainings", "method").drop(["Shirt", "Coat", "Pullover"])
-    return [(rows["class-wise universal AT"] - rows["universal AT"]).abs().max().round(1)]
-
-
 def into_shirt():
     lines = [printed("07", f"standard, seed {seed}") for seed in range(8)]
     return [100 * line[3] / line[1] for line in lines]

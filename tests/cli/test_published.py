@@ -29,7 +29,7 @@ def run_with(n_outcomes, network=False, data="fashion_mnist"):
     by_size = {
         (len(list(card.parent.glob("eval/*"))), card.parent.name): card.parent
         for card in cards
-        if (card.parent / WEIGHTS).exists() == network
+        if (card.parent / WEIGHTS).exists() == network and (card.parent / "eval").exists()
     }
     folders = [folder for _, folder in sorted(by_size.items())]
     folder = folders[n_outcomes]
