@@ -27,7 +27,7 @@ from crat.names import did_you_mean, one_of
 from crat.store import Store
 from crat.text import aligned, shown
 
-AS_PLANNED = Selection()  # each plan's own data set, and seeds
+AS_PLANNED = Selection()  # each plan's own data set and seeds
 
 
 def run(

@@ -20,6 +20,7 @@ from crat.papers.common import (
     Runs,
     base_of,
     evidence_profile,
+    on,
     seeded,
     shown_live,
     sweep,
@@ -248,14 +249,14 @@ CLAIMS |= {
     # both with the common average, three seeds
     "cifar10: average": _claim(
         "Table 1",
-        f"{COMMON} is above AT+EMA on average, on CIFAR-10",
+        f"{COMMON} is above AT+EMA on average{on('cifar10')}",
         "average",
         0.01,
         dataset="cifar10",
     ),
     "cifar10: worst": _claim(
         "Table 1",
-        f"{COMMON} is above AT+EMA in the worst class, on CIFAR-10",
+        f"{COMMON} is above AT+EMA in the worst class{on('cifar10')}",
         "worst",
         0.02,
         dataset="cifar10",

@@ -26,10 +26,7 @@ COMPARED: dict[str, dict[str, Any]] = {
     "AT": preset("pgd_at"),
 }
 
-
 SEEDS = 8  # a training takes seconds
-
-
 LIVE = ("live",)  # the network itself is used
 
 
