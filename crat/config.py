@@ -6,6 +6,7 @@ numbers, and 0.0313725 in a card would hide which of them was meant. `number("8/
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crat.data.registry import DATASETS
-from crat.names import ConfigError, one_of, unknown
+from crat.names import ConfigError, known_as, one_of, unknown
 
 MODELS = (
     "small_cnn",
@@ -60,6 +61,23 @@ def as_written(value: str | float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
 
 
+def dataset_named(name: str) -> str:
+    """The name of the data set that is meant; a path of images is registered (crat.data.own).
+
+    A path has a slash, ends with .npz, or is a folder here. Raises ConfigError on an unknown name,
+    crat.data.DataError where the images of a path cannot be used.
+    """
+    known = known_as(name, DATASETS)
+    if known is None and isinstance(name, (str, Path)):
+        text = str(name)
+        written = "/" in text or os.sep in text or text.endswith(".npz")
+        if written or Path(text).is_dir():
+            from crat.data import own
+
+            return own.register(text)
+    return one_of("data set", name, DATASETS)
+
+
 def _one_of(config: Any, what: str, setting: str, allowed: Collection[str]) -> None:
     object.__setattr__(config, setting, one_of(what, getattr(config, setting), allowed))
 
@@ -99,7 +117,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _floats(self)
-        _one_of(self, "data set", "name", DATASETS)
+        object.__setattr__(self, "name", dataset_named(self.name))
         _one_of(self, "split", "split", ("stratified", "first"))
         _one_of(self, "augmentation", "augment", ("auto", "none", "crop", "crop_flip"))
         _one_of(self, "padding", "padding", ("reflect", "zero"))
@@ -357,7 +375,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.data:
-            _one_of(self, "data set", "data", DATASETS)
+            object.__setattr__(self, "data", dataset_named(self.data))
         if self.seeds and (0 not in self.seeds or min(self.seeds) < 0):
             given = " ".join(map(str, self.seeds))
             raise ConfigError(

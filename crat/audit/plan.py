@@ -10,7 +10,7 @@ from crat.attacks.autoattack import AutoAttack
 from crat.attacks.gradient import FGSM, Attack, cw
 from crat.attacks.square import Square
 from crat.attacks.threat import NORMS
-from crat.config import DATASETS, DTYPES, ConfigError, as_written, number
+from crat.config import DATASETS, DTYPES, ConfigError, as_written, dataset_named, number
 from crat.names import one_of
 from crat.outcomes.batteries import SAMPLED, Battery, protocol_pgd, usual_battery
 
@@ -42,7 +42,7 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._set("data", one_of("data set", self.data, DATASETS))
+        self._set("data", dataset_named(self.data))
         self._set("norm", one_of("norm", self.norm, NORMS))
         self._set("dtype", one_of("dtype", self.dtype, DTYPES))
         if self.eps is None and self.norm != "Linf":

@@ -6,7 +6,7 @@ ImageNet's are decoded batch by batch, the others at once into arrays.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,37 +25,79 @@ Labelled = list[tuple[Path, int]]  # an image file and the number of its class
 
 
 def read_class_folders(spec: DatasetSpec, root: Path) -> Arrays:
-    """Decodes <landmark>/train/<class>/* and test/<class>/* (or val/), classes numbered by name.
+    """The arrays of a row whose landmark is a folder of class folders, in the row's shape.
 
-    Every image has the shape of the row; there is no rescaling. The arrays of a row without names
-    of classes hold those of the folders. Raises DataError, one line, on other classes in the test
-    folder, another size or a damaged image.
+    Those of a row without names of classes hold the folders' names. Raises as `class_arrays`.
     """
-    top = root / spec.landmark
-    test_folder = top / "test" if (top / "test").is_dir() else top / "val"
-    with one_line(f"{top} cannot be used", "it has train/<class>/ and test/<class>/ with images"):
-        classes = _folders(top / "train")
-        others = sorted(set(classes) ^ set(_folders(test_folder)))
-        if others:
-            places = f"train and {test_folder.name}"
-            raise DataError(f"{top}: class {others[0]} is in one of {places} only")
-    x_train, y_train = _decode(_labelled(top / "train", classes), spec)
-    x_test, y_test = _decode(_labelled(test_folder, classes), spec)
-    arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-    return arrays if spec.classes else arrays | {"classes": np.array(classes)}
+    channels, height, width = spec.image_shape
+    arrays = class_arrays(root / spec.landmark, (height, width), channels=channels)
+    if spec.classes:
+        del arrays["classes"]
+    return arrays
+
+
+def class_arrays(
+    top: Path, shape: tuple[int, int] | None, *, scale: bool = False, channels: int | None = None
+) -> Arrays:
+    """Decodes top/train/<class>/* and top/test/<class>/* (or val/), classes numbered by name.
+
+    shape, scale, channels: as in `_decode`. None: that of the first image; 1 where all are grey.
+    Raises DataError, one line, on other classes in the test folder, on a class without images, and
+    on a file that is no image, or has another size.
+    """
+    test = top / "test" if (top / "test").is_dir() else top / "val"
+    classes = _classes(top / "train", test)
+    folders = {"train": top / "train", "test": test}
+    files = {part: _labelled(folder, classes) for part, folder in folders.items()}
+    if shape is None:
+        first = decoded(files["train"][0][0])
+        shape = (first.height, first.width)
+    if channels is None:
+        channels = 1 if all(_is_grey(file) for of in files.values() for file, _ in of) else 3
+    arrays: Arrays = {"classes": np.array(classes)}
+    for part, of in files.items():
+        arrays[f"x_{part}"], arrays[f"y_{part}"] = _decode(of, shape, channels, scale=scale)
+    return arrays
+
+
+def _classes(train: Path, test: Path) -> list[str]:
+    """The names of the classes: the folders in `train`, which `test` must have, too; sorted.
+
+    Raises DataError where a folder is missing, or a class in one of them.
+    """
+    needs = "it has train/<class>/ and test/<class>/ (or val/<class>/) with images"
+    with one_line(f"{train.parent} cannot be used", needs):
+        classes = _folders(train)
+        others = sorted(set(classes) ^ set(_folders(test)))
+    if others:
+        raise DataError(
+            f"{train.parent}: class {others[0]} is in one of train and {test.name} only"
+        )
+    if len(classes) < 2:
+        raise DataError(f"{train} has {len(classes)} folders of classes: two or more are needed")
+    return classes
 
 
 def _folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
-def _labelled(folder: Path, classes: list[str]) -> Labelled:
-    return [
-        (file, label)
-        for label, name in enumerate(classes)
-        for file in sorted((folder / name).iterdir())
-        if file.suffix.lower() in IMAGES
-    ]
+def _labelled(folder: Path, classes: Sequence[str]) -> Labelled:
+    """The image files of the class folders, each with the number of its class.
+
+    Hidden files are left out. Raises DataError on another file that is no image, and on a class
+    without any.
+    """
+    files: Labelled = []
+    for label, name in enumerate(classes):
+        inside = [file for file in sorted((folder / name).iterdir()) if file.name[0] != "."]
+        if not inside:
+            raise DataError(f"{folder / name} has no image: a class needs one at least")
+        for file in inside:
+            if file.suffix.lower() not in IMAGES:
+                raise DataError(f"{file} is no image ({', '.join(IMAGES)}): remove it")
+            files.append((file, label))
+    return files
 
 
 def read_tiny_imagenet(spec: DatasetSpec, root: Path) -> Arrays:
@@ -78,8 +120,8 @@ def read_tiny_imagenet(spec: DatasetSpec, root: Path) -> Arrays:
         classes = [words[name].split(",")[0] for name in labels]
     if len(set(classes)) < len(classes):
         classes = list(labels)
-    x_train, y_train = _decode(train, spec)
-    x_test, y_test = _decode(test, spec)
+    x_train, y_train = _decode(train, spec.image_shape[1:])
+    x_test, y_test = _decode(test, spec.image_shape[1:])
     arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     return arrays | {"classes": np.array(classes)}
 
@@ -88,19 +130,37 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
-def _decode(files: Labelled, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes images uint8 (N, H, W, C) and labels uint8 (N,), each image of the row's size."""
+def _decode(
+    files: Labelled, shape: tuple[int, int], channels: int = 3, *, scale: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes images uint8 (N, H, W, channels), and their labels (N,), uint8 up to 256 classes.
+
+    shape: (H, W) of all images. scale: whether images of another size are scaled until their short
+    side fits, and their centre is cut out; else they raise DataError. channels: 3, or 1 for grey.
+    """
     from tqdm import tqdm
 
-    channels = spec.image_shape[0]
-    height, width = spec.image_shape[1:]
+    height, width = shape
     x = np.empty((len(files), height, width, channels), np.uint8)
     for i, (file, _) in enumerate(tqdm(files, "decoding", unit=" images", disable=None)):
         image = decoded(file)
+        if scale:
+            image = _fitted(image, width, height)
         if image.size != (width, height):
-            raise DataError(f"{file} has a wrong shape: {image.size}, not {(width, height)}")
+            found = " x ".join(map(str, image.size))
+            raise DataError(
+                f"{file} has a wrong shape: {found}, not {width} x {height}; a size for all scales"
+            )
         x[i] = np.asarray(image.convert("L"))[..., None] if channels == 1 else np.asarray(image)
-    return x, np.array([label for _, label in files], np.uint8)
+    labels = np.array([label for _, label in files])
+    return x, labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+
+
+def _fitted(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The image scaled until it covers the size, and its centre of that size."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
 
 
 def decoded(path: str | Path) -> Image.Image:
@@ -113,6 +173,15 @@ def decoded(path: str | Path) -> Image.Image:
                 return image.convert("RGB")
         except Image.DecompressionBombError as error:
             raise ValueError(error) from None
+
+
+def _is_grey(path: Path) -> bool:
+    """Whether a file's image is stored with one channel; raises DataError where it is damaged."""
+    from PIL import Image
+
+    damaged = one_line(f"{path} is truncated or no image", "get it anew, or remove it")
+    with damaged, Image.open(path) as image:
+        return image.mode in ("1", "L", "I", "I;16", "F")
 
 
 def imagenet_loader(

@@ -6,6 +6,7 @@ A function that a row names is written "module:function" and imported when it is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +68,8 @@ class DatasetSpec:
     unfetched: str = ""  # why it cannot be downloaded
     fits_memory: bool = True  # False: images are decoded when they are needed
 
+
+OWN = re.compile(r".+-[0-9a-f]{8}")  # the name of a user's data set: crat.data.own
 
 _TORCHVISION = "crat.data.originals:read_torchvision"
 
@@ -333,4 +336,29 @@ _ROWS = (
         fits_memory=False,
     ),
 )
-DATASETS: dict[str, DatasetSpec] = {row.name: row for row in _ROWS}
+
+
+class _Table(dict[str, DatasetSpec]):
+    """The rows by name; a data set of the user's is looked up among those registered before."""
+
+    def __missing__(self, name: str) -> DatasetSpec:
+        row = None
+        if OWN.fullmatch(name):
+            from crat.data import own
+
+            row = own.recall(name)
+        if row is None:
+            raise KeyError(name)
+        self[name] = row
+        return row
+
+    def __contains__(self, name: object) -> bool:
+        if super().__contains__(name):
+            return True
+        try:
+            return isinstance(name, str) and self[name] is not None
+        except KeyError:
+            return False
+
+
+DATASETS: dict[str, DatasetSpec] = _Table((row.name, row) for row in _ROWS)

@@ -55,7 +55,7 @@ def read(name: str) -> Arrays:
     source = f"original files in {home}"
     check(spec, arrays, f"{name} ({source})")
     if writable:
-        _keep(name, arrays, source)
+        keep(name, arrays, source)
     else:
         warnings.warn(
             f"{home} cannot be written to: {name} is decoded anew at each start", stacklevel=3
@@ -92,7 +92,7 @@ def fetch(name: str, mirror: str | None = None) -> Path:
                 arrays = resolve_name(spec.mirrors[mirror])(spec, Path(scratch))
     source = f"{mirror} mirror" if mirror else "torchvision's download"
     check(spec, arrays, f"{name} ({source})")
-    _keep(name, arrays, source)
+    keep(name, arrays, source)
     return cache_path(name)
 
 
@@ -151,10 +151,11 @@ def check(spec: DatasetSpec, arrays: Arrays, where: str) -> None:
 def _check_part(spec: DatasetSpec, x: np.ndarray, y: np.ndarray, front: str, part: str) -> None:
     """Raises DataError unless train or test has the types and shapes, and each class an image."""
     shape = (*spec.image_shape[1:], spec.image_shape[0])
+    whole = np.uint8 if spec.n_classes <= 256 else np.uint16
     types = (x.dtype, y.dtype, y.ndim)
-    if types != (np.uint8, np.uint8, 1) or x.shape != (y.size, *shape) or not y.size:
+    if types != (np.uint8, whole, 1) or x.shape != (y.size, *shape) or not y.size:
         given = f"x_{part} {x.dtype} {x.shape}, y_{part} {y.dtype} {y.shape}"
-        wanted = f"uint8 (N, {', '.join(map(str, shape))}) and uint8 (N,)"
+        wanted = f"uint8 (N, {', '.join(map(str, shape))}) and {np.dtype(whole)} (N,)"
         raise DataError(f"{front}wrong shape: {given}, not {wanted}")
     if y.max() >= spec.n_classes:
         labels = f"{spec.name} has 0 to {spec.n_classes - 1}"
@@ -170,8 +171,8 @@ def read_labels(name: str) -> Arrays:
         return {}
     with _npz_path(name) as path, _damaged(name, path), _opened(path) as kept:
         labels = {key: kept[key] for key in ("y_train", "y_test")}
-        if wrong := [key for key, y in labels.items() if (y.dtype, y.ndim) != (np.uint8, 1)]:
-            raise ValueError(f"{wrong[0]} is not uint8 (N,)")
+        if wrong := [key for key, y in labels.items() if (y.dtype.kind, y.ndim) != ("u", 1)]:
+            raise ValueError(f"{wrong[0]} is not unsigned (N,)")
         return labels
 
 
@@ -228,8 +229,8 @@ def _read_npz(name: str) -> Arrays:
     return arrays
 
 
-def _keep(name: str, arrays: Arrays, source: str) -> None:
-    """Writes the npz whole or not at all."""
+def keep(name: str, arrays: Arrays, source: str) -> None:
+    """Writes a data set's npz whole or not at all."""
     part = data_home() / f".{name}-{os.getpid()}.npz"
     try:
         with one_line(f"writing {cache_path(name)}"):
