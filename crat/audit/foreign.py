@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -48,28 +49,40 @@ def find_model(
     images: data.Dataset,
     device: torch.device,
     key: str | None = None,
+    weights: Path | None = None,
 ) -> Found:
     """The model that `subject` names, on the device, and doubts about it, a line each.
 
-    subject: "module:function" or "file.py:function", whose code runs; a run, trained here or
-    published with its weights, by its folder, its name or a part of the name; with an architecture,
-    the path of a weights file, of which nothing is unpickled.
+    subject: "module:function", "file.py:function" or "file.py:Class", whose code runs; a run,
+    trained here or published with its weights, by its folder, its name or a part of the name; with
+    an architecture, the path of a weights file, of which nothing is unpickled.
     key: the state_dict to use, where a weights file has several (crat.nets.models.load_checkpoint).
+    weights: a file of the function's or class's own weights, which are loaded into its model.
     Raises ConfigError where the subject does not exist, ModelError where the function fails,
     CheckpointError where the weights do not fit the architecture, MissingWeights where the run's
     network is not here.
     """
     if architecture is not None:
+        if weights is not None:
+            raise ConfigError(
+                "--weights go with file.py:Class; with --model the file is the subject"
+            )
         return _from_weights(Path(subject), architecture, images, device, key)
-    if key is not None:
+    if key is not None and weights is None:
         raise ConfigError(
-            "--key chooses among the weights of a file, with --model; a function returns its own "
-            "model, and a run has one"
+            "--key chooses among the weights of a file, with --model or --weights; a function "
+            "returns its own model, and a run has one"
         )
     if ":" not in subject:
+        if weights is not None:
+            raise ConfigError(
+                f"--weights go with file.py:Class, whose network they are; {subject} has its own"
+            )
         return network(run_named(subject), "best", device), []
     model = _from_function(subject)
     doubts = []
+    if weights is not None:
+        doubts += filter(None, [models.load_foreign(model, weights, key)])
     if any(isinstance(part, _BatchNorm) and part.training for part in model.modules()):
         doubts.append("BatchNorm came in train mode; the model is judged in eval mode")
     return model.to(device), doubts
@@ -186,9 +199,34 @@ def decision(
         hint = ""
         if outputs > n_classes:
             hint = f"; --logit-slice {n_classes} lets the first {n_classes} answer"
+        hint += _with_classes(n_logits)
         raise ModelError(f"the model answers with {n_logits} logits, not {n_classes}{hint}")
     plain = answer is logits and logit_slice is None and scale == 1
     return model if plain else Decision(model, slice(logit_slice), scale)
+
+
+def _with_classes(n: int) -> str:
+    """The data sets with so many classes, in words."""
+    fitting = [name for name, spec in DATASETS.items() if spec.n_classes == n]
+    return f"; --data with {n} classes: {' | '.join(fitting)}" if fitting else ""
+
+
+class Resized(nn.Module):
+    """A network of another resolution: images are scaled (bilinear), and the gradient through it.
+
+    The attack stays on the data set's own pixels.
+    """
+
+    def __init__(self, network: nn.Module, size: int) -> None:
+        super().__init__()
+        self.network = network
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) -> what the network answers to (N, C, size, size)."""
+        both = (self.size, self.size)
+        scaled = F.interpolate(x, both, mode="bilinear", align_corners=False, antialias=True)
+        return self.network(scaled)
 
 
 def examine(

@@ -23,7 +23,7 @@ from crat.attacks.door import as_images
 from crat.attacks.looked import SearchWarning
 from crat.attacks.watched import check_square
 from crat.audit import probes
-from crat.audit.foreign import CHECKED, decision, examine, find_model, noted
+from crat.audit.foreign import CHECKED, Resized, decision, examine, find_model, noted
 from crat.audit.plan import Plan
 from crat.audit.report import class_table, estimate_table, report
 from crat.config import ConfigError
@@ -42,6 +42,7 @@ def audit(
     architecture: str | None = None,
     *,
     key: str | None = None,
+    weights: Path | None = None,
     device: str | None = None,
     out: Path | None = None,
     progress: bool = False,
@@ -54,6 +55,7 @@ def audit(
     the same: the weights, the model's code and state, its logits and gradients on and around some
     images, the images, labels and class names, and the plan.
     key: the state_dict to use, where a weights file has several.
+    weights: a file of weights for the network of "file.py:Class".
     out: the folder (None: in audits/ of the store).
     tell: receives a line about the model, one about the images, one for each warning, and one with
     a date about outcomes that are read.
@@ -64,7 +66,9 @@ def audit(
     chosen = _chosen(plan, images.y_test)
     x = images.x_test[chosen].to(where)
     y = images.y_test[chosen].to(where)
-    foreign, doubts = find_model(subject, architecture, images, where, key)
+    foreign, doubts = find_model(subject, architecture, images, where, key, weights)
+    if plan.resize:
+        foreign = Resized(foreign, plan.resize)
     code = identity(foreign)
     few = as_images(x[:CHECKED])
     model = decision(foreign, few, images.n_classes, plan.logit_slice, plan.scale)
@@ -76,7 +80,8 @@ def audit(
     answers = probes.probe(model, x, y, plan.radius, plan.norm)
     decided_by["answers"] = probes.recognised(folder / "eval", answers)
     unread = [f"{part} is part of the model and no key can hold it" for part in code.unread]
-    name = architecture or type(foreign).__name__
+    inner = foreign.network if isinstance(foreign, Resized) else foreign
+    name = architecture or type(inner).__name__
     card = _card(subject, name, foreign, plan, decided_by, where, doubts + more + unread)
     _tell_of(card, tell)
     cache = OutcomeCache(
@@ -269,6 +274,7 @@ def main(
     device: str | None,
     out: str | None,
     key: str | None = None,
+    weights: str | None = None,
 ) -> None:
     """Runs `crat audit`: prints the checks, the table and the files."""
     folder, outcomes, sampled = audit(
@@ -276,6 +282,7 @@ def main(
         plan,
         architecture,
         key=key,
+        weights=Path(weights).expanduser() if weights else None,
         device=device,
         out=Path(out).expanduser() if out else None,
         progress=sys.stderr.isatty(),

@@ -26,6 +26,7 @@ class Plan:
     L1 only AA).
     logit_slice: the number of first logits that count as classes (None: all).
     scale: a factor for the logits, for models that return cosines.
+    resize: the side to which the model's images are scaled first (None: as they are).
     dtype: precision of the search for adversarial examples; outcomes are judged in float32.
     seed: of random starts.
     Raises ConfigError on a setting that is unknown or out of range.
@@ -38,6 +39,7 @@ class Plan:
     attacks: tuple[str, ...] = ()
     logit_slice: int | None = None
     scale: float = 1.0
+    resize: int | None = None
     dtype: str = "auto"
     seed: int = 0
 
@@ -57,6 +59,8 @@ class Plan:
             raise ConfigError(
                 f"scale is above 0, images at least 0 and logit_slice at least 2, not {given}"
             )
+        if self.resize is not None and self.resize < 1:
+            raise ConfigError(f"resize is a number of pixels, at least 1, not {self.resize}")
         self._set("attacks", tuple(one_of("attack", name, self.known) for name in self.attacks))
 
     def _set(self, setting: str, value: Any) -> None:

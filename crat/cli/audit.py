@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 
+from crat.cli.flags import own_data
 from crat.cli.parsing import count
 from crat.config import DATASETS, DTYPES, MODELS, ConfigError
 
@@ -15,12 +16,21 @@ def add_to(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "subject",
-        help="module:function, file.py:function, a run by its name (crat runs lists them), or a "
-        "weights file with --model",
+        help="module:function, file.py:function or file.py:Class, a run by its name (crat runs "
+        "lists them), or a weights file with --model",
     )
     add("--model", help=f"the architecture of the weights: {' | '.join(MODELS)}")
+    add(
+        "--weights",
+        metavar="FILE",
+        help="of the network that file.py:Class makes: .pt, .safetensors",
+    )
     add("--key", metavar="NAME", help="which of several weights in the file, such as ema")
-    add("--data", help=f"{' | '.join(DATASETS)} (default: that of the run)")
+    add(
+        "--data",
+        help=f"{' | '.join(DATASETS)}, a folder of class folders, or an npz (default: the run's)",
+    )
+    add("--size", type=count, metavar="N", help="scale the images of a folder to N x N pixels")
     add("--eps", help="the radius, such as 8/255 (default: the data set's protocol, L-inf)")
     add("--norm", default="Linf", help="Linf (default), L2 or L1")
     add(
@@ -38,6 +48,7 @@ def add_to(parser: ArgumentParser) -> None:
         help="only these (default: with PGD and AA; with --images 0 AA-sampled instead)",
     )
     add("--logit-slice", type=int, metavar="K", help="the first K logits are the answers")
+    add("--resize", type=count, metavar="N", help="scale the model's images to N x N pixels first")
     add("--scale", type=float, default=1.0, help="that cosine logits were trained with")
     add("--dtype", default="auto", help=f"of the search: {' | '.join(DTYPES)}")
     add("--device", help="such as cpu or cuda:1")
@@ -51,9 +62,11 @@ def run(a: Namespace) -> None:
 
     if a.data is None:
         a.data = _data_of(a)
+    if a.size:
+        a.data = own_data(a.data, size=a.size)
     asked = {field.name: getattr(a, field.name) for field in fields(audit.Plan)}
     plan = audit.Plan(**asked | {"attacks": tuple(a.attacks)})
-    audit.main(a.subject, a.model, plan, a.device, a.out, a.key)
+    audit.main(a.subject, a.model, plan, a.device, a.out, a.key, a.weights)
 
 
 def _data_of(a: Namespace) -> str:

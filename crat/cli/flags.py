@@ -12,7 +12,7 @@ from typing import Any
 
 from crat import config as c
 from crat.cli.recipes import recipe
-from crat.config import PROFILES, RunConfig, profile
+from crat.config import PROFILES, ConfigError, RunConfig, profile
 from crat.names import one_of
 
 KNOWN = {
@@ -86,6 +86,18 @@ def option(text: str) -> tuple[str, Any]:
         return name, WORDS[value] if value in WORDS else ast.literal_eval(value)
     except (SyntaxError, ValueError):
         return name, value
+
+
+def own_data(path: str, **row: Any) -> str:
+    """The name of the images in a folder or file; row: size and eps, as in `own.register`.
+
+    Raises ConfigError where the path is the name of a data set, whose size is fixed.
+    """
+    from crat.data import own
+
+    if path in c.DATASETS:
+        raise ConfigError(f"--size scales the images of a folder; those of {path} keep theirs")
+    return own.register(path, **row)
 
 
 def words_for(config: RunConfig) -> str:

@@ -200,6 +200,7 @@ def plain(model: nn.Module) -> Classifier:
 
 # in TRADES' and FRL's WideResNet, outside its forward
 _UNUSED = re.compile(r"^(sub_block1|layer_one|other_layers)\.")
+_FRONTS = re.compile(r"^((module|_orig_mod)\.)+")  # that wrappers put before each name
 _HEADS = re.compile(r"^(linear|linear2|fc|classifier\.fc3)\.")
 # the last since torch 0.4.1 only
 _NOT_CARRIED = re.compile(r"^normalize\.|^head\.scale$|\.num_batches_tracked$")
@@ -226,7 +227,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Loads the weights of `save_weights`; raises CheckpointError, and then changes nothing."""
-    _fill(model, path, _chosen(_read(Path(path)), Path(path), None)[0])
+    _fill(plain(model), path, _chosen(_read(Path(path)), Path(path), None)[0])
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> str:
@@ -242,10 +243,17 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], key: str | N
     own = plain(model).state_dict()
     tensors = {name: tensor for name, tensor in own.items() if _NOT_CARRIED.search(name)}
     for name, tensor in found.items():
-        foreign = re.sub(r"^((module|_orig_mod)\.)+", "", name)
+        foreign = _FRONTS.sub("", name)
         if not _UNUSED.match(foreign):
             tensors[_our_name(foreign)] = tensor
-    _fill(model, path, tensors)
+    _fill(plain(model), path, tensors)
+    return line
+
+
+def load_foreign(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> str:
+    """Loads a file into a network of any class by that class's own names; as `load_checkpoint`."""
+    found, line = _chosen(_read(Path(path)), Path(path), key)
+    _fill(model, path, {_FRONTS.sub("", name): tensor for name, tensor in found.items()})
     return line
 
 
@@ -321,7 +329,6 @@ def _state_dicts(found: Any, front: str = "") -> dict[str, dict[str, Tensor]]:
 
 def _fill(model: nn.Module, path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:
     """Loads all or nothing: names and shapes are compared first."""
-    model = plain(model)
     own = model.state_dict()
     reshaped = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     wrong = {
@@ -336,7 +343,11 @@ def _fill(model: nn.Module, path: str | os.PathLike[str], tensors: dict[str, Ten
         hint = ""
         if "body.bn.weight" in own.keys() ^ tensors.keys():
             hint = "; final_bn of build decides on the last BatchNorm"
-        raise CheckpointError(f"{path} does not fit this {model.name}: {', '.join(faults)}{hint}")
+        ours = isinstance(model, Classifier)
+        name = model.name if ours else type(model).__name__
+        if ours:
+            hint += f"; a network of your own: `crat audit file.py:Class --weights {path}`"
+        raise CheckpointError(f"{path} does not fit this {name}: {', '.join(faults)}{hint}")
     model.load_state_dict(tensors)
 
 
