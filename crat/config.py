@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from crat.data.registry import DATASETS
+from crat.data.registry import DATASETS, OWN
 from crat.names import ConfigError, known_as, one_of, unknown
 
 MODELS = (
@@ -61,20 +61,23 @@ def as_written(value: str | float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else repr(float(value))
 
 
+def is_path(name: str) -> bool:
+    """Whether a data setting means images of one's own: a slash, .npz at the end, a folder here."""
+    if known_as(name, DATASETS):
+        return False
+    return "/" in name or os.sep in name or name.endswith(".npz") or Path(name).is_dir()
+
+
 def dataset_named(name: str) -> str:
-    """The name of the data set that is meant; a path of images is registered (crat.data.own).
+    """The name of the data set that is meant; the images of a path are registered (crat.data.own).
 
-    A path has a slash, ends with .npz, or is a folder here. Raises ConfigError on an unknown name,
-    crat.data.DataError where the images of a path cannot be used.
+    Raises ConfigError on an unknown name, crat.data.DataError where the images of a path cannot be
+    used.
     """
-    known = known_as(name, DATASETS)
-    if known is None and isinstance(name, (str, Path)):
-        text = str(name)
-        written = "/" in text or os.sep in text or text.endswith(".npz")
-        if written or Path(text).is_dir():
-            from crat.data import own
+    if isinstance(name, str) and is_path(name):
+        from crat.data import own
 
-            return own.register(text)
+        return own.register(name)
     return one_of("data set", name, DATASETS)
 
 
@@ -140,6 +143,19 @@ class DataConfig:
             allowed = f"among 0 to {n_classes - 1}"
             raise ConfigError(f"drop_classes of {self.name} must be {allowed}: {problem}")
         return kept
+
+
+def images_of(name: str) -> DataConfig:
+    """The usual settings of a data set's images, by its name or the path of images of your own.
+
+    Of each class 100 images are for validation, of your own a fifth of the smallest class at most;
+    all others are for training. Raises as `dataset_named`.
+    """
+    config = DataConfig(name)
+    if not OWN.fullmatch(config.name):
+        return config
+    few = DATASETS[config.name].smallest_class // 5
+    return replace(config, valid_per_class=max(1, min(config.valid_per_class, few)))
 
 
 @dataclass(frozen=True)
@@ -403,4 +419,6 @@ class Selection:
             return base
         if base.data.name == "fashion_mnist_mini" and base.data.train_per_class is None:
             base = base.but(train_per_class=800 - base.data.valid_per_class)  # it ships 800
+        if OWN.fullmatch(self.data):  # their number of images is their own, too
+            return replace(base, data=images_of(self.data))
         return base.but(data=self.data)

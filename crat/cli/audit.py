@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 
-from crat.cli.flags import own_data
+from crat.cli.flags import data_named
 from crat.cli.parsing import count
 from crat.config import DATASETS, DTYPES, MODELS, ConfigError
 
@@ -62,8 +62,7 @@ def run(a: Namespace) -> None:
 
     if a.data is None:
         a.data = _data_of(a)
-    if a.size:
-        a.data = own_data(a.data, size=a.size)
+    a.data = data_named(a.data, a.size)
     asked = {field.name: getattr(a, field.name) for field in fields(audit.Plan)}
     plan = audit.Plan(**asked | {"attacks": tuple(a.attacks)})
     audit.main(a.subject, a.model, plan, a.device, a.out, a.key, a.weights)

@@ -7,7 +7,7 @@ import ast
 import shlex
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from typing import Any
 
 from crat import config as c
@@ -88,16 +88,18 @@ def option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def own_data(path: str, **row: Any) -> str:
-    """The name of the images in a folder or file; row: size and eps, as in `own.register`.
+def data_named(name: str, size: int | None, eps: str | None = None) -> str:
+    """The name of the data set that --data means; size and eps: those of images of one's own.
 
-    Raises ConfigError where the path is the name of a data set, whose size is fixed.
+    Raises ConfigError where --size is given to another data set.
     """
+    if not c.is_path(name):
+        if size:
+            raise ConfigError(f"--size scales the images of a folder; those of {name} keep theirs")
+        return c.dataset_named(name)
     from crat.data import own
 
-    if path in c.DATASETS:
-        raise ConfigError(f"--size scales the images of a folder; those of {path} keep theirs")
-    return own.register(path, **row)
+    return own.register(name, size=size, eps=eps)
 
 
 def words_for(config: RunConfig) -> str:
@@ -133,6 +135,10 @@ def asked_for(a: Namespace) -> RunConfig:
     names = {name for _, _, name in settings()} | {"beta"}
     given = {name: value for name, value in vars(a).items() if name in names}
     config = recipe(a.recipe) if a.recipe else profile(a.profile)
+    if "data" in given:
+        given["data"] = data_named(given["data"], getattr(a, "size", None), given.get("eps"))
+        if c.OWN.fullmatch(given["data"]):  # split by their number, not by the profile's
+            config = replace(config, data=c.images_of(given["data"]))
     if a.preset or "defense" in given:
         config = _with_preset(config, a.preset or "crat", given)
     elif "options" in given:  # beside those of a recipe

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crat.config import ConfigError, DataConfig
+from crat.config import ConfigError, DataConfig, images_of
 from crat.data.augment import random_crop, random_flip
 from crat.data.files import DataError
 from crat.data.folder import imagenet_loader
@@ -83,7 +83,7 @@ def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
     are missing, ConfigError on an unknown name or class.
     """
     if isinstance(config, str):
-        config = by_name(config)
+        config = images_of(config)
     spec = DATASETS[config.name]
     if not spec.fits_memory:
         raise DataError(
@@ -105,16 +105,6 @@ def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
         tensors[f"y_{split}"] = torch.from_numpy(renumber[arrays[f"y_{source}"][index]])
     classes = tuple(names[k] for k in kept)
     return Dataset(**tensors, classes=classes, name=config.name, original_labels=kept)
-
-
-def by_name(name: str) -> DataConfig:
-    """The usual settings of a data set: 100 validation images a class, a fifth of a small one.
-
-    Raises ConfigError on an unknown name.
-    """
-    config = DataConfig(name)
-    few = DATASETS[config.name].smallest_class // 5
-    return replace(config, valid_per_class=max(1, min(config.valid_per_class, few)))
 
 
 def imagenet_validation(images: int = 1000, folder: Path | None = None, size: int = 224) -> Dataset:
