@@ -20,6 +20,8 @@ COMMANDS = {
     "audit": "judge any model class by class: checks, the battery, a card, figures",
     "methods": "the training methods, their settings and sources",
     "runs": "list the trained and the published runs",
+    "show": "one run: its settings, its classes, its history",
+    "compare": "runs beside each other, class by class, with intervals",
     "data": "list the data sets, or fetch one",
 }
 FOR_MAINTAINERS = {"publish": "copy the small files of a finished run to results/"}

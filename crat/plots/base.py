@@ -70,7 +70,11 @@ def figures_folder(notebook: str) -> Path:
 
 def save(figure: Figure, table: pd.DataFrame, notebook: str, name: str) -> None:
     """Writes <name>.png, .pdf and the table as .csv into the notebook's folder, each atomically."""
-    folder = figures_folder(notebook)
+    save_in(figures_folder(notebook), figure, table, name)
+
+
+def save_in(folder: Path, figure: Figure, table: pd.DataFrame, name: str) -> None:
+    """Writes <name>.png, .pdf and the table as .csv into a folder, each atomically."""
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
         with written_whole(folder / f"{name}{suffix}") as temporary:
             figure.savefig(temporary, metadata=metadata)

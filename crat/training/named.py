@@ -6,6 +6,8 @@ import contextlib
 from pathlib import Path
 
 from crat import store
+from crat.config import DataConfig, RunConfig
+from crat.defenses import method_named, preset
 from crat.names import ConfigError, did_you_mean
 from crat.store import Store
 from crat.training.run import Run, card_config
@@ -46,3 +48,30 @@ def _folder_named(text: str, where: Store) -> Path:
     if not names:
         raise ConfigError(f"no run {text!r}: crat runs lists them{did_you_mean(text, by_name)}")
     return by_name[names[0]]
+
+
+def label(config: RunConfig) -> str:
+    """A run's method in words: "cfa on trades", "pgd_at + ema_update, eps 4/255", "codat, rho 1.0".
+
+    After the method stand the average of the weights and the settings that are not the method's
+    usual ones; data set, network, length and seed are left out.
+    """
+    method = config.train.defense
+    options = dict(config.train.options)
+    base = options.pop("base", "")
+    usual = RunConfig(config.data).but(**preset(method, **({"base": base} if base else {})))
+    plain = usual.resolved().train
+    words = f"{method} on {base}" if base else method
+    if config.train.average != plain.average:
+        words += " + ema" if config.train.average == "ema_update" else f" + {config.train.average}"
+    known = dict(plain.options) | method_named(method).options()
+    changed = [f"{name} {value}" for name, value in options.items() if value != known.get(name)]
+    pairs = [(config.train, plain, ("eps", "steps", "awp", "average_decay", "start_from"))]
+    pairs += [(config.model, usual.model, ("scale",))]
+    pairs += [(config.data, DataConfig(), ("drop_classes", "imbalance_ratio"))]
+    for part, expected, names in pairs:
+        for name in names:
+            value = getattr(part, name)
+            if value is not None and value != getattr(expected, name):
+                changed.append(f"{name} {value}")
+    return ", ".join([words, *changed])
