@@ -13,7 +13,6 @@ from typing import Any
 from crat import config as c
 from crat.cli.recipes import recipe
 from crat.config import PROFILES, ConfigError, RunConfig, profile
-from crat.names import one_of
 
 KNOWN = {
     "data": c.DATASETS,
@@ -21,7 +20,7 @@ KNOWN = {
     "head": c.HEADS,
     "schedule": c.SCHEDULES,
     "average": c.AVERAGES,
-    "defense": ("one that crat methods lists",),
+    "defense": ("one that crat methods lists", "file.py:Class"),
     "split": ("stratified", "first"),
     "padding": ("reflect", "zero"),
     "augment": ("auto", "none", "crop", "crop_flip"),
@@ -148,9 +147,9 @@ def asked_for(a: Namespace) -> RunConfig:
 
 def _with_preset(config: RunConfig, name: str, given: dict[str, Any]) -> RunConfig:
     """The config with a method's preset; removes its settings from `given`."""
-    from crat.defenses import DEFENSES, preset
+    from crat.defenses import known_name, preset
 
-    defense = one_of("defense", given.get("defense", config.train.defense), DEFENSES)
+    defense = known_name(given.get("defense", config.train.defense))
     given["defense"] = defense
     options = dict(given.pop("options", ()))
     return config.but(**preset(defense, name, **options))

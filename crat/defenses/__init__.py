@@ -10,6 +10,7 @@ import torch
 
 from crat.attacks.gradient import PGD
 from crat.config import ConfigError, RunConfig, TrainConfig, number
+from crat.defenses import foreign
 from crat.defenses.alp import ALP
 from crat.defenses.at_bsl import ATBSL
 from crat.defenses.base import METHODS, Defense, Row, Task, Words, checked
@@ -45,6 +46,7 @@ __all__ = [
     "Task",
     "base",
     "fit_bias",
+    "known_name",
     "make_defense",
     "method_named",
     "preset",
@@ -52,7 +54,24 @@ __all__ = [
     "tables",
 ]
 
-DEFENSES: dict[str, type[Defense]] = {
+
+class _Methods(dict[str, type[Defense]]):
+    """The methods by name; one of the user's is looked up among those registered before."""
+
+    def __missing__(self, name: str) -> type[Defense]:
+        method = foreign.recall(name)
+        if method is None:
+            raise KeyError(name)
+        self[name] = method
+        return method
+
+    def __contains__(self, name: object) -> bool:
+        known = super().__contains__(name)
+        return known or (isinstance(name, str) and foreign.recall(name) is not None)
+
+
+DEFENSES: dict[str, type[Defense]] = _Methods()
+DEFENSES |= {
     "standard": Standard,
     "pgd_at": PGDAT,
     "trades": TRADES,
@@ -130,7 +149,7 @@ def preset(defense: str, which: str = "crat", **chosen: Any) -> dict[str, Any]:
     chosen: options that decide between variants, such as base="trades" of CFA; they stay as they
         are given.
     """
-    defense, which = one_of("defense", defense, DEFENSES), one_of("preset", which, PRESETS)
+    defense, which = known_name(defense), one_of("preset", which, PRESETS)
     method = method_named(defense)
     said = {
         row.name: value
@@ -169,6 +188,17 @@ def _typed(defense: str, field: Field, value: Any) -> Any:
     raise ConfigError(f"{field.name} of {defense} is of type {annotation}, not {value!r}")
 
 
+def known_name(name: str) -> str:
+    """The name of the method that is meant; "file.py:Class" is registered (crat.defenses.foreign).
+
+    Raises ConfigError with the known names.
+    """
+    if foreign.is_file(name):
+        name, method = foreign.register(name)
+        DEFENSES[name] = method
+    return one_of("defense", name, DEFENSES)
+
+
 def method_named(name: str) -> type[Defense]:
-    """The class of a method; raises ConfigError with the known names."""
-    return DEFENSES[one_of("defense", name, DEFENSES)]
+    """The class of a method, which may be "file.py:Class"; raises as `known_name`."""
+    return DEFENSES[known_name(name)]

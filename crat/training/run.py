@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from crat import store
 from crat.config import ConfigError, RunConfig, different_from_default
 from crat.data.registry import DATASETS
-from crat.defenses import DEFENSES, ClassStats, make_defense
+from crat.defenses import DEFENSES, ClassStats, known_name, make_defense
 from crat.defenses.base import METHODS
 from crat.device import pick_device, pick_dtype
 from crat.keys import identity
 from crat.keys.identity import Identity
-from crat.names import one_of
 from crat.nets import bodies, models
 from crat.store import FORMAT, Store, digest
 from crat.training.state import part
@@ -223,7 +222,7 @@ def _canonical(config: RunConfig) -> tuple[RunConfig, int]:
     """
     defense = make_defense(config.train, 2)
     model = config.model
-    train = replace(config.train, defense=one_of("defense", config.train.defense, DEFENSES))
+    train = replace(config.train, defense=known_name(config.train.defense))
     if defense.head and defense.head != model.head:
         if model.head != "linear":
             raise ConfigError(f"{train.defense} needs the {defense.head} head, not {model.head}")
