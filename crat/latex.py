@@ -14,16 +14,22 @@ def escaped(text: str) -> str:
     return "".join(ESCAPES.get(character, character) for character in text)
 
 
-def booktabs(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
+def booktabs(
+    header: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], caption: str = ""
+) -> str:
     """A table environment with booktabs' rules; a cell that ends with a star is bold.
 
-    The first column is set left, all others right. caption: text, without LaTeX.
+    groups: of rows, with a rule between two of them. The first column is set left, all others
+        right. caption: text, without LaTeX.
     """
     lines = [r"\begin{table}", r"\centering"]
     if caption:
         lines.append(rf"\caption{{{escaped(caption)}}}")
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
-    lines += [_row(header), r"\midrule", *map(_row, rows), r"\bottomrule"]
+    lines.append(_row(header))
+    for rows in groups:
+        lines += [r"\midrule", *map(_row, rows)]
+    lines.append(r"\bottomrule")
     lines += [r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 

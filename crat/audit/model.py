@@ -275,8 +275,8 @@ def main(
     out: str | None,
     key: str | None = None,
     weights: str | None = None,
-) -> None:
-    """Runs `crat audit`: prints the checks, the table and the files."""
+) -> Outcomes:
+    """Runs `crat audit`: prints the checks, the table and the files; returns the outcomes."""
     folder, outcomes, sampled = audit(
         subject,
         plan,
@@ -291,3 +291,4 @@ def main(
     files = ", ".join(sorted(path.name for path in folder.glob("*.*")))
     estimates = f"\n\n{estimate_table(sampled)}" if sampled else ""
     print(f"\n{class_table(outcomes)}{estimates}\n\n{shown(folder)}: {files}")
+    return outcomes

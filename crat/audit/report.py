@@ -12,6 +12,7 @@ import pandas as pd
 
 from crat import store
 from crat.analysis import metrics
+from crat.latex import booktabs
 from crat.outcomes.batteries import SAMPLED, Battery
 from crat.outcomes.cache import Outcomes
 from crat.outcomes.sampled import Sampled
@@ -165,25 +166,52 @@ def class_table(found: Outcomes) -> str:
 
     The last rows: mean over the classes with images, share of all images, worst class.
     """
-    attacks = dict(found.predictions)
-    attacks.pop("clean")
-    table = _of_present_classes(found, attacks)
-    totals = metrics.totals(found.y, found.clean, attacks).set_index("attack")
-    right = metrics.outcomes(found.y, found.clean, attacks)
-    columns: dict[Any, list[str]] = {}
-    for name, rows in table.groupby("attack", sort=False):
-        cells = []
-        for row in rows.itertuples():
-            cells.append(_in_percent(row.robust_acc, [row.low, row.high]))
-        for value in (totals.average[name], right[name].mean(), totals.worst[name]):
-            cells.append(f"{100 * value:.1f}")
-        columns[name] = cells
-    present = table[table.attack == "clean"]
-    names = [*present["class"], "mean over classes", "all images", "worst class"]
-    counts = [*map(str, present.n), "", str(len(found.y)), ""]
-    lines = zip(names, counts, *columns.values(), strict=True)
+    header, classes, totals = _cells(found)
     head = "% right (under attack: right before and after it) with Wilson's 95 % interval\n\n"
-    return head + aligned(("class", "n", *columns), lines)
+    return head + aligned(header, classes + totals)
+
+
+def class_latex(found: Outcomes, caption: str) -> str:
+    """The same table for a paper (booktabs); the worst class is bold in each column.
+
+    caption: text that stands before the words on the interval.
+    """
+    header, classes, totals = _cells(found)
+    summary = class_summary(found)
+    for j, (_, rows) in enumerate(summary.groupby("attack", sort=False)):
+        worst = int(rows.robust_acc.to_numpy().argmin())
+        classes[worst][2 + j] += "*"
+    interval = "right in percent, with Wilson's 95 % interval over images"
+    return booktabs(header, [classes, totals], f"{caption}: {interval}")
+
+
+def class_summary(found: Outcomes) -> pd.DataFrame:
+    """A row for each class with images and attack, clean first: `metrics.summary`, fractions."""
+    return _of_present_classes(found, _attacks(found))
+
+
+def _attacks(found: Outcomes) -> dict[str, np.ndarray]:
+    return {name: answers for name, answers in found.predictions.items() if name != "clean"}
+
+
+def _cells(found: Outcomes) -> tuple[tuple[str, ...], list[list[str]], list[list[str]]]:
+    """The header, the rows of the classes and the rows of the totals, in percent."""
+    attacks = _attacks(found)
+    table = class_summary(found)
+    present = table[table.attack == "clean"]
+    classes = [[name, str(n)] for name, n in zip(present["class"], present.n, strict=True)]
+    sums = metrics.totals(found.y, found.clean, attacks).set_index("attack")
+    right = metrics.outcomes(found.y, found.clean, attacks)
+    totals = [["mean over classes", ""], ["all images", str(len(found.y))], ["worst class", ""]]
+    header = ["class", "n"]
+    for name, rows in table.groupby("attack", sort=False):
+        header.append(str(name))
+        for cells, row in zip(classes, rows.itertuples(), strict=True):
+            cells.append(_in_percent(row.robust_acc, [row.low, row.high]))
+        values = (sums.average[name], right[name].mean(), sums.worst[name])
+        for cells, value in zip(totals, values, strict=True):
+            cells.append(f"{100 * value:.1f}")
+    return tuple(header), classes, totals
 
 
 def estimate_table(sampled: Sampled) -> str:

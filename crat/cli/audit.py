@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import fields
+from pathlib import Path
 
 from crat.cli.flags import data_named
 from crat.cli.parsing import count
+from crat.cli.tables import add_tables, write_tables
 from crat.config import DATASETS, DTYPES, MODELS, ConfigError
 
 
@@ -54,6 +56,7 @@ def add_to(parser: ArgumentParser) -> None:
     add("--device", help="such as cpu or cuda:1")
     add("--seed", type=int, default=0)
     add("--out", metavar="FOLDER", help="of the report (default: audits/ among the runs)")
+    add_tables(parser)
 
 
 def run(a: Namespace) -> None:
@@ -65,7 +68,9 @@ def run(a: Namespace) -> None:
     a.data = data_named(a.data, a.size)
     asked = {field.name: getattr(a, field.name) for field in fields(audit.Plan)}
     plan = audit.Plan(**asked | {"attacks": tuple(a.attacks)})
-    audit.main(a.subject, a.model, plan, a.device, a.out, a.key, a.weights)
+    found = audit.main(a.subject, a.model, plan, a.device, a.out, a.key, a.weights)
+    threat = f"{plan.norm} {plan.eps}"
+    write_tables(a, found, f"{Path(a.subject).name} on {plan.data}, {threat}")
 
 
 def _data_of(a: Namespace) -> str:

@@ -59,7 +59,7 @@ def run(a: Namespace) -> None:
         from crat.latex import booktabs
 
         caption = f"{test.dataset} under {attack}: percent, mean over seeds ± sd"
-        text = booktabs(HEADER, _cells(table), caption)
+        text = booktabs(HEADER, [_cells(table)], caption)
         Path(a.latex).write_text(text, encoding="utf-8")
     if a.out:
         _draw(test, base, Path(a.out))

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from crat.cli.parsing import count
+from crat.cli.tables import add_tables, write_tables
 from crat.names import one_of
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def add_to(parser: ArgumentParser) -> None:
         help="leave published results aside: the run as `crat train --recompute` made it",
     )
     add("--device", help="such as cpu or cuda:1")
+    add_tables(parser)
 
 
 def run(a: Namespace) -> int:
@@ -61,7 +63,7 @@ def run(a: Namespace) -> int:
     from crat.cli import published
     from crat.data import DataError
     from crat.outcomes.evaluation import MissingWeights, evaluate, judged_as_published
-    from crat.training.named import find_run
+    from crat.training.named import find_run, label
 
     asked = find_run(a.run, a.recompute)
     battery, estimated = chosen_battery(a, asked.config.data.name)
@@ -86,6 +88,7 @@ def run(a: Namespace) -> int:
     images = f"{_amount(a.images, settings['spread'])}{a.split} images"
     print(f"{asked.name}, {images}, {a.which} epoch, search in {settings['dtype']}")
     print((corruption_table if a.corruptions else attack_table)(found) + estimates + lacking)
+    write_tables(a, found, f"{label(asked.config)}, {asked.config.data.name}")
     # of the default attacks, the published ones are a whole answer
     return 1 if lacking and (a.corruptions or a.attacks) else 0
 
