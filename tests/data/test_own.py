@@ -195,7 +195,7 @@ def test_a_pickle_is_not_opened(home):
         own.register(home / "a.npz")
     with pytest.raises(ConfigError, match="size scales images in folders"):
         own.register(put_npz(home / "b.npz"), size=8)
-    with pytest.raises(data.DataError, match="no images in .*nowhere"):
+    with pytest.raises(data.DataError, match=r"no images in .*nowhere"):
         own.register(home / "nowhere")
 
 
