@@ -178,8 +178,10 @@ def read_labels(name: str) -> Arrays:
 
 def listing() -> list[dict[str, Any]]:
     """A row for each data set: name, source, training and test images, images per class."""
+    from crat.data import own
+
     rows = []
-    for name in DATASETS:
+    for name in dict.fromkeys((*DATASETS, *own.registered())):
         try:
             source, labels = found(name) or "not here", read_labels(name)
         except DataError as error:
