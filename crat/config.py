@@ -78,6 +78,11 @@ def dataset_named(name: str) -> str:
         from crat.data import own
 
         return own.register(name)
+    if isinstance(name, str) and OWN.fullmatch(name) and name not in DATASETS:
+        raise ConfigError(
+            f"{name} are images of your own that the folder CRAT_DATA does not know: "
+            "name them by their path once more"
+        )
     return one_of("data set", name, DATASETS)
 
 
@@ -378,16 +383,18 @@ def different_from_default(config: RunConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Selection:
-    """The data set and the seeds of a plan, besides its profile.
+    """The data set, the seeds and further methods of a plan, besides its profile.
 
     data: name of a data set; "": the profile's.
     seeds: of repeated runs; 0 must be among them, for it is the seed of runs that are not repeated.
     (): as many as the plan has for each.
+    further: methods of notebook 06 besides its own, by name or as "file.py:Class".
     Raises ConfigError on an unknown data set or other seeds.
     """
 
     data: str = ""
     seeds: tuple[int, ...] = ()
+    further: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.data:
@@ -400,14 +407,14 @@ class Selection:
         object.__setattr__(self, "seeds", tuple(sorted(set(self.seeds))))
 
     @classmethod
-    def read(cls, data: str = "", seeds: str = "") -> Selection:
-        """The selection in a notebook's parameters, where seeds are text such as "0 1 2", or ""."""
+    def read(cls, data: str = "", seeds: str = "", further: str = "") -> Selection:
+        """The selection in a notebook's parameters: seeds as "0 1 2", further methods as "a b"."""
         words = seeds.split()
         if not all(word.isdecimal() for word in words):
             raise ConfigError(
                 f"seeds are numbers with spaces between them, such as 0 1 2, not {seeds!r}"
             )
-        return cls(data, tuple(map(int, words)))
+        return cls(data, tuple(map(int, words)), tuple(further.split()))
 
     def repeated(self, usual: int) -> tuple[int, ...]:
         """The seeds of a run that is repeated: those selected, or as many as usual."""

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from crat.config import RunConfig
+from crat.config import ConfigError, RunConfig
 from crat.data.images import long_tail
 from crat.data.registry import DATASETS
 from crat.store import Store, StoreError, read_json
@@ -29,7 +29,8 @@ class Rates:
         self.device = device
         seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for card in _cards(place):
-            with contextlib.suppress(KeyError, TypeError):  # of another version
+            # of another version, or on images that are not here
+            with contextlib.suppress(KeyError, TypeError, ConfigError):
                 config = RunConfig.from_dict(card["config"])
                 n = images(config) * card["epochs_done"]
                 if n and card["finished"]:

@@ -99,7 +99,8 @@ def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], aga
     """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     seed = parameters.get("seed", declared(path).get("seed", 0))
-    chosen = Selection.read(parameters.get("data", ""), parameters.get("seeds", ""))
+    given = {name: parameters.get(name, "") for name in ("data", "seeds", "further")}
+    chosen = Selection.read(**given)
     runs, weights = plan_of(path.stem[:2], profile, seed, chosen)
     made_from = {
         "notebook": store.digest([(cell["cell_type"], "".join(cell["source"])) for cell in cells]),

@@ -137,12 +137,14 @@ def _part(shard: str) -> tuple[int, int]:
 
 
 def _as_parameters(selection: Selection, recompute: bool) -> dict[str, Any]:
-    """The flags --data, --seeds and --recompute, where they are given, as notebooks' parameters."""
+    """The flags --data, --seeds, --defense and --recompute, as notebooks' parameters, if given."""
     flags: dict[str, Any] = {}
     if selection.data:
         flags["data"] = selection.data
     if selection.seeds:
         flags["seeds"] = " ".join(map(str, selection.seeds))
+    if selection.further:
+        flags["further"] = " ".join(selection.further)
     if recompute:
         flags["recompute"] = True
     return flags
@@ -163,7 +165,8 @@ def _check_reach(job: Job, flags: Mapping[str, Any]) -> None:
         raise ConfigError(f"--seeds: {job.name} has runs of the seeds {listed}")
     unknown = sorted(flags.keys() - declared(job.notebook).keys())
     if job.runs and unknown:
-        raise ConfigError(f"--{unknown[0]}: {job.name} has no parameter {unknown[0]}")
+        flag = {"further": "defense"}.get(unknown[0], unknown[0])
+        raise ConfigError(f"--{flag}: {job.name} has no parameter {unknown[0]}")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,13 @@ def _add_what(parser: ArgumentParser) -> None:
         help="of the runs that are repeated (default: 0 1 2 ... as the plan has it)",
     )
     add(
+        "--defense",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="further methods of notebook 06, each by name or as file.py:Class (06 alone takes it)",
+    )
+    add(
         "--set",
         action="append",
         default=[],
@@ -70,7 +77,7 @@ def _add_how(parser: ArgumentParser) -> None:
 def run(a: Namespace) -> int:
     """Runs the command; SIGTERM stops it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    selection = Selection(a.data or "", tuple(a.seeds or ()))
+    selection = Selection(a.data or "", tuple(a.seeds or ()), tuple(a.defense))
     from crat.batch import reproduce
 
     return reproduce.run(

@@ -6,7 +6,7 @@ from typing import Any
 
 from crat.analysis.claims import Claim
 from crat.config import Selection
-from crat.defenses import preset
+from crat.defenses import known_name, preset
 from crat.papers.common import (
     EMA,
     LOOKS,
@@ -52,6 +52,9 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     runs: Runs = {}
     for method, changes in TRIED.items():
         runs |= seeded(method, base.but(**changes), selection.repeated(MAIN_SEEDS))
+    for method in selection.further:  # a reader's, with the common average
+        further = base.but(**preset(method) | EMA)
+        runs |= seeded(f"{known_name(method)}+EMA", further, selection.repeated(MAIN_SEEDS))
     return runs
 
 

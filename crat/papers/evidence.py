@@ -84,6 +84,7 @@ class Evidence:
         seed: int = 0,
         data: str = "",
         seeds: str = "",
+        further: str = "",
         recompute: bool = False,
     ) -> Evidence:
         """The evidence of a notebook with these parameters; nothing is read or trained yet.
@@ -91,11 +92,12 @@ class Evidence:
         seed: of the live run.
         data: another data set for all runs; "" is each plan's own.
         seeds: of the repeated runs; "" is as many as each plan has.
+        further: methods of notebook 06 besides its own, with spaces between them.
         recompute: trains all runs again, in another store.
         Raises ConfigError.
         """
         paper = PAPERS[one_of("notebook", number, PAPERS)]
-        selection = Selection.read(data, seeds)
+        selection = Selection.read(data, seeds, further)
         asked = paper.plan(profile, seed, selection)
         claimed = getattr(paper, "CLAIMS", {})
         return cls(number, profile, asked, selection, Store.chosen(recompute), claimed)
@@ -413,7 +415,7 @@ class Evidence:
     @property
     def _is_the_published(self) -> bool:
         """Whether the published verdicts are of these runs; other seeds may decide otherwise."""
-        if self.selection.seeds or not self._published.exists():
+        if self.selection.seeds or self.selection.further or not self._published.exists():
             return False
         return all(self.run(key).published for key in self._repeated)
 
