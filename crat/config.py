@@ -27,6 +27,7 @@ MODELS = (
 )
 HEADS = ("linear", "cosine", "hypersphere", "augmented")
 SCHEDULES = ("piecewise", "one_cycle", "cosine", "constant")
+AUGMENTATIONS = ("auto", "none", "crop", "crop_flip", "resized_crop")
 AVERAGES = ("none", "ema_epoch", "ema_update", "swa", "fawa")
 BATCH_NORMS = ("auto", "eval", "train", "moving")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -120,14 +121,15 @@ class DataConfig:
     # removed classes; the remaining labels are renumbered in order
     drop_classes: tuple[int, ...] = ()
     imbalance_ratio: float = 1.0  # n_max / n_min of an exponential long tail
-    augment: str = "auto"  # auto (none | crop | crop_flip by data set) or one of the three
+    # auto (by data set), none | crop | crop_flip; of images in files none | resized_crop
+    augment: str = "auto"
     padding: str = "reflect"  # reflect (CFA) | zero (TRADES)
 
     def __post_init__(self) -> None:
         _floats(self)
         object.__setattr__(self, "name", dataset_named(self.name))
         _one_of(self, "split", "split", ("stratified", "first"))
-        _one_of(self, "augmentation", "augment", ("auto", "none", "crop", "crop_flip"))
+        _one_of(self, "augmentation", "augment", AUGMENTATIONS)
         _one_of(self, "padding", "padding", ("reflect", "zero"))
         _at_least("imbalance_ratio", self.imbalance_ratio, 1)
         _at_least("valid_per_class", self.valid_per_class, 1)
@@ -232,8 +234,8 @@ class TrainConfig:
     dtype: str = "auto"  # auto: bfloat16 autocast where the device multiplies it in hardware
     # test images per class whose logits, clean and under PGD, are stored after every epoch
     trace_per_class: int = 0
-    # name of the finished run of the same store whose best weights this one starts from
-    # (crat.training.start); "": weights drawn by the seed
+    # name of the finished run of the same store whose best weights this one starts from, or of the
+    # weights of a file (crat.training.start.keep_file); "": weights drawn by the seed
     start_from: str = ""
 
     def __post_init__(self) -> None:
@@ -252,7 +254,10 @@ class TrainConfig:
         if self.steps is not None:
             _at_least("steps", self.steps, 1)
         if Path(self.start_from).name != self.start_from:
-            raise ConfigError(f"start_from is the name of a run, not {self.start_from!r}")
+            raise ConfigError(
+                f"start_from is the name of a run, or of a file's weights that "
+                f"crat.training.keep_file gives, not {self.start_from!r}"
+            )
         if self.average_decay is not None and not 0 <= self.average_decay < 1:
             raise ConfigError(f"average_decay lies in [0, 1), not {self.average_decay!r}")
         if self.average_start is not None and not 0 <= self.average_start < self.epochs:

@@ -379,7 +379,7 @@ def _way_out(low: float, high: float) -> str:
     return "divide by 255" if low >= 0 and high > 10 else "put the normalisation into the model"
 
 
-def check_labels(y: Any, x: Tensor, what: str = "labels") -> Tensor:
+def check_labels(y: Any, x: Any, what: str = "labels") -> Tensor:
     """y as int64 (N,).
 
     Raises AttackError on floats, one-hot rows and another number than there are images.

@@ -28,6 +28,7 @@ from crat.attacks.objectives import full
 from crat.attacks.precision import exact
 from crat.attacks.search import TRIED, Searcher, searcher
 from crat.attacks.threat import one_of
+from crat.data import Streamed
 from crat.device import autocast
 from crat.store.files import seed_for
 
@@ -55,7 +56,7 @@ class Judged(NamedTuple):
 
 def attacked_batches(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Streamed,
     y: Tensor,
     attack: Attack | None,
     *,
@@ -67,7 +68,7 @@ def attacked_batches(
 ) -> Iterator[Judged]:
     """Yields the model's outcome under `attack` (None: on the clean images), batch by batch.
 
-    x: (N, C, H, W) uint8 or [0, 1] float.
+    x: (N, C, H, W) uint8 or [0, 1] float; or files, which are decoded batch by batch.
     batch_size: None: 500, and on a GPU by its free memory (crat.attacks.batches) where an image's
         outcome is its own (`one_by_one`).
     dtype: "float32" or "bfloat16", of the search.
@@ -83,7 +84,7 @@ def attacked_batches(
     source = crafted_on or model
     check_model(model)
     one_of("dtype", dtype, ("float32", "bfloat16"))
-    y = check_labels(y, as_tensor(x))
+    y = check_labels(y, x if isinstance(x, Streamed) else as_tensor(x))
     size = ON_CPU if batch_size is None else batch_size
     if size < 1 or not 0 <= begin <= len(x):
         raise ValueError(
@@ -116,7 +117,7 @@ def attacked_batches(
 
 def quick_logits(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Streamed,
     y: Tensor,
     attack: Attack | None,
     *,
@@ -146,7 +147,7 @@ def quick_logits(
 
 
 def attacked_logits(
-    model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, **settings
+    model: nn.Module, x: Tensor | Streamed, y: Tensor, attack: Attack | None, **settings
 ) -> Tensor:
     """The logits of all batches of `attacked_batches` in one tensor (N, K)."""
     return torch.cat([batch.logits for batch in attacked_batches(model, x, y, attack, **settings)])

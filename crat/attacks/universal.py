@@ -43,7 +43,7 @@ COUNTED = ("all", "correct")
 
 def fit_universal(
     model: nn.Module,
-    x_train: Tensor,
+    x_train: Tensor | data.Streamed,
     y_train: Tensor,
     *,
     eps: Budget,
@@ -58,7 +58,7 @@ def fit_universal(
 ) -> Tensor:
     """The delta that raises the training images' objective: (n_classes or 1, C, H, W).
 
-    x_train: (N, C, H, W) uint8 or float in [0, 1].
+    x_train: (N, C, H, W) uint8 or float in [0, 1]; or files.
     y_train: (N,) int64.
     eps, step_size: a number, or one per delta (n_classes,); step_size None: eps / 10.
     class_wise: one delta for each class, else one for all.
@@ -79,19 +79,19 @@ def fit_universal(
     if x_train.dtype != torch.uint8:
         x_train = check_images(x_train)
     y_train = check_labels(y_train, x_train)
+    dtype = torch.promote_types(x_train.dtype, torch.float32)
+    shape = (n_classes if class_wise else 1, *x_train.shape[1:])
+    delta = torch.zeros(shape, device=x_train.device, dtype=dtype)
     for what, value in (("eps", eps), ("step_size", step_size)):
         if value is not None:
-            check_radius(value, norm, x_train, what)
+            check_radius(value, norm, delta, what)
     if y_train.numel() and not 0 <= y_train.min() <= y_train.max() < n_classes:
         raise ValueError(
             f"labels are 0 to {n_classes - 1}, not {int(y_train.min())} to {int(y_train.max())}"
         )
-    dtype = torch.promote_types(x_train.dtype, torch.float32)
-    shape = (n_classes if class_wise else 1, *x_train.shape[1:])
-    delta = torch.zeros(shape, device=x_train.device, dtype=dtype)
     radius = per_sample(eps, delta)
     step = radius / 10 if step_size is None else per_sample(step_size, delta)
-    streams, watched = source(generator, x_train), Watched(model, y_train)
+    streams, watched = source(generator, y_train), Watched(model, y_train)
     with frozen(model):
         for _ in range(epochs):
             for chosen in streams.uniform().argsort(stable=True).split(batch_size):

@@ -230,11 +230,11 @@ class Resized(nn.Module):
 
 
 def examine(
-    model: nn.Module, x: Tensor, y: Tensor, classes: Sequence[str]
+    model: nn.Module, x: Tensor | data.Streamed, y: Tensor, classes: Sequence[str]
 ) -> tuple[Tensor, list[str]]:
     """Clean float32 logits (N, K), and reasons to doubt a robust accuracy, a line each.
 
-    x: (N, C, H, W) uint8. y: (N,). classes: K names.
+    x: (N, C, H, W) uint8, or files. y: (N,). classes: K names.
     Raises AttackError on NaN logits and where the images get no gradient, ModelError where the
     gradient fails.
     """

@@ -27,7 +27,8 @@ from crat.audit.foreign import CHECKED, Resized, decision, examine, find_model, 
 from crat.audit.plan import Plan
 from crat.audit.report import class_table, estimate_table, report
 from crat.config import ConfigError
-from crat.data.images import classes_in_turn
+from crat.data import Streamed
+from crat.data.images import Images, chosen_of, classes_in_turn
 from crat.device import describe, pick_device, pick_dtype
 from crat.keys.identity import Identity, identity
 from crat.outcomes.batteries import Battery
@@ -64,7 +65,7 @@ def audit(
     where = pick_device(device)
     images = _images_of(plan)
     chosen = _chosen(plan, images.y_test)
-    x = images.x_test[chosen].to(where)
+    x = chosen_of(images.x_test, chosen).to(where)
     y = images.y_test[chosen].to(where)
     foreign, doubts = find_model(subject, architecture, images, where, key, weights)
     if plan.resize:
@@ -151,6 +152,13 @@ def _digest(plan: Plan, decided_by: dict[str, Any]) -> str:
     return store.digest([decided_by, plan.eps, plan.norm])
 
 
+def _of_images(x: Images, y: Tensor) -> str:
+    """A hash of images and labels; of files, by their names and sizes."""
+    if isinstance(x, Streamed):
+        return store.digest([x.fingerprint(), y.tolist()])
+    return store.fingerprint({"x": x, "y": y})
+
+
 def _folder(subject: str, plan: Plan, decided_by: dict[str, Any]) -> Path:
     return store.home() / "audits" / f"{_label(subject)}-{_digest(plan, decided_by)}"
 
@@ -197,8 +205,8 @@ def _sampled(
     def attack(places: np.ndarray) -> Outcomes:
         model, _, x, y = cache.load()
         chosen = torch.from_numpy(places).to(x.device)
-        part = Subject(model, None, x[chosen], y[chosen])
-        images = {"first": len(places), "images": store.fingerprint({"x": part.x, "y": part.y})}
+        part = Subject(model, None, chosen_of(x, chosen), y[chosen])
+        images = {"first": len(places), "images": _of_images(part.x, part.y)}
         on_part = replace(cache, decided_by=cache.decided_by | images, load=lambda: part)
         found, _ = _judged(on_part, plan.on_sample, outcomes.classes, tell)
         return found
@@ -227,7 +235,7 @@ def _decided_by(
     plan: Plan,
     model: nn.Module,
     code: Identity,
-    x: Tensor,
+    x: Images,
     y: Tensor,
     classes: Sequence[str],
     dtype: str,
@@ -251,7 +259,7 @@ def _decided_by(
         "weights": store.fingerprint(tensors),
         "logit_slice": plan.logit_slice,
         "scale": plan.scale,
-        "images": store.fingerprint({"x": x, "y": y}),
+        "images": _of_images(x, y),
         "classes": list(classes),
         "code": code.text,
         "unread": time.time_ns() if code.unread else None,

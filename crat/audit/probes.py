@@ -20,6 +20,7 @@ from crat.attacks.gradient import forward_backward
 from crat.attacks.noise import PerImage
 from crat.attacks.objectives import Margin
 from crat.attacks.threat import over_images, size
+from crat.data import Streamed
 
 PROBED = 8  # images
 STEPS = (0.0, 0.25, -0.25, 0.5, -0.5, 1.0, -1.0)  # of eps, along one direction an image
@@ -28,7 +29,7 @@ SAME = 1e-3  # of the largest value: what rounding may change from run to run
 Answers = dict[str, np.ndarray]
 
 
-def probe(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str) -> Answers:
+def probe(model: nn.Module, x: Tensor | Streamed, y: Tensor, eps: float, norm: str) -> Answers:
     """The logits and gradients of the first images x (N, C, H, W), moved by shares of eps.
 
     logits: (steps, n, K). gradients: (steps, n, 4), of each image's gradient of the margin its L1

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 from pathlib import Path
 
-from crat.cli.flags import data_named
+from crat.cli.flags import add_own_images, data_named
 from crat.cli.parsing import count
 from crat.cli.tables import add_tables, write_tables
 from crat.config import DATASETS, DTYPES, MODELS, ConfigError
@@ -32,7 +32,6 @@ def add_to(parser: ArgumentParser) -> None:
         "--data",
         help=f"{' | '.join(DATASETS)}, a folder of class folders, or an npz (default: the run's)",
     )
-    add("--size", type=count, metavar="N", help="scale the images of a folder to N x N pixels")
     add("--eps", help="the radius, such as 8/255 (default: the data set's protocol, L-inf)")
     add("--norm", default="Linf", help="Linf (default), L2 or L1")
     add(
@@ -56,6 +55,7 @@ def add_to(parser: ArgumentParser) -> None:
     add("--device", help="such as cpu or cuda:1")
     add("--seed", type=int, default=0)
     add("--out", metavar="FOLDER", help="of the report (default: audits/ among the runs)")
+    add_own_images(parser)
     add_tables(parser)
 
 
@@ -65,7 +65,7 @@ def run(a: Namespace) -> None:
 
     if a.data is None:
         a.data = _data_of(a)
-    a.data = data_named(a.data, a.size)
+    a.data = data_named(a.data, a.size, streamed=a.stream)
     asked = {field.name: getattr(a, field.name) for field in fields(audit.Plan)}
     plan = audit.Plan(**asked | {"attacks": tuple(a.attacks)})
     found = audit.main(a.subject, a.model, plan, a.device, a.out, a.key, a.weights)

@@ -11,6 +11,7 @@ from dataclasses import Field, fields, replace
 from typing import Any
 
 from crat import config as c
+from crat.cli.parsing import count
 from crat.cli.recipes import recipe
 from crat.config import PROFILES, ConfigError, RunConfig, profile
 
@@ -23,10 +24,10 @@ KNOWN = {
     "defense": ("one that crat methods lists", "file.py:Class"),
     "split": ("stratified", "first"),
     "padding": ("reflect", "zero"),
-    "augment": ("auto", "none", "crop", "crop_flip"),
+    "augment": c.AUGMENTATIONS,
     "batch_norm": c.BATCH_NORMS,
     "dtype": c.DTYPES,
-    "start_from": ("a run that crat runs lists",),
+    "start_from": ("a run that crat runs lists", "a file: .pth, .pt, .safetensors"),
 }
 METAVARS = {str: "TEXT", float: "X", int: "N"}
 WORDS = {"true": True, "false": False, "none": None}
@@ -87,18 +88,33 @@ def option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def data_named(name: str, size: int | None, eps: str | None = None) -> str:
-    """The name of the data set that --data means; size and eps: those of images of one's own.
+def data_named(
+    name: str, size: int | None, eps: str | None = None, streamed: bool | None = None
+) -> str:
+    """The name of the data set that --data means; the rest is for images of one's own.
 
-    Raises ConfigError where --size is given to another data set.
+    Raises ConfigError where --size or --stream is given to another data set.
     """
     if not c.is_path(name):
-        if size:
-            raise ConfigError(f"--size scales the images of a folder; those of {name} keep theirs")
+        if size or streamed:
+            raise ConfigError(f"--size and --stream are for a folder's images, not for {name}")
         return c.dataset_named(name)
     from crat.data import own
 
-    return own.register(name, size=size, eps=eps)
+    return own.register(name, size=size, eps=eps, streamed=streamed)
+
+
+def add_own_images(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of images of one's own."""
+    add = parser.add_argument
+    add("--size", type=count, metavar="N", help="scale the images of a folder to N x N pixels")
+    add(
+        "--stream",
+        action="store_true",
+        default=None,
+        help="decode the images of a folder when they are needed (default: where they would take "
+        "more than 4 GB)",
+    )
 
 
 def words_for(config: RunConfig) -> str:
@@ -135,7 +151,9 @@ def asked_for(a: Namespace) -> RunConfig:
     given = {name: value for name, value in vars(a).items() if name in names}
     config = recipe(a.recipe) if a.recipe else profile(a.profile)
     if "data" in given:
-        given["data"] = data_named(given["data"], getattr(a, "size", None), given.get("eps"))
+        given["data"] = data_named(
+            given["data"], getattr(a, "size", None), given.get("eps"), getattr(a, "stream", None)
+        )
         if c.OWN.fullmatch(given["data"]):  # split by their number, not by the profile's
             config = replace(config, data=c.images_of(given["data"]))
     if a.preset or "defense" in given:

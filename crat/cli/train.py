@@ -5,14 +5,15 @@ from __future__ import annotations
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from crat.cli.flags import add_settings, asked_for, words_for
-from crat.cli.parsing import count
+from crat.cli.flags import add_own_images, add_settings, asked_for, words_for
 from crat.cli.recipes import RECIPES
 from crat.config import PROFILES, ConfigError
 from crat.text import aligned, percent, shown
 
 if TYPE_CHECKING:
     from crat.training.run import Run
+
+FILES = (".pth", ".pt", ".ckpt", ".safetensors")  # the ends of a weights file's name
 
 
 def add_to(parser: ArgumentParser) -> None:
@@ -30,14 +31,17 @@ def add_to(parser: ArgumentParser) -> None:
     )
     add("--progress", help="bar | line | none (default: bar in a terminal, else line)")
     add("--preset", help="whose settings of the method: paper | released | crat (default)")
-    add("--size", type=count, metavar="N", help="scale the images of a folder to N x N pixels")
+    add("--key", metavar="NAME", help="which weights of the file that --start-from names")
     add("--beta", type=float, metavar="X", default=SUPPRESS, help="short for --options beta=X")
+    add_own_images(parser)
     add_settings(parser)
 
 
 def run(a: Namespace) -> None:
     """Trains the model, and prints its best epoch class by class."""
     start = _start(a) if "start_from" in a else None
+    if a.key and start is not None:
+        raise ConfigError("--key chooses among the weights of a file that --start-from names")
     config = asked_for(a)
     from crat import distributed
     from crat.store import Store, StoreError, must_be_writable
@@ -55,7 +59,8 @@ def run(a: Namespace) -> None:
             store=where,
         )
     except MissingStart as missing:
-        assert start
+        if start is None:
+            raise
         again = " --recompute" if a.recompute else ""
         command = f"crat train{again} {words_for(start.config)}"
         raise StoreError(f"{missing.problem}; train it first: {command}") from None
@@ -65,14 +70,18 @@ def run(a: Namespace) -> None:
         print(summary(finished))
 
 
-def _start(a: Namespace) -> Run:
-    """The run that --start-from means, whose name takes the place of what was typed.
+def _start(a: Namespace) -> Run | None:
+    """The run that --start-from means, None for a file; its name takes the place of what was typed.
 
     Raises ConfigError where no run of the store, or more than one, is meant.
     """
     from crat.store import Store
     from crat.training.named import find_run
+    from crat.training.start import keep_file
 
+    if a.start_from.endswith(FILES):
+        a.start_from = keep_file(a.start_from, a.key, Store.chosen(a.recompute))
+        return None
     run = find_run(a.start_from, a.recompute)
     place = Store.chosen(a.recompute).root
     if run.folder.resolve() != (place / run.name).resolve():

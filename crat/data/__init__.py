@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from crat.data import imagenet_labels, superclasses
     from crat.data.augment import resolve_augment
     from crat.data.files import DataError, data_home
-    from crat.data.folder import decoded, imagenet_loader
+    from crat.data.folder import decoded
     from crat.data.images import Batches, Dataset, imagenet_validation, load, long_tail
     from crat.data.registry import DATASETS, DatasetSpec, Protocol
     from crat.data.sources import fetch, found, listing, not_here
+    from crat.data.streamed import Streamed
 
 __all__ = [
     "DATASETS",
@@ -25,6 +26,7 @@ __all__ = [
     "Dataset",
     "DatasetSpec",
     "Protocol",
+    "Streamed",
     "augment",
     "data_home",
     "decoded",
@@ -32,7 +34,6 @@ __all__ = [
     "files",
     "found",
     "imagenet_labels",
-    "imagenet_loader",
     "imagenet_validation",
     "images",
     "listing",
@@ -42,15 +43,17 @@ __all__ = [
     "registry",
     "resolve_augment",
     "sources",
+    "streamed",
     "superclasses",
 ]
 _PLACES = {
     "augment": ("resolve_augment",),
     "files": ("DataError", "data_home"),
-    "folder": ("decoded", "imagenet_loader"),
+    "folder": ("decoded",),
     "images": ("Batches", "Dataset", "imagenet_validation", "load", "long_tail"),
     "registry": ("DATASETS", "DatasetSpec", "Protocol"),
     "sources": ("fetch", "found", "listing", "not_here"),
+    "streamed": ("Streamed",),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 

@@ -13,15 +13,23 @@ from crat.config import ConfigError, DataConfig
 from crat.data.registry import DATASETS
 
 MODES = ("reflect", "zero")
+# of images in memory; of those that are decoded from their files (crat.data.streamed)
+IN_MEMORY = ("none", "crop", "crop_flip")
+OF_FILES = ("none", "resized_crop")
 
 
 def resolve_augment(config: DataConfig) -> str:
-    """The augmentation none, crop or crop_flip; "auto" is that of the data set's row.
+    """The augmentation none, crop, crop_flip or resized_crop; "auto" is that of the data set's row.
 
     Grey 28-pixel images get none, as in the MNIST protocols; street numbers are cropped; pictures
-    also mirrored. Raises ConfigError on flipped digits.
+    also mirrored; images in files (ImageNet) are cropped at random sizes and mirrored. Raises
+    ConfigError on flipped digits, and on an augmentation that the images do not have.
     """
     spec = DATASETS[config.name]
+    known = IN_MEMORY if spec.fits_memory else OF_FILES
+    if config.augment not in ("auto", *known):
+        allowed = ", ".join(("auto", *known))
+        raise ConfigError(f"augment of {config.name} is {allowed}; not {config.augment}")
     if config.augment == "crop_flip" and not spec.may_flip:
         why = "a mirrored digit is another sign"
         raise ConfigError(f"{config.name} has no flips, {why}: use augment none or crop")

@@ -1,24 +1,23 @@
 """Images in class folders: a user's own, those of Tiny-ImageNet, and those of ImageNet.
 
-ImageNet's are decoded batch by batch, the others at once into arrays.
+They are decoded at once into arrays; where they do not fit in memory, only their files are listed
+(crat.data.streamed decodes them).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crat.data.files import Arrays, DataError, data_home, one_line
+from crat.data.files import Arrays, DataError, one_line
 from crat.data.registry import DatasetSpec
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
-    from torch.utils.data import DataLoader
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 Labelled = list[tuple[Path, int]]  # an image file and the number of its class
@@ -83,21 +82,59 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _labelled(folder: Path, classes: Sequence[str]) -> Labelled:
-    """The image files of the class folders, each with the number of its class.
+    """The image files of the class folders, each with the number of its class; as `_images_in`."""
+    return [
+        (folder / name / file, label)
+        for label, name in enumerate(classes)
+        for file in _images_in(folder / name)
+    ]
 
-    Hidden files are left out. Raises DataError on another file that is no image, and on a class
-    without any.
+
+def _images_in(folder: Path) -> list[str]:
+    """The names of the image files in the folder of a class, sorted; hidden files are left out.
+
+    Raises DataError on another file that is no image, and where there is none.
     """
-    files: Labelled = []
-    for label, name in enumerate(classes):
-        inside = [file for file in sorted((folder / name).iterdir()) if file.name[0] != "."]
-        if not inside:
-            raise DataError(f"{folder / name} has no image: a class needs one at least")
-        for file in inside:
-            if file.suffix.lower() not in IMAGES:
-                raise DataError(f"{file} is no image ({', '.join(IMAGES)}): remove it")
-            files.append((file, label))
+    files = sorted(file for file in os.listdir(folder) if file[0] != ".")
+    if not files:
+        raise DataError(f"{folder} has no image: a class needs one at least")
+    for file in files:
+        if not file.lower().endswith(IMAGES):
+            raise DataError(f"{folder / file} is no image ({', '.join(IMAGES)}): remove it")
     return files
+
+
+def listed(top: Path, parts: Sequence[str] = ("train", "test")) -> Arrays:
+    """The image files of top/train/<class>/ and top/test/<class>/ (or val/); none is decoded.
+
+    x_train, x_test: their paths in `top`, (N,) bytes. y_train, y_test: (N,), as of `_decode`.
+    classes: the names. parts: only these.
+    Raises DataError as `class_arrays`, except on what a file holds.
+    """
+    tests = "test" if (top / "test").is_dir() else "val"
+    folders = {"train": "train", "test": tests}
+    if len(parts) == 2:
+        classes = _classes(top / "train", top / tests)
+    else:
+        only = top / folders[parts[0]]
+        with one_line(f"no images in {only}", f"they are looked for in {only}/<class>/"):
+            classes = _folders(only)
+    arrays: Arrays = {"classes": np.array(classes)}
+    for part in parts:
+        names: list[bytes] = []
+        counts = []
+        for name in classes:
+            files = _images_in(top / folders[part] / name)
+            names += [os.fsencode(f"{folders[part]}/{name}/{file}") for file in files]
+            counts.append(len(files))
+        arrays[f"x_{part}"] = np.array(names)
+        arrays[f"y_{part}"] = _smallest_uint(np.repeat(np.arange(len(classes)), counts))
+    return arrays
+
+
+def read_listed(spec: DatasetSpec, root: Path) -> Arrays:
+    """The files of a row whose images do not fit in memory: as `listed`."""
+    return listed(root / spec.landmark)
 
 
 def read_tiny_imagenet(spec: DatasetSpec, root: Path) -> Arrays:
@@ -152,8 +189,12 @@ def _decode(
                 f"{file} has a wrong shape: {found}, not {width} x {height}; a size for all scales"
             )
         x[i] = np.asarray(image.convert("L"))[..., None] if channels == 1 else np.asarray(image)
-    labels = np.array([label for _, label in files])
-    return x, labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+    return x, _smallest_uint(np.array([label for _, label in files]))
+
+
+def _smallest_uint(labels: np.ndarray) -> np.ndarray:
+    """The labels as uint8 up to 256 classes, else as uint16."""
+    return labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
 
 
 def _fitted(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -182,49 +223,3 @@ def _is_grey(path: Path) -> bool:
     damaged = one_line(f"{path} is truncated or no image", "get it anew, or remove it")
     with damaged, Image.open(path) as image:
         return image.mode in ("1", "L", "I", "I;16", "F")
-
-
-def imagenet_loader(
-    split: str,
-    batch_size: int,
-    generator: torch.Generator,
-    folder: Path | None = None,
-    workers: int = min(8, os.cpu_count() or 1),
-    size: int = 224,
-) -> DataLoader:
-    """Batches decoded one by one: x float32 (B, 3, size, size) in [0, 1], y int64 (B,).
-
-    The images are folder/split/<class>/*. split "train": shuffled, a random resized crop, flips;
-    "val": in order, the centre of the image scaled to size * 256 / 224. folder: None is
-    `data_home()/imagenet`. The generator seeds the order and the workers, which alone draw random
-    numbers. Raises DataError where the images or, for training, the workers are missing; while
-    iterated, with the name of an image that cannot be decoded.
-    """
-    from torch.utils.data import DataLoader
-    from torchvision import datasets, transforms
-
-    class Images(DataLoader):
-        def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-            try:
-                yield from super().__iter__()
-            # a worker's comes with its traceback, of which it is the last line
-            except DataError as error:
-                lines = str(error).strip().splitlines()
-                raise DataError(
-                    lines[0] if len(lines) == 1 else lines[-1].partition(": ")[2]
-                ) from None
-
-    train = split == "train"
-    folder = folder or data_home() / "imagenet"
-    if train and workers < 1:
-        raise DataError(
-            "imagenet_loader needs at least one worker for training: it draws the random crops"
-        )
-    if train:
-        steps = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
-    else:
-        steps = [transforms.Resize(size * 256 // 224), transforms.CenterCrop(size)]
-    with one_line(f"imagenet in {folder}", f"images are looked for in {folder / split}/<class>/"):
-        transform = transforms.Compose([*steps, transforms.ToTensor()])
-        images = datasets.ImageFolder(str(folder / split), transform, loader=decoded)
-    return Images(images, batch_size, shuffle=train, num_workers=workers, generator=generator)

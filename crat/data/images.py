@@ -19,25 +19,32 @@ import torch
 from torch import Tensor
 
 from crat.config import ConfigError, DataConfig, images_of
-from crat.data.augment import random_crop, random_flip
-from crat.data.files import DataError
-from crat.data.folder import imagenet_loader
-from crat.data.registry import DATASETS
+from crat.data.augment import IN_MEMORY, OF_FILES, random_crop, random_flip
+from crat.data.files import DataError, data_home
+from crat.data.folder import listed
+from crat.data.registry import DATASETS, DatasetSpec
 from crat.data.sources import read
+from crat.data.streamed import Streamed
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+Images = Tensor | Streamed  # uint8 (N, C, H, W), in memory or in files
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three disjoint splits: images uint8 (N, C, H, W) in 0..255, labels int64 (N,) in 0..K-1."""
+    """Three disjoint splits: images uint8 (N, C, H, W) in 0..255, labels int64 (N,) in 0..K-1.
 
-    x_train: Tensor
+    Images that do not fit in memory are files, decoded when they are asked for.
+    """
+
+    x_train: Images
     y_train: Tensor
-    x_valid: Tensor
+    x_valid: Images
     y_valid: Tensor
-    x_test: Tensor
+    x_test: Images
     y_test: Tensor
     classes: tuple[str, ...]  # names in the order of the labels
     name: str
@@ -57,7 +64,9 @@ class Dataset:
     def to(self, device: torch.device | str) -> Dataset:
         """The data set with every tensor on the device: one move, before the first epoch."""
         tensors: dict[str, Any] = {
-            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+            key: value.to(device)
+            for key, value in vars(self).items()
+            if isinstance(value, (Tensor, Streamed))
         }
         return replace(self, **tensors)
 
@@ -85,11 +94,6 @@ def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
     if isinstance(config, str):
         config = images_of(config)
     spec = DATASETS[config.name]
-    if not spec.fits_memory:
-        raise DataError(
-            f"{config.name} does not fit in memory: iterate crat.data.imagenet_loader(split, "
-            "batch_size, generator), or judge a model on some of it by `crat audit`"
-        )
     kept = config.kept_classes()
     arrays = read(config.name)
     names = spec.classes or tuple(arrays["classes"].tolist())
@@ -97,34 +101,41 @@ def load(config: DataConfig | str = "fashion_mnist_mini") -> Dataset:
     test = np.flatnonzero(np.isin(arrays["y_test"], kept))
     renumber = np.full(len(names), -1, np.int64)
     renumber[list(kept)] = np.arange(len(kept))
-    tensors = {}
+    tensors: dict[str, Any] = {}
     chosen = (("train", "train", train), ("valid", "train", valid), ("test", "test", test))
     for split, source, index in chosen:
-        images = torch.from_numpy(arrays[f"x_{source}"]).index_select(0, torch.from_numpy(index))
-        tensors[f"x_{split}"] = images.permute(0, 3, 1, 2).contiguous()
+        tensors[f"x_{split}"] = _images(spec, arrays[f"x_{source}"], index)
         tensors[f"y_{split}"] = torch.from_numpy(renumber[arrays[f"y_{source}"][index]])
     classes = tuple(names[k] for k in kept)
     return Dataset(**tensors, classes=classes, name=config.name, original_labels=kept)
+
+
+def _images(spec: DatasetSpec, x: np.ndarray, index: np.ndarray) -> Images:
+    """The images at some places of a data set's arrays; of its files, where it is not decoded."""
+    if not spec.fits_memory:
+        return Streamed(data_home() / spec.landmark, x[index], spec.image_shape[1])
+    images = torch.from_numpy(x).index_select(0, torch.from_numpy(index))
+    return images.permute(0, 3, 1, 2).contiguous()
 
 
 def imagenet_validation(images: int = 1000, folder: Path | None = None, size: int = 224) -> Dataset:
     """ImageNet's validation images for judging a model: a number of them over all classes.
 
     They are the test set; as many others, next to them in the files, are the validation set; none
-    is for training. 0 means all (7.5 GB). folder, size and errors: as in `imagenet_loader`.
+    is for training. 0 means all. folder: with val/<class>/ (None: `data_home()/imagenet`).
+    Raises DataError where the images are missing.
     """
-    every: Any = imagenet_loader("val", 1, torch.Generator(), folder, workers=0, size=size).dataset
-    n = min(images or len(every), len(every))
-    chosen = np.arange(n) * len(every) // max(n, 1)
+    top = folder or data_home() / "imagenet"
+    files = listed(top, ("test",))
+    x, y = files["x_test"], files["y_test"].astype(np.int64)
+    n = min(images or len(x), len(x))
+    chosen = np.arange(n) * len(x) // max(n, 1)
     tensors: dict[str, Any] = {}
-    parts = {"test": chosen, "valid": (chosen + 1) % len(every), "train": chosen[:0]}
+    parts = {"test": chosen, "valid": (chosen + 1) % len(x), "train": chosen[:0]}
     for split, index in parts.items():
-        x = torch.empty((len(index), 3, size, size), dtype=torch.uint8)
-        for i, j in enumerate(index):
-            x[i] = (255 * every[j][0]).round()
-        tensors[f"x_{split}"] = x
-        tensors[f"y_{split}"] = torch.tensor(every.targets)[torch.from_numpy(index)]
-    classes = tuple(every.classes)
+        tensors[f"x_{split}"] = Streamed(top, x[index], size)
+        tensors[f"y_{split}"] = torch.from_numpy(y[index])
+    classes = tuple(files["classes"].tolist())
     labels = tuple(range(len(classes)))
     return Dataset(**tensors, classes=classes, name="imagenet", original_labels=labels)
 
@@ -189,7 +200,9 @@ def long_tail(n_max: int, n_classes: int, imbalance_ratio: float) -> list[int]:
 class Batches:
     """An epoch of batches: x float32 (B, C, H, W) in [0, 1], y int64 (B,), on the device of x.
 
+    x: images in memory, or files that workers decode ahead (crat.data.streamed).
     augment: none | crop | crop_flip; crops pad by an eighth of the image's height (4 pixels of 32).
+    Of files: none (their centres) | resized_crop (a random crop, scaled and flipped).
     With class_probs (K,) each image's class is drawn from these probabilities, then the image
     uniformly within it, with replacement. Only the generator is random (its device may differ from
     that of x); between batches nothing waits for the device. Raises ConfigError where a generator
@@ -198,7 +211,7 @@ class Batches:
 
     def __init__(
         self,
-        x: Tensor,
+        x: Images,
         y: Tensor,
         batch_size: int,
         generator: torch.Generator | None = None,
@@ -208,9 +221,11 @@ class Batches:
         shuffle: bool = True,
         class_probs: Tensor | None = None,
     ) -> None:
-        if augment not in ("none", "crop", "crop_flip"):
-            known = "none, crop, crop_flip (see resolve_augment)"
-            raise ConfigError(f"unknown augmentation {augment!r}; known: {known}")
+        known = OF_FILES if isinstance(x, Streamed) else IN_MEMORY
+        if augment not in known:
+            raise ConfigError(
+                f"unknown augmentation {augment!r}; known: {', '.join(known)} (see resolve_augment)"
+            )
         if generator is None and (shuffle or augment != "none" or class_probs is not None):
             fixed = "a fixed order is shuffle=False, augment='none'"
             raise ConfigError(f"random batches need a torch.Generator; {fixed}")
@@ -234,11 +249,29 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order()
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch: Any = slice(start, start + self.batch_size)
-            if order is not None:
-                batch = order[batch]
-            yield self._augmented(self.x[batch]).to(torch.float32).div_(255), self.y[batch]
+        begins = range(0, len(self) * self.batch_size, self.batch_size)
+        batches: list[Any] = [slice(begin, begin + self.batch_size) for begin in begins]
+        if order is not None:
+            batches = [order[batch] for batch in batches]
+        images = self._decoded(batches) if isinstance(self.x, Streamed) else map(self._cut, batches)
+        for batch, x in zip(batches, images, strict=True):
+            yield x.to(torch.float32).div_(255), self.y[batch]
+
+    def _cut(self, batch: Any) -> Tensor:
+        """The augmented images of a batch, where all images are in memory."""
+        return self._augmented(self.x[batch])
+
+    def _decoded(self, batches: list[Any]) -> Iterator[Tensor]:
+        """The images of each batch, decoded ahead from their files."""
+        assert isinstance(self.x, Streamed)
+        places = torch.arange(len(self.x))
+        parts = [batch.cpu() if isinstance(batch, Tensor) else places[batch] for batch in batches]
+        seeds = None
+        if self.augment != "none":
+            n = sum(map(len, parts))
+            draws = self.generator
+            seeds = torch.randint(2**62, (n,), generator=draws, device=draws.device).cpu()
+        return self.x.ahead(parts, seeds)
 
     def _order(self) -> Tensor | None:
         """The indices of one epoch (N,), drawn on the generator's device; in order without one."""
@@ -260,6 +293,11 @@ class Batches:
         if self.augment == "crop_flip":
             x = random_flip(x, self.generator)
         return x
+
+
+def chosen_of(x: Images, index: Tensor | slice) -> Images:
+    """The images that an index means; those in files stay undecoded."""
+    return x.chosen(index) if isinstance(x, Streamed) else x[index]
 
 
 def first_per_class(y: Tensor, n: int) -> Tensor:

@@ -5,7 +5,8 @@
 
 The name ends with a hash of the images, the classes, the size and eps: other images are another
 data set, wherever they lie. The row and the decoded images are kept in `data_home()`, so that a
-later command, or another process, knows the name.
+later command, or another process, knows the name. Images that would take more than FITS bytes stay
+in their files and are streamed (crat.data.streamed).
 """
 
 from __future__ import annotations
@@ -14,25 +15,38 @@ import hashlib
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from crat.config import ConfigError, as_written, number
 from crat.data.files import Arrays, DataError, data_home, one_line
-from crat.data.folder import class_arrays
+from crat.data.folder import class_arrays, decoded, listed
 from crat.data.registry import DATASETS, DatasetSpec, Protocol
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 READER = "crat.data.own:read"
+LISTER = "crat.data.own:read_streamed"
 SHAPE = "train/<class>/ and test/<class>/ (or val/<class>/) with images"
 ROWS = "own"  # the folder of the rows in `data_home()`
-FILED = ("image_shape", "n_classes", "train_images", "test_images", "smallest_class", "classes")
-FILED += ("landmark", "sha256", "mean", "std")
+# the fields of a row that its file has
+FILED: tuple[str, ...] = ("image_shape", "n_classes", "train_images", "test_images", "classes")
+FILED += ("smallest_class", "landmark", "sha256", "mean", "std", "fits_memory", "augment")
+FITS = 4 * 2**30  # bytes of decoded images that are held in memory
+STREAMED_SIZE = 224  # pixels, where no size is asked for
+SAMPLED = 1000  # training images whose mean and deviation are taken, where they are streamed
 
 
-def register(path: str | Path, *, size: int | None = None, eps: str | None = None) -> str:
+def register(
+    path: str | Path,
+    *,
+    size: int | None = None,
+    eps: str | None = None,
+    streamed: bool | None = None,
+) -> str:
     """The name of the data set in a folder or an npz file, whose row and images are kept.
 
     path: a folder with train/<class>/ and test/<class>/ (or val/), or an npz file with x_train,
@@ -41,30 +55,46 @@ def register(path: str | Path, *, size: int | None = None, eps: str | None = Non
     size: of the images' sides; larger and smaller ones are scaled, and their centre is cut out.
         None: all images have one size.
     eps: the L-inf radius, such as "8/255" (None: 8/255, above 64 pixels 4/255).
+    streamed: whether a folder's images stay in their files, to be decoded in RGB when they are
+        asked for (None: where they would take more than FITS bytes). They are scaled to
+        size * 256 / 224 and their centre is cut out; in training a random crop, scaled and flipped.
     Raises DataError, one line, on a class without images, on other classes in the test folder, on
     a file that is no image, and on images of several sizes.
     """
     place = Path(path).expanduser().resolve()
-    asked = {"path": str(place), "size": size, "eps": eps, "files": _stamp(place)}
+    stamp = _stamp(place)
+    asked = {"path": str(place), "size": size, "eps": eps, "files": stamp}
+    if streamed is not None:
+        asked["streamed"] = streamed
     entry = data_home() / ROWS / f"{_digest(asked)}.asked.json"
     if entry.exists():
         name = _json(entry)["name"]
         if name in DATASETS:
             return name
-    arrays = _arrays(place, size)
-    row = _row(place, arrays, size, eps)
+    if streamed if streamed is not None else _exceeds_memory(place, size):
+        row, arrays = _streamed(place, size or STREAMED_SIZE, eps), None
+    else:
+        arrays = _arrays(place, size)
+        row = _row(place, arrays, size, eps)
     DATASETS[row.name] = row
+    _keep(row, arrays, stamp)
+    with one_line(f"writing {row.name} into {data_home()}"):
+        _write_json(entry, asked | {"name": row.name})
+    return row.name
+
+
+def _keep(row: DatasetSpec, arrays: Arrays | None, stamp: list[Any]) -> None:
+    """Writes a row, and the images where they are held in memory, into `data_home()`."""
     from crat.data.sources import cache_path, check, keep
 
-    check(row, arrays, str(place))
+    if arrays is not None:
+        check(row, arrays, row.landmark)
     home = data_home()
     with one_line(f"writing {row.name} into {home}"):
         (home / ROWS).mkdir(parents=True, exist_ok=True)
-        if not cache_path(row.name).exists():
-            keep(row.name, arrays, str(place))
-        _write_json(home / ROWS / f"{row.name}.json", _filed(row))
-        _write_json(entry, asked | {"name": row.name})
-    return row.name
+        if arrays is not None and not cache_path(row.name).exists():
+            keep(row.name, arrays, row.landmark)
+        _write_json(home / ROWS / f"{row.name}.json", _filed(row) | {"files": stamp})
 
 
 def recall(name: str) -> DatasetSpec | None:
@@ -77,7 +107,8 @@ def recall(name: str) -> DatasetSpec | None:
     with one_line(f"{file} is damaged", "delete it, and name the images by their path again"):
         kept = _json(file)
         values = {key: _tuples(kept[key]) for key in FILED}
-        return DatasetSpec(name=name, protocol=_protocol(kept["eps"]), reader=READER, **values)
+        reader = READER if values["fits_memory"] else LISTER
+        return DatasetSpec(name=name, protocol=_protocol(kept["eps"]), reader=reader, **values)
 
 
 def registered() -> list[str]:
@@ -90,6 +121,20 @@ def read(spec: DatasetSpec, folder: Path) -> Arrays:
     """The arrays of a registered data set, from the files whose path is the row's landmark."""
     size = spec.image_shape[1] if Path(spec.landmark).is_dir() else None
     return _arrays(Path(spec.landmark), size)
+
+
+def read_streamed(spec: DatasetSpec, folder: Path) -> Arrays:
+    """The files of a registered data set that is streamed (crat.data.folder.listed).
+
+    Raises DataError where they are not the files that were registered.
+    """
+    place = Path(spec.landmark)
+    if _stamp(place) != _json(data_home() / ROWS / f"{spec.name}.json")["files"]:
+        raise DataError(
+            f"the files in {place} have changed since {spec.name} got its name: "
+            "name them by their path again"
+        )
+    return listed(place)
 
 
 def _arrays(place: Path, size: int | None) -> Arrays:
@@ -141,10 +186,9 @@ def _row(place: Path, arrays: Arrays, size: int | None, eps: str | None) -> Data
     eps = eps or ("8/255" if max(height, width) <= 64 else "4/255")
     classes = tuple(map(str, arrays["classes"].tolist()))
     hashes = tuple(_sha256(arrays[key]) for key in KEYS)
-    slug = re.sub(r"[^A-Za-z0-9_]+", "_", place.stem).strip("_").lower() or "images"
     mean, std = _statistics(x)
     return DatasetSpec(
-        name=f"{slug}-{_digest([hashes, classes, eps])}",
+        name=f"{_slug(place)}-{_digest([hashes, classes, eps])}",
         image_shape=(channels, height, width),
         n_classes=len(classes),
         train_images=len(y),
@@ -158,6 +202,68 @@ def _row(place: Path, arrays: Arrays, size: int | None, eps: str | None) -> Data
         mean=mean,
         std=std,
     )
+
+
+def _exceeds_memory(place: Path, size: int | None) -> bool:
+    """Whether the decoded images of a folder would take more than FITS bytes."""
+    if not place.is_dir():
+        return False
+    files = listed(place)
+    n = len(files["y_train"]) + len(files["y_test"])
+    if size is None and n:
+        first = decoded(place / os.fsdecode(files["x_train"][0]))
+        return 3 * n * first.width * first.height > FITS
+    return 3 * n * (size or 0) ** 2 > FITS
+
+
+def _streamed(place: Path, size: int, eps: str | None) -> DatasetSpec:
+    """The row of a folder whose images stay in their files."""
+    from crat.data.streamed import Streamed
+
+    files = listed(place)
+    train, y = files["x_train"], files["y_train"]
+    classes = tuple(map(str, files["classes"].tolist()))
+    hashes = tuple(_sha256_of_files(place, files[key]) for key in ("x_train", "x_test"))
+    eps = eps or ("8/255" if size <= 64 else "4/255")
+    some = np.linspace(0, len(y) - 1, min(SAMPLED, len(y))).astype(int)
+    centres = Streamed(place, train[some], size)[:]
+    mean, std = _statistics(centres.permute(0, 2, 3, 1).numpy())
+    return DatasetSpec(
+        name=f"{_slug(place)}-{_digest([hashes, classes, eps, size, 'streamed'])}",
+        image_shape=(3, size, size),
+        n_classes=len(classes),
+        train_images=len(y),
+        test_images=len(files["y_test"]),
+        smallest_class=int(np.bincount(y, minlength=len(classes)).min()),
+        protocol=_protocol(eps),
+        classes=classes,
+        landmark=str(place),
+        reader=LISTER,
+        sha256=hashes,
+        mean=mean,
+        std=std,
+        augment="resized_crop",
+        fits_memory=False,
+    )
+
+
+def _sha256_of_files(top: Path, names: np.ndarray) -> str:
+    """A hash of the names and the contents of files."""
+
+    def digest(name: bytes) -> bytes:
+        with (top / os.fsdecode(name)).open("rb") as file:
+            return name + hashlib.file_digest(file, "sha256").digest()
+
+    total = hashlib.sha256()
+    with ThreadPoolExecutor() as pool:
+        parts = pool.map(digest, names.tolist())
+        for part in tqdm(parts, "hashing", len(names), unit=" files", disable=None):
+            total.update(part)
+    return total.hexdigest()
+
+
+def _slug(place: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "_", place.stem).strip("_").lower() or "images"
 
 
 def _statistics(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -192,10 +298,12 @@ def _stamp(place: Path) -> list[Any]:
     if not place.is_dir():
         found = [place] if place.exists() else []
     else:
-        found = sorted(file for file in place.rglob("*") if file.is_file())
-    marks = [
-        (str(f.relative_to(place.parent)), f.stat().st_size, f.stat().st_mtime_ns) for f in found
-    ]
+        walked = os.walk(place)
+        found = sorted(Path(folder, file) for folder, _, files in walked for file in files)
+    marks = []
+    for file in found:
+        known = file.stat()
+        marks.append((os.path.relpath(file, place.parent), known.st_size, known.st_mtime_ns))
     return [len(marks), _digest(marks)]
 
 

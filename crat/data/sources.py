@@ -37,10 +37,13 @@ def read(name: str) -> Arrays:
     """The decoded arrays: KEYS (uint8, NHWC), and `classes` where only the files name them.
 
     They come from the package, else from the npz in `data_home()`, else from original files there,
-    of which an npz is then written. Raises DataError where they are missing, damaged or other
+    of which an npz is then written. Images that do not fit in memory stay in their files: x_train
+    and x_test are then paths, (N,) bytes. Raises DataError where they are missing, damaged or other
     images; nothing is replaced.
     """
     spec = DATASETS[name]
+    if not spec.fits_memory:
+        return _read_listed(spec)
     if spec.shipped or cache_path(name).exists():
         return _read_npz(name)
     if not found(name):
@@ -59,6 +62,24 @@ def read(name: str) -> Arrays:
     else:
         warnings.warn(
             f"{home} cannot be written to: {name} is decoded anew at each start", stacklevel=3
+        )
+    return arrays
+
+
+def _read_listed(spec: DatasetSpec) -> Arrays:
+    """The files of the images of a row; raises DataError unless there are as many as it says."""
+    if not found(spec.name):
+        raise DataError(not_here(spec.name))
+    arrays = resolve_name(spec.reader)(spec, data_home())
+    numbers = len(arrays["classes"]), len(arrays["y_train"]), len(arrays["y_test"])
+    if numbers != (spec.n_classes, spec.train_images, spec.test_images):
+        there, known = (
+            f"{k} classes, {train} training and {test} test images"
+            for k, train, test in (numbers, (spec.n_classes, spec.train_images, spec.test_images))
+        )
+        raise DataError(
+            f"{data_home() / spec.landmark} has {there}, {spec.name} has {known}: other images are "
+            "a data set of yours, by their path (--data PATH)"
         )
     return arrays
 

@@ -239,15 +239,55 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], key: str | N
     model and net. The line is "" where there was no choice. Such files have no normalisation and no
     scale of a head: these stay as built. Raises CheckpointError, and then changes nothing.
     """
-    found, line = _chosen(_read(Path(path)), Path(path), key)
+    found, line = weights_in(path, key)
+    _fill(plain(model), path, by_our_names(model, found))
+    return line
+
+
+def weights_in(
+    path: str | os.PathLike[str], key: str | None = None
+) -> tuple[dict[str, Tensor], str]:
+    """The weights in a file by its own names, and the line of `load_checkpoint`."""
+    return _chosen(_read(Path(path)), Path(path), key)
+
+
+def by_our_names(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Foreign weights by the names of a classifier of ours, whose own fill what files lack.
+
+    These are the normalisation, the scale of a head and the number of BatchNorm's batches.
+    """
     own = plain(model).state_dict()
     tensors = {name: tensor for name, tensor in own.items() if _NOT_CARRIED.search(name)}
     for name, tensor in found.items():
         foreign = _FRONTS.sub("", name)
         if not _UNUSED.match(foreign):
             tensors[_our_name(foreign)] = tensor
-    _fill(plain(model), path, tensors)
-    return line
+    return tensors
+
+
+def load_start(model: nn.Module, path: str | os.PathLike[str]) -> bool:
+    """Loads the weights that a training starts from, as `load_checkpoint`; whether with the head.
+
+    A head of as many rows as the model has classes fills these rows, and further outputs stay as
+    drawn; a head of another number of rows is left out, and the model's stays as drawn.
+    """
+    classifier = plain(model)
+    tensors = by_our_names(model, weights_in(path)[0])
+    own = classifier.state_dict()
+    rows = len(tensors.get("head.weight", ()))
+    fits = rows in (0, classifier.n_classes, len(own["head.weight"]))  # 0: `_fill` says that
+    for name, drawn in own.items():
+        if name.startswith("head.") and drawn.ndim and not fits:
+            tensors[name] = drawn
+        elif name in tensors and name.startswith("head.") and _alike(tensors[name], drawn):
+            tensors[name] = torch.cat([tensors[name], drawn[rows:]])
+    _fill(classifier, path, tensors)
+    return fits
+
+
+def _alike(given: Tensor, drawn: Tensor) -> bool:
+    """Whether two tensors differ in the number of their rows at most."""
+    return given.ndim > 0 and given.shape[1:] == drawn.shape[1:]
 
 
 def load_foreign(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> str:

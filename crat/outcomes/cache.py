@@ -15,6 +15,7 @@ from tqdm import tqdm
 from crat import store
 from crat.attacks.door import Attack, as_attack
 from crat.attacks.judge import REVISION, attacked_batches, one_by_one
+from crat.data import Streamed
 from crat.keys.identity import Identity, attack_identity
 from crat.outcomes import files, margins
 from crat.outcomes.batteries import Battery
@@ -85,7 +86,7 @@ class Subject(NamedTuple):
 
     model: nn.Module
     crafted_on: nn.Module | None
-    x: Tensor
+    x: Tensor | Streamed
     y: Tensor
 
 

