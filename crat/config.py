@@ -388,18 +388,21 @@ def different_from_default(config: RunConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Selection:
-    """The data set, the seeds and further methods of a plan, besides its profile.
+    """The data set, the seeds, further methods and a start of a plan, besides its profile.
 
     data: name of a data set; "": the profile's.
     seeds: of repeated runs; 0 must be among them, for it is the seed of runs that are not repeated.
     (): as many as the plan has for each.
     further: methods of notebook 06 besides its own, by name or as "file.py:Class".
+    start_from: weights of yours that the runs of notebooks 01 and 05 start from, by the name that
+    `crat.training.keep_file` gives; "": none.
     Raises ConfigError on an unknown data set or other seeds.
     """
 
     data: str = ""
     seeds: tuple[int, ...] = ()
     further: tuple[str, ...] = ()
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         if self.data:
@@ -412,14 +415,16 @@ class Selection:
         object.__setattr__(self, "seeds", tuple(sorted(set(self.seeds))))
 
     @classmethod
-    def read(cls, data: str = "", seeds: str = "", further: str = "") -> Selection:
+    def read(
+        cls, data: str = "", seeds: str = "", further: str = "", start_from: str = ""
+    ) -> Selection:
         """The selection in a notebook's parameters: seeds as "0 1 2", further methods as "a b"."""
         words = seeds.split()
         if not all(word.isdecimal() for word in words):
             raise ConfigError(
                 f"seeds are numbers with spaces between them, such as 0 1 2, not {seeds!r}"
             )
-        return cls(data, tuple(map(int, words)), tuple(further.split()))
+        return cls(data, tuple(map(int, words)), tuple(further.split()), start_from)
 
     def repeated(self, usual: int) -> tuple[int, ...]:
         """The seeds of a run that is repeated: those selected, or as many as usual."""

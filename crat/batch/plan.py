@@ -99,7 +99,7 @@ def job(path: Path, figures: Path, profile: str, parameters: dict[str, Any], aga
     """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     seed = parameters.get("seed", declared(path).get("seed", 0))
-    given = {name: parameters.get(name, "") for name in ("data", "seeds", "further")}
+    given = {name: parameters.get(name, "") for name in ("data", "seeds", "further", "start_from")}
     chosen = Selection.read(**given)
     runs, weights = plan_of(path.stem[:2], profile, seed, chosen)
     made_from = {

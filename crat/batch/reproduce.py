@@ -137,7 +137,7 @@ def _part(shard: str) -> tuple[int, int]:
 
 
 def _as_parameters(selection: Selection, recompute: bool) -> dict[str, Any]:
-    """The flags --data, --seeds, --defense and --recompute, as notebooks' parameters, if given."""
+    """The flags --data, --seeds, --defense, --start-from, --recompute as parameters, if given."""
     flags: dict[str, Any] = {}
     if selection.data:
         flags["data"] = selection.data
@@ -145,6 +145,8 @@ def _as_parameters(selection: Selection, recompute: bool) -> dict[str, Any]:
         flags["seeds"] = " ".join(map(str, selection.seeds))
     if selection.further:
         flags["further"] = " ".join(selection.further)
+    if selection.start_from:
+        flags["start_from"] = selection.start_from
     if recompute:
         flags["recompute"] = True
     return flags
@@ -165,7 +167,7 @@ def _check_reach(job: Job, flags: Mapping[str, Any]) -> None:
         raise ConfigError(f"--seeds: {job.name} has runs of the seeds {listed}")
     unknown = sorted(flags.keys() - declared(job.notebook).keys())
     if job.runs and unknown:
-        flag = {"further": "defense"}.get(unknown[0], unknown[0])
+        flag = {"further": "defense", "start_from": "start-from"}.get(unknown[0], unknown[0])
         raise ConfigError(f"--{flag}: {job.name} has no parameter {unknown[0]}")
 
 

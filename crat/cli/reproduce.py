@@ -44,6 +44,12 @@ def _add_what(parser: ArgumentParser) -> None:
         help="further methods of notebook 06, each by name or as file.py:Class (06 alone takes it)",
     )
     add(
+        "--start-from",
+        metavar="FILE",
+        help="weights from which notebooks 01 and 05 (no others) train for ten epochs: with "
+        "--profile paper --data imagenet torchvision's of a resnet50",
+    )
+    add(
         "--set",
         action="append",
         default=[],
@@ -77,8 +83,12 @@ def _add_how(parser: ArgumentParser) -> None:
 def run(a: Namespace) -> int:
     """Runs the command; SIGTERM stops it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    selection = Selection(a.data or "", tuple(a.seeds or ()), tuple(a.defense))
     from crat.batch import reproduce
+    from crat.store import Store
+    from crat.training import keep_file
+
+    start = keep_file(a.start_from, where=Store.chosen(a.recompute)) if a.start_from else ""
+    selection = Selection(a.data or "", tuple(a.seeds or ()), tuple(a.defense), start)
 
     return reproduce.run(
         [*a.numbers, *a.papers],

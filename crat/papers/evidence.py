@@ -85,6 +85,7 @@ class Evidence:
         data: str = "",
         seeds: str = "",
         further: str = "",
+        start_from: str = "",
         recompute: bool = False,
     ) -> Evidence:
         """The evidence of a notebook with these parameters; nothing is read or trained yet.
@@ -93,11 +94,12 @@ class Evidence:
         data: another data set for all runs; "" is each plan's own.
         seeds: of the repeated runs; "" is as many as each plan has.
         further: methods of notebook 06 besides its own, with spaces between them.
+        start_from: weights of yours that the runs start from (`Selection`); "" is none.
         recompute: trains all runs again, in another store.
         Raises ConfigError.
         """
         paper = PAPERS[one_of("notebook", number, PAPERS)]
-        selection = Selection.read(data, seeds, further)
+        selection = Selection.read(data, seeds, further, start_from)
         asked = paper.plan(profile, seed, selection)
         claimed = getattr(paper, "CLAIMS", {})
         return cls(number, profile, asked, selection, Store.chosen(recompute), claimed)
@@ -415,7 +417,8 @@ class Evidence:
     @property
     def _is_the_published(self) -> bool:
         """Whether the published verdicts are of these runs; other seeds may decide otherwise."""
-        if self.selection.seeds or self.selection.further or not self._published.exists():
+        chosen = self.selection
+        if chosen.seeds or chosen.further or chosen.start_from or not self._published.exists():
             return False
         return all(self.run(key).published for key in self._repeated)
 

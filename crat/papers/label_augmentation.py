@@ -2,7 +2,8 @@
 
 The papers' numbers are relative changes of errors. The abstract of 2025 prints 53.50 and 5.73 %;
 the others of that paper are known from a summary. One claim is a control of ours. The runs of the
-profiles gpu and paper are on CIFAR-10; the papers' ImageNet is not trained here.
+profiles gpu and paper are on CIFAR-10; with images and weights of yours they are the paper's
+fine-tuning on ImageNet: crat reproduce 05 --profile paper --data imagenet --start-from FILE.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from crat.papers.common import (
     Runs,
     base_of,
     evidence_profile,
+    fitted,
     seeded,
     shown_live,
     sweep,
@@ -56,7 +58,7 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
     """The live training of Adv+: the profile's, in laptop the one that figures/laptop shows."""
-    base = shown_live(profile_name, selection)
+    base = fitted(shown_live(profile_name, selection), profile_name, selection)
     if profile_name == "laptop":
         base = base_of("quick", selection).but(train_per_class=300)
     return base.but(**preset("label_augmentation")).but(seed=seed)
@@ -64,7 +66,8 @@ def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     """The sweeps' runs "base-s0", "delta 0.4" ...; the profile's "main base-s0" ..."""
-    base, main = sweep(profile_name, selection), base_of(profile_name, selection)
+    base = fitted(sweep(profile_name, selection), profile_name, selection)
+    main = fitted(base_of(profile_name, selection), profile_name, selection)
     runs: Runs = {}
     for name, changes in COMPARED.items():
         runs |= seeded(name, base.but(**changes | EMA), selection.repeated(FEW_SEEDS))
@@ -74,16 +77,22 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     runs |= seeded("main base", main.but(defense="standard"), selection.repeated(MAIN_SEEDS))
     for name, changes in MAIN.items():
         runs |= seeded(f"main {name}", main.but(**changes | EMA), selection.repeated(MAIN_SEEDS))
-    tuning = main.but(**EMA | FINE_TUNING)
     for name, changes in MAIN.items():
         for s in selection.repeated(FEW_SEEDS):
             start = runs[f"main base-s{s}"]
-            runs[f"tuned {name}-s{s}"] = fine_tuned(tuning.but(**changes).but(seed=s), start)
+            runs[f"tuned {name}-s{s}"] = _tuned(main.but(**changes).but(seed=s), start)
     for share in SHARES:  # once
         changes = preset("label_augmentation", clean_share=share)
-        tuned = fine_tuned(tuning.but(**changes), runs["main base-s0"])
+        tuned = _tuned(main.but(**changes), runs["main base-s0"])
         runs[f"tuned Adv+, {share:g} clean"] = tuned
     return runs
+
+
+def _tuned(config: RunConfig, start: RunConfig) -> RunConfig:
+    """The fine-tuning from a run of the plan, unless all runs start from a reader's weights."""
+    if config.train.start_from:
+        return config.but(**EMA)
+    return fine_tuned(config.but(**EMA | FINE_TUNING), start)
 
 
 LA25 = "Amerehi and Healy 2025"

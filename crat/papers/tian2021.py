@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from crat.analysis.claims import Claim
-from crat.config import ConfigError, RunConfig, Selection, profile
+from crat.config import ConfigError, Selection, profile
 from crat.data.registry import DATASETS
 from crat.defenses import preset
 from crat.papers.common import (
@@ -22,6 +22,7 @@ from crat.papers.common import (
     Runs,
     base_of,
     evidence_profile,
+    fitted,
     on,
     seeded,
     shown_live,
@@ -41,9 +42,8 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
     """
     if len(selection.repeated(MAIN_SEEDS)) < 2:
         raise ConfigError("notebook 01 needs two seeds or more, such as 0 1")
-    live = fitted(shown_live(profile_name, selection), profile_name).but(
-        defense="pgd_at", seed=seed
-    )
+    shown = fitted(shown_live(profile_name, selection), profile_name, selection)
+    live = shown.but(defense="pgd_at", seed=seed)
     evidence = evidence_profile(profile_name)
     if selection.data not in ("", profile(evidence).data.name):
         evidence = profile_name
@@ -52,8 +52,8 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     """The runs "pgd_at-s0", "without-3-s0" (AT without class 3), "AT-s0", "lift weight-s0" ..."""
-    base = fitted(base_of(profile_name, selection), profile_name)
-    short = fitted(sweep(profile_name, selection), profile_name)
+    base = fitted(base_of(profile_name, selection), profile_name, selection)
+    short = fitted(sweep(profile_name, selection), profile_name, selection)
     runs: Runs = {}
     for method in TRAINED:
         runs |= seeded(method, base.but(defense=method), selection.repeated(MAIN_SEEDS))
@@ -64,29 +64,6 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
         lifted = short.but(**preset("tian2021", form=form) | EMA)
         runs |= seeded(f"lift {form}", lifted, selection.repeated(FEW_SEEDS))
     return runs
-
-
-def fitted(base: RunConfig, profile_name: str) -> RunConfig:
-    """The run with the data set's schedule, and at most as many images of a class as there are.
-
-    The gpu profile takes the data set's network and rate, and keeps its own number of epochs.
-    Raises ConfigError on ImageNet, which is not trained here.
-    """
-    data = base.data
-    if data.name == "imagenet":
-        raise ConfigError(
-            "imagenet is not trained here: "
-            "`crat audit module:function --data imagenet` judges a model"
-        )
-    spec = DATASETS[data.name]
-    valid = min(data.valid_per_class, spec.smallest_class // 5)
-    train = data.train_per_class
-    if train is not None:
-        train = min(train, spec.smallest_class - valid)
-    own = dict(spec.paper_settings) if profile_name in ("gpu", "paper") else {}
-    if profile_name == "gpu":
-        own.pop("epochs", None)
-    return base.but(train_per_class=train, valid_per_class=valid, **own)
 
 
 FAMILY = "01"

@@ -185,7 +185,10 @@ def test_a_start_that_is_missing_unfinished_or_without_weights_is_a_line(base):
     train(BASE, progress="none", max_minutes=0)
     with pytest.raises(MissingStart, match=rf"^{base.name} is not finished \(epoch 1 of 3\)"):
         train(TUNED, progress="none")
-    with pytest.raises(ConfigError, match="start_from is the name of a run, not '/runs/other'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"start_from is the name of a run, or of a file's weights .*, not '/runs/other'",
+    ):
         TINY.but(start_from="/runs/other")
 
 

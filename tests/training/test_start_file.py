@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from crat import store
-from crat.config import ConfigError, DataConfig, ModelConfig, RunConfig
 from crat.cli import main
+from crat.config import ConfigError, DataConfig, ModelConfig, RunConfig
 from crat.nets import models
 from crat.nets.models import CheckpointError
 from crat.training import keep_file
@@ -105,8 +105,8 @@ def test_another_network_is_refused_in_one_line(tmp_path):
 
 def test_the_command_takes_a_file(tmp_path, capsys):
     torch.save({"ema": foreign(), "raw": foreign(7)}, tmp_path / "net.pth")
-    words = "train --width 2 --epochs 1 --steps 1 --train-per-class 8 --valid-per-class 4".split()
-    words += ["--start-from", str(tmp_path / "net.pth")]
+    words = ["train", "--width", "2", "--epochs", "1", "--steps", "1", "--train-per-class", "8"]
+    words += ["--valid-per-class", "4", "--start-from", str(tmp_path / "net.pth")]
     assert main(words) == 1
     assert "--key chooses" in capsys.readouterr().err
     assert main([*words, "--key", "ema"]) == 0
