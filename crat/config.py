@@ -11,9 +11,10 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-from crat.data.registry import DATASETS, OWN
+from crat.data.registry import DATASETS, OWN, REGISTER
 from crat.names import ConfigError, known_as, one_of, unknown
 
 MODELS = (
@@ -76,9 +77,7 @@ def dataset_named(name: str) -> str:
     used.
     """
     if isinstance(name, str) and is_path(name):
-        from crat.data import own
-
-        return own.register(name)
+        return resolve_name(REGISTER)(name)
     if isinstance(name, str) and OWN.fullmatch(name) and name not in DATASETS:
         raise ConfigError(
             f"{name} are images of your own that the folder CRAT_DATA does not know: "

@@ -26,12 +26,12 @@ from crat.config import ConfigError, as_written, number
 from crat.data.files import Arrays, DataError, data_home, one_line
 from crat.data.folder import class_arrays, decoded, listed
 from crat.data.registry import DATASETS, DatasetSpec, Protocol
+from crat.data.sources import KEYS, ROWS, cache_path, check, keep
+from crat.data.streamed import Streamed
 
-KEYS = ("x_train", "y_train", "x_test", "y_test")
 READER = "crat.data.own:read"
 LISTER = "crat.data.own:read_streamed"
 SHAPE = "train/<class>/ and test/<class>/ (or val/<class>/) with images"
-ROWS = "own"  # the folder of the rows in `data_home()`
 # the fields of a row that its file has
 FILED: tuple[str, ...] = ("image_shape", "n_classes", "train_images", "test_images", "classes")
 FILED += ("smallest_class", "landmark", "sha256", "mean", "std", "fits_memory", "augment")
@@ -85,8 +85,6 @@ def register(
 
 def _keep(row: DatasetSpec, arrays: Arrays | None, stamp: list[Any]) -> None:
     """Writes a row, and the images where they are held in memory, into `data_home()`."""
-    from crat.data.sources import cache_path, check, keep
-
     if arrays is not None:
         check(row, arrays, row.landmark)
     home = data_home()
@@ -109,12 +107,6 @@ def recall(name: str) -> DatasetSpec | None:
         values = {key: _tuples(kept[key]) for key in FILED}
         reader = READER if values["fits_memory"] else LISTER
         return DatasetSpec(name=name, protocol=_protocol(kept["eps"]), reader=reader, **values)
-
-
-def registered() -> list[str]:
-    """The names of the data sets that were registered here."""
-    names = (file.stem for file in sorted((data_home() / ROWS).glob("*.json")))
-    return [name for name in names if not name.endswith(".asked") and name in DATASETS]
 
 
 def read(spec: DatasetSpec, folder: Path) -> Arrays:
@@ -218,8 +210,6 @@ def _exceeds_memory(place: Path, size: int | None) -> bool:
 
 def _streamed(place: Path, size: int, eps: str | None) -> DatasetSpec:
     """The row of a folder whose images stay in their files."""
-    from crat.data.streamed import Streamed
-
     files = listed(place)
     train, y = files["x_train"], files["y_train"]
     classes = tuple(map(str, files["classes"].tolist()))

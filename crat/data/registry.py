@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import Any
 
 
@@ -69,7 +70,10 @@ class DatasetSpec:
     fits_memory: bool = True  # False: images are decoded when they are needed
 
 
-OWN = re.compile(r".+-[0-9a-f]{8}")  # the name of a user's data set: crat.data.own
+# A user's own data set: its name, and the functions that find its row and make it (crat.data.own).
+OWN = re.compile(r".+-[0-9a-f]{8}")
+RECALL = "crat.data.own:recall"
+REGISTER = "crat.data.own:register"
 
 _TORCHVISION = "crat.data.originals:read_torchvision"
 
@@ -348,9 +352,7 @@ class _Table(dict[str, DatasetSpec]):
     def __missing__(self, name: str) -> DatasetSpec:
         row = None
         if OWN.fullmatch(name):
-            from crat.data import own
-
-            row = own.recall(name)
+            row = resolve_name(RECALL)(name)
         if row is None:
             raise KeyError(name)
         self[name] = row

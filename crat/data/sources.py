@@ -24,6 +24,7 @@ from crat.data.files import NO_NPZ, Arrays, DataError, data_home, one_line
 from crat.data.originals import download, read_originals
 from crat.data.registry import DATASETS, DatasetSpec
 
+ROWS = "own"  # the folder in `data_home()` of the rows of a user's own data sets
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 SHIPPED = "shipped in the package"
 
@@ -199,10 +200,8 @@ def read_labels(name: str) -> Arrays:
 
 def listing() -> list[dict[str, Any]]:
     """A row for each data set: name, source, training and test images, images per class."""
-    from crat.data import own
-
     rows = []
-    for name in dict.fromkeys((*DATASETS, *own.registered())):
+    for name in dict.fromkeys((*DATASETS, *registered())):
         try:
             source, labels = found(name) or "not here", read_labels(name)
         except DataError as error:
@@ -213,6 +212,12 @@ def listing() -> list[dict[str, Any]]:
             row |= {split: len(y), f"{split}_per_class": _per_class(y)}
         rows.append(row)
     return rows
+
+
+def registered() -> list[str]:
+    """The names of the user's own data sets that are known here (crat.data.own)."""
+    names = (file.stem for file in sorted((data_home() / ROWS).glob("*.json")))
+    return [name for name in names if not name.endswith(".asked") and name in DATASETS]
 
 
 def _per_class(y: np.ndarray) -> str:

@@ -159,11 +159,12 @@ def _crop(image: Image.Image, size: int, seed: int) -> Image.Image:
     """A random resized crop, mirrored in half of the cases: ImageNet's usual augmentation."""
     from torchvision.transforms import RandomResizedCrop, functional
 
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+    draws = torch.Generator().manual_seed(seed)
+    mirrored = bool(torch.randint(2, (), generator=draws))
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=draws)))
         # a share of the area and a ratio of the sides: torchvision's defaults
         window = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
-        mirrored = bool(torch.rand(()) < 0.5)
     cut = functional.resized_crop(image, *window, [size, size])
     return functional.hflip(cut) if mirrored else cut
 

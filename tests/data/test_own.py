@@ -10,7 +10,7 @@ from PIL import Image
 
 from crat import data
 from crat.config import ConfigError, DataConfig, RunConfig, Selection, images_of, profile
-from crat.data import own
+from crat.data import own, sources
 from crat.data.registry import DATASETS
 from crat.training.run import Run
 from crat.training.trainer import train
@@ -84,7 +84,7 @@ def test_another_process_knows_a_name(home):
     asked = f"from crat import data; print(data.load({name!r}).x_test.shape)"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
     assert done.stdout.strip() == "torch.Size([15, 3, 6, 6])", done.stderr
-    assert own.registered() == [name]
+    assert sources.registered() == [name]
     DATASETS.pop(name)
     assert name in DATASETS
     assert "trees-00000000" not in DATASETS
@@ -168,7 +168,7 @@ def test_a_fault_of_a_folder_is_one_line(home, fault):
     with pytest.raises(data.DataError, match=message) as caught:
         own.register(home / "trees")
     assert "\n" not in str(caught.value)
-    assert own.registered() == []
+    assert sources.registered() == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import loader
 import pytest
 import step
 import torch
@@ -12,6 +13,7 @@ from peers import textbook_pgd
 
 from crat.attacks import PGD
 from crat.config import ConfigError, ModelConfig
+from crat.data.streamed import usual_workers
 from crat.nets import models
 
 
@@ -41,6 +43,16 @@ def test_one_table_in_one_run(capsys):
     assert "PGD-2 AT step" in lines[3]
 
 
+def test_the_loader_stands_beside_the_step():
+    table = loader.run([32], "small_cnn", images=12, batch=4, steps=1, turns=1)
+    assert table["work"].tolist() == [
+        f"loader, {usual_workers()} workers",
+        "small_cnn, PGD-1 AT step",
+    ]
+    assert (table.crat > 0).all()
+    assert table.ratio[0] > 0
+
+
 @pytest.mark.parametrize(
     "numbers", [{"batch": 0, "steps": 2}, {"batch": 2, "steps": 0}], ids=["batch", "steps"]
 )
@@ -50,7 +62,8 @@ def test_numbers_below_one_are_refused(numbers):
 
 
 @pytest.mark.parametrize(
-    "name", ["step", "training", "attacks", "precision", "peers", "gpu", "autoattack_estimate"]
+    "name",
+    ["step", "training", "attacks", "precision", "peers", "gpu", "autoattack_estimate", "loader"],
 )
 def test_each_script_explains_itself(name, monkeypatch, capsys):
     path = Path(step.__file__).with_name(f"{name}.py")
