@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from crat.data.registry import DATASETS, OWN
@@ -30,6 +31,7 @@ SCHEDULES = ("piecewise", "one_cycle", "cosine", "constant")
 AVERAGES = ("none", "ema_epoch", "ema_update", "swa", "fawa")
 BATCH_NORMS = ("auto", "eval", "train", "moving")
 DTYPES = ("auto", "float32", "bfloat16")
+REGISTER = "crat.data.own:register"  # imported at its use: it needs numpy
 PROFILES = ("quick", "laptop", "gpu", "paper")
 
 
@@ -75,9 +77,7 @@ def dataset_named(name: str) -> str:
     used.
     """
     if isinstance(name, str) and is_path(name):
-        from crat.data import own
-
-        return own.register(name)
+        return resolve_name(REGISTER)(name)
     if isinstance(name, str) and OWN.fullmatch(name) and name not in DATASETS:
         raise ConfigError(
             f"{name} are images of your own that the folder CRAT_DATA does not know: "

@@ -80,12 +80,17 @@ def find_model(
             )
         return network(run_named(subject), "best", device), []
     model = _from_function(subject)
-    doubts = []
+    doubts: list[str] = []
     if weights is not None:
         doubts += filter(None, [models.load_foreign(model, weights, key)])
+    return model.to(device), doubts + in_train_mode(model)
+
+
+def in_train_mode(model: nn.Module) -> list[str]:
+    """A line where a model's BatchNorm is in train mode; none else."""
     if any(isinstance(part, _BatchNorm) and part.training for part in model.modules()):
-        doubts.append("BatchNorm came in train mode; the model is judged in eval mode")
-    return model.to(device), doubts
+        return ["BatchNorm came in train mode; the model is judged in eval mode"]
+    return []
 
 
 def run_named(subject: str) -> Run:

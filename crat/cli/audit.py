@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from crat.cli.flags import data_named
-from crat.cli.parsing import count
-from crat.cli.tables import add_tables, write_tables
+from crat.cli.parsing import count, new_folder
+from crat.cli.tables import add_tables, write_class_tables
 from crat.config import DATASETS, DTYPES, MODELS, ConfigError
 
 
@@ -55,7 +55,12 @@ def add_to(parser: ArgumentParser) -> None:
     add("--dtype", default="auto", help=f"of the search: {' | '.join(DTYPES)}")
     add("--device", help="such as cpu or cuda:1")
     add("--seed", type=int, default=0)
-    add("--out", metavar="FOLDER", help="of the report (default: audits/ among the runs)")
+    add(
+        "--out",
+        metavar="FOLDER",
+        type=new_folder,
+        help="of the report (default: audits/ among the runs)",
+    )
     add_tables(parser)
 
 
@@ -68,9 +73,9 @@ def run(a: Namespace) -> None:
     a.data = data_named(a.data, a.size)
     asked = {field.name: getattr(a, field.name) for field in fields(audit.Plan)}
     plan = audit.Plan(**asked | {"attacks": tuple(a.attacks)})
-    found = audit.main(a.subject, a.model, plan, a.device, a.out, a.key, a.weights)
-    threat = f"{plan.norm} {plan.eps}"
-    write_tables(a, found, f"{Path(a.subject).name} on {plan.data}, {threat}")
+    judged = audit.main(a.subject, a.model, plan, a.device, a.out, a.key, a.weights)
+    caption = f"{Path(a.subject).name} on {plan.data}, {plan.norm} {plan.eps}"
+    write_class_tables(a, judged.outcomes, caption, judged.sampled)
 
 
 def _data_of(a: Namespace) -> str:

@@ -6,9 +6,10 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crat.cli.parsing import count
+from crat.cli.parsing import count, new_folder
+from crat.cli.tables import add_tables, tell_of, write_tables
 from crat.names import ConfigError
-from crat.text import aligned, percent, shown
+from crat.text import Bold, aligned, booktabs, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,10 +30,14 @@ def add_to(parser: ArgumentParser) -> None:
     add("--base", metavar="RUN", help="what the others are compared with (default: the first)")
     add("--alone", action="store_true", help="the named runs only, without those of other seeds")
     add("--images", type=count, metavar="N", help="the first N test images (default: all)")
-    add("--csv", metavar="FILE", help="the table, as fractions")
-    add("--latex", metavar="FILE", help="the table for a paper (booktabs), in percent")
-    add("--out", metavar="FOLDER", help="of the figures: the frontier and a class heat map")
+    add(
+        "--out",
+        metavar="FOLDER",
+        type=new_folder,
+        help="of the figures: the frontier and a class heat map",
+    )
     add("--device", help="such as cpu or cuda:1")
+    add_tables(parser, "the table")
 
 
 def run(a: Namespace) -> None:
@@ -52,19 +57,16 @@ def run(a: Namespace) -> None:
     seeds = ", ".join(f"{m} {len(test.keys(m))}" for m in test.methods)
     print(f"{test.dataset}, {test.labels(base).size} test images, {attack}; seeds: {seeds}")
     print(f"the intervals (95 %) are of the difference to {base}, in points\n")
-    print(aligned(HEADER, _cells(table)))
-    if a.csv:
-        table.to_csv(a.csv, index=False)
-    if a.latex:
-        from crat.latex import booktabs
-
-        caption = f"{test.dataset} under {attack}: percent, mean over seeds ± sd"
-        text = booktabs(HEADER, [_cells(table)], caption)
-        Path(a.latex).write_text(text, encoding="utf-8")
+    cells = _cells(table)
+    print(aligned(HEADER, cells))
+    caption = (
+        f"{test.dataset} under {attack}: percent, mean over seeds ± sd; differences to {base} "
+        "with 95 % intervals"
+    )
+    write_tables(a, table, booktabs(HEADER, [cells], caption))
     if a.out:
-        _draw(test, base, Path(a.out))
-    for written in filter(None, (a.csv, a.latex, a.out)):
-        print(f"\n{shown(Path(written))}")
+        _draw(test, base, a.out)
+        tell_of(a.out)
 
 
 def _siblings(chosen: Run) -> list[Run]:
@@ -126,14 +128,14 @@ def compared(test: Evidence, base: str) -> pd.DataFrame:
 
 
 def _cells(table: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The rows in percent, as HEADER has them; the best average and worst class have a star."""
+    """The rows in percent, as HEADER has them; the best average and worst class are bold."""
     best = {f: table[f].idxmax() for f in FUNCTIONALS}
     rows = []
     for i, row in table.iterrows():
         cells = [str(row["method"]), str(row["seeds"]), _mean_sd(row, "clean")]
         for f in FUNCTIONALS:
-            star = "*" if best[f] == i else ""
-            cells += [_mean_sd(row, f) + star, _difference(row, f)]
+            mean = _mean_sd(row, f)
+            cells += [Bold(mean) if best[f] == i else mean, _difference(row, f)]
         rows.append(tuple(cells))
     return rows
 

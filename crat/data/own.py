@@ -28,7 +28,14 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 READER = "crat.data.own:read"
 SHAPE = "train/<class>/ and test/<class>/ (or val/<class>/) with images"
 ROWS = "own"  # the folder of the rows in `data_home()`
-FILED = ("image_shape", "n_classes", "train_images", "test_images", "smallest_class", "classes")
+FILED: tuple[str, ...] = (
+    "image_shape",
+    "n_classes",
+    "train_images",
+    "test_images",
+    "smallest_class",
+    "classes",
+)
 FILED += ("landmark", "sha256", "mean", "std")
 
 

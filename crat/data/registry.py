@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import Any
 
 
@@ -71,6 +72,7 @@ class DatasetSpec:
 
 OWN = re.compile(r".+-[0-9a-f]{8}")  # the name of a user's data set: crat.data.own
 
+_RECALL = "crat.data.own:recall"
 _TORCHVISION = "crat.data.originals:read_torchvision"
 
 _CIFAR = Protocol(
@@ -342,11 +344,7 @@ class _Table(dict[str, DatasetSpec]):
     """The rows by name; a data set of the user's is looked up among those registered before."""
 
     def __missing__(self, name: str) -> DatasetSpec:
-        row = None
-        if OWN.fullmatch(name):
-            from crat.data import own
-
-            row = own.recall(name)
+        row = resolve_name(_RECALL)(name) if OWN.fullmatch(name) else None
         if row is None:
             raise KeyError(name)
         self[name] = row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from crat import store
 from crat.config import DataConfig, RunConfig
@@ -66,7 +67,9 @@ def label(config: RunConfig) -> str:
         words += " + ema" if config.train.average == "ema_update" else f" + {config.train.average}"
     known = dict(plain.options) | method_named(method).options()
     changed = [f"{name} {value}" for name, value in options.items() if value != known.get(name)]
-    pairs = [(config.train, plain, ("eps", "steps", "awp", "average_decay", "start_from"))]
+    pairs: list[Any] = [
+        (config.train, plain, ("eps", "steps", "awp", "average_decay", "start_from"))
+    ]
     pairs += [(config.model, usual.model, ("scale",))]
     pairs += [(config.data, DataConfig(), ("drop_classes", "imbalance_ratio"))]
     for part, expected, names in pairs:
