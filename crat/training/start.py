@@ -1,10 +1,11 @@
 """The start of a training from the weights of another run: fine-tuning.
 
-The config names the run, so that it decides the key. The card has the fingerprint of the weights
-that were loaded, as the same run may have other weights on another machine. They are those of its
-best epoch, averaged where it averages, with BatchNorm's statistics and the normalisation of the
-images. The optimizer, the method's state and the epochs begin anew. A moving average begins with
-the loaded weights.
+That run is trained in the same store, or published with its network under results/, which is then
+read first, as all published files are. The config names it, so that it decides the key. The card
+has the fingerprint of the weights that were loaded, as the same run may have other weights on
+another machine. They are those of its best epoch, averaged where it averages, with BatchNorm's
+statistics and the normalisation of the images. The optimizer, the method's state and the epochs
+begin anew. A moving average begins with the loaded weights.
 
 An augmented head (K + M outputs) may start from a linear one: its first K rows, the classes, are
 that head's, and its M other rows are drawn by the seed. Any other head must be of the same kind,
@@ -12,6 +13,8 @@ and so must the rest of the network.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +27,7 @@ from crat.training.run import Run, card_config
 
 
 class MissingStart(store.StoreError):
-    """The weights to start from are not in the store.
+    """The weights to start from are neither in the store nor published.
 
     start: the name of their run. problem: the line without its remedy.
     """
@@ -35,17 +38,19 @@ class MissingStart(store.StoreError):
         self.problem = problem
 
 
-def begin(run: Run, network: nn.Module) -> dict[str, str]:
+def begin(run: Run, network: nn.Module, published: Path | None = None) -> dict[str, str]:
     """Gives a new network the weights that its run starts from; returns the card's entry on them.
+
+    published: the folder of published runs (None: they are left aside).
 
     The entry has the start run's name, the epoch ("best") and the fingerprint of its weights. It is
     {}, and the network stays as it was drawn, where the config names no run.
     Raises MissingStart; ConfigError where that run's network or images are of another kind; and
-    StoreError where its files contradict each other.
+    StoreError where its files contradict each other, or a published one was altered.
     """
     if not run.config.train.start_from:
         return {}
-    start = _start_of(run)
+    start = _published_start(run, published) or _start_of(run)
     _must_fit(run.config, start)
     device = next(network.parameters()).device
     weights = start.model("best", device).state_dict()
@@ -57,6 +62,21 @@ def begin(run: Run, network: nn.Module) -> dict[str, str]:
         )
     network.load_state_dict(_fitted(weights, network.state_dict(), start))
     return {"run": start.name, "which": "best", "weights": fingerprint}
+
+
+def _published_start(run: Run, published: Path | None) -> Run | None:
+    """The run that a run starts from, where it is published with its network; else None.
+
+    Raises StoreError where a file of it was altered.
+    """
+    name = run.config.train.start_from
+    for folder in sorted(published.iterdir()) if published and published.is_dir() else ():
+        card = folder / name / "card.json"
+        if card.exists():
+            config = card_config(store.read_json(card), card.parent)
+            start = Run(config, run.folder.parent / name, card.parent)
+            return start if start.published_weights() else None
+    return None
 
 
 def _start_of(run: Run) -> Run:

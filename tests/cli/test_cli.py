@@ -340,6 +340,14 @@ def test_a_run_starts_from_the_weights_of_another(runs, tmp_path, capsys):
     assert told.count("\n") == 1
 
 
+def test_a_run_starts_from_a_published_network_by_a_part_of_its_name(runs):
+    part = "pgd_at-s0-53db9ebe064f4488"
+    tiny = [word for word in TINY if word not in ("--width", "4")]
+    assert cli.main(["train", "--start-from", part, "--device", "cpu", *tiny]) == 0
+    (card,) = (store.read_json(path) for path in runs.glob("*/card.json"))
+    assert card["start_from"]["run"] == f"fashion_mnist-small_cnn-{part}"
+
+
 @pytest.mark.parametrize(("again", "place"), [([], ""), (["--recompute"], "recomputed")])
 def test_a_start_without_weights_is_a_line_with_the_command_that_trains_it(
     runs, capsys, again, place
