@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import time
 from collections.abc import Iterable, Sequence
@@ -70,7 +71,7 @@ def _latex_row(cells: Sequence[object]) -> str:
 
 
 def _latex_cell(cell: object) -> str:
-    text = escaped(str(cell))
+    text = re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped(str(cell)))  # a minus, not a hyphen
     return rf"\textbf{{{text}}}" if isinstance(cell, Bold) else text
 
 

@@ -255,7 +255,7 @@ def test_train_evaluate_publish(runs, tmp_path, monkeypatch, capsys):
     )
 
     assert cli.main(["runs"]) == 0
-    assert re.search(rf"{run.name} +1 of 1 +1: \d+\.\d % +here", capsys.readouterr().out)
+    assert re.search(rf"{run.name} +trades, .* 1 of 1 +1: \d+\.\d % +here", capsys.readouterr().out)
 
     # later ones read what the first did
     for name in (run.name, str(run.folder), run.name.removeprefix("fashion_")):

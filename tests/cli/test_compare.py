@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from crat import cli
-from crat.cli.compare import compared
 from crat.papers.evidence import Evidence
 from crat.training.named import find_run, label
 
@@ -75,7 +74,7 @@ def test_a_comparison_of_one_seed_has_no_verdict_on_a_method(own_store):
     from crat.store import Store
 
     evidence = Evidence("compare", "laptop", asked, Selection(), Store.usual(), {})
-    table = compared(evidence.judge(evidence.battery, first=300), "trades + ema")
+    table = evidence.judge(evidence.battery, first=300).against("trades + ema")
     assert table.worst_sd.isna().all()
 
 
