@@ -80,10 +80,11 @@ def find_model(
             )
         return network(run_named(subject), "best", device), []
     model = _from_function(subject)
-    doubts: list[str] = []
-    if weights is not None:
-        doubts += filter(None, [models.load_foreign(model, weights, key)])
-    return model.to(device), doubts + in_train_mode(model)
+    if weights is None:
+        return model.to(device), in_train_mode(model)
+    # a class makes a network in train mode, always: that says nothing of its weights
+    doubt = models.load_foreign(model, weights, key)
+    return model.to(device), [doubt] if doubt else []
 
 
 def in_train_mode(model: nn.Module) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from crat.cli.flags import data_named
-from crat.cli.parsing import count, new_folder
+from crat.cli.parsing import count, new_folder, positive
 from crat.cli.tables import add_tables, write_class_tables
 from crat.config import DATASETS, DTYPES, MODELS, ConfigError
 
@@ -32,7 +32,7 @@ def add_to(parser: ArgumentParser) -> None:
         "--data",
         help=f"{' | '.join(DATASETS)}, a folder of class folders, or an npz (default: the run's)",
     )
-    add("--size", type=count, metavar="N", help="scale the images of a folder to N x N pixels")
+    add("--size", type=positive, metavar="N", help="scale the images of a folder to N x N pixels")
     add("--eps", help="the radius, such as 8/255 (default: the data set's protocol, L-inf)")
     add("--norm", default="Linf", help="Linf (default), L2 or L1")
     add(
@@ -50,7 +50,12 @@ def add_to(parser: ArgumentParser) -> None:
         help="only these (default: with PGD and AA; with --images 0 AA-sampled instead)",
     )
     add("--logit-slice", type=int, metavar="K", help="the first K logits are the answers")
-    add("--resize", type=count, metavar="N", help="scale the model's images to N x N pixels first")
+    add(
+        "--resize",
+        type=positive,
+        metavar="N",
+        help="scale the model's images to N x N pixels first",
+    )
     add("--scale", type=float, default=1.0, help="that cosine logits were trained with")
     add("--dtype", default="auto", help=f"of the search: {' | '.join(DTYPES)}")
     add("--device", help="such as cpu or cuda:1")
@@ -83,5 +88,5 @@ def _data_of(a: Namespace) -> str:
     from crat.audit.foreign import run_named
 
     if a.model or ":" in a.subject:
-        raise ConfigError(f"which images? --data {' | '.join(DATASETS)}")
+        raise ConfigError(f"which images? --data {' | '.join(DATASETS)} | a path of your own")
     return run_named(a.subject).config.data.name

@@ -72,6 +72,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    """A whole number that is at least 1, from a text."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a number from 1 on, not {text!r}")
+    return int(text)
+
+
 def new_file(text: str) -> Path:
     """The path of a file that a command is to write; its folder is made when it is written.
 

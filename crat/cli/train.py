@@ -6,7 +6,7 @@ from argparse import SUPPRESS, ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from crat.cli.flags import add_settings, asked_for, words_for
-from crat.cli.parsing import count
+from crat.cli.parsing import positive
 from crat.cli.recipes import RECIPES
 from crat.config import PROFILES, ConfigError
 from crat.text import aligned, percent, shown
@@ -30,7 +30,7 @@ def add_to(parser: ArgumentParser) -> None:
     )
     add("--progress", help="bar | line | none (default: bar in a terminal, else line)")
     add("--preset", help="whose settings of the method: paper | released | crat (default)")
-    add("--size", type=count, metavar="N", help="scale the images of a folder to N x N pixels")
+    add("--size", type=positive, metavar="N", help="scale the images of a folder to N x N pixels")
     add("--beta", type=float, metavar="X", default=SUPPRESS, help="short for --options beta=X")
     add_settings(parser)
 
