@@ -115,3 +115,6 @@ def test_one_run_is_shown(crat, tmp_path):
     assert f"{100 * rows.robust_acc[best]:.1f}" in shirt
     assert len(shirt.split("  ")[-1].strip()) <= len(rows)
     assert figure.stat().st_size > 5000
+    code, _, error = crat("show", WAT, "--figure", str(tmp_path / "history.docx"))
+    assert (code, error.count("\n")) == (2, 1)
+    assert "a figure ends in .png, .pdf, .svg, unlike" in error

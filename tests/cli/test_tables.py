@@ -8,6 +8,7 @@ import pytest
 
 from crat import cli
 from crat.analysis.two_phase import Design
+from crat.cli.evaluate import corruption_files
 from crat.outcomes.cache import Outcomes
 from crat.outcomes.sampled import Sampled
 from crat.outcomes.tables import class_latex, class_summary
@@ -108,6 +109,18 @@ def test_autoattack_on_a_sample_is_a_column_and_rows():
     assert cells[0][-1] == "AA-sampled"
     assert cells[2][-1].startswith(r"\textbf{0.0 [")
     assert f"estimates from {len(sampled.sample.places)} attacked images" in tex
+
+
+def test_corruptions_are_a_table_of_severities():
+    y = np.arange(20) % 2
+    wrong = {"fog-1": y, "fog-2": np.where(np.arange(20) < 5, 1 - y, y), "snow-1": y}
+    found = Outcomes("test", ("a", "b"), y, {}, {"clean": y, **wrong}, {})
+    table, tex = corruption_files(found, "pgd_at, fashion_mnist")
+    cells = rows_of(tex)
+    assert cells[0] == ["corruption", "severity 0", "severity 1", "severity 2"]
+    assert ["fog", "", "0.0", "25.0"] in cells
+    assert ["snow", "", "0.0", ""] in cells
+    assert table.set_index(["corruption", "severity"]).error[("fog", 2)] == 0.25
 
 
 def test_a_star_in_a_name_is_no_mark():
