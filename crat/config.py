@@ -233,8 +233,9 @@ class TrainConfig:
     dtype: str = "auto"  # auto: bfloat16 autocast where the device multiplies it in hardware
     # test images per class whose logits, clean and under PGD, are stored after every epoch
     trace_per_class: int = 0
-    # name of the finished run of the same store whose best weights this one starts from, or of the
-    # weights of a file (crat.training.start.keep_file); "": weights drawn by the seed
+    # name of the finished run, of the same store or published with its network, whose best weights
+    # this one starts from, or of the weights of a file (crat.training.keep_file); "": weights drawn
+    # by the seed
     start_from: str = ""
 
     def __post_init__(self) -> None:

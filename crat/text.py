@@ -1,7 +1,8 @@
-"""Text for people: tables in a terminal, paths, dates."""
+"""Text for people: tables in a terminal and in a paper, paths, dates."""
 
 from __future__ import annotations
 
+import re
 import textwrap
 import time
 from collections.abc import Iterable, Sequence
@@ -9,13 +10,22 @@ from itertools import zip_longest
 from pathlib import Path
 
 WIDEST = 78  # characters of a column, unless its table says otherwise
+ESCAPES = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "{": r"\{"}
+ESCAPES |= {"}": r"\}", "$": r"\$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+# in LaTeX's first font encoding these three print as other characters
+ESCAPES |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+ESCAPES |= {"±": r"$\pm$"}
+
+
+class Bold(str):
+    """A cell that stands out: bold in a paper, with a star behind it in a terminal."""
 
 
 def aligned(
     header: Sequence[str], rows: Iterable[Sequence[object]], widest: Sequence[int] = ()
 ) -> str:
     """A table with columns two spaces apart, its cells wrapped at `widest`, else at WIDEST."""
-    table = [[str(cell) for cell in row] for row in (header, *rows)]
+    table = [list(map(_starred, row)) for row in (header, *rows)]
     limits = [*widest, *[WIDEST] * (len(header) - len(widest))]
     widths = []
     for column, limit in zip(zip(*table, strict=True), limits, strict=True):
@@ -27,6 +37,47 @@ def aligned(
             padded = [part.ljust(width) for part, width in zip(parts, widths, strict=True)]
             lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def _starred(cell: object) -> str:
+    return f"{cell}*" if isinstance(cell, Bold) else str(cell)
+
+
+def booktabs(
+    header: Sequence[str], groups: Sequence[Sequence[Sequence[object]]], caption: str = ""
+) -> str:
+    """A table environment for a paper, with the rules of LaTeX's package booktabs.
+
+    groups: of rows, with a rule between two of them. The first column is set left, all others
+        right. caption: text, without LaTeX.
+    """
+    lines = ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering"]
+    if caption:
+        lines.append(rf"\caption{{{escaped(caption)}}}")
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
+    lines.append(_latex_row(header))
+    for rows in groups:
+        lines += [r"\midrule", *map(_latex_row, rows)]
+    lines.append(r"\bottomrule")
+    lines += [r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(cells: Sequence[object]) -> str:
+    row = " & ".join(map(_latex_cell, cells))
+    # behind the end of a row or a rule, LaTeX would read these as an argument of it
+    protected = "{}" if row.startswith(("[", "*")) else ""
+    return protected + row + r" \\"
+
+
+def _latex_cell(cell: object) -> str:
+    text = re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped(str(cell)))  # a minus, not a hyphen
+    return rf"\textbf{{{text}}}" if isinstance(cell, Bold) else text
+
+
+def escaped(text: str) -> str:
+    """A text, in one line, as LaTeX prints it."""
+    return "".join(ESCAPES.get(character, character) for character in " ".join(text.split()))
 
 
 def shown(path: Path) -> str:

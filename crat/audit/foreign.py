@@ -80,12 +80,18 @@ def find_model(
             )
         return network(run_named(subject), "best", device), []
     model = _from_function(subject)
-    doubts = []
-    if weights is not None:
-        doubts += filter(None, [models.load_foreign(model, weights, key)])
+    if weights is None:
+        return model.to(device), in_train_mode(model)
+    # a class makes a network in train mode, always: that says nothing of its weights
+    doubt = models.load_foreign(model, weights, key)
+    return model.to(device), [doubt] if doubt else []
+
+
+def in_train_mode(model: nn.Module) -> list[str]:
+    """A line where a model's BatchNorm is in train mode; none else."""
     if any(isinstance(part, _BatchNorm) and part.training for part in model.modules()):
-        doubts.append("BatchNorm came in train mode; the model is judged in eval mode")
-    return model.to(device), doubts
+        return ["BatchNorm came in train mode; the model is judged in eval mode"]
+    return []
 
 
 def run_named(subject: str) -> Run:

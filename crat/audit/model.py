@@ -1,4 +1,4 @@
-"""The audit of any model, class by class: `crat audit`."""
+"""The audit of any model, class by class: `crat audit`, and from Python `audit_model`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,22 +19,61 @@ from torch import Tensor, nn
 import crat
 from crat import data, store
 from crat.analysis.two_phase import Design
-from crat.attacks.door import as_images
+from crat.attacks.door import as_images, check_model
 from crat.attacks.looked import SearchWarning
 from crat.attacks.watched import check_square
-from crat.audit import probes
-from crat.audit.foreign import CHECKED, Resized, decision, examine, find_model, noted
+from crat.audit import arrays, probes
+from crat.audit.foreign import (
+    CHECKED,
+    Found,
+    Resized,
+    decision,
+    examine,
+    find_model,
+    in_train_mode,
+    noted,
+)
 from crat.audit.plan import Plan
-from crat.audit.report import class_table, estimate_table, report
-from crat.config import ConfigError
+from crat.audit.report import report
+from crat.config import ConfigError, as_written
 from crat.data import Streamed
-from crat.data.images import Images, chosen_of, classes_in_turn
+from crat.data.images import chosen_of, classes_in_turn
 from crat.device import describe, pick_device, pick_dtype
 from crat.keys.identity import Identity, identity
 from crat.outcomes.batteries import Battery
 from crat.outcomes.cache import OutcomeCache, Outcomes, Subject
 from crat.outcomes.sampled import Sampled
+from crat.outcomes.tables import class_table, estimate_table
 from crat.text import shown
+
+
+class Audit(NamedTuple):
+    """The result of an audit.
+
+    folder: of the report.
+    outcomes: on all images, under each attack on all of them.
+    sampled: those of AutoAttack on a sample, where the plan asks for them.
+    """
+
+    folder: Path
+    outcomes: Outcomes
+    sampled: Sampled | None
+
+
+class Images(NamedTuple):
+    """The images to judge: x (N, C, H, W), uint8 or in [0, 1]; y (N,); the names of the classes."""
+
+    x: Tensor | Streamed
+    y: Tensor
+    classes: Sequence[str]
+
+
+class Told(NamedTuple):
+    """The place of the report (None: in the store), a progress bar or none, who receives lines."""
+
+    out: Path | None
+    progress: bool
+    tell: Callable[[str], None]
 
 
 def audit(
@@ -48,13 +87,12 @@ def audit(
     out: Path | None = None,
     progress: bool = False,
     tell: Callable[[str], None] = print,
-) -> tuple[Path, Outcomes, Sampled | None]:
+) -> Audit:
     """Checks the model of `subject` (see `find_model`), judges it and writes the report.
 
-    Returns the folder of the report, the outcomes on all images, and those of AutoAttack on a
-    sample where the plan asks for them. Stored outcomes are read where all of this is
-    the same: the weights, the model's code and state, its logits and gradients on and around some
-    images, the images, labels and class names, and the plan.
+    Stored outcomes are read where all of this is the same: the weights, the model's code and state,
+    its logits and gradients on and around some images, the images, labels and class names, and the
+    plan.
     key: the state_dict to use, where a weights file has several.
     weights: a file of weights for the network of "file.py:Class".
     out: the folder (None: in audits/ of the store).
@@ -64,38 +102,89 @@ def audit(
     """
     where = pick_device(device)
     images = _images_of(plan)
+    found = find_model(subject, architecture, images, where, key, weights)
     chosen = _chosen(plan, images.y_test)
     x = chosen_of(images.x_test, chosen).to(where)
     y = images.y_test[chosen].to(where)
-    foreign, doubts = find_model(subject, architecture, images, where, key, weights)
+    name = architecture or type(found[0]).__name__
+    told = Told(out, progress, tell)
+    return _audited(subject, name, found, plan, Images(x, y, images.classes), told)
+
+
+def audit_model(
+    model: nn.Module,
+    samples: arrays.Samples,
+    classes: Sequence[str],
+    eps: str | float,
+    *,
+    name: str = "",
+    out: Path | str | None = None,
+    progress: bool = False,
+    tell: Callable[[str], None] = print,
+    **plan: Any,
+) -> Audit:
+    """Judges a model on images that you hold; the same checks, files and keys as `crat audit`.
+
+    model: takes images (N, C, H, W) in [0, 1] and gives logits (N, K). It is judged in eval mode,
+        on the device of its weights, and left as it was.
+    samples: a DataLoader of batches (x, y), a Dataset, or a pair (x, y) of tensors or arrays; x is
+        uint8 or a float in [0, 1], y whole numbers in 0..K-1.
+    classes: the names of the K classes, in the order of the labels.
+    eps: radius in [0, 1], such as "8/255" or 8 / 255; of another norm its own.
+    name: of the model in the card and the figures ("": its class).
+    out, tell: as for `audit`.
+    plan: further fields of `Plan`: norm, images (1000; 0: all, and AutoAttack on a sample),
+        attacks, logit_slice, scale, resize, dtype, seed.
+    Raises DataError and AttackError on images and labels, ConfigError on the plan, ModelError and
+    AttackError on the model; each is one line.
+    """
+    check_model(model)
+    x, y, names = arrays.admitted(samples, classes)
+    asked = Plan(arrays.named(x, y, names), as_written(eps), **plan)
+    chosen = _chosen(asked, y)
+    where = next((part.device for part in model.state_dict().values()), torch.device("cpu"))
+    images = Images(x[chosen].to(where), y[chosen].to(where), names)
+    kind = type(model).__name__
+    told = Told(Path(out).expanduser() if out else None, progress, tell)
+    return _audited(name or kind, kind, (model, in_train_mode(model)), asked, images, told)
+
+
+def _audited(
+    subject: str, kind: str, found: Found, plan: Plan, images: Images, told: Told
+) -> Audit:
+    """The audit of a model that was found, with doubts about it; kind: its architecture or class.
+
+    The images and the model are on one device.
+    """
+    foreign, doubts = found
+    x, y, classes = images
     if plan.resize:
         foreign = Resized(foreign, plan.resize)
     code = identity(foreign)
     few = as_images(x[:CHECKED])
-    model = decision(foreign, few, images.n_classes, plan.logit_slice, plan.scale)
-    _, more = examine(model, x, y, images.classes)
-    dtype = pick_dtype(plan.dtype, where)
-    decided_by = _decided_by(plan, foreign, code, x, y, images.classes, dtype)
-    folder = out or _folder(subject, plan, decided_by)
+    model = decision(foreign, few, len(classes), plan.logit_slice, plan.scale)
+    _, more = examine(model, x, y, classes)
+    dtype = pick_dtype(plan.dtype, x.device)
+    decided_by = _decided_by(plan, foreign, code, x, y, classes, dtype)
+    folder = told.out or _folder(subject, plan, decided_by)
     before = _card_before(folder)
     answers = probes.probe(model, x, y, plan.radius, plan.norm)
     decided_by["answers"] = probes.recognised(folder / "eval", answers)
     unread = [f"{part} is part of the model and no key can hold it" for part in code.unread]
-    inner = foreign.network if isinstance(foreign, Resized) else foreign
-    name = architecture or type(inner).__name__
-    card = _card(subject, name, foreign, plan, decided_by, where, doubts + more + unread)
-    _tell_of(card, tell)
+    warned = doubts + more + unread
+    card = _card(subject, kind, foreign, plan, decided_by, x.device, warned)
+    _tell_of(card, told.tell)
     cache = OutcomeCache(
         _label(subject),
         [folder],
         decided_by,
         lambda: Subject(model, None, x, y),
-        progress,
-        tell=tell,
+        told.progress,
+        tell=told.tell,
     )
-    outcomes, warnings = _judged(cache, plan.battery, images.classes, tell)
+    outcomes, warnings = _judged(cache, plan.battery, classes, told.tell)
     card["warnings"] = card["warnings"] + warnings
-    sampled = _sampled(cache, plan, outcomes, tell) if plan.on_sample else None
+    sampled = _sampled(cache, plan, outcomes, told.tell) if plan.on_sample else None
     if sampled and sampled.warning:
         card["warnings"] = [*card["warnings"], sampled.warning]
     seconds = before["seconds"] if before.get("audit") == card["audit"] else {}
@@ -103,7 +192,7 @@ def audit(
     attacks = {**plan.battery, **plan.on_sample}
     card["seconds"] = {name: seconds[name] for name in attacks if name in seconds}
     report(folder, card, attacks, outcomes, sampled)
-    return folder, outcomes, sampled
+    return Audit(folder, outcomes, sampled)
 
 
 def _card(
@@ -152,7 +241,7 @@ def _digest(plan: Plan, decided_by: dict[str, Any]) -> str:
     return store.digest([decided_by, plan.eps, plan.norm])
 
 
-def _of_images(x: Images, y: Tensor) -> str:
+def _of_images(x: Tensor | Streamed, y: Tensor) -> str:
     """A hash of images and labels; of files, by their names and sizes."""
     if isinstance(x, Streamed):
         return store.digest([x.fingerprint(), y.tolist()])
@@ -235,7 +324,7 @@ def _decided_by(
     plan: Plan,
     model: nn.Module,
     code: Identity,
-    x: Images,
+    x: Tensor | Streamed,
     y: Tensor,
     classes: Sequence[str],
     dtype: str,
@@ -280,23 +369,24 @@ def main(
     architecture: str | None,
     plan: Plan,
     device: str | None,
-    out: str | None,
+    out: Path | None,
     key: str | None = None,
     weights: str | None = None,
-) -> Outcomes:
-    """Runs `crat audit`: prints the checks, the table and the files; returns the outcomes."""
-    folder, outcomes, sampled = audit(
+) -> Audit:
+    """Runs `crat audit`: prints the checks, the table and the files; returns the result."""
+    judged = audit(
         subject,
         plan,
         architecture,
         key=key,
         weights=Path(weights).expanduser() if weights else None,
         device=device,
-        out=Path(out).expanduser() if out else None,
+        out=out,
         progress=sys.stderr.isatty(),
         tell=partial(print, flush=True),
     )
+    folder = judged.folder
     files = ", ".join(sorted(path.name for path in folder.glob("*.*")))
-    estimates = f"\n\n{estimate_table(sampled)}" if sampled else ""
-    print(f"\n{class_table(outcomes)}{estimates}\n\n{shown(folder)}: {files}")
-    return outcomes
+    estimates = f"\n\n{estimate_table(judged.sampled)}" if judged.sampled else ""
+    print(f"\n{class_table(judged.outcomes)}{estimates}\n\n{shown(folder)}: {files}")
+    return judged

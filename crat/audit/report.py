@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,9 @@ import pandas as pd
 
 from crat import store
 from crat.analysis import metrics
-from crat.latex import booktabs
 from crat.outcomes.batteries import SAMPLED, Battery
 from crat.outcomes.cache import Outcomes
 from crat.outcomes.sampled import Sampled
-from crat.text import aligned
 
 DRAWN = 20  # classes in a figure; of more, the worst
 
@@ -36,7 +34,8 @@ def report(
     sampled: AutoAttack on a sample, whose class table goes to estimates.csv.
     """
     attacks = {name: found.predictions[name] for name in battery if name in found.predictions}
-    summary = _of_present_classes(found, attacks)
+    summary = metrics.summary(found.y, found.clean, attacks, found.classes)
+    summary = summary[summary.n > 0].reset_index(drop=True)
     results = _results(found, attacks, summary)
     _write_csv(folder / "class_wise.csv", summary)
     for name in ("broken_by.csv", "estimates.csv"):
@@ -153,86 +152,3 @@ def _draw(folder: Path, found: Outcomes, last: pd.DataFrame, title: str) -> None
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
     with store.written_whole(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-
-
-def _of_present_classes(found: Outcomes, attacks: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """The table of `metrics.summary` without the classes that have no image."""
-    table = metrics.summary(found.y, found.clean, attacks, found.classes)
-    return table[table.n > 0].reset_index(drop=True)
-
-
-def class_table(found: Outcomes) -> str:
-    """A table for the terminal: % right by class and attack, with Wilson's 95 % intervals.
-
-    The last rows: mean over the classes with images, share of all images, worst class.
-    """
-    header, classes, totals = _cells(found)
-    head = "% right (under attack: right before and after it) with Wilson's 95 % interval\n\n"
-    return head + aligned(header, classes + totals)
-
-
-def class_latex(found: Outcomes, caption: str) -> str:
-    """The same table for a paper (booktabs); the worst class is bold in each column.
-
-    caption: text that stands before the words on the interval.
-    """
-    header, classes, totals = _cells(found)
-    summary = class_summary(found)
-    for j, (_, rows) in enumerate(summary.groupby("attack", sort=False)):
-        worst = int(rows.robust_acc.to_numpy().argmin())
-        classes[worst][2 + j] += "*"
-    interval = "right in percent, with Wilson's 95 % interval over images"
-    return booktabs(header, [classes, totals], f"{caption}: {interval}")
-
-
-def class_summary(found: Outcomes) -> pd.DataFrame:
-    """A row for each class with images and attack, clean first: `metrics.summary`, fractions."""
-    return _of_present_classes(found, _attacks(found))
-
-
-def _attacks(found: Outcomes) -> dict[str, np.ndarray]:
-    return {name: answers for name, answers in found.predictions.items() if name != "clean"}
-
-
-def _cells(found: Outcomes) -> tuple[tuple[str, ...], list[list[str]], list[list[str]]]:
-    """The header, the rows of the classes and the rows of the totals, in percent."""
-    attacks = _attacks(found)
-    table = class_summary(found)
-    present = table[table.attack == "clean"]
-    classes = [[name, str(n)] for name, n in zip(present["class"], present.n, strict=True)]
-    sums = metrics.totals(found.y, found.clean, attacks).set_index("attack")
-    right = metrics.outcomes(found.y, found.clean, attacks)
-    totals = [["mean over classes", ""], ["all images", str(len(found.y))], ["worst class", ""]]
-    header = ["class", "n"]
-    for name, rows in table.groupby("attack", sort=False):
-        header.append(str(name))
-        for cells, row in zip(classes, rows.itertuples(), strict=True):
-            cells.append(_in_percent(row.robust_acc, [row.low, row.high]))
-        values = (sums.average[name], right[name].mean(), sums.worst[name])
-        for cells, value in zip(totals, values, strict=True):
-            cells.append(f"{100 * value:.1f}")
-    return tuple(header), classes, totals
-
-
-def estimate_table(sampled: Sampled) -> str:
-    """A table for the terminal: estimates in % of AutoAttack on a sample, with 95 % intervals.
-
-    The first line says which images were attacked, the last warns of breaks in the random part.
-    """
-    rows = []
-    for row in sampled.table.itertuples():
-        interval = _in_percent(row.robust_acc, [row.low, row.high])
-        name = row[1]  # "class" is no name of a field
-        rows.append((name, row.n, row.attacked, interval, f"{100 * row.se:.1f}"))
-    totals = sampled.totals
-    names = {"average": "mean over classes", "share": "all images", "worst": "worst class"}
-    for name, words in (names | {"tail": "tail"}).items():
-        rows.append((words, "", "", _in_percent(totals[name], totals[f"{name}_interval"]), ""))
-    head = ("class", "n", "attacked", f"{SAMPLED}: % right", "standard error")
-    warning = f"\n\n{sampled.warning}" if sampled.warning else ""
-    return f"{sampled.description}\n\n{aligned(head, rows)}{warning}"
-
-
-def _in_percent(value: float, interval: Sequence[float]) -> str:
-    low, high = interval
-    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

@@ -22,6 +22,7 @@ COMMANDS = {
     "runs": "list the trained and the published runs",
     "show": "one run: its settings, its classes, its history",
     "compare": "runs beside each other, class by class, with intervals",
+    "leaderboard": "the methods of notebook 06 by their published results",
     "data": "list the data sets, or fetch one",
 }
 FOR_MAINTAINERS = {"publish": "copy the small files of a finished run to results/"}

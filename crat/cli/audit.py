@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from crat.cli.flags import add_own_images, data_named
-from crat.cli.parsing import count
-from crat.cli.tables import add_tables, write_tables
+from crat.cli.parsing import count, new_folder, positive
+from crat.cli.tables import add_tables, write_class_tables
 from crat.config import DATASETS, DTYPES, MODELS, ConfigError
 
 
@@ -49,12 +49,22 @@ def add_to(parser: ArgumentParser) -> None:
         help="only these (default: with PGD and AA; with --images 0 AA-sampled instead)",
     )
     add("--logit-slice", type=int, metavar="K", help="the first K logits are the answers")
-    add("--resize", type=count, metavar="N", help="scale the model's images to N x N pixels first")
+    add(
+        "--resize",
+        type=positive,
+        metavar="N",
+        help="scale the model's images to N x N pixels first",
+    )
     add("--scale", type=float, default=1.0, help="that cosine logits were trained with")
     add("--dtype", default="auto", help=f"of the search: {' | '.join(DTYPES)}")
     add("--device", help="such as cpu or cuda:1")
     add("--seed", type=int, default=0)
-    add("--out", metavar="FOLDER", help="of the report (default: audits/ among the runs)")
+    add(
+        "--out",
+        metavar="FOLDER",
+        type=new_folder,
+        help="of the report (default: audits/ among the runs)",
+    )
     add_own_images(parser)
     add_tables(parser)
 
@@ -68,9 +78,9 @@ def run(a: Namespace) -> None:
     a.data = data_named(a.data, a.size, streamed=a.stream)
     asked = {field.name: getattr(a, field.name) for field in fields(audit.Plan)}
     plan = audit.Plan(**asked | {"attacks": tuple(a.attacks)})
-    found = audit.main(a.subject, a.model, plan, a.device, a.out, a.key, a.weights)
-    threat = f"{plan.norm} {plan.eps}"
-    write_tables(a, found, f"{Path(a.subject).name} on {plan.data}, {threat}")
+    judged = audit.main(a.subject, a.model, plan, a.device, a.out, a.key, a.weights)
+    caption = f"{Path(a.subject).name} on {plan.data}, {plan.norm} {plan.eps}"
+    write_class_tables(a, judged.outcomes, caption, judged.sampled)
 
 
 def _data_of(a: Namespace) -> str:
@@ -78,5 +88,5 @@ def _data_of(a: Namespace) -> str:
     from crat.audit.foreign import run_named
 
     if a.model or ":" in a.subject:
-        raise ConfigError(f"which images? --data {' | '.join(DATASETS)}")
+        raise ConfigError(f"which images? --data {' | '.join(DATASETS)} | a path of your own")
     return run_named(a.subject).config.data.name

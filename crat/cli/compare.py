@@ -6,19 +6,15 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crat.cli.parsing import count
+from crat.cli.parsing import count, new_folder
+from crat.cli.tables import METHODS_HEADER, add_tables, method_cells, tell_of, write_tables
 from crat.names import ConfigError
-from crat.text import aligned, percent, shown
+from crat.text import aligned, booktabs
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from crat.config import RunConfig
     from crat.papers.evidence import Evidence
     from crat.training.run import Run
-
-FUNCTIONALS = ("average", "worst")
-HEADER = ("method", "seeds", "clean", "average", "difference", "worst class", "difference")
 
 
 def add_to(parser: ArgumentParser) -> None:
@@ -29,10 +25,14 @@ def add_to(parser: ArgumentParser) -> None:
     add("--base", metavar="RUN", help="what the others are compared with (default: the first)")
     add("--alone", action="store_true", help="the named runs only, without those of other seeds")
     add("--images", type=count, metavar="N", help="the first N test images (default: all)")
-    add("--csv", metavar="FILE", help="the table, as fractions")
-    add("--latex", metavar="FILE", help="the table for a paper (booktabs), in percent")
-    add("--out", metavar="FOLDER", help="of the figures: the frontier and a class heat map")
+    add(
+        "--out",
+        metavar="FOLDER",
+        type=new_folder,
+        help="of the figures: the frontier and a class heat map",
+    )
     add("--device", help="such as cpu or cuda:1")
+    add_tables(parser, "the table")
 
 
 def run(a: Namespace) -> None:
@@ -43,28 +43,30 @@ def run(a: Namespace) -> None:
     asked: dict[str, RunConfig] = {}
     for chosen in named:
         for seeded in [chosen] if a.alone else _siblings(chosen):
-            asked[f"{label(seeded.config)}-s{seeded.config.train.seed}"] = seeded.config
+            key = f"{label(seeded.config)}-s{seeded.config.train.seed}"
+            if asked.setdefault(key, seeded.config) != seeded.config:
+                raise ConfigError(
+                    f"two runs are {key} and differ in images, network or length: the comparison "
+                    "would be one of these; compare runs that differ by their method"
+                )
     _check_comparable(asked)
     test = _judged(asked, a.images, a.device)
     base = label(named[0].config)
-    table = compared(test, base)
+    table = test.against(base)
     attack = next(iter(test.battery))
     seeds = ", ".join(f"{m} {len(test.keys(m))}" for m in test.methods)
     print(f"{test.dataset}, {test.labels(base).size} test images, {attack}; seeds: {seeds}")
     print(f"the intervals (95 %) are of the difference to {base}, in points\n")
-    print(aligned(HEADER, _cells(table)))
-    if a.csv:
-        table.to_csv(a.csv, index=False)
-    if a.latex:
-        from crat.latex import booktabs
-
-        caption = f"{test.dataset} under {attack}: percent, mean over seeds ± sd"
-        text = booktabs(HEADER, [_cells(table)], caption)
-        Path(a.latex).write_text(text, encoding="utf-8")
+    cells = method_cells(table)
+    print(aligned(METHODS_HEADER, cells))
+    caption = (
+        f"{test.dataset} under {attack}: percent, mean over seeds ± sd; differences to {base} "
+        "with 95 % intervals"
+    )
+    write_tables(a, table, booktabs(METHODS_HEADER, [cells], caption))
     if a.out:
-        _draw(test, base, Path(a.out))
-    for written in filter(None, (a.csv, a.latex, a.out)):
-        print(f"\n{shown(Path(written))}")
+        _draw(test, base, a.out)
+        tell_of(a.out)
 
 
 def _siblings(chosen: Run) -> list[Run]:
@@ -101,56 +103,6 @@ def _judged(asked: dict[str, RunConfig], images: int | None, device: str | None)
     return evidence.judge(evidence.battery, first=images, device=device)
 
 
-def compared(test: Evidence, base: str) -> pd.DataFrame:
-    """A row for each method: its means and sds, and its difference to the base with an interval.
-
-    Columns: method, seeds, clean, clean_sd, average, average_sd, worst, worst_sd, and for both
-    functionals <f>_difference, <f>_low, <f>_high, <f>_p (nan for the base). Fractions.
-    """
-    import pandas as pd
-
-    rows = []
-    for method in test.methods:
-        row: dict[str, object] = {"method": method, "seeds": len(test.keys(method))}
-        cells = {"clean": test.each(method, "average", "clean")}
-        cells |= {f: test.each(method, f) for f in FUNCTIONALS}
-        for name, values in cells.items():
-            row[name] = values.mean()
-            row[f"{name}_sd"] = values.std(ddof=1) if len(values) > 1 else float("nan")
-        for f in FUNCTIONALS if method != base else ():
-            found = test.compare(method, base, f)
-            row |= {f"{f}_difference": found.value, f"{f}_low": found.low}
-            row |= {f"{f}_high": found.high, f"{f}_p": found.p}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _cells(table: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The rows in percent, as HEADER has them; the best average and worst class have a star."""
-    best = {f: table[f].idxmax() for f in FUNCTIONALS}
-    rows = []
-    for i, row in table.iterrows():
-        cells = [str(row["method"]), str(row["seeds"]), _mean_sd(row, "clean")]
-        for f in FUNCTIONALS:
-            star = "*" if best[f] == i else ""
-            cells += [_mean_sd(row, f) + star, _difference(row, f)]
-        rows.append(tuple(cells))
-    return rows
-
-
-def _mean_sd(row: pd.Series, name: str) -> str:
-    sd = row[f"{name}_sd"]
-    return percent(row[name]) + ("" if sd != sd else f" ± {percent(sd)}")  # nan: one seed
-
-
-def _difference(row: pd.Series, f: str) -> str:
-    value = row[f"{f}_difference"]
-    if value != value:  # nan: the base itself
-        return "-"
-    ends = f"{percent(row[f'{f}_low'])}, {percent(row[f'{f}_high'])}"
-    return f"{100 * value:+.1f} [{ends}]"
-
-
 def _draw(test: Evidence, base: str, folder: Path) -> None:
     """Writes the frontier of average and worst class, and the classes beside the base's."""
     import pandas as pd
@@ -160,7 +112,7 @@ def _draw(test: Evidence, base: str, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     points = pd.concat(
-        pd.DataFrame({"method": m} | {f: test.each(m, f) for f in FUNCTIONALS})
+        pd.DataFrame({"method": m} | {f: test.each(m, f) for f in ("average", "worst")})
         for m in test.methods
     )
     attack = next(iter(test.battery))

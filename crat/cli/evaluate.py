@@ -8,12 +8,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from crat.cli.parsing import count
-from crat.cli.tables import add_tables, write_tables
+from crat.cli.tables import add_tables, write_class_tables, write_tables
 from crat.names import one_of
+from crat.text import booktabs, percent
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from crat.outcomes.batteries import Battery
     from crat.outcomes.cache import Outcomes
+    from crat.outcomes.sampled import Sampled
     from crat.training.run import Run
 
 CHOICES = {"split": ("test", "valid"), "which": ("best", "last"), "dtype": ("float32", "bfloat16")}
@@ -77,18 +81,24 @@ def run(a: Namespace) -> int:
     as_published = [d for d in searches if judged_as_published(asked, battery, **decided, dtype=d)]
     settings["spread"] = not as_published
     settings["dtype"] = as_published[0] if as_published else a.dtype or "float32"
-    lacking = estimates = ""
+    lacking = ""
+    sampled = None
     loud: dict[str, Any] = {"loud": True, "progress": sys.stderr.isatty()}
     try:
         found = evaluate(asked, battery, **settings, **loud)
         if estimated:
-            estimates = f"\n\n{estimated_table(asked, found, settings | loud)}"
+            sampled = sampled_outcomes(asked, found, settings | loud)
     except (MissingWeights, DataError) as error:
         found, lacking = published.at_hand(asked, battery, settings, error, estimated)
     images = f"{_amount(a.images, settings['spread'])}{a.split} images"
     print(f"{asked.name}, {images}, {a.which} epoch, search in {settings['dtype']}")
-    print((corruption_table if a.corruptions else attack_table)(found) + estimates + lacking)
-    write_tables(a, found, f"{label(asked.config)}, {asked.config.data.name}")
+    caption = f"{label(asked.config)}, {asked.config.data.name}"
+    if a.corruptions:
+        print(corruption_table(found) + lacking)
+        write_tables(a, *corruption_files(found, caption))
+    else:
+        print(attack_table(found, sampled) + lacking)
+        write_class_tables(a, found, caption, sampled)
     # of the default attacks, the published ones are a whole answer
     return 1 if lacking and (a.corruptions or a.attacks) else 0
 
@@ -117,17 +127,16 @@ def chosen_battery(a: Namespace, dataset: str) -> tuple[Battery, list[str]]:
     return {name: attacks[name] for name in names} | usual_battery(dataset), [SAMPLED]
 
 
-def estimated_table(run: Run, found: Outcomes, settings: dict[str, Any]) -> str:
-    """Estimates for each class by AutoAttack on a sample; found: the outcomes on all images."""
+def sampled_outcomes(run: Run, found: Outcomes, settings: dict[str, Any]) -> Sampled:
+    """AutoAttack on a sample of the images; found: the outcomes on all of them."""
     from crat.analysis.two_phase import Design
-    from crat.audit import estimate_table
     from crat.outcomes.ask import on_sample
     from crat.outcomes.batteries import usual_battery
     from crat.outcomes.sampled import Sampled
 
     usual = list(usual_battery(run.config.data.name))
     attack = partial(on_sample, run, settings=settings)
-    return estimate_table(Sampled.of(found, usual, Design(), attack))
+    return Sampled.of(found, usual, Design(), attack)
 
 
 def _amount(images: int | None, spread: bool) -> str:
@@ -136,18 +145,40 @@ def _amount(images: int | None, spread: bool) -> str:
     return f"{images} spread " if spread else f"the first {images} "
 
 
-def attack_table(found: Outcomes) -> str:
-    """A row for each class: accuracies and their intervals, clean and under each attack."""
-    from crat.audit import class_table
+def attack_table(found: Outcomes, sampled: Sampled | None = None) -> str:
+    """A row for each class: accuracies and their intervals, clean and under each attack.
 
-    return class_table(found)
+    sampled: AutoAttack on a sample, whose estimates are a table below.
+    """
+    from crat.outcomes.tables import class_table, estimate_table
+
+    return class_table(found) + (f"\n\n{estimate_table(sampled)}" if sampled else "")
 
 
 def corruption_table(found: Outcomes) -> str:
     """Errors in percent by corruption and severity, and their means."""
     from crat.analysis import mce
 
-    attacked = {name: logits for name, logits in found.predictions.items() if name != "clean"}
-    errors = mce.corruption_errors(found.y, found.clean, attacked)
+    errors = corruption_errors(found)
     table = errors.pivot(index="corruption", columns="severity", values="error")
     return f"{(100 * table).round(1).to_string(na_rep='')}\n\n{mce.mce(errors).to_string()}"
+
+
+def corruption_files(found: Outcomes, caption: str) -> tuple[pd.DataFrame, str]:
+    """The errors as a table of fractions, and by severity for a paper."""
+    errors = corruption_errors(found)
+    table = errors.pivot(index="corruption", columns="severity", values="error")
+    header = ["corruption", *(f"severity {severity}" for severity in table.columns)]
+    rows = [
+        [str(name), *("" if value != value else percent(value) for value in values)]  # nan: absent
+        for name, values in zip(table.index, table.to_numpy(), strict=True)
+    ]
+    return errors, booktabs(header, [rows], f"{caption}: error in percent by severity")
+
+
+def corruption_errors(found: Outcomes) -> pd.DataFrame:
+    """A row for each corruption and severity (`mce.corruption_errors`)."""
+    from crat.analysis import mce
+
+    attacked = {name: answers for name, answers in found.predictions.items() if name != "clean"}
+    return mce.corruption_errors(found.y, found.clean, attacked)

@@ -11,7 +11,7 @@ from dataclasses import Field, fields, replace
 from typing import Any
 
 from crat import config as c
-from crat.cli.parsing import count
+from crat.cli.parsing import positive
 from crat.cli.recipes import recipe
 from crat.config import PROFILES, ConfigError, RunConfig, profile
 
@@ -107,7 +107,7 @@ def data_named(
 def add_own_images(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of images of one's own."""
     add = parser.add_argument
-    add("--size", type=count, metavar="N", help="scale the images of a folder to N x N pixels")
+    add("--size", type=positive, metavar="N", help="scale the images of a folder to N x N pixels")
     add(
         "--stream",
         action="store_true",

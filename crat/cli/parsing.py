@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from crat.names import ConfigError, did_you_mean
@@ -68,3 +70,39 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"a number from 0 on, not {text!r}")
     return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number that is at least 1, from a text."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a number from 1 on, not {text!r}")
+    return int(text)
+
+
+def new_file(text: str) -> Path:
+    """The path of a file that a command is to write; its folder is made when it is written.
+
+    What cannot be written is refused before a command works for hours.
+    """
+    path = Path(text).expanduser()
+    if not text or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder: name a file")
+    _refuse_unwritable(path.parent, text)
+    return path
+
+
+def new_folder(text: str) -> Path:
+    """The path of a folder, there or not, that a command is to write into; as `new_file`."""
+    path = Path(text).expanduser()
+    _refuse_unwritable(path, text)
+    return path
+
+
+def _refuse_unwritable(folder: Path, text: str) -> None:
+    """Raises ArgumentTypeError where a folder, or the nearest above it, cannot be written into."""
+    folder = folder.absolute()
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir():
+        raise argparse.ArgumentTypeError(f"cannot write {text!r}: {nearest} is a file, no folder")
+    if not os.access(nearest, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write {text!r}: {nearest} is not yours to write")

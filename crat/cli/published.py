@@ -92,7 +92,9 @@ def _trainings(run: Run) -> list[str]:
     if name := run.config.train.start_from:
         with contextlib.suppress(ConfigError):
             start = find_run(name)
-            earlier = _trainings(replace(start, folder=run.folder.parent / name, published=None))
+            if run.folder.parent == Store.recomputed().root or not start.published_weights():
+                here = run.folder.parent / name
+                earlier = _trainings(replace(start, folder=here, published=None))
     return [*earlier, words_for(run.config)]
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crat.cli.parsing import new_file
 from crat.text import aligned, percent, shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
+DRAWN = (".png", ".pdf", ".svg")  # endings of a figure's file
 BARS = " ▁▂▃▄▅▆▇█"  # of a curve in a terminal
 
 
@@ -18,8 +21,19 @@ def add_to(parser: ArgumentParser) -> None:
     parser.set_defaults(command=run)
     parser.add_argument("run", help="a run's folder, its name or a part of the name")
     parser.add_argument(
-        "--figure", metavar="FILE", help="draw the history of each class: .png, .pdf or .svg"
+        "--figure",
+        metavar="FILE",
+        type=new_figure,
+        help="draw the history of each class: .png, .pdf or .svg",
     )
+
+
+def new_figure(text: str) -> Path:
+    """The path of a figure that is to be drawn, as `new_file`; its ending says how."""
+    path = new_file(text)
+    if path.suffix.lower() not in DRAWN:
+        raise ArgumentTypeError(f"a figure ends in {', '.join(DRAWN)}, unlike {text!r}")
+    return path
 
 
 def run(a: Namespace) -> None:
@@ -44,7 +58,7 @@ def run(a: Namespace) -> None:
     print(aligned(("class", "images", "clean %", "robust %", "robust by epoch"), cells))
     if a.figure:
         _draw(valid, a.figure, asked.name)
-        print(f"\n{a.figure}")
+        print(f"\n{shown(a.figure)}")
     print(f"\n{shown(asked.folder)}")
 
 
@@ -55,9 +69,9 @@ def _curves(valid: pd.DataFrame, classes: list[str]) -> list[str]:
     return ["".join(BARS[round(v / step)] for v in by_epoch[k].fillna(0)) for k in classes]
 
 
-def _draw(valid: pd.DataFrame, file: str, title: str) -> None:
+def _draw(valid: pd.DataFrame, file: Path, title: str) -> None:
     """The robust accuracy of each class over the epochs, and their average in black."""
-    from crat import plots
+    from crat import plots, store
 
     by_epoch = 100 * valid.pivot(index="epoch", columns="class", values="robust_acc")
     figure, axis = plots.plt.subplots(figsize=(6.4, 3.6))
@@ -66,4 +80,5 @@ def _draw(valid: pd.DataFrame, file: str, title: str) -> None:
     axis.plot(by_epoch.index, by_epoch.mean(axis=1), "k", lw=2, label="average")
     axis.set(xlabel="epoch", ylabel="robust accuracy on validation (%)", title=title)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(file, bbox_inches="tight")
+    with store.written_whole(file) as temporary:
+        figure.savefig(temporary, bbox_inches="tight")

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crat.data import imagenet_labels, superclasses
+    from crat.data import imagenet_labels, own, superclasses
     from crat.data.augment import resolve_augment
     from crat.data.files import DataError, data_home
     from crat.data.folder import decoded
@@ -40,6 +40,7 @@ __all__ = [
     "load",
     "long_tail",
     "not_here",
+    "own",
     "registry",
     "resolve_augment",
     "sources",

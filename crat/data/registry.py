@@ -350,9 +350,7 @@ class _Table(dict[str, DatasetSpec]):
     """The rows by name; a data set of the user's is looked up among those registered before."""
 
     def __missing__(self, name: str) -> DatasetSpec:
-        row = None
-        if OWN.fullmatch(name):
-            row = resolve_name(RECALL)(name)
+        row = resolve_name(RECALL)(name) if OWN.fullmatch(name) else None
         if row is None:
             raise KeyError(name)
         self[name] = row

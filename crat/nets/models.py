@@ -291,10 +291,32 @@ def _alike(given: Tensor, drawn: Tensor) -> bool:
 
 
 def load_foreign(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> str:
-    """Loads a file into a network of any class by that class's own names; as `load_checkpoint`."""
+    """Loads a file into a network of any class by that class's own names; as `load_checkpoint`.
+
+    A front that all names of the file share ("model.", as a trainer's module saves them) may be
+    missing in the class; and the file may be of a part of it that has all its parameters, as where
+    a class normalises its input and holds a network.
+    """
     found, line = _chosen(_read(Path(path)), Path(path), key)
-    _fill(model, path, {_FRONTS.sub("", name): tensor for name, tensor in found.items()})
+    bare = {_FRONTS.sub("", name): tensor for name, tensor in found.items()}
+    fronts = {name.partition(".")[0] for name in bare}
+    short = {name.partition(".")[2]: tensor for name, tensor in bare.items()}
+    for tensors in (bare, short) if len(fronts) == 1 else (bare,):
+        for part in (model, *model.children()):
+            counters = _counters(part, tensors)
+            whole = len(list(part.parameters())) == len(list(model.parameters()))
+            if whole and (tensors | counters).keys() == part.state_dict().keys():
+                _fill(part, path, tensors | counters)
+                return line
+    _fill(model, path, bare)
     return line
+
+
+def _counters(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BatchNorm's counters of batches that a file of before torch 0.4.1 lacks; none is used."""
+    own = model.state_dict()
+    lacking = own.keys() - tensors.keys()
+    return {name: own[name] for name in lacking if name.endswith("num_batches_tracked")}
 
 
 def _our_name(name: str) -> str:
@@ -381,12 +403,14 @@ def _fill(model: nn.Module, path: str | os.PathLike[str], tensors: dict[str, Ten
     faults = [f"{len(names)} {what} ({_first(names)})" for what, names in wrong.items() if names]
     if faults:
         hint = ""
-        if "body.bn.weight" in own.keys() ^ tensors.keys():
-            hint = "; final_bn of build decides on the last BatchNorm"
         ours = isinstance(model, Classifier)
+        if ours and "body.bn.weight" in own.keys() ^ tensors.keys():
+            hint = "; final_bn of build decides on the last BatchNorm"
         name = model.name if ours else type(model).__name__
         if ours:
             hint += f"; a network of your own: `crat audit file.py:Class --weights {path}`"
+        else:
+            hint += "; a function in its place, file.py:make, may build and load another network"
         raise CheckpointError(f"{path} does not fit this {name}: {', '.join(faults)}{hint}")
     model.load_state_dict(tensors)
 

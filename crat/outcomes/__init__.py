@@ -39,6 +39,7 @@ __all__ = [
     "sampled_autoattack",
     "standard_battery",
     "strong_battery",
+    "tables",
     "temperature_battery",
     "usual_battery",
 ]

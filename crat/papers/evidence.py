@@ -323,6 +323,28 @@ class Evidence:
             like_b=None if lent_b is None else [runs[:, only] for runs in lent_b],
         )
 
+    def against(self, base: str) -> pd.DataFrame:
+        """A row for each judged method: means and sds, and differences to the base under PGD.
+
+        Columns, as fractions: method, seeds, clean, clean_sd, average, average_sd, worst, worst_sd,
+        and for both functionals <f>_difference, <f>_low, <f>_high, <f>_p (nan for the base).
+        """
+        functionals: tuple[Functional, ...] = ("average", "worst")
+        rows = []
+        for method in self.methods:
+            row: dict[str, object] = {"method": method, "seeds": len(self.keys(method))}
+            values = {"clean": self.each(method, "average", "clean")}
+            values |= {str(f): self.each(method, f) for f in functionals}
+            for name, of_each in values.items():
+                row[name] = of_each.mean()
+                row[f"{name}_sd"] = of_each.std(ddof=1) if len(of_each) > 1 else float("nan")
+            for f in functionals if method != base else ():
+                gain = self.compare(method, base, f)
+                row |= {f"{f}_difference": gain.value, f"{f}_low": gain.low}
+                row |= {f"{f}_high": gain.high, f"{f}_p": gain.p}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
     def contrast(
         self,
         method: str,

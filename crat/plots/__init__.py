@@ -49,6 +49,7 @@ __all__ = [
     "figures_folder",
     "image_rows",
     "method_bars",
+    "methods",
     "plt",
     "rank_heat",
     "save",

@@ -96,7 +96,8 @@ class Run:
     def has_network(self, which: str = "best") -> bool:
         """Whether `model` can give the network of a finished run: trained here, or published.
 
-        A published network can be attacked, but no training goes on from it.
+        A published network can be attacked, and another run may start from it; its own training
+        does not go on.
         """
         return self.trained_here or self.published_weights(which) is not None
 

@@ -1,7 +1,8 @@
 """The start of a training from the weights of another run, or of a file: fine-tuning.
 
-The config names the run, so that it decides the key; the name of a file ends with a hash of its
-weights (`keep_file`). The card has the fingerprint of the weights
+That run is trained in the same store, or published with its network under results/, which is then
+read first, as all published files are. The config names it, so that it decides the key; the name of
+a file ends with a hash of its weights (`keep_file`). The card has the fingerprint of the weights
 that were loaded, as the same run may have other weights on another machine. They are those of its
 best epoch, averaged where it averages, with BatchNorm's statistics and the normalisation of the
 images. The optimizer, the method's state and the epochs begin anew. A moving average begins with
@@ -30,7 +31,7 @@ from crat.training.run import Run, card_config
 
 
 class MissingStart(store.StoreError):
-    """The weights to start from are not in the store.
+    """The weights to start from are neither in the store nor published.
 
     start: the name of their run. problem: the line without its remedy.
     """
@@ -65,22 +66,24 @@ def _kept(runs: Path, name: str) -> Path:
     return runs / "starts" / f"{name}.safetensors"
 
 
-def begin(run: Run, network: nn.Module) -> dict[str, str]:
+def begin(run: Run, network: nn.Module, published: Path | None = None) -> dict[str, str]:
     """Gives a new network the weights that its run starts from; returns the card's entry on them.
+
+    published: the folder of published runs (None: they are left aside).
 
     The entry has the start run's name, the epoch ("best") and the fingerprint of its weights; of a
     file its name, the fingerprint, and "head": "drawn" where the file's was left out. It is {}, and
     the network stays as it was drawn, where the config names no start.
     Raises MissingStart; ConfigError where that run's network or images are of another kind;
     models.CheckpointError where a file's network is; and StoreError where files contradict each
-    other.
+    other, or a published one was altered.
     """
     name = run.config.train.start_from
     if not name:
         return {}
     if (file := _kept(run.folder.parent, name)).exists():
         return _begin_with_file(file, network)
-    start = _start_of(run)
+    start = _published_start(run, published) or _start_of(run)
     _must_fit(run.config, start)
     device = next(network.parameters()).device
     weights = start.model("best", device).state_dict()
@@ -102,6 +105,21 @@ def _begin_with_file(file: Path, network: nn.Module) -> dict[str, str]:
     with_head = models.load_start(network, file)
     head = {} if with_head else {"head": "drawn"}
     return {"file": file.stem, "weights": fingerprint, **head}
+
+
+def _published_start(run: Run, published: Path | None) -> Run | None:
+    """The run that a run starts from, where it is published with its network; else None.
+
+    Raises StoreError where a file of it was altered.
+    """
+    name = run.config.train.start_from
+    for folder in sorted(published.iterdir()) if published and published.is_dir() else ():
+        card = folder / name / "card.json"
+        if card.exists():
+            config = card_config(store.read_json(card), card.parent)
+            start = Run(config, run.folder.parent / name, card.parent)
+            return start if start.published_weights() else None
+    return None
 
 
 def _start_of(run: Run) -> Run:

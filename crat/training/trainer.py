@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,9 +56,9 @@ def train(
     """Trains the run of a config and returns it.
 
     A finished run is returned at once, with a line that gives its date; an unfinished run is
-    resumed. A run that starts from another's weights finds them in the same store
-    (crat.training.start). Published weights can be attacked (`Run.model`), but no training goes on
-    from them. The key of a run covers the code of your own methods (crat.keys.identity), so an
+    resumed. A run that starts from another's weights finds them in the same store, or published
+    (crat.training.start). A published network has no optimizer, so its own training does not go on.
+    The key of a run covers the code of your own methods (crat.keys.identity), so an
     edited method is trained anew. While another worker trains the same run, this one waits for it
     (crat.store.lease).
     progress: "bar" (terminal), "line" (a line for each epoch, notebooks) or "none"; None chooses.
@@ -78,7 +79,9 @@ def train(
         with held(run.folder, where) as lease, forked:
             # another worker may have finished the run while this one waited
             if not distributed.decided_by_first(run.trained_here, where):
-                trainer = Trainer(run, where, lease=lease, tell=partial(tell, style))
+                published = (store or Store.usual()).published
+                say = partial(tell, style)
+                trainer = Trainer(run, where, lease=lease, tell=say, published=published)
                 # all ranks raise a TrainingError together
                 with distributed.failing_alone(but=TrainingError):
                     trainer.fit(Progress(style, run.name), max_minutes)
@@ -93,6 +96,7 @@ class Trainer:
     model: the network that is trained.
     step: its update by a batch.
     tell: takes a line that the user should see.
+    published: the folder of published runs, whose networks it may start from (None: none).
     judged: a second network, which takes the weights that validation judges: the average as soon as
     it exists, else those of `model`.
     """
@@ -104,6 +108,7 @@ class Trainer:
         *,
         lease: Lease | None = None,
         tell: Callable[[str], None] = print,
+        published: Path | None = None,
     ):
         self.run = run.here
         self.config = run.config.train
@@ -111,7 +116,7 @@ class Trainer:
         self.lease = lease
         self.tell = tell
         self.model = self._untrained()
-        start = begin(self.run, self.model)
+        start = begin(self.run, self.model, published)
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
         if distributed.world() > 1:

@@ -411,7 +411,7 @@ def test_of_all_images_a_sample_meets_autoattack(nets, tmp_path, monkeypatch):
     assert "AA-sampled" not in set(pd.read_csv(folder / "class_wise.csv").attack)
     assert (pd.read_csv(folder / "broken_by.csv").n.sum()) == n
     assert pd.read_csv(folder / "class_bars.csv").robust_acc.tolist() == table.robust_acc.tolist()
-    shown = report.estimate_table(sampled)
+    shown = audit.estimate_table(sampled)
     assert shown.startswith(f"AA-sampled: AutoAttack on {n} of 2000 images, ")
     assert re.search(r"\nShirt +200 +\d+ +\d+\.\d \[\d+\.\d, \d+\.\d\] +\d+\.\d\n", shown)
     monkeypatch.setattr(cache, "attacked_batches", None)
@@ -432,7 +432,7 @@ def test_breaks_in_the_random_part_are_a_warning(tmp_path, monkeypatch):
         return cache.Outcomes("test", ("a", "b"), y[places], {}, predictions, broken_by)
 
     sampled = Sampled.of(found, ("PGD-20", "CW-20"), Design(), attack)
-    shown = report.estimate_table(sampled)
+    shown = audit.estimate_table(sampled)
     assert "96 of 96 randomly drawn images that PGD-20 and CW-20 left were broken" in shown
     assert "the network hides its gradients, most for a, b; the intervals widen" in shown
     card = {"subject": "net.py:net", "norm": "Linf", "eps": "0.1"}

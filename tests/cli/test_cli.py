@@ -255,7 +255,7 @@ def test_train_evaluate_publish(runs, tmp_path, monkeypatch, capsys):
     )
 
     assert cli.main(["runs"]) == 0
-    assert re.search(rf"{run.name} +1 of 1 +1: \d+\.\d % +here", capsys.readouterr().out)
+    assert re.search(rf"{run.name} +trades, .* 1 of 1 +1: \d+\.\d % +here", capsys.readouterr().out)
 
     # later ones read what the first did
     for name in (run.name, str(run.folder), run.name.removeprefix("fashion_")):
@@ -338,6 +338,14 @@ def test_a_run_starts_from_the_weights_of_another(runs, tmp_path, capsys):
     told = capsys.readouterr().err
     assert f"--start-from takes a run of the store, {runs}, which CRAT_RUNS names;" in told
     assert told.count("\n") == 1
+
+
+def test_a_run_starts_from_a_published_network_by_a_part_of_its_name(runs):
+    part = "pgd_at-s0-53db9ebe064f4488"
+    tiny = [word for word in TINY if word not in ("--width", "4")]
+    assert cli.main(["train", "--start-from", part, "--device", "cpu", *tiny]) == 0
+    (card,) = (store.read_json(path) for path in runs.glob("*/card.json"))
+    assert card["start_from"]["run"] == f"fashion_mnist-small_cnn-{part}"
 
 
 @pytest.mark.parametrize(("again", "place"), [([], ""), (["--recompute"], "recomputed")])

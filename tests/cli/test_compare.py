@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from crat import cli
-from crat.cli.compare import compared
 from crat.papers.evidence import Evidence
 from crat.training.named import find_run, label
 
@@ -75,7 +74,7 @@ def test_a_comparison_of_one_seed_has_no_verdict_on_a_method(own_store):
     from crat.store import Store
 
     evidence = Evidence("compare", "laptop", asked, Selection(), Store.usual(), {})
-    table = compared(evidence.judge(evidence.battery, first=300), "trades + ema")
+    table = evidence.judge(evidence.battery, first=300).against("trades + ema")
     assert table.worst_sd.isna().all()
 
 
@@ -116,3 +115,6 @@ def test_one_run_is_shown(crat, tmp_path):
     assert f"{100 * rows.robust_acc[best]:.1f}" in shirt
     assert len(shirt.split("  ")[-1].strip()) <= len(rows)
     assert figure.stat().st_size > 5000
+    code, _, error = crat("show", WAT, "--figure", str(tmp_path / "history.docx"))
+    assert (code, error.count("\n")) == (2, 1)
+    assert "a figure ends in .png, .pdf, .svg, unlike" in error

@@ -376,7 +376,7 @@ BAD_FILES = {
     r"write torch\.save\(model",
     "prose": "holds no state_dict",
     "classes": r"2 of another shape \(head.weight \(100, 1024\), here \(10, 1024\); head.bias",
-    "names": r"1 missing \(body.conv1.weight\), 1 unexpected \(body.conv9.weight\)$",
+    "names": r"1 missing \(body.conv1.weight\), 1 unexpected \(body.conv9.weight\)(;|$)",
 }
 
 

@@ -226,3 +226,44 @@ def test_a_resumed_run_refuses_another_start(base):
         train(TUNED, progress="none")
     shutil.rmtree(run.folder)
     assert train(TUNED, progress="none").finished
+
+
+# published with its network; TINY has half its width
+PUBLISHED = "fashion_mnist-small_cnn-pgd_at-s0-53db9ebe064f4488"
+FROM_PUBLISHED = TINY.but(epochs=1, width=None, start_from=PUBLISHED)
+
+
+def test_a_published_network_is_a_start(own_store):
+    folder = store.published_home() / "fashion_mnist" / PUBLISHED
+    network = store.read_tensors(folder / "best.safetensors")[0]
+    fingerprint = store.read_json(folder / "card.json")["best"]["weights"]
+    run = Run.of(FROM_PUBLISHED)
+    first = Trainer(run, CPU, tell=lambda line: None, published=store.published_home())
+    assert same(first.model.state_dict(), network)
+    assert store.fingerprint(network) == fingerprint
+    card = train(FROM_PUBLISHED, progress="none").card()
+    assert card["start_from"] == {"run": PUBLISHED, "which": "best", "weights": fingerprint}
+    assert not same(weights(run), network)
+    assert not (run.folder.parent / PUBLISHED).exists()
+
+
+def test_where_published_runs_are_left_aside_so_is_their_network(own_store):
+    for work in (
+        lambda: begun(FROM_PUBLISHED),
+        lambda: train(FROM_PUBLISHED, progress="none", store=store.Store.recomputed()),
+    ):
+        with pytest.raises(MissingStart, match=f"^the weights of {PUBLISHED} are not in "):
+            work()
+
+
+@pytest.mark.parametrize("lost", ["best.safetensors", "SHA256SUMS"])
+def test_an_altered_published_network_is_no_start(own_store, tmp_path, lost):
+    there = store.published_home() / "fashion_mnist" / PUBLISHED
+    here = tmp_path / "results" / "fashion_mnist" / PUBLISHED
+    shutil.copytree(there, here)
+    shutil.copy(store.published_home() / "SHA256SUMS", tmp_path / "results")
+    with (here / lost).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(store.StoreError, match=f"{lost} is not as it was published") as caught:
+        Trainer(Run.of(FROM_PUBLISHED), CPU, published=tmp_path / "results")
+    assert "\n" not in str(caught.value)
