@@ -40,9 +40,10 @@ from crat.config import ConfigError, RunConfig, Selection, profile
 from crat.defenses.tian2021 import fit_bias
 from crat.device import describe, pick_device
 from crat.names import one_of, unknown
-from crat.outcomes.ask import outcomes
+from crat.outcomes.ask import outcomes, sampled_autoattack
 from crat.outcomes.batteries import Battery, usual_battery
 from crat.outcomes.cache import Outcomes
+from crat.outcomes.sampled import Sampled
 from crat.papers import PAPERS
 from crat.papers.common import Runs, claims_file, evidence_profile, h100_runs
 from crat.store import Store
@@ -173,6 +174,15 @@ class Evidence:
             lambda: outcomes(config, battery, store=self.store, **settings),
             settings.get("progress"),
         )
+
+    def sampled(self, key: str, **settings: Any) -> Sampled:
+        """The estimates of each class's accuracy from AutoAttack on a sample of the images.
+
+        settings of `crat.outcomes.sampled_autoattack`. A run that has no network is trained first.
+        """
+        if not self.run(key).has_network():
+            self.train(key)
+        return sampled_autoattack(self.run(key), **settings)
 
     def _after_its_start(self, work: Callable[[], Made], progress: str | None) -> Made:
         """The result of a work; a run of the plan that it lacks as a start is trained first.

@@ -235,7 +235,7 @@ def test_what_a_pickle_holds_is_not_run(crat, tmp_path):
         ("net.pt --model small_cnn --weights net.pt", "--weights go with file.py:Class; with"),
         ("net.py:Net --key ema", "--key chooses among the weights of a file"),
         ("net.py:Net --data photos/ --size 0", "argument --size: a number from 1 on, not '0'"),
-        ("net.py:Net --data cifar10 --size 8", "--size scales the images of a folder"),
+        ("net.py:Net --data cifar10 --size 8", "--size and --stream are for"),
         ("net.py:Net --data nowhere/", "no images in "),
     ],
 )
