@@ -93,9 +93,13 @@ def data_named(name: str, size: int | None, eps: str | None = None) -> str:
     Raises ConfigError where --size is given to another data set.
     """
     if not c.is_path(name):
+        try:
+            known = c.dataset_named(name)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; nor is there a folder {name}") from None
         if size:
             raise ConfigError(f"--size scales the images of a folder; those of {name} keep theirs")
-        return c.dataset_named(name)
+        return known
     from crat.data import own
 
     return own.register(name, size=size, eps=eps)
