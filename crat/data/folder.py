@@ -68,7 +68,7 @@ def _classes(train: Path, test: Path) -> list[str]:
     needs = "needed are train/<class>/ and test/<class>/ (or val/<class>/) with images"
     for part, name in ((train, "train/"), (test, "test/ or val/")):
         if not part.is_dir():
-            raise DataError(f"{train.parent} cannot be used: no {name} in it; {needs}")
+            raise DataError(f"{train.parent} cannot be used: it has no {name}; {needs}")
     with one_line(f"{train.parent} cannot be used", needs):
         classes = _folders(train)
         others = sorted(set(classes) ^ set(_folders(test)))

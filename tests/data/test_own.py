@@ -164,12 +164,12 @@ def one_class(top):
 
 def no_test(top):
     (top / "test").rename(top / "later")
-    return r"trees cannot be used: no test/ or val/ in it; needed are train/<class>/ and test/"
+    return r"trees cannot be used: it has no test/ or val/; needed are train/<class>/ and test/"
 
 
 def no_train(top):
     (top / "train").rename(top / "later")
-    return r"trees cannot be used: no train/ in it; needed are train/<class>/ and test/<class>/"
+    return r"trees cannot be used: it has no train/; needed are train/<class>/ and test/<class>/"
 
 
 @pytest.mark.parametrize(
