@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +36,7 @@ from crat.training.run import Run
 
 CHECKED = 64  # images on which outputs and gradients are checked
 DIAGNOSED = 1000  # images, at most, on which other scalings of the input are tried
+NAMED = 8  # functions and classes, at most, that an error lists
 BATCH = 500  # images of one forward pass
 SAME = 1e-3  # of the largest logit: a difference that rounding may cause between batches
 Found = tuple[nn.Module, list[str]]  # a model and doubts about it, a line each
@@ -74,10 +77,7 @@ def find_model(
             "returns its own model, and a run has one"
         )
     if ":" not in subject:
-        if weights is not None:
-            raise ConfigError(
-                f"--weights go with file.py:Class, whose network they are; {subject} has its own"
-            )
+        _must_be_a_run(subject, weights)
         return network(run_named(subject), "best", device), []
     model = _from_function(subject)
     if weights is None:
@@ -94,8 +94,26 @@ def in_train_mode(model: nn.Module) -> list[str]:
     return []
 
 
+def _must_be_a_run(subject: str, weights: Path | None) -> None:
+    """Raises ConfigError where a subject without a colon is a file, or is given weights."""
+    path = Path(subject)
+    if path.suffix == ".py":
+        raise ConfigError(f"{subject} is a file: name its class or function, {subject}:Net")
+    if path.is_file():
+        raise ConfigError(
+            f"{subject} is a file: weights of a class of yours are "
+            f"`crat audit file.py:Class --weights {subject}`, those of an architecture of crat's "
+            f"`crat audit {subject} --model {' | '.join(MODELS)}`"
+        )
+    if weights is not None:
+        raise ConfigError(
+            f"--weights go with file.py:Class, whose network they are; {subject} has its own"
+        )
+
+
 def run_named(subject: str) -> Run:
     """The run that a subject means; raises ConfigError where it means none, or several."""
+    _must_be_a_run(subject, None)
     try:
         return find_run(subject)
     except ConfigError as error:
@@ -112,17 +130,46 @@ def _from_function(subject: str) -> nn.Module:
     folder = str(Path(place).parent.absolute() if place.endswith(".py") else Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    make = getattr(_imported(place), name, None)
+    module = _imported(place)
+    make = getattr(module, name, None)
     if not callable(make):
-        raise ConfigError(f"{place} has no function {name!r}")
-    with _blamed(ModelError, f"{name}() of {place} failed"):
-        model = make if isinstance(make, nn.Module) else make()
+        raise ConfigError(f"{place} has no function {name!r}{_makers(module)}")
+    model = make
+    if not isinstance(make, nn.Module):
+        _must_need_nothing(make, f"{name}() of {place}")
+        with _blamed(ModelError, f"{name}() of {place} failed"):
+            model = make()
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{name}() of {place} returns {type(model).__name__}, not an nn.Module")
     return model
 
 
+def _makers(module: ModuleType) -> str:
+    """The functions and classes that a module defines itself, in words; the first few."""
+    defined = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", "") == module.__name__
+    ]
+    more = " ..." if len(defined) > NAMED else ""
+    return f"; it has: {', '.join(defined[:NAMED])}{more}" if defined else ""
+
+
+def _must_need_nothing(make: Callable[..., Any], what: str) -> None:
+    """Raises ConfigError where a function or class cannot be called without arguments."""
+    try:
+        inspect.signature(make).bind()
+    except ValueError:  # some built-in classes have no signature
+        return
+    except TypeError as error:
+        raise ConfigError(
+            f"{what} needs arguments ({error}): name a function that calls it with them"
+        ) from None
+
+
 def _imported(place: str) -> ModuleType:
+    if place.endswith(".py") and not Path(place).is_file():
+        raise ConfigError(f"there is no file {place}")
     with _blamed(ConfigError, f"cannot import {place!r}"):
         if not place.endswith(".py"):
             return import_module(place)
@@ -135,15 +182,19 @@ def _imported(place: str) -> ModuleType:
 
 
 @contextmanager
-def _blamed(kind: type[ValueError], what: str) -> Iterator[None]:
+def _blamed(kind: type[ValueError], what: str, way_out: str = "") -> Iterator[None]:
     """Turns any exception of foreign code into a `kind`: `what`, and the reason's first line."""
     try:
         yield
     except AttackError:  # its message is one line already
         raise
-    except (Exception, SystemExit) as error:  # a script may call sys.exit when imported
+    except SystemExit as error:  # a script may call sys.exit when imported
+        raise kind(
+            f'{what}: it ends the program; put what it runs under if __name__ == "__main__"'
+        ) from error
+    except Exception as error:
         why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise kind(f"{what}: {why}") from error
+        raise kind(f"{what}: {why}{way_out}") from error
 
 
 def _from_weights(
@@ -193,9 +244,8 @@ def decision(
     """
     check_model(model)
     for x in (example, example[:1]):
-        refused = _blamed(
-            ModelError, f"the model takes no float32 images of shape {tuple(x.shape)}"
-        )
+        shape = f"the model takes no float32 images of shape {tuple(x.shape)}"
+        refused = _blamed(ModelError, shape, _other_images(x))
         with refused, frozen(model), torch.no_grad():
             answer = model(x)
         logits = logits_of(answer, x)
@@ -209,6 +259,12 @@ def decision(
         raise ModelError(f"the model answers with {n_logits} logits, not {n_classes}{hint}")
     plain = answer is logits and logit_slice is None and scale == 1
     return model if plain else Decision(model, slice(logit_slice), scale)
+
+
+def _other_images(x: Tensor) -> str:
+    """Words on how images (N, C, H, W) may be made into those that a model takes."""
+    grey = ", x.expand(-1, 3, -1, -1) in its forward makes grey ones colour"
+    return f"; --resize N scales them for the model{grey if x.shape[1] == 1 else ''}"
 
 
 def _with_classes(n: int) -> str:

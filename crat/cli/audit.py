@@ -85,8 +85,8 @@ def run(a: Namespace) -> None:
 
 def _data_of(a: Namespace) -> str:
     """The data set of the run that is meant; raises ConfigError where it is another subject."""
-    from crat.audit.foreign import run_named
-
     if a.model or ":" in a.subject:
         raise ConfigError(f"which images? --data {' | '.join(DATASETS)} | a path of your own")
+    from crat.audit.foreign import run_named
+
     return run_named(a.subject).config.data.name

@@ -96,9 +96,13 @@ def data_named(
     Raises ConfigError where --size or --stream is given to another data set.
     """
     if not c.is_path(name):
+        try:
+            known = c.dataset_named(name)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; nor is there a folder {name}") from None
         if size or streamed:
             raise ConfigError(f"--size and --stream are for a folder's images, not for {name}")
-        return c.dataset_named(name)
+        return known
     from crat.data import own
 
     return own.register(name, size=size, eps=eps, streamed=streamed)

@@ -64,7 +64,10 @@ def _classes(train: Path, test: Path) -> list[str]:
 
     Raises DataError where a folder is missing, or a class in one of them.
     """
-    needs = "it has train/<class>/ and test/<class>/ (or val/<class>/) with images"
+    needs = "needed are train/<class>/ and test/<class>/ (or val/<class>/) with images"
+    for part, name in ((train, "train/"), (test, "test/ or val/")):
+        if not part.is_dir():
+            raise DataError(f"{train.parent} cannot be used: it has no {name}; {needs}")
     with one_line(f"{train.parent} cannot be used", needs):
         classes = _folders(train)
         others = sorted(set(classes) ^ set(_folders(test)))
@@ -78,7 +81,8 @@ def _classes(train: Path, test: Path) -> list[str]:
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    """The names of the folders in a folder, sorted; hidden ones, as editors make, are left out."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
 def _labelled(folder: Path, classes: Sequence[str]) -> Labelled:
@@ -186,7 +190,8 @@ def _decode(
         if image.size != (width, height):
             found = " x ".join(map(str, image.size))
             raise DataError(
-                f"{file} has a wrong shape: {found}, not {width} x {height}; a size for all scales"
+                f"{file} has a wrong shape: {found}, not {width} x {height}; "
+                "a size (--size N) scales all"
             )
         x[i] = np.asarray(image.convert("L"))[..., None] if channels == 1 else np.asarray(image)
     return x, _smallest_uint(np.array([label for _, label in files]))

@@ -204,6 +204,7 @@ _FRONTS = re.compile(r"^((module|_orig_mod)\.)+")  # that wrappers put before ea
 _HEADS = re.compile(r"^(linear|linear2|fc|classifier\.fc3)\.")
 # the last since torch 0.4.1 only
 _NOT_CARRIED = re.compile(r"^normalize\.|^head\.scale$|\.num_batches_tracked$")
+_OF_OPTIMIZER = re.compile(r"(^|\.)\w*(optim|sched|scaler)\w*\.")
 # where training scripts put the weights
 _NESTS = ("state_dict", "model_state_dict", "model", "net")
 
@@ -356,6 +357,8 @@ def _chosen(found: Any, path: Path, key: str | None) -> tuple[dict[str, Tensor],
     if _is_state_dict(found) and key is None:
         return found, ""
     known = _state_dicts(found)
+    # a checkpoint's optimizer has dicts of tensors, too, one for each weight
+    known = {n: w for n, w in known.items() if not _OF_OPTIMIZER.search(n)} or known
     listed = ", ".join(known) or "none"
     if key is not None:
         if key not in known:

@@ -27,6 +27,8 @@ def class_table(found: Outcomes) -> str:
 def class_latex(found: Outcomes, caption: str, sampled: Sampled | None = None) -> str:
     """The same table for a paper (booktabs); the worst class is bold in each column.
 
+    Several are where they are equally bad, none where all classes are equal.
+
     caption: text that stands before the words on the interval.
     sampled: AutoAttack on a sample, whose estimates are the last column.
     """
@@ -41,8 +43,10 @@ def class_latex(found: Outcomes, caption: str, sampled: Sampled | None = None) -
             row.append(_in_percent(sampled.totals[name], sampled.totals[f"{name}_interval"]))
         interval += f"; {SAMPLED}: estimates from {len(sampled.sample.places)} attacked images"
     for j, (_, rows) in enumerate(summary.groupby("attack", sort=False)):
-        worst = int(rows.robust_acc.to_numpy().argmin())
-        classes[worst][2 + j] = Bold(classes[worst][2 + j])
+        accuracy = rows.robust_acc.to_numpy()
+        if accuracy.min() < accuracy.max():
+            for k in np.flatnonzero(accuracy == accuracy.min()):
+                classes[k][2 + j] = Bold(classes[k][2 + j])
     return booktabs(header, [classes, totals], f"{caption}: {interval}")
 
 

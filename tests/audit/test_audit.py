@@ -208,11 +208,11 @@ def test_a_folder_of_something_else_is_left_alone(crat, tmp_path):
             2,
             "cannot import 'nowhere.nets': ModuleNotFoundError: No module named 'nowhere'",
         ),
-        ("nowhere.py:net", 2, "cannot import 'nowhere.py': FileNotFoundError: "),
+        ("nowhere.py:net", 2, "there is no file nowhere.py"),
         (
             "linear.pt",
             2,
-            "'linear.pt' is neither module:function nor a weights file with --model small_cnn | ",
+            "linear.pt is a file: weights of a class of yours are `crat audit file.py:Class",
         ),
         ("nets.py:lienar", 2, "nets.py has no function 'lienar'"),
         ("nets.py:EXTRA", 2, "nets.py has no function 'EXTRA'"),

@@ -268,6 +268,58 @@ def test_images_are_scaled_for_the_model_and_attacked_as_they_are(crat, undrawn)
     assert card["results"]["clean"]["average"] == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "subject", "line"),
+    [
+        ("", "one.py", "one.py is a file: name its class or function, one.py:Net"),
+        ("", "none.py:Net", "there is no file none.py"),
+        ("class A: pass\ndef b(): pass\n", "one.py:Net", "has no function 'Net'; it has: A, b\n"),
+        ("from torch import nn\n", "one.py:Net", "one.py has no function 'Net'\n"),
+        (
+            "def net(classes): pass\n",
+            "one.py:net",
+            "net() of one.py needs arguments (missing a required argument: 'classes'): name a "
+            "function that calls it with them",
+        ),
+        (
+            "raise SystemExit(1)\n",
+            "one.py:net",
+            "it ends the program; put what it runs under if __name__ == \"__main__\"",
+        ),
+        ("", "net.pt", "net.pt is a file: weights of a class of yours are `crat audit file.py:"),
+        ("from net import Ten\nclass Net(Ten):\n    def forward(self, x):\n"
+         "        return super().forward(x[:, :1])\n", "one.py:Net",
+         "; --resize N scales them for the model\n"),
+    ],
+)  # fmt: skip
+def test_a_subject_that_is_no_network_is_one_line(crat, text, subject, line):
+    Path("one.py").write_text(text)
+    torch.save(made().state_dict(), "net.pt")
+    code, _, error = crat(f"{subject} {FGSM}")
+    assert code in (1, 2)
+    assert error.count("\n") == 1
+    assert line in error
+
+
+def test_the_states_of_an_optimizer_are_no_weights(crat, undrawn):
+    net = made()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.0)
+    net(torch.rand(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, "a.pt")
+    code, told, _ = crat(f"net.py:Net --weights a.pt {FGSM}")
+    assert (code, "warning" in told) == (0, False)
+    code, _, error = crat(f"net.py:Net --weights a.pt --key optimizer {FGSM}")
+    assert "holds no weights named 'optimizer'; there are: net\n" in error
+
+
+def test_a_mistyped_folder_is_told_as_one(crat):
+    code, _, error = crat(f"net.py:Net --data photo --size 8 {FGSM}")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "unknown data set 'photo'; known: fashion_mnist_mini" in error
+    assert error.endswith("; nor is there a folder photo\n")
+
+
 # --- from Python ---
 
 QUIET = {"tell": lambda line: None}

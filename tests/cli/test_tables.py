@@ -82,11 +82,20 @@ def test_the_worst_class_of_each_column_is_bold_and_has_its_interval():
     cells = rows_of(tex)
     assert cells[3][3] == r"\textbf{90.0 [69.9, 97.2]}"
     assert sum("textbf" in row[3] for row in cells) == 1
+    assert not any("textbf" in row[2] for row in cells)  # all are right when clean
     assert cells[-1][:1] == ["worst class"]
     assert cells[-1][3] == "90.0"
     table = class_summary(found).set_index(["attack", "class"])
     assert table.loc[("PGD-20", "c"), "robust_acc"] == 0.9
     assert (100 * table.loc[("PGD-20", "c"), ["low", "high"]]).round(1).tolist() == [69.9, 97.2]
+
+
+def test_classes_that_are_equally_bad_are_all_marked():
+    found = outcomes(("a", "b", "c"))
+    tied = np.where((found.y == 1) & (np.arange(60) < 22), 0, found.predictions["PGD-20"])
+    found.predictions["PGD-20"] = tied
+    cells = rows_of(class_latex(found, "net"))
+    assert ["textbf" in row[3] for row in cells[1:4]] == [False, True, True]
 
 
 def test_autoattack_on_a_sample_is_a_column_and_rows():
@@ -140,12 +149,12 @@ def test_evaluate_writes_both_tables(crat):
     with open("new/a.tex", encoding="utf-8") as file:
         cells = rows_of(file.read())
     column = cells[0].index("PGD-20")
-    worst = attacked.robust_acc.idxmin()
-    (bold,) = [row for row in cells[1:] if "textbf" in row[column]]
-    assert bold[0] == attacked["class"][worst]
-    low, high = 100 * attacked.low[worst], 100 * attacked.high[worst]
-    value = 100 * attacked.robust_acc[worst]
-    assert bold[column] == rf"\textbf{{{value:.1f} [{low:.1f}, {high:.1f}]}}"
+    worst = attacked[attacked.robust_acc == attacked.robust_acc.min()]
+    bold = [row for row in cells[1:] if "textbf" in row[column]]
+    assert [row[0] for row in bold] == worst["class"].tolist() == ["Coat", "Shirt"]  # a tie
+    low, high = 100 * worst.low.min(), 100 * worst.high.min()
+    value = 100 * worst.robust_acc.min()
+    assert {row[column] for row in bold} == {rf"\textbf{{{value:.1f} [{low:.1f}, {high:.1f}]}}"}
 
 
 def test_the_leaderboard_is_printed_and_written(crat):

@@ -256,7 +256,7 @@ WRONG = {
     r"nothing was replaced",
     tar_that_climbs_out: "cifar-10-python.tar.gz is truncated or altered",
     svhn_label_11: "label 11 in y_test is out of range, svhn has 0 to 9",
-    jpeg_of_another_size: r"val_1.JPEG has a wrong shape: \(64, 1\), not \(64, 64\)",
+    jpeg_of_another_size: r"val_1.JPEG has a wrong shape: 64 x 1, not 64 x 64",
     truncated_jpeg: "val_1.JPEG is truncated or no image: .*; nothing was replaced",
     no_annotations: "val_annotations.txt cannot be used: .*No such file",
     truncated_zip: "unpacking .*tiny-imagenet-200.zip: .*; nothing was replaced",

@@ -108,6 +108,13 @@ def test_grey_images_have_one_channel(home):
     assert DATASETS[own.register(put_folder(home / "trees", mode="L"))].image_shape == (1, 10, 10)
 
 
+def test_hidden_files_and_folders_are_no_images(home):
+    trees = put_folder(home / "trees")
+    (trees / "train" / ".ipynb_checkpoints").mkdir()
+    (trees / "test" / "ash" / ".DS_Store").write_text("?")
+    assert DATASETS[own.register(trees)].classes == tuple(SIZES)
+
+
 def test_an_npz_is_a_data_set(home):
     colour = RNG.integers(0, 256, (9, 3, 8, 8), dtype=np.uint8)
     grey = DATASETS[own.register(put_npz(home / "a.npz"))]
@@ -143,7 +150,7 @@ def a_page(top):
 
 def another_size(top):
     Image.fromarray(np.zeros((10, 12, 3), np.uint8)).save(top / "test/ash/0.png")
-    return "12 x 10, not 10 x 10; a size for all scales"
+    return r"12 x 10, not 10 x 10; a size \(--size N\) scales all"
 
 
 def one_class(top):
@@ -157,11 +164,16 @@ def one_class(top):
 
 def no_test(top):
     (top / "test").rename(top / "later")
-    return "trees cannot be used: "
+    return r"trees cannot be used: it has no test/ or val/; needed are train/<class>/ and test/"
+
+
+def no_train(top):
+    (top / "train").rename(top / "later")
+    return r"trees cannot be used: it has no train/; needed are train/<class>/ and test/<class>/"
 
 
 @pytest.mark.parametrize(
-    "fault", [other_class, empty_class, a_text, a_page, another_size, one_class, no_test]
+    "fault", [other_class, empty_class, a_text, a_page, another_size, one_class, no_test, no_train]
 )
 def test_a_fault_of_a_folder_is_one_line(home, fault):
     message = fault(put_folder(home / "trees"))

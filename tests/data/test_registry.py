@@ -145,7 +145,7 @@ def class_without_images(home):
 def no_test_folder(home):
     put_folders(home)
     (home / "leaves/test").rename(home / "leaves/tests")
-    return "leaves cannot be used: .*; it has train/<class>/ and test/<class>/ "
+    return "leaves cannot be used: it has no test/ or val/; needed are train/<class>/ and "
 
 
 def nothing(home):
