@@ -152,7 +152,7 @@ def _draw(folder: Path, found: Outcomes, last: pd.DataFrame, title: str) -> None
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
     with store.written_whole(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _of_present_classes(found: Outcomes, attacks: Mapping[str, np.ndarray]) -> pd.DataFrame:

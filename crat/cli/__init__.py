@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -40,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     0, 1 (it failed), 2 (wrong arguments), 130 (interrupted), 141 (pipe closed). An error of crat's
     own is one line on stderr; any other is a bug and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a sign that a console lacks is shown as "?"
+            stream.reconfigure(errors="replace")
     try:
         arguments = parser().parse_args(argv)
         code = arguments.command(arguments) or 0

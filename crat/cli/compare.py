@@ -54,13 +54,13 @@ def run(a: Namespace) -> None:
     print(f"the intervals (95 %) are of the difference to {base}, in points\n")
     print(aligned(HEADER, _cells(table)))
     if a.csv:
-        table.to_csv(a.csv, index=False)
+        table.to_csv(a.csv, index=False, lineterminator="\n")
     if a.latex:
         from crat.latex import booktabs
 
         caption = f"{test.dataset} under {attack}: percent, mean over seeds ± sd"
         text = booktabs(HEADER, [_cells(table)], caption)
-        Path(a.latex).write_text(text, encoding="utf-8")
+        Path(a.latex).write_text(text, encoding="utf-8", newline="\n")
     if a.out:
         _draw(test, base, Path(a.out))
     for written in filter(None, (a.csv, a.latex, a.out)):

@@ -25,8 +25,9 @@ def write_tables(a: Namespace, found: Outcomes, caption: str) -> None:
     from crat.audit import class_latex, class_summary
 
     if a.csv:
-        class_summary(found).to_csv(a.csv, index=False)
+        class_summary(found).to_csv(a.csv, index=False, lineterminator="\n")
     if a.latex:
-        Path(a.latex).write_text(class_latex(found, caption), encoding="utf-8")
+        text = class_latex(found, caption)
+        Path(a.latex).write_text(text, encoding="utf-8", newline="\n")
     for written in filter(None, (a.csv, a.latex)):
         print(f"\n{shown(Path(written))}")

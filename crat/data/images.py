@@ -24,6 +24,7 @@ from crat.data.files import DataError
 from crat.data.folder import imagenet_loader
 from crat.data.registry import DATASETS
 from crat.data.sources import read
+from crat.device import moved, precise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -245,7 +246,7 @@ class Batches:
         generator = self.generator
         if self.class_probs is not None:
             y = self.y.to(generator.device)
-            probs = self.class_probs.to(generator.device, torch.float64)
+            probs = precise(moved(self.class_probs, generator.device))
             weights = (probs / y.bincount(minlength=len(probs)))[y]
             order = torch.multinomial(weights, len(y), replacement=True, generator=generator)
         elif self.shuffle:

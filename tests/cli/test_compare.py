@@ -70,9 +70,7 @@ def test_what_cannot_be_compared_is_one_line(crat, words, line):
 
 
 def test_a_comparison_of_one_seed_has_no_verdict_on_a_method(own_store):
-    asked = {
-        f"{label(find_run(name).config)}-s0": find_run(name).config for name in (WAT, TRADES)
-    }
+    asked = {f"{label(find_run(name).config)}-s0": find_run(name).config for name in (WAT, TRADES)}
     from crat.config import Selection
     from crat.store import Store
 

@@ -10,7 +10,7 @@ from crat.config import ConfigError, RunConfig
 from crat.defenses import DEFENSES, METHODS, known_name, preset
 from crat.training.run import Run
 
-SOURCE = '''
+SOURCE = """
 from dataclasses import dataclass
 import torch.nn.functional as F
 from crat import defenses
@@ -25,7 +25,7 @@ class Plain(defenses.Defense):
         return losses.mean(), defenses.ClassStats.of(y, losses, logits)
 
 class Other: ...
-'''
+"""
 TINY = "--train-per-class 20 --valid-per-class 10 --epochs 1 --steps 1 --progress none --device cpu"
 
 
