@@ -24,6 +24,7 @@ COMMANDS = {
     "show": "one run: its settings, its classes, its history",
     "compare": "runs beside each other, class by class, with intervals",
     "data": "list the data sets, or fetch one",
+    "completion": "a script that completes crat's words in your shell",
 }
 FOR_MAINTAINERS = {"publish": "copy the small files of a finished run to results/"}
 EPILOG = """\
