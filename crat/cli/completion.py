@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from crat.extras import needs
 
@@ -63,7 +63,7 @@ def _actions(parser: ArgumentParser) -> Iterator[argparse.Action]:
         yield from part._actions
 
 
-def _known() -> dict[str, Sequence[str]]:
+def _known() -> dict[str, list[str]]:
     """Argument -> the names that it takes."""
     from crat import config
     from crat.audit import Plan

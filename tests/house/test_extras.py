@@ -59,6 +59,22 @@ def test_the_core_is_what_attacks_and_training_import():
     assert all(re.search(r">=", text) and "==" not in text for text in PROJECT["dependencies"])
 
 
+def test_the_page_has_the_bounds_of_the_project():
+    page = (ROOT / "docs" / "systems.md").read_text(encoding="utf-8")
+    told = page.partition("with loose bounds: ")[2].partition(" or newer")[0]
+    words = dict(re.findall(r"(\w+) ([\d.]+\d)", told))
+    bounds = {
+        r.name: str(r.specifier).removeprefix(">=")
+        for r in map(Requirement, PROJECT["dependencies"])
+    }
+    assert len(words) == 5
+    assert {word.lower(): bounds[word.lower()] for word in words} == {
+        word.lower(): version for word, version in words.items()
+    }
+    extras = set(PROJECT["optional-dependencies"]) - {"test", "lint"}
+    assert extras <= set(re.findall(r"`(\w+)`", page.partition("| extra |")[2]))
+
+
 def test_attacks_training_and_an_audit_need_no_extra(tmp_path):
     code = f"""
 import crat.attacks, crat.defenses, crat.corruptions, crat.outcomes, crat.papers
