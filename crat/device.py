@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import AbstractContextManager
+import subprocess
+import sys
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import torch
@@ -38,9 +40,12 @@ def _usable(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError):  # torch's own words are a page for some devices
+        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            here.append("mps")
         raise ConfigError(
-            f"device {device!r} cannot be used here: {str(error).splitlines()[0]}"
+            f"device {str(device)!r} cannot be used here; this machine has {', '.join(here)}"
         ) from None
     return chosen
 
@@ -55,6 +60,24 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
     # torch was told to leave out the instructions, as a test of old CPUs does
     limited = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
     return "bfloat16" if device.type == "cpu" and supported and not limited else "float32"
+
+
+def finest(device: torch.device) -> torch.dtype:
+    """The dtype of sums and shares that need their digits: float64, where a device has it.
+
+    CPUs and CUDA GPUs have it. Apple's GPU refuses it, and then it is float32.
+    """
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
+
+def precise(values: torch.Tensor) -> torch.Tensor:
+    """Values in the finest dtype of their device."""
+    return values.to(finest(values.device))
+
+
+def moved(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values on a device; float64 is what is finest there."""
+    return values.to(device, finest(device) if values.dtype == torch.float64 else values.dtype)
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
@@ -79,9 +102,21 @@ def describe(device: torch.device) -> str:
     """The name of a device for cards, such as "AMD EPYC, 2 threads", or a GPU's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    name = _name_of_cpu()
+    if device.type == "cpu":
+        return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, its GPU ({device.type})"
+
+
+def _name_of_cpu() -> str:
+    """The processor's name; on a Mac this is Apple's chip, its GPU included."""
+    if sys.platform == "darwin":  # platform says "arm" there
+        asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        with suppress(OSError, subprocess.SubprocessError):
+            told = subprocess.run(asked, capture_output=True, encoding="utf-8", check=True)
+            return told.stdout.strip()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # Windows, or an ARM CPU, whose file names none
+        return platform.processor() or platform.machine()

@@ -33,20 +33,26 @@ from crat.config import ConfigError
 
 def rank() -> int:
     """The number of this process; 0 in a single process."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _joined() else 0
 
 
 def world() -> int:
     """The number of processes that train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _joined() else 1
+
+
+def _joined() -> bool:
+    """Whether this process is one of a group; never where torch was built without torchrun."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def join(device: torch.device) -> torch.device:
     """Joins the group of processes, if torchrun started one; returns the device of this rank.
 
-    Raises ConfigError where a machine has fewer GPUs than processes.
+    Raises ConfigError where a machine has fewer GPUs than processes, and where torch cannot join
+    processes on this kind of device, such as CUDA GPUs on Windows.
     """
-    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() or dist.is_initialized():
+    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() or _joined():
         return device
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
@@ -58,9 +64,24 @@ def join(device: torch.device) -> torch.device:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(_backend(device))
     atexit.register(leave)
     return device
+
+
+def _backend(device: torch.device) -> str:
+    """The library that carries messages between processes on a kind of device."""
+    alone = "start crat without torchrun"
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"processes train together on CPUs or CUDA GPUs, not {device}: {alone}")
+    name = "nccl" if device.type == "cuda" else "gloo"
+    if dist.is_available() and getattr(dist, f"is_{name}_available")():
+        return name
+    other = " or take --device cpu" if name == "nccl" else ""
+    raise ConfigError(
+        f"this torch has no {name.upper()}, by which processes on {device.type} train together "
+        f"(on Windows it never has NCCL): {alone}{other}"
+    )
 
 
 @contextlib.contextmanager
@@ -84,7 +105,7 @@ def leave(*, alone: bool = False) -> None:
     alone: end it at once, because this rank has failed; the others, which wait for its messages,
     then fail, too.
     """
-    if dist.is_initialized():
+    if _joined():
         with contextlib.suppress(RuntimeError):  # another rank died
             if not alone:
                 dist.barrier()

@@ -42,8 +42,8 @@ LEFT_OUT = {name for names in NOT_NUMERIC.values() for name in names.split()}
 # What takes longest is begun first, so that one core does not end alone on it (Makefile:
 # --no-loadscope-reorder)
 LONGEST = (
-    "attack_strength every_method bench_attacks executors_killed distributed evaluate audit "
-    "autoattack comparisons "
+    "attack_strength every_method apple_gpu bench_attacks executors_killed distributed evaluate "
+    "audit autoattack comparisons "
     "executors resume averaging reproduce site batch_errors course methods train"
 )
 

@@ -347,7 +347,7 @@ def read(path: str | Path) -> pd.DataFrame:
     if published in file.parents and file.exists():
         as_published(file, published)
     try:
-        table = pd.DataFrame(json.loads(Path(path).read_text()))
+        table = pd.DataFrame(json.loads(Path(path).read_text(encoding="utf-8")))
         return table.astype(dict.fromkeys(NUMBERS, float))
     except (OSError, ValueError, KeyError) as error:
         raise ClaimError(f"no claims table in {path} ({error}): run its notebook again") from None

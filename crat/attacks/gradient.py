@@ -30,6 +30,7 @@ from crat.attacks.threat import (
     size,
     uniform_start,
 )
+from crat.device import precise
 
 STARTS = ("uniform", "gaussian", "none")
 STOPS = ("never", "first")
@@ -206,7 +207,7 @@ def _worth(
     """The rank of a restart, (N,): samples that reached the goal first, then by the objective."""
     logits = full(model(x_adv))
     reached = logits.argmax(1) != y if target is None else logits.argmax(1) == target
-    return reached.float() * 2 + objective(logits, y).double().atan().div(torch.pi)
+    return reached.float() * 2 + precise(objective(logits, y)).atan().div(torch.pi)
 
 
 @dataclass(frozen=True)

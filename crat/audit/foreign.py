@@ -364,7 +364,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
             answers = [finite_logits(model, images).argmax(1) for images in x.split(BATCH)]
     except Exception:  # the model's code may check its inputs
         return 0.0
-    return (torch.cat(answers) == y).double().mean().item()
+    return (torch.cat(answers) == y).cpu().double().mean().item()
 
 
 @contextmanager

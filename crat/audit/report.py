@@ -12,6 +12,7 @@ import pandas as pd
 
 from crat import store
 from crat.analysis import metrics
+from crat.extras import missing
 from crat.outcomes.batteries import SAMPLED, Battery
 from crat.outcomes.cache import Outcomes
 from crat.outcomes.sampled import Sampled
@@ -56,7 +57,10 @@ def report(
     name = Path(card["subject"]).name
     average = f"average of classes {100 * results[last]['average']:.1f} %"
     title = f"{name} under {last}, {card['norm']} {card['eps']}: {average}"
-    _draw(folder, found, drawn, title)
+    if lacking := missing("matplotlib", "seaborn"):
+        print(f"no figures without {', '.join(lacking)}: pip install 'crat[plots]'")
+    else:
+        _draw(folder, found, drawn, title)
     store.write_json(folder / "card.json", card | {"results": results})
 
 
@@ -151,4 +155,4 @@ def _draw(folder: Path, found: Outcomes, last: pd.DataFrame, title: str) -> None
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
     with store.written_whole(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")

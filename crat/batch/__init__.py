@@ -1,3 +1,7 @@
 """The batch: `reproduce` makes the figures, here or on a cluster; `site` builds the pages."""
 
+from crat.extras import needs
+
+needs("crat.batch", "psutil")
+
 __all__ = ["reproduce", "site"]

@@ -18,6 +18,8 @@ import psutil
 
 from crat.store import StoreError
 
+KILLED = -9  # the exit code after SIGKILL, a name that Windows does not have
+CRASHED = 0xC0000000  # the least exit code of a process that Windows ended for an error of its own
 GRACE = 5.0  # seconds for a child to end by itself after its input is closed
 EXPLAINED = 3  # the exit code of a child whose last line says all, without a traceback
 
@@ -44,8 +46,10 @@ class Child:
                 stdout=self.noise,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
-                env={**os.environ, **env},
-                process_group=0,  # Ctrl-C is ours to pass on
+                env={**os.environ, "PYTHONUTF8": "1", **env},  # else Windows' own encoding
+                # Ctrl-C is ours to pass on; a system reads the one or the other
+                process_group=0,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
         except OSError as error:
             raise StoreError(f"cannot write {log}: {error.strerror or error}") from error
@@ -59,8 +63,8 @@ class Child:
 
     @property
     def died(self) -> bool:
-        """Whether a signal ended it, such as the kernel's for lack of memory."""
-        return (self.process.returncode or 0) < 0
+        """Whether the system ended it, such as by a signal for lack of memory."""
+        return _by_system(self.process.returncode or 0)
 
     def end(self) -> None:
         """Closes the input, waits GRACE seconds, and kills the rest of the process's family."""
@@ -80,18 +84,31 @@ class Child:
             said = self.noise.read()
         if code == 0:
             return ""
-        if code == -signal.SIGKILL:
+        if code == KILLED:
             return "killed by SIGKILL (out of memory?)"
         line = last_line(said.decode(errors="replace"))
         if code == EXPLAINED and line:
             return line
         with contextlib.suppress(OSError):  # the line below says why
             self.log.write_bytes(said)
-        if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
+        if _by_system(code):
+            return f"killed by {_signal_name(code)}"
         line = line or "it ended without a word"
         line += _disk_error(self.log.parent)  # a full disk leaves the log short
         return line if code in (1, EXPLAINED) else f"{line} (exit code {code})"
+
+
+def _by_system(code: int) -> bool:
+    """Whether an exit code is a signal's, or that of an error for which Windows ends a process."""
+    return code < 0 or code >= CRASHED
+
+
+def _signal_name(code: int) -> str:
+    """The signal of an exit code by its name here, or else by its number; Windows' error in hex."""
+    if code > 0:
+        return f"Windows, error {code:#x}"
+    known = {member.value: member.name for member in signal.Signals}
+    return known.get(-code, f"signal {-code}")
 
 
 def _disk_error(folder: Path) -> str:

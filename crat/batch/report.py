@@ -47,7 +47,7 @@ def _claims(folders: Sequence[Path], figures: Path) -> None:
     csv = (
         table[[*columns, "p_adjusted", "detectable", "price"]]
         .rename(columns=SHORT)
-        .to_csv(index=False)
+        .to_csv(index=False, lineterminator="\n")
     )
     store.write_text(figures / "claims.csv", csv)
     markdown = claims.markdown(table)

@@ -188,7 +188,9 @@ class Recomputation:
         place = Store(Store.recomputed().root.absolute())
         chosen = {path.stem: parameters for path, parameters in given.items()}
         marker = place.root / f"unfinished-{store.digest([profile, chosen])}"
-        began = marker.read_text() if marker.exists() else datetime.now().isoformat()
+        began = (
+            marker.read_text(encoding="utf-8") if marker.exists() else datetime.now().isoformat()
+        )
         return cls(place, marker, began)
 
     def start(self, dask: str | None, dry_run: bool, part: bool) -> Store:

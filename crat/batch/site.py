@@ -264,7 +264,8 @@ def _sphinx(draft: Path) -> None:
     words = ["-m", "sphinx", "-q", "-b", "html", "-c", str(ROOT / "docs" / "site")]
     words += ["-d", str(draft / "doctrees"), str(source), str(draft / "html")]
     env = os.environ | {"NO_COLOR": "1"}
-    run = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env)
+    command = [sys.executable, "-X", "utf8", *words]
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
     said = run.stderr.replace(f"{source}{os.sep}", "").strip()
     if run.returncode:
         raise SiteError(f"sphinx failed: {said.splitlines()[-1] if said else run.returncode}")

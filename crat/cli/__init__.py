@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -24,6 +25,7 @@ COMMANDS = {
     "compare": "runs beside each other, class by class, with intervals",
     "leaderboard": "the methods of notebook 06 by their published results",
     "data": "list the data sets, or fetch one",
+    "completion": "a script that completes crat's words in your shell",
 }
 FOR_MAINTAINERS = {"publish": "copy the small files of a finished run to results/"}
 EPILOG = """\
@@ -41,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     0, 1 (it failed), 2 (wrong arguments), 130 (interrupted), 141 (pipe closed). An error of crat's
     own is one line on stderr; any other is a bug and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a sign that a console lacks is shown as "?"
+            stream.reconfigure(errors="replace")
     try:
         arguments = parser().parse_args(argv)
         code = arguments.command(arguments) or 0

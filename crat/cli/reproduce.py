@@ -81,8 +81,10 @@ def _add_how(parser: ArgumentParser) -> None:
 
 
 def run(a: Namespace) -> int:
-    """Runs the command; SIGTERM stops it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Runs the command; SIGTERM stops it as Ctrl-C does, and so does a closed window of Windows."""
+    for name in ("SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     from crat.batch import reproduce
     from crat.store import Store
     from crat.training import keep_file

@@ -23,6 +23,7 @@ from crat.analysis.mce import CORRUPTIONS
 from crat.corruptions import blur, digital, noise, weather
 from crat.corruptions.tools import Draws
 from crat.corruptions.weather import CorruptionError
+from crat.device import finest
 from crat.names import unknown
 from crat.store import fingerprint
 
@@ -120,7 +121,7 @@ class Corruption:
         x is rounded to 8 bits first, and the result cut off to 8 bits (255 v rounded down), as the
         published images are. model, y and eps are not read. generator: per-image streams
         (crat.attacks.PerImage), a torch.Generator or None for seed 0: see tools.Draws. Computed in
-        float64.
+        float64, on the CPU where x's device has none.
         """
         inside = not x.numel() or -1e-5 <= x.min() <= x.max() <= 1 + 1e-5
         if not x.is_floating_point() or x.ndim != 4 or not inside:
@@ -128,11 +129,12 @@ class Corruption:
                 f"images are floats (N, C, H, W) in [0, 1], not {x.dtype} of shape {tuple(x.shape)}"
             )
         function, constants = KINDS[self.name]
-        whole = (x.double() * 255).round().contiguous() / 255
+        place = x.device if finest(x.device) == torch.float64 else torch.device("cpu")
+        whole = (x.to(place).double() * 255).round().contiguous() / 255
         extra = {"folder": self.frost} if self.name == "frost" else {}
-        found = function(whole, Draws(x, generator), *constants[self.severity - 1], **extra)
+        found = function(whole, Draws(whole, generator), *constants[self.severity - 1], **extra)
         levels = (found.clamp(0, 1) * 255).floor()
-        return (levels.to(torch.promote_types(x.dtype, torch.float32)) / 255).to(x.dtype)
+        return (levels.to(torch.promote_types(x.dtype, torch.float32)) / 255).to(x)
 
 
 def corruption_battery(

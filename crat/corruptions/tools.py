@@ -17,6 +17,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from crat.device import finest
+
 # positions outside an axis of so many pixels -> positions inside
 Place = Callable[[Tensor, int], Tensor]
 
@@ -41,20 +43,21 @@ class Draws:
     def uniform(self, *shape: int) -> Tensor:
         """(N, *shape), uniform in [0, 1)."""
         if self.streams is not None:
-            return self.streams.uniform(*shape).to(self.device, torch.float64)
-        g = self.generator
-        return torch.rand(self.n, *shape, generator=g, device=g.device, dtype=torch.float64).to(
-            self.device
-        )
+            return self.streams.uniform(*shape).to(self.device).double()
+        return self._drawn(torch.rand, shape)
 
     def normal(self, *shape: int) -> Tensor:
         """(N, *shape), standard normal."""
         if self.streams is not None:
-            return self.streams.normal(*shape).to(self.device, torch.float64)
-        g = self.generator
-        return torch.randn(self.n, *shape, generator=g, device=g.device, dtype=torch.float64).to(
-            self.device
-        )
+            return self.streams.normal(*shape).to(self.device).double()
+        return self._drawn(torch.randn, shape)
+
+    def _drawn(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        """Numbers of the generator, on its device and as fine as it draws them there."""
+        place = self.generator.device
+        dtype = finest(place)
+        numbers = draw(self.n, *shape, generator=self.generator, device=place, dtype=dtype)
+        return numbers.to(self.device).double()
 
     def between(self, low: float, high: float, *shape: int) -> Tensor:
         """(N, *shape), uniform in [low, high)."""

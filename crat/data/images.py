@@ -25,6 +25,7 @@ from crat.data.folder import listed
 from crat.data.registry import DATASETS, DatasetSpec
 from crat.data.sources import read
 from crat.data.streamed import Streamed
+from crat.device import moved, precise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -278,7 +279,7 @@ class Batches:
         generator = self.generator
         if self.class_probs is not None:
             y = self.y.to(generator.device)
-            probs = self.class_probs.to(generator.device, torch.float64)
+            probs = precise(moved(self.class_probs, generator.device))
             weights = (probs / y.bincount(minlength=len(probs)))[y]
             order = torch.multinomial(weights, len(y), replacement=True, generator=generator)
         elif self.shuffle:

@@ -29,7 +29,7 @@ def _client(*command: str, cwd: Path) -> None:
         way_out = "fetch without --mirror, or install it"
         raise DataError(f"{command[0]} is not installed: this mirror asks it; {way_out}")
     done = subprocess.run(
-        [program, *command[1:]], cwd=cwd, capture_output=True, text=True, errors="replace"
+        [program, *command[1:]], cwd=cwd, capture_output=True, encoding="utf-8", errors="replace"
     )
     if done.returncode:
         raise DataError(

@@ -313,7 +313,7 @@ def _write_json(file: Path, value: Any) -> None:
     """Writes a file whole or not at all."""
     part = file.with_suffix(f".{os.getpid()}.part")
     try:
-        part.write_text(json.dumps(value, indent=1), encoding="utf-8")
+        part.write_text(json.dumps(value, indent=1), encoding="utf-8", newline="\n")
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)

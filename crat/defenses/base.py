@@ -22,6 +22,7 @@ from crat.attacks.objectives import KLFrom, Objective, PlainCrossEntropy, full
 from crat.attacks.threat import Budget
 from crat.config import ConfigError
 from crat.defenses.stats import ClassStats
+from crat.device import moved
 
 
 class Words(str):
@@ -190,8 +191,8 @@ class Defense:
         return {name: value for name, value in self.state.items() if value.ndim == 1}
 
     def to(self, device: torch.device) -> Defense:
-        """Moves the state; returns itself."""
-        self.load_state_dict({name: value.to(device) for name, value in self.state.items()})
+        """Moves the state, in float32 where the device has no float64; returns itself."""
+        self.load_state_dict({name: moved(value, device) for name, value in self.state.items()})
         return self
 
     def state_dict(self) -> dict[str, Tensor]:

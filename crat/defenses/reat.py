@@ -11,6 +11,7 @@ from crat.attacks.objectives import Objective, full
 from crat.defenses.base import Defense, Row, Task, Words
 from crat.defenses.losses import balanced_softmax_loss, log_counts
 from crat.defenses.stats import ClassStats
+from crat.device import precise
 from crat.distributed import whole
 from crat.nets.models import plain
 
@@ -102,7 +103,7 @@ class REAT(Defense):
 
     def epoch_end(self, train: ClassStats, valid: ClassStats | None) -> None:
         """Moves the weights by the answers to the epoch's adversarial examples."""
-        taken_for = train.confusion.sum(0).double()
+        taken_for = precise(train.confusion.sum(0))
         self.state["weight"] = effective_weights(self.state["bias"].exp().round(), taken_for)
 
 

@@ -211,7 +211,7 @@ def calibrated(
     gamma: that of the training.
     Nothing is trained or copied.
     """
-    n = class_counts.double().clamp_min(1)
+    n = class_counts.cpu().double().clamp_min(1)  # a GPU may have no float64
     head = cosine_head(model)
     bias = (-tau_p * (n / n.sum()).log()).to(head.weight)
     shrink = shrinkage(head, gamma).detach()

@@ -22,6 +22,10 @@ GROUP = 4  # pixels of a row whose gradients one convolution gives as its channe
 LANES = 16  # numbers in a register of a CPU with AVX-512; more channels than that gain nothing
 IMAGES = 32  # batches of a multiple of this are tried; others would need a trial each
 PRECISIONS = (torch.float32, torch.bfloat16)
+# torch's own question for them is younger than torch 2.4
+HOOKS_ON_ALL = tuple(
+    f"_global_{kind}_hooks" for kind in ("forward", "forward_pre", "backward", "backward_pre")
+)
 
 _SAME_BITS: dict[tuple, bool] = {}  # the shapes for which the two forms of a gradient were compared
 
@@ -70,7 +74,7 @@ def _ordinary(x: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    return x.ndim == 4 and not nn.modules.module._has_any_global_hook()
+    return x.ndim == 4 and not any(getattr(nn.modules.module, name) for name in HOOKS_ON_ALL)
 
 
 def _first(x: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -72,6 +72,6 @@ def precision_table(
             "differ": exact != rough,
             "seed": exact != again,
         }
-        shares = {column: round(share.double().mean().item(), 4) for column, share in row.items()}
+        shares = {name: round(share.cpu().double().mean().item(), 4) for name, share in row.items()}
         rows.append({"attack": name, "images": n, **shares})
     return pd.DataFrame(rows)

@@ -1,7 +1,13 @@
 """Figures from tables, each saved with its CSV."""
 
-import matplotlib.pyplot as plt
-import seaborn as sns
+from crat.extras import needs
+
+try:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+except ModuleNotFoundError:
+    needs("crat.plots", "matplotlib", "seaborn")
+    raise
 
 from crat.plots.base import (
     BLUE,

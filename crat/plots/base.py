@@ -79,7 +79,7 @@ def save_in(folder: Path, figure: Figure, table: pd.DataFrame, name: str) -> Non
         with written_whole(folder / f"{name}{suffix}") as temporary:
             figure.savefig(temporary, metadata=metadata)
     with written_whole(folder / f"{name}.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def panel_row(

@@ -12,6 +12,7 @@ import json
 import os
 import struct
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy as np
 
 SUMS = "SHA256SUMS"  # names the published files of a run's folder, and those of results/
 TEMPORARY = ".half-"  # begins the names of files that are being written
+PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds between the tries to take the place of a file
 # raise it when the meaning of stored files changes: old runs are then trained anew, never misread
 FORMAT = 1
 
@@ -239,10 +241,10 @@ def written_whole(path: Path) -> Iterator[Path]:
         )
         os.close(handle)
         yield Path(name)
-        with open(name, "rb") as written:
+        with open(name, "r+b") as written:  # Windows syncs no file that is open for reading only
             os.fsync(written.fileno())
         os.chmod(name, 0o644)
-        os.replace(name, path)
+        _replace(name, path)
     except OSError as error:
         raise StoreError(
             f"cannot write {path}: {error.strerror or error}; what was there before is unchanged"
@@ -252,6 +254,20 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.unlink(name)
 
 
+def _replace(name: str, path: Path) -> None:
+    """Puts a finished file in its place, of which Windows lets nobody take one that is being read.
+
+    A reader is gone in a moment; where it is not, the error is the last try's.
+    """
+    for pause in PAUSES:
+        try:
+            os.replace(name, path)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    os.replace(name, path)
+
+
 def remove_half_written(folder: Path) -> None:
     """Removes the temporary files of `written_whole` that a killed session left, eval/ included."""
     for path in folder.rglob(f"{TEMPORARY}*"):
@@ -259,9 +275,9 @@ def remove_half_written(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Writes a text file atomically, with the same bytes on every system."""
     with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -329,7 +345,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            # copies: a tensor that lies in the mapped file holds it open, and Windows then lets
+            # nobody write a new one in its place
+            names = file.keys()
+            tensors = {name: file.get_tensor(name).clone() for name in names}
             header = file.metadata() or {}
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None

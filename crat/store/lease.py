@@ -109,14 +109,22 @@ class Lease:
 
     def _look(self) -> tuple[str, int]:
         """Content and time of the file, asked anew of a network's server; ("", 0) without one."""
-        try:
-            with self.path.open(encoding="utf-8", errors="replace") as file:
-                return file.read(), os.fstat(file.fileno()).st_mtime_ns
-        except OSError as error:
-            if error.errno not in GONE:
-                why = error.strerror or error
-                raise StoreError(f"cannot read {self.path}: {why}") from error
-            return "", 0
+        for look in range(LOOKS):
+            try:
+                with self.path.open(encoding="utf-8", errors="replace") as file:
+                    return file.read(), os.fstat(file.fileno()).st_mtime_ns
+            except PermissionError as error:  # Windows': it is being removed, or written anew
+                if look == LOOKS - 1:
+                    raise self._unreadable(error) from error
+                time.sleep(0.1)
+            except OSError as error:
+                if error.errno not in GONE:
+                    raise self._unreadable(error) from error
+                break
+        return "", 0
+
+    def _unreadable(self, error: OSError) -> StoreError:
+        return StoreError(f"cannot read {self.path}: {error.strerror or error}")
 
     def _standing_still(self) -> float:
         """Seconds of our own clock since the other's file was last seen to change."""

@@ -27,7 +27,8 @@ def save(run: Run, state: TrainState, judged: dict[str, Tensor], images: Dataset
     The history comes before the checkpoint: a resumed run drops rows beyond the checkpoint. The
     best weights come after it: they can be restored from the checkpoint.
     """
-    store.write_text(run.folder / "history.csv", pd.DataFrame(state.rows).to_csv(index=False))
+    history = pd.DataFrame(state.rows).to_csv(index=False, lineterminator="\n")
+    store.write_text(run.folder / "history.csv", history)
     store.write_tensors(run.folder / CHECKPOINT, *state.state_dict())
     if state.best["epoch"] == state.epochs_done:
         write_best(run, state, judged)

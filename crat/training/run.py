@@ -277,11 +277,11 @@ def history_rows(
     replaces the common one.
     accepted: whether the epoch entered a gated average; None: no gate, and no such column.
     """
-    n = stats.n.double().cpu()
-    clean = stats.clean.double().cpu()
-    robust = stats.robust.double().cpu()
-    loss = stats.loss.double().cpu()
-    chosen = {column: values.double().cpu() for column, values in (class_values or {}).items()}
+    n = stats.n.cpu().double()  # in this order: a GPU may have no float64
+    clean = stats.clean.cpu().double()
+    robust = stats.robust.cpu().double()
+    loss = stats.loss.cpu().double()
+    chosen = {column: values.cpu().double() for column, values in (class_values or {}).items()}
     rows = []
     for k, name in enumerate(classes):
         row: dict[str, Any] = {

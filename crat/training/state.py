@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crat.defenses.base import Defense
+from crat.device import moved
 from crat.training.averaging import EMA, Gate
 
 Meta = dict[str, Any]
@@ -102,7 +103,7 @@ class TrainState:
 
 
 def _moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: value.to(device) for name, value in tensors.items()}
+    return {name: moved(value, device) for name, value in tensors.items()}
 
 
 def part(tensors: dict[str, Tensor], name_of_part: str) -> dict[str, Tensor]:

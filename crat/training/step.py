@@ -21,7 +21,7 @@ from crat import distributed, graphs
 from crat.attacks.noise import Share
 from crat.config import TrainConfig
 from crat.defenses import ClassStats
-from crat.device import autocast, compiled
+from crat.device import autocast, compiled, finest
 from crat.nets.folding import Folded
 from crat.text import first_line
 from crat.training.averaging import EMA
@@ -69,7 +69,7 @@ class Step:
         self.device = device
         self.tell = tell
         self.generator = torch.Generator(device)
-        exact = torch.float64 if device.type == "cpu" else torch.float32
+        exact = torch.float32 if device.type == "cuda" else finest(device)
         self.scale = torch.ones((), device=device, dtype=exact)  # of eps and step size
         self.share = torch.ones((), device=device, dtype=exact)  # of the new weights in the average
         self.first_bad = torch.full((), NEVER, device=device)
@@ -298,12 +298,12 @@ class Step:
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     """The optimizer of a step, whose rate is a tensor.
 
-    On a GPU the fused form, which takes no number from the tensor, and so does not wait. On a CPU
-    the rate is float64, so that no digit of it is lost.
+    On a CUDA GPU the fused form, which takes no number from the tensor, and so does not wait.
+    Elsewhere the rate is as fine as the device has it: float64 on a CPU loses no digit of it.
     """
     device = next(model.parameters()).device
     records = graphs.can_record(device)
-    dtype = torch.float32 if records else torch.float64
+    dtype = torch.float32 if records else finest(device)
     return torch.optim.SGD(
         model.parameters(),
         lr=torch.tensor(config.lr, device=device, dtype=dtype),

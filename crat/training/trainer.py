@@ -164,7 +164,7 @@ class Trainer:
         return network.to(self.device).to(memory_format=torch.channels_last)
 
     def _make_defense(self) -> Defense:
-        counts = self.images.y_train.bincount(minlength=self.images.n_classes)
+        counts = self.images.y_train.bincount(minlength=self.images.n_classes).cpu()
         task = Task(counts, self.images.image_shape, self.config.epochs)
         return make_defense(self.config, task).to(self.device)
 

@@ -350,7 +350,7 @@ def test_the_set_up_cell_acts_only_where_crat_is_missing(monkeypatch):
 
 
 def test_binder_installs_what_the_project_needs():
-    """conda's torch for the CPU; torchvision is needed for other data sets only."""
+    """conda's torch for the CPU, and the figures; torchvision is for other data sets only."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     python, *packages = yaml.safe_load((ROOT / ".binder/environment.yml").read_text())[
         "dependencies"
@@ -358,7 +358,7 @@ def test_binder_installs_what_the_project_needs():
     assert python == "python=3.12"
     wanted = {
         text.replace("torch>", "pytorch-cpu>")
-        for text in project["dependencies"]
+        for text in [*project["dependencies"], *project["optional-dependencies"]["plots"]]
         if "torchvision" not in text
     }
     assert set(packages) == wanted | {"pip"}
