@@ -45,7 +45,7 @@ def write_tables(a: Namespace, table: pd.DataFrame, latex: str) -> None:
 
     if a.csv:
         with store.written_whole(a.csv) as temporary:
-            table.to_csv(temporary, index=False)
+            table.to_csv(temporary, index=False, lineterminator="\n")
         tell_of(a.csv)
     if a.latex:
         store.write_text(a.latex, latex)
