@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from crat.cli.flags import add_own_images, data_named
 from crat.cli.parsing import count
 from crat.cli.tables import add_tables, write_class_tables, write_tables
 from crat.names import one_of
@@ -59,6 +60,12 @@ def add_to(parser: ArgumentParser) -> None:
         help="leave published results aside: the run as `crat train --recompute` made it",
     )
     add("--device", help="such as cpu or cuda:1")
+    add(
+        "--data",
+        metavar="NAME|PATH",
+        help="other test images, of the same classes and shape as the run's: a data set, or yours",
+    )
+    add_own_images(parser)
     add_tables(parser)
 
 
@@ -75,8 +82,9 @@ def run(a: Namespace) -> int:
         if getattr(a, setting) is not None:
             setattr(a, setting, one_of(setting, getattr(a, setting), allowed))
     settings = {"split": a.split, "which": a.which, "first": a.images, "device": a.device}
+    settings["test_set"] = data_named(a.data, a.size, streamed=a.stream) if a.data else ""
     # published: the first images as they come, some searched in bfloat16
-    decided = {name: settings[name] for name in ("split", "which", "first")}
+    decided = {name: settings[name] for name in ("split", "which", "first", "test_set")}
     searches = [a.dtype] if a.dtype else CHOICES["dtype"]
     as_published = [d for d in searches if judged_as_published(asked, battery, **decided, dtype=d)]
     settings["spread"] = not as_published
@@ -91,8 +99,10 @@ def run(a: Namespace) -> int:
     except (MissingWeights, DataError) as error:
         found, lacking = published.at_hand(asked, battery, settings, error, estimated)
     images = f"{_amount(a.images, settings['spread'])}{a.split} images"
+    if a.data:
+        images += f" of {settings['test_set']}"
     print(f"{asked.name}, {images}, {a.which} epoch, search in {settings['dtype']}")
-    caption = f"{label(asked.config)}, {asked.config.data.name}"
+    caption = f"{label(asked.config)}, {settings['test_set'] or asked.config.data.name}"
     if a.corruptions:
         print(corruption_table(found) + lacking)
         write_tables(a, *corruption_files(found, caption))

@@ -6,6 +6,7 @@ import signal
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from crat.cli.flags import add_own_images, data_named
 from crat.config import DATASETS, PROFILES, Selection
 
 
@@ -28,7 +29,9 @@ def _add_what(parser: ArgumentParser) -> None:
         help="the same by name, such as spat or tian",
     )
     add("--profile", help=f"{' | '.join(PROFILES)} (default: the parameter file's, else quick)")
-    add("--data", metavar="NAME", help=f"another data set for all runs: {' | '.join(DATASETS)}")
+    known = " | ".join(DATASETS)
+    add("--data", metavar="NAME|PATH", help=f"another data set for all runs: {known}, or yours")
+    add_own_images(parser)
     add(
         "--seeds",
         type=int,
@@ -90,7 +93,8 @@ def run(a: Namespace) -> int:
     from crat.training import keep_file
 
     start = keep_file(a.start_from, where=Store.chosen(a.recompute)) if a.start_from else ""
-    selection = Selection(a.data or "", tuple(a.seeds or ()), tuple(a.defense), start)
+    data = data_named(a.data, a.size, streamed=a.stream) if a.data else ""
+    selection = Selection(data, tuple(a.seeds or ()), tuple(a.defense), start)
 
     return reproduce.run(
         [*a.numbers, *a.papers],

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from crat import data
+from crat.cli import main
 from crat.config import ConfigError, DataConfig, RunConfig, Selection, images_of, profile
 from crat.data import own, sources
 from crat.data.registry import DATASETS
@@ -234,3 +235,25 @@ def test_a_run_on_images_of_ones_own(home, own_store):
     assert Run.of(config).finished
     again = json.loads((run.folder / "card.json").read_text())
     assert again["config"]["data"]["name"] == config.data.name
+
+
+def test_a_run_is_judged_on_other_images_of_yours(home, own_store, capsys):
+    trees = put_folder(home / "trees")
+    others = put_folder(home / "others", size=(14, 12))
+    words = ["--epochs", "1", "--steps", "1", "--width", "2", "--batch-size", "8"]
+    assert main(["train", "--data", str(trees), "--size", "8", *words]) == 0
+    run = next((home / "runs").glob("trees-*")).name
+    capsys.readouterr()
+    judged = ["evaluate", run, "--attacks", "FGSM", "--data", str(others)]
+    assert main([*judged, "--size", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert f"test images of {own.register(others, size=8)}, best epoch" in shown
+    assert "cherry" in shown
+    assert main([*judged, "--size", "9"]) == 2
+    assert "has other classes or shapes than trees-" in capsys.readouterr().err
+
+
+def test_a_plan_takes_a_folder(home, own_store, capsys):
+    trees = put_folder(home / "trees", size=(12, 14))
+    assert main(["reproduce", "01", "--data", str(trees), "--size", "8", "--dry-run"]) == 0
+    assert f"{own.register(trees, size=8)}-small_cnn-pgd_at-s0" in capsys.readouterr().out

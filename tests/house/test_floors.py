@@ -140,7 +140,7 @@ def test_no_chain_of_imports_is_long_and_none_is_a_circle():
 def test_few_files_lie_beside_the_rooms():
     beside = [path for path in MODULES if len(path.parts) == 2 and not path.stem.startswith("__")]
     assert {path.stem for path in beside} <= set(FLOORS[0].split())
-    assert len(beside) <= 6
+    assert len(beside) <= 7
     assert (
         sum(path.parent.parent == Path("crat") and path.name == "__init__.py" for path in MODULES)
         <= 15
