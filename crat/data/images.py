@@ -24,7 +24,7 @@ from crat.data.files import DataError
 from crat.data.folder import imagenet_loader
 from crat.data.registry import DATASETS
 from crat.data.sources import read
-from crat.device import moved, precise
+from crat.device import moved, precise, sent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -253,7 +253,7 @@ class Batches:
             order = torch.randperm(len(self.x), generator=generator, device=generator.device)
         else:
             return None
-        return order.to(self.x.device, non_blocking=True)
+        return sent(order, self.x.device)
 
     def _augmented(self, x: Tensor) -> Tensor:
         if self.augment != "none":
