@@ -80,6 +80,14 @@ def moved(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return values.to(device, finest(device) if values.dtype == torch.float64 else values.dtype)
 
 
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values of the CPU on a device, on CUDA without a wait for it.
+
+    CUDA takes a copy of what it was given first; another device may read the place later.
+    """
+    return values.to(device, non_blocking=device.type == "cuda")
+
+
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
     """The autocast context of a resolved dtype, for training and for the search of examples.
 

@@ -20,6 +20,7 @@ from crat.attacks.hunt import Hunt, Hunted, Run, State
 from crat.attacks.noise import PerImage
 from crat.attacks.objectives import CrossEntropy, Margin, Objective, Toward, full
 from crat.attacks.threat import NORMS, length, one_of, over_images, project
+from crat.device import sent
 
 # after these queries of 10,000 the windows' area is halved
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -158,7 +159,7 @@ class Corners(Tried):
         self.windows = [
             window(side, image, place) for side, place in zip(sides, places, strict=True)
         ]
-        up = (draws[:, 2:] < 0.5)[..., None, None].to(x.device, non_blocking=True)
+        up = sent((draws[:, 2:] < 0.5)[..., None, None], x.device)
         self.up = up.unbind()  # one a query
         self.low = (x - eps).clamp_min(0)
         self.high = (x + eps).clamp_max(1)
@@ -284,7 +285,7 @@ def hill_pairs(side: int, power: int, device: torch.device) -> tuple[Tensor, Ten
     upper = hill(side // 2, side, power)
     lower = hill(side - side // 2, side, power)
     pair = torch.cat([upper, -lower])
-    pair = (pair / torch.linalg.vector_norm(pair, power)).to(device, non_blocking=True)
+    pair = sent(pair / torch.linalg.vector_norm(pair, power), device)
     return pair, pair.mT
 
 

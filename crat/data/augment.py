@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crat.config import ConfigError, DataConfig
 from crat.data.registry import DATASETS
+from crat.device import sent
 
 MODES = ("reflect", "zero")
 # of images in memory; of those that are decoded from their files (crat.data.streamed)
@@ -53,7 +54,7 @@ def random_crop(x: Tensor, padding_pixels: int, mode: str, generator: torch.Gene
         )
     low, high = -padding_pixels, padding_pixels + 1
     shift = torch.randint(low, high, (2, n, 1), generator=generator, device=generator.device)
-    shift = shift.to(x.device, non_blocking=True)
+    shift = sent(shift, x.device)
     rows = torch.arange(height, device=x.device) + shift[0]  # (N, H)
     columns = torch.arange(width, device=x.device) + shift[1]
     if mode == "reflect":
@@ -67,7 +68,7 @@ def random_crop(x: Tensor, padding_pixels: int, mode: str, generator: torch.Gene
 def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     """Mirrors each image (N, C, H, W) left to right with probability 1/2."""
     flags = torch.randint(2, (len(x), 1, 1, 1), generator=generator, device=generator.device)
-    return torch.where(flags.to(x.device, non_blocking=True).bool(), x.flip(-1), x)
+    return torch.where(sent(flags, x.device).bool(), x.flip(-1), x)
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:

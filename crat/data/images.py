@@ -25,7 +25,7 @@ from crat.data.folder import listed
 from crat.data.registry import DATASETS, DatasetSpec
 from crat.data.sources import read
 from crat.data.streamed import Streamed
-from crat.device import moved, precise
+from crat.device import moved, precise, sent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -286,7 +286,7 @@ class Batches:
             order = torch.randperm(len(self.x), generator=generator, device=generator.device)
         else:
             return None
-        return order.to(self.x.device, non_blocking=True)
+        return sent(order, self.x.device)
 
     def _augmented(self, x: Tensor) -> Tensor:
         if self.augment != "none":

@@ -1,5 +1,6 @@
 """`crat completion`: the script of bash is asked as bash asks it."""
 
+import shutil
 import subprocess
 import sys
 
@@ -22,6 +23,8 @@ PUBLISHED = "fashion_mnist-small_cnn-cfa-s1-014caa59174fa0b6"
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     pytest.importorskip("shtab", reason="the extra `completion` is not installed")
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash")
     path = tmp_path_factory.mktemp("shell") / "crat.bash"
     told = subprocess.run(
         [sys.executable, "-m", "crat", "completion", "bash"], capture_output=True, text=True
