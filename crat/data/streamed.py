@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from crat.config import ConfigError
-from crat.data.files import DataError
+from crat.data.files import DataError, one_line
 from crat.data.folder import decoded
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Streamed:
         parts: the places of the images, (n,) each. seeds: (N,) int64, of the random resized crop
         and flip of each place in turn: the first image of the first part has the first seed. None:
         centres.
-        Raises DataError with the name of a damaged file.
+        Raises DataError with the name of a damaged file, and where a worker was killed.
         """
         loader = DataLoader(
             Decoder(self),
@@ -105,7 +105,8 @@ class Streamed:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # of the loader: nothing of ours is drawn from it
         )
-        return _sent_ahead(loader, self.device)
+        with one_line(f"decoding images of {self.folder}", "is there memory enough?"):
+            yield from _sent_ahead(loader, self.device)
 
     def fingerprint(self) -> str:
         """A hash of the files' names and sizes, and of the size of the images."""

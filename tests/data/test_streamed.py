@@ -1,5 +1,7 @@
 """Images that do not fit in memory: listed, decoded by workers, trained on, judged, resumed."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -178,6 +180,15 @@ def test_a_damaged_image_is_named(name, trees, own_store, monkeypatch, workers):
     assert f"{damaged} is truncated or no image" in str(caught.value)
     with pytest.raises(data.DataError, match=f"{damaged} is truncated"):
         images.x_train[:6]
+
+
+def test_a_worker_that_is_killed_is_one_line(name, monkeypatch):
+    monkeypatch.setattr("crat.data.streamed.decoded", lambda path: os._exit(9))
+    images = data.load(DataConfig(name, valid_per_class=2))
+    images.x_train.workers = 1
+    with pytest.raises(data.DataError, match="decoding images of .* is there memory enough") as got:
+        list(data.Batches(images.x_train, images.y_train, 8, shuffle=False))
+    assert "\n" not in str(got.value)
 
 
 def test_other_files_than_were_registered_are_refused(name, trees):

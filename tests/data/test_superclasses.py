@@ -129,11 +129,7 @@ def test_a_data_set_by_its_name_is_the_same_runs_on_it():
     assert shipped["pgd_at-s0"] == profile("quick").but(defense="pgd_at")
 
 
-def test_what_cannot_be_trained_says_so(tmp_path, monkeypatch):
-    with pytest.raises(
-        ConfigError, match=r"imagenet is not trained here: `crat audit .* --data imagenet` judges"
-    ):
-        plan("laptop", 0, Selection("imagenet"))
+def test_data_that_cannot_be_had_say_so(tmp_path, monkeypatch):
     with pytest.raises(
         ConfigError, match="unknown data set 'cifar'; known: fashion_mnist_mini, mnist"
     ):

@@ -279,7 +279,7 @@ def test_sigterm_and_the_closed_window_stop_a_batch(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda number, _: handled.append(number))
     monkeypatch.setattr("crat.batch.reproduce.run", lambda *args, **settings: 0)
     asked = dict.fromkeys(
-        ["data", "seeds", "set", "parameters", "profile", "workers", "dask", "shard"]
+        ["data", "seeds", "set", "parameters", "profile", "workers", "dask", "shard", "start_from"]
     )
     flags = dict.fromkeys(["recompute", "dry_run"], False)
     given = SimpleNamespace(numbers=[], papers=[], defense=[], **asked, **flags)
