@@ -186,7 +186,7 @@ def test_a_worker_that_is_killed_is_one_line(name, monkeypatch):
     monkeypatch.setattr("crat.data.streamed.decoded", lambda path: os._exit(9))
     images = data.load(DataConfig(name, valid_per_class=2))
     images.x_train.workers = 1
-    with pytest.raises(data.DataError, match="decoding images of .* is there memory enough") as got:
+    with pytest.raises(data.DataError, match=r"decoding .* is there memory enough") as got:
         list(data.Batches(images.x_train, images.y_train, 8, shuffle=False))
     assert "\n" not in str(got.value)
 
