@@ -50,6 +50,12 @@ def _usable(device: str | torch.device) -> torch.device:
     return chosen
 
 
+def usable_cores() -> int:
+    """The number of cores that this process may use; all of them where the system does not say."""
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
 def pick_dtype(dtype: str, device: torch.device) -> str:
     """The dtype of "auto": bfloat16 where the device multiplies it in hardware, else float32."""
     if dtype != "auto":

@@ -119,10 +119,9 @@ def slots(workers: int | None, small: bool = False) -> list[dict[str, str]]:
     """
     import torch
 
-    from crat.device import GPU_SHARE
+    from crat.device import GPU_SHARE, usable_cores
 
-    known = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    cores = usable_cores()
     gpus: list[str] = []
     if torch.cuda.is_available():
         n = torch.cuda.device_count()

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crat.cli.parsing import count, new_folder
-from crat.cli.tables import METHODS_HEADER, add_tables, method_cells, tell_of, write_tables
+from crat.cli.tables import add_tables, show_methods, tell_of
 from crat.names import ConfigError
-from crat.text import aligned, booktabs
 
 if TYPE_CHECKING:
     from crat.config import RunConfig
@@ -57,13 +56,7 @@ def run(a: Namespace) -> None:
     seeds = ", ".join(f"{m} {len(test.keys(m))}" for m in test.methods)
     print(f"{test.dataset}, {test.labels(base).size} test images, {attack}; seeds: {seeds}")
     print(f"the intervals (95 %) are of the difference to {base}, in points\n")
-    cells = method_cells(table)
-    print(aligned(METHODS_HEADER, cells))
-    caption = (
-        f"{test.dataset} under {attack}: percent, mean over seeds ± sd; differences to {base} "
-        "with 95 % intervals"
-    )
-    write_tables(a, table, booktabs(METHODS_HEADER, [cells], caption))
+    show_methods(a, table, f"{test.dataset} under {attack}", base)
     if a.out:
         _draw(test, base, a.out)
         tell_of(a.out)

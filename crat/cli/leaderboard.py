@@ -5,10 +5,9 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from crat.cli.tables import METHODS_HEADER, add_tables, method_cells, write_tables
+from crat.cli.tables import add_tables, show_methods
 from crat.config import PROFILES
 from crat.names import one_of
-from crat.text import aligned, booktabs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,13 +30,7 @@ def run(a: Namespace) -> None:
     attack = attack_name(profile)
     print(f"{images} under {attack}: percent, mean over seeds ± sd; a star marks the best")
     print(f"the intervals (95 %) are of the difference to {BASELINE}, the one to beat, in points\n")
-    cells = method_cells(table)
-    print(aligned(METHODS_HEADER, cells))
-    caption = (
-        f"{images} under {attack}: percent, mean over seeds ± sd; differences to {BASELINE} with "
-        "95 % intervals"
-    )
-    write_tables(a, table, booktabs(METHODS_HEADER, [cells], caption))
+    show_methods(a, table, f"{images} under {attack}", BASELINE)
 
 
 def board(profile: str) -> tuple[pd.DataFrame, str]:

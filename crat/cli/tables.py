@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crat.cli.parsing import new_file
-from crat.text import Bold, percent, shown
+from crat.text import Bold, aligned, booktabs, percent, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,6 +63,17 @@ def write_class_tables(
 
     if a.csv or a.latex:
         write_tables(a, class_summary(found, sampled), class_latex(found, caption, sampled))
+
+
+def show_methods(a: Namespace, table: pd.DataFrame, what: str, base: str) -> None:
+    """Prints a table of methods beside a base, and writes the files that were asked for.
+
+    what: the images and the attack, for the caption.
+    """
+    cells = method_cells(table)
+    print(aligned(METHODS_HEADER, cells))
+    caption = f"{what}: percent, mean over seeds ± sd; differences to {base} with 95 % intervals"
+    write_tables(a, table, booktabs(METHODS_HEADER, [cells], caption))
 
 
 def method_cells(table: pd.DataFrame) -> list[tuple[str, ...]]:

@@ -254,7 +254,7 @@ class Batches:
         batches: list[Any] = [slice(begin, begin + self.batch_size) for begin in begins]
         if order is not None:
             batches = [order[batch] for batch in batches]
-        images = self._decoded(batches) if isinstance(self.x, Streamed) else map(self._cut, batches)
+        images = self._decoded(order) if isinstance(self.x, Streamed) else map(self._cut, batches)
         for batch, x in zip(batches, images, strict=True):
             yield x.to(torch.float32).div_(255), self.y[batch]
 
@@ -262,17 +262,17 @@ class Batches:
         """The augmented images of a batch, where all images are in memory."""
         return self._augmented(self.x[batch])
 
-    def _decoded(self, batches: list[Any]) -> Iterator[Tensor]:
+    def _decoded(self, order: Tensor | None) -> Iterator[Tensor]:
         """The images of each batch, decoded ahead from their files."""
         assert isinstance(self.x, Streamed)
-        places = torch.arange(len(self.x))
-        parts = [batch.cpu() if isinstance(batch, Tensor) else places[batch] for batch in batches]
+        # the host is asked for once an epoch: its workers need the places
+        places = torch.arange(len(self.x)) if order is None else order.cpu()
+        kept = places[: len(self) * self.batch_size]
         seeds = None
         if self.augment != "none":
-            n = sum(map(len, parts))
             draws = self.generator
-            seeds = torch.randint(2**62, (n,), generator=draws, device=draws.device).cpu()
-        return self.x.ahead(parts, seeds)
+            seeds = torch.randint(2**62, kept.shape, generator=draws, device=draws.device).cpu()
+        return self.x.ahead(kept.split(self.batch_size), seeds)
 
     def _order(self) -> Tensor | None:
         """The indices of one epoch (N,), drawn on the generator's device; in order without one."""

@@ -172,16 +172,35 @@ def _channels_last(x: np.ndarray) -> np.ndarray:
 
 
 def _row(place: Path, arrays: Arrays, size: int | None, eps: str | None) -> DatasetSpec:
-    """The row of a data set; its name is that of the file or folder and a hash."""
-    x, y = arrays["x_train"], arrays["y_train"]
+    """The row of a data set that is held in memory."""
+    x = arrays["x_train"]
     height, width, channels = x.shape[1:]
-    eps = eps or ("8/255" if max(height, width) <= 64 else "4/255")
-    classes = tuple(map(str, arrays["classes"].tolist()))
     hashes = tuple(_sha256(arrays[key]) for key in KEYS)
-    mean, std = _statistics(x)
+    own = {"reader": READER, "sha256": hashes}
+    return _named(place, arrays, (channels, height, width), eps, _statistics(x), [], own)
+
+
+def _named(
+    place: Path,
+    arrays: Arrays,
+    shape: tuple[int, int, int],
+    eps: str | None,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    marks: list[Any],
+    own: dict[str, Any],
+) -> DatasetSpec:
+    """A row; its name is that of the file or folder and a hash of all that decides the images.
+
+    arrays: the labels and the names of the classes. statistics: mean and deviation. marks: what
+        decides the images besides their hashes. own: fields of this kind of row, sha256 among them.
+    """
+    y = arrays["y_train"]
+    classes = tuple(map(str, arrays["classes"].tolist()))
+    eps = eps or ("8/255" if max(shape[1:]) <= 64 else "4/255")
+    mean, std = statistics
     return DatasetSpec(
-        name=f"{_slug(place)}-{_digest([hashes, classes, eps])}",
-        image_shape=(channels, height, width),
+        name=f"{_slug(place)}-{_digest([own['sha256'], classes, eps, *marks])}",
+        image_shape=shape,
         n_classes=len(classes),
         train_images=len(y),
         test_images=len(arrays["y_test"]),
@@ -189,10 +208,9 @@ def _row(place: Path, arrays: Arrays, size: int | None, eps: str | None) -> Data
         protocol=_protocol(eps),
         classes=classes,
         landmark=str(place),
-        reader=READER,
-        sha256=hashes,
         mean=mean,
         std=std,
+        **own,
     )
 
 
@@ -211,30 +229,13 @@ def _exceeds_memory(place: Path, size: int | None) -> bool:
 def _streamed(place: Path, size: int, eps: str | None) -> DatasetSpec:
     """The row of a folder whose images stay in their files."""
     files = listed(place)
-    train, y = files["x_train"], files["y_train"]
-    classes = tuple(map(str, files["classes"].tolist()))
+    train = files["x_train"]
     hashes = tuple(_sha256_of_files(place, files[key]) for key in ("x_train", "x_test"))
-    eps = eps or ("8/255" if size <= 64 else "4/255")
-    some = np.linspace(0, len(y) - 1, min(SAMPLED, len(y))).astype(int)
-    centres = Streamed(place, train[some], size)[:]
-    mean, std = _statistics(centres.permute(0, 2, 3, 1).numpy())
-    return DatasetSpec(
-        name=f"{_slug(place)}-{_digest([hashes, classes, eps, size, 'streamed'])}",
-        image_shape=(3, size, size),
-        n_classes=len(classes),
-        train_images=len(y),
-        test_images=len(files["y_test"]),
-        smallest_class=int(np.bincount(y, minlength=len(classes)).min()),
-        protocol=_protocol(eps),
-        classes=classes,
-        landmark=str(place),
-        reader=LISTER,
-        sha256=hashes,
-        mean=mean,
-        std=std,
-        augment="resized_crop",
-        fits_memory=False,
-    )
+    some = np.linspace(0, len(train) - 1, min(SAMPLED, len(train))).astype(int)
+    centres = Streamed(place, train[some], size)[:].permute(0, 2, 3, 1).numpy()
+    own = {"reader": LISTER, "sha256": hashes, "augment": "resized_crop", "fits_memory": False}
+    marks = [size, "streamed"]
+    return _named(place, files, (3, size, size), eps, _statistics(centres), marks, own)
 
 
 def _sha256_of_files(top: Path, names: np.ndarray) -> str:

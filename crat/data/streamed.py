@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from crat.config import ConfigError
 from crat.data.files import DataError, one_line
 from crat.data.folder import decoded
+from crat.device import usable_cores
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -118,9 +119,7 @@ class Streamed:
 
 def usual_workers() -> int:
     """As many as this process may use cores, but at most 16."""
-    known = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    return min(cores, MOST_WORKERS)
+    return min(usable_cores(), MOST_WORKERS)
 
 
 class Decoder(Dataset):
