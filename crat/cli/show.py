@@ -79,6 +79,6 @@ def _draw(valid: pd.DataFrame, file: Path, title: str) -> None:
         axis.plot(by_epoch.index, by_epoch[name], lw=1, label=name)
     axis.plot(by_epoch.index, by_epoch.mean(axis=1), "k", lw=2, label="average")
     axis.set(xlabel="epoch", ylabel="robust accuracy on validation (%)", title=title)
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     with store.written_whole(file) as temporary:
         figure.savefig(temporary, bbox_inches="tight")

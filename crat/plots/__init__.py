@@ -10,16 +10,7 @@ except ModuleNotFoundError:
     raise
 
 from crat.plots.base import (
-    BLUE,
-    GREEN,
-    GREY,
-    METHOD_COLOURS,
     METHOD_NAMES,
-    ORANGE,
-    PINK,
-    RED,
-    SERIES,
-    SKY,
     STYLE,
     class_bars,
     class_curves,
@@ -35,12 +26,12 @@ from crat.plots.base import (
     temperature_curves,
     use_style,
 )
+from crat.plots.marks import BLUE, GREEN, GREY, ORANGE, PINK, RED, SERIES, SKY, mark
 
 __all__ = [
     "BLUE",
     "GREEN",
     "GREY",
-    "METHOD_COLOURS",
     "METHOD_NAMES",
     "ORANGE",
     "PINK",
@@ -54,6 +45,7 @@ __all__ = [
     "confusion_heat",
     "figures_folder",
     "image_rows",
+    "mark",
     "method_bars",
     "methods",
     "plt",

@@ -22,29 +22,24 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike, NDArray
 
+from crat.names import one_of
+from crat.plots.marks import BLUE, GREEN, GREY, ORANGE, PINK, RED, SERIES, SKY, colours, mark
 from crat.store import root, written_whole
 
-BLUE = "#0072B2"
-SKY = "#56B4E9"
-GREEN = "#009E73"
-ORANGE = "#E69F00"
-RED = "#D55E00"
-PINK = "#CC79A7"
-GREY = "#999999"
-METHOD_COLOURS = {"standard": GREY, "pgd_at": BLUE, "trades": GREEN}
 METHOD_NAMES = {"standard": "standard", "pgd_at": "PGD-AT", "trades": "TRADES"}
-SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY)
 
+POINTS = 11  # "small" is 9.2 of these points: no text of a figure is smaller
 STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "savefig.bbox": "tight",
     "figure.constrained_layout.use": True,
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
+    "font.size": POINTS,
+    "axes.titlesize": "medium",
+    "axes.labelsize": "small",
+    "xtick.labelsize": "small",
+    "ytick.labelsize": "small",
+    "legend.fontsize": "small",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -54,9 +49,19 @@ STYLE = {
 }
 
 
-def use_style() -> None:
-    """Sets the house style for the session (a notebook's set-up cell calls it once)."""
-    sns.set_theme(style="ticks", palette=list(SERIES), rc=STYLE)
+KINDS = {"notebook": 1.0, "talk": 1.3}  # what a figure is for -> how much larger its text is
+
+
+def use_style(kind: str = "notebook") -> None:
+    """Sets the house style for the session (a notebook's set-up cell calls it once).
+
+    kind: "notebook", or "talk" for a projector: larger text, thicker lines.
+    Raises ConfigError on another kind.
+    """
+    larger = KINDS[one_of("kind of figure", kind, KINDS)]
+    text = {"font.size": larger * POINTS}
+    lines = {"lines.linewidth": 1.5 * larger, "lines.markersize": 6 * larger}
+    sns.set_theme(style="ticks", palette=list(SERIES), rc=STYLE | text | lines)
 
 
 def figures_folder(notebook: str) -> Path:
@@ -97,7 +102,7 @@ def panel_row(
 def legend_below(ax: Axes) -> None:
     """Puts a panel's legend below its axis label, three names in a row."""
     style = {"ncols": 3, "columnspacing": 1, "handlelength": 1}
-    ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), **style)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), **style)
 
 
 def _percent(ax: Axes, axis: str = "y", label: str = "accuracy (%)") -> None:
@@ -114,6 +119,15 @@ def _whiskers(
     above = 100 * table["high"].to_numpy() - centre
     lengths = [below.clip(0), above.clip(0)]
     ax.errorbar(x, centre, lengths, fmt="none", ecolor=colour, elinewidth=1, **style)
+
+
+def widen(ax: Axes, x: float = 5.0, y: float = 5.0) -> None:
+    """Widens each axis to at least so many points, so that noise does not look like mountains."""
+    ax.margins(0.14)
+    for least, limits, change in ((x, ax.get_xlim, ax.set_xlim), (y, ax.get_ylim, ax.set_ylim)):
+        low, high = limits()
+        half = max(high - low, least) / 2
+        change((low + high) / 2 - half, (low + high) / 2 + half)
 
 
 def image_rows(rows: Mapping[str, NDArray], columns: Sequence[str] | None = None) -> Figure:
@@ -139,7 +153,7 @@ def image_rows(rows: Mapping[str, NDArray], columns: Sequence[str] | None = None
             ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(title, rotation=0, ha="right", va="center")
     for ax, text in zip(axes[-1], columns or [""] * n, strict=True):
-        ax.set_xlabel(text, fontsize=7)
+        ax.set_xlabel(text, fontsize="small")
     return figure
 
 
@@ -152,18 +166,18 @@ def class_bars(summary: pd.DataFrame, title: str = "") -> Figure:
     x = np.arange(len(table))
     figure, ax = plt.subplots(figsize=(0.55 * len(table) + 1.6, 2.9))
     ax.bar(x, 100 * table.clean_acc, color=SKY, alpha=0.45, width=0.75, label="clean")
-    colours = [BLUE] * (len(table) - 1) + [RED]
-    ax.bar(x, 100 * table.robust_acc, color=colours, width=0.5, label="under attack")
+    of_bars = [BLUE] * (len(table) - 1) + [RED]
+    ax.bar(x, 100 * table.robust_acc, color=of_bars, width=0.5, label="under attack")
     _whiskers(ax, x, table, "robust_acc")
     for place, robust, high in zip(x, 100 * table.robust_acc, 100 * table.high, strict=True):
         fits_in_bar = robust > 12
         height = 2 if fits_in_bar else high + 2
         colour = "white" if fits_in_bar else "black"
-        ax.annotate(f"{robust:.0f}", (place, height), ha="center", fontsize=7, color=colour)
+        ax.annotate(f"{robust:.0f}", (place, height), ha="center", fontsize="small", color=colour)
     ax.axhline(100 * table.robust_acc.mean(), color="black", lw=0.8, ls=":")
     ax.set_xticks(x, table["class"], rotation=35, ha="right", rotation_mode="anchor")
     ax.set_title(title)
-    ax.legend(loc="upper right", ncols=2, fontsize=8, bbox_to_anchor=(1, 1.16))
+    ax.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1))
     _percent(ax)
     return figure
 
@@ -172,25 +186,25 @@ def method_bars(table: pd.DataFrame, value: str = "robust_acc", title: str = "")
     """Grouped bars of methods by class, classes in the order of the last method.
 
     table: columns method, class, `value`, and where known low, high. A method may be followed by a
-        comma and its condition ("pgd_at, PGD-20"); it has the method's colour.
+        comma and its condition ("pgd_at, PGD-20"); it has the method's colour, light when clean.
     """
     methods = list(table.method.unique())
     last = table[table.method == methods[-1]].sort_values(value, ascending=False)
     x = np.arange(len(last))
     width = 0.8 / len(methods)
-    figure, ax = plt.subplots(figsize=(0.75 * len(last) + 1.5, 3))
-    for i, method in enumerate(methods):
+    figure, ax = plt.subplots(figsize=(0.75 * len(last) + 1.5, 3.2))
+    for i, (method, colour) in enumerate(zip(methods, colours(methods), strict=True)):
         part = table[table.method == method].set_index("class").loc[last["class"]].reset_index()
         places = x + (i - (len(methods) - 1) / 2) * width
         name, *under = method.split(", ")
         label = ", ".join([METHOD_NAMES.get(name, name), *under])
-        colour = METHOD_COLOURS.get(name, SERIES[i])
-        ax.bar(places, 100 * part[value], width, color=colour, label=label)
+        alpha = 0.45 if under == ["clean"] else 1
+        ax.bar(places, 100 * part[value], width, color=colour, alpha=alpha, label=label)
         if "low" in part:
             _whiskers(ax, places, part, value)
     ax.set_xticks(x, last["class"], rotation=35, ha="right", rotation_mode="anchor")
-    ax.set_title(title)
-    ax.legend(ncols=len(methods), loc="upper right", bbox_to_anchor=(1, 1.16), fontsize=8)
+    ax.set_title(title, pad=22)
+    ax.legend(ncols=len(methods), loc="lower left", bbox_to_anchor=(0, 0.98), borderpad=0)
     _percent(ax)
     return figure
 
@@ -206,7 +220,7 @@ def class_curves(
 
     table: columns `along`, class, `value`, `by`.
     named_at: the place on the axis `along` where best and worst class are determined (None: the
-        end), marked by a dotted line.
+        end), marked by a dotted line. Where all classes lie within one point, none is named.
     """
     panels = list(table[by].unique())
     figure, axes = panel_row(len(panels), 3.4, 0.6, 2.9)
@@ -217,7 +231,9 @@ def class_curves(
         for name in wide:
             ax.plot(wide.index, wide[name], color=GREY, lw=0.9, alpha=0.7)
         ax.plot(wide.index, wide.mean(axis=1), color="black", lw=1.6, label="average")
-        for name, colour in ((order[0], RED), (order[-1], BLUE)):
+        # of classes that are all alike, none is the best
+        alike = deciding.max() - deciding.min() < 1
+        for name, colour in () if alike else ((order[0], RED), (order[-1], BLUE)):
             ax.plot(wide.index, wide[name], color=colour, lw=1.8, label=name)
         if named_at is not None:
             ax.axvline(named_at, color="black", lw=0.8, ls=":")
@@ -229,7 +245,7 @@ def class_curves(
 
 def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> Figure:
     """Row-normalised confusion matrices (K, K) side by side in percent: true class down."""
-    size = 0.3 * len(classes) + 0.6
+    size = 0.36 * len(classes) + 0.6
     figure, axes = panel_row(len(matrices), size, 1.2, size)
     for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
         sns.heatmap(
@@ -241,38 +257,41 @@ def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> F
             annot=len(classes) <= 12,
             fmt=".0f",
             cbar=False,
-            annot_kws={"fontsize": 6},
+            annot_kws={"fontsize": "small"},
             xticklabels=list(classes),
             yticklabels=list(classes),
             linewidths=0.3,
             square=True,
         )
         ax.set(title=title, xlabel="predicted")
-        ax.tick_params(length=0, labelsize=7)
+        ax.tick_params(length=0, labelsize="small")
     axes[0].set_ylabel("true class")
     return figure
 
 
 def rank_heat(table: pd.DataFrame, title: str = "") -> Figure:
-    """Square heat map of the rank correlations between class orders; columns row, column, rho."""
+    """Square heat map of the rank correlations between class orders; columns row, column, rho.
+
+    The scale of colours begins at the smallest of them, as all may lie close to 1.
+    """
     wide = table.pivot(index="row", columns="column", values="rho")
     names = list(table.row.unique())
     wide = wide.loc[names, names]
-    figure, ax = plt.subplots(figsize=(0.52 * len(wide) + 2, 0.42 * len(wide) + 1.3))
+    figure, ax = plt.subplots(figsize=(0.6 * len(wide) + 2.4, 0.5 * len(wide) + 1.5))
     sns.heatmap(
         wide,
         ax=ax,
-        vmin=-1,
+        vmin=wide.min().min(),
         vmax=1,
-        cmap="RdBu_r",
+        cmap="Blues",
         annot=True,
         fmt=".2f",
-        annot_kws={"fontsize": 7},
+        annot_kws={"fontsize": "small"},
         square=True,
     )
-    figure.axes[-1].set_ylabel("Spearman's ρ of class orders", fontsize=8)
+    figure.axes[-1].set_ylabel("Spearman's ρ of class orders", fontsize="small")
     ax.set(title=title, xlabel="", ylabel="")
-    ax.tick_params(length=0, labelsize=8)
+    ax.tick_params(length=0, labelsize="small")
     return figure
 
 
@@ -297,8 +316,8 @@ def class_scatter(
     figure, axes = panel_row(len(panels), 3.1, 0.5, 3)
     for ax, panel in zip(axes, panels, strict=True):
         part = table[table[by] == panel]
-        colours = [RED if v == part[robust].min() else BLUE for v in part[robust]]
-        ax.scatter(part[x], 100 * part[y], c=colours, s=22, zorder=3)
+        of_points = [RED if v == part[robust].min() else BLUE for v in part[robust]]
+        ax.scatter(part[x], 100 * part[y], c=of_points, s=22, zorder=3)
         if "low" in part:
             _whiskers(ax, part[x], part, y, colour=GREY, zorder=1)
         ax.set(title=panel, xlabel=xlabel, xscale=xscale)
@@ -309,17 +328,22 @@ def class_scatter(
     for ax, panel in zip(axes, panels, strict=True):
         part = table[table[by] == panel]
         points = np.column_stack([part[x], 100 * part[y]])
-        _name_points(ax, points, list(part["class"]), figure.dpi / 72)
+        name_points(ax, points, list(part["class"]), figure.dpi / 72)
     return figure
 
 
-def _name_points(ax: Axes, points: NDArray, names: Sequence[str], unit: float) -> None:
+def name_points(ax: Axes, points: NDArray, names: Sequence[str], unit: float) -> None:
     """Writes each name at the nearest free place beside its point; without a free place, no name.
 
     points: (n, 2) of x and y. A name further off gets a line.
     unit: the pixels of a typographic point.
     """
-    style: dict[str, Any] = {"fontsize": 6.5, "ha": "center", "va": "center", "in_layout": False}
+    style: dict[str, Any] = {
+        "fontsize": "small",
+        "ha": "center",
+        "va": "center",
+        "in_layout": False,
+    }
     line = {"arrowstyle": "-", "color": "black", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
     frame = ax.get_window_extent()
     marks = ax.transData.transform(points)
@@ -357,13 +381,13 @@ def temperature_curves(table: pd.DataFrame) -> Figure:
     for ax, value in zip(axes, labels, strict=True):
         for method, part in table.groupby("method", sort=False):
             name = METHOD_NAMES.get(str(method), str(method))
-            colour = METHOD_COLOURS.get(str(method))
+            colour = mark(str(method)).colour
             lines = part.groupby("temperature")[value].agg(["mean", "min", "max"]) * 100
             ax.plot(lines.index, lines["mean"], marker="o", ms=3, color=colour, label=name)
             ax.fill_between(lines.index, lines["min"], lines["max"], color=colour, alpha=0.15, lw=0)
         ax.axvline(1, color="black", lw=0.8, ls=":")
         ax.set(xscale="log", xlabel="temperature T", title=labels[value])
-    axes[0].legend(fontsize=8)
+    axes[0].legend()
     return figure
 
 
@@ -375,18 +399,18 @@ def stacked_shares(table: pd.DataFrame, title: str = "") -> Figure:
     parts = list(table.part.unique())
     wide = 100 * table.pivot(index="bar", columns="part", values="share")
     wide = wide.loc[list(table.bar.unique())[::-1], parts]
-    colours = dict(zip(parts, (BLUE, RED, ORANGE, GREY, PINK, SKY), strict=False))
-    figure, ax = plt.subplots(figsize=(7, 0.36 * len(wide) + 1))
-    style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white", "fontsize": 7}
+    colour_of = dict(zip(parts, (BLUE, ORANGE, GREEN, GREY, PINK, SKY), strict=False))
+    figure, ax = plt.subplots(figsize=(7, 0.4 * len(wide) + 1))
+    style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white", "fontsize": "small"}
     left = np.zeros(len(wide))
     for part in parts:
-        ax.barh(wide.index, wide[part], left=left, color=colours[part], label=part, height=0.7)
+        ax.barh(wide.index, wide[part], left=left, color=colour_of[part], label=part, height=0.7)
         for y, (start, share) in enumerate(zip(left, wide[part], strict=True)):
             if share >= 6:
                 ax.annotate(f"{share:.0f}", (start + share / 2, y), **style)
         left += wide[part].to_numpy()
     ax.set(title=title)
     below = -0.32 if len(wide) < 5 else -0.2
-    ax.legend(ncols=len(parts), loc="upper left", bbox_to_anchor=(0, below), fontsize=8)
+    ax.legend(ncols=len(parts), loc="upper left", bbox_to_anchor=(0, below))
     _percent(ax, "x", "share (%)")
     return figure

@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from crat.plots.base import BLUE, GREY, ORANGE, RED, SERIES, panel_row
+from crat.plots.base import name_points, panel_row, widen
+from crat.plots.marks import BLUE, GREY, ORANGE, RED, mark
 
 EASY_HARD = {"+1": BLUE, "-1": RED}  # of the toy model: class +1 is the easier one
 
@@ -53,7 +54,7 @@ def toy_curves(table: pd.DataFrame, optima: pd.DataFrame) -> Figure:
                 ax.axvline(w, color=colour, lw=0.9, ls=":")
         ax.set(title=panel, xlabel="w: trust in $x_1$")
     axes[0].set_ylabel("accuracy (%)")
-    axes[0].legend(fontsize=8)
+    axes[0].legend()
     return figure
 
 
@@ -74,7 +75,7 @@ def optimum_curves(table: pd.DataFrame) -> Figure:
             ax.plot(part.eps[~finite], crosses, "x", color=colour, ms=4)
         ax.set(title=panel, xlabel="ε of the attack", ylim=(0, top))
     axes[0].set_ylabel("best w (crosses: infinite)")
-    axes[0].legend(fontsize=8)
+    axes[0].legend()
     return figure
 
 
@@ -100,7 +101,7 @@ def epoch_jumps(table: pd.DataFrame) -> Figure:
         below.set_xlabel("epoch")
     axes[0][0].set_ylabel("robust accuracy (%)")
     axes[1][0].set_ylabel("|change| to the epoch\nbefore (points)")
-    axes[0][-1].legend(fontsize=8, loc="lower right")
+    axes[0][-1].legend(loc="lower right")
     return figure
 
 
@@ -108,37 +109,31 @@ def panel_frontiers(table: pd.DataFrame) -> Figure:
     """Methods named in the plane of average and worst class, each panel with separate axes.
 
     table: columns panel, method, average, worst (fractions). The rows of one method in a panel are
-        joined in their order; the last is hollow (best epoch, then last).
+        joined in their order; the last is smaller (best epoch, then last).
     """
-    panels, methods = list(table.panel.unique()), list(table.method.unique())
-    figure, axes = panel_row(len(panels), 3.9, 1.6, 3.4, sharey=False)
+    panels = list(table.panel.unique())
+    figure, axes = panel_row(len(panels), 4.4, 0.6, 3.8, sharey=False)
+    named = []
     for ax, panel in zip(axes, panels, strict=True):
-        for i, method in enumerate(methods):
-            chosen = (table.panel == panel) & (table.method == method)
-            part = 100 * table.loc[chosen, ["average", "worst"]]
-            colour = SERIES[i % len(SERIES)]
-            ax.plot(part.average, part.worst, color=colour, lw=1)
-            mark = {"s": 42, "marker": "osD^vP*X"[i % 8]}
-            ax.scatter(part.average[:1], part.worst[:1], color=colour, label=method, **mark)
-            hollow = {"facecolor": "white", "edgecolor": colour}
-            ax.scatter(part.average[1:], part.worst[1:], **mark, **hollow)
+        points = {}
+        for method, part in table[table.panel == panel].groupby("method", sort=False):
+            rows = 100 * part[["average", "worst"]].to_numpy()
+            points[str(method)] = rows[0]
+            look = mark(str(method))
+            ax.plot(rows[:, 0], rows[:, 1], color=look.colour, lw=1)
+            ax.scatter(rows[0, 0], rows[0, 1], s=60, zorder=3, linewidth=1.5, **look.points)
+            ax.scatter(rows[1:, 0], rows[1:, 1], s=16, zorder=3, **look.points)
         ax.set(title=panel, xlabel="average robust accuracy (%)")
-        _room(ax)
+        widen(ax)
+        named.append(points)
     axes[0].set_ylabel("worst class (%)")
     if table.duplicated(["panel", "method"]).any():
-        hollow = {"facecolor": "white", "edgecolor": GREY}
-        axes[-1].scatter([], [], s=42, label="hollow: the last epoch", **hollow)
-    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes[0].scatter([], [], s=16, color=GREY, label="small: the last epoch")
+        axes[0].legend()
+    figure.draw_without_rendering()
+    for ax, points in zip(axes, named, strict=True):
+        name_points(ax, np.array(list(points.values())), list(points), figure.dpi / 72)
     return figure
-
-
-def _room(ax: Axes, points: float = 5.0) -> None:
-    """Widens each axis to at least this many points, so that noise does not look like mountains."""
-    ax.margins(0.12)
-    for get, change in ((ax.get_xlim, ax.set_xlim), (ax.get_ylim, ax.set_ylim)):
-        low, high = get()
-        half = max(high - low, points) / 2
-        change((low + high) / 2 - half, (low + high) / 2 + half)
 
 
 def setting_curves(table: pd.DataFrame, base: pd.DataFrame) -> Figure:
@@ -178,7 +173,7 @@ def class_groups(table: pd.DataFrame, along: str) -> Figure:
             for name in wide if group == "hard" else ():
                 end = (wide.index[-1], wide[name].iloc[-1])
                 beside = {"xytext": (3, -2), "textcoords": "offset points"}
-                ax.annotate(str(name), end, fontsize=6, color=colour, **beside)
+                ax.annotate(str(name), end, fontsize="small", color=colour, **beside)
         ax.set(title=panel, xlabel=along)
         ax.margins(x=0.16)
     axes[0].set_ylabel("accuracy (%)")
@@ -189,4 +184,4 @@ def class_groups(table: pd.DataFrame, along: str) -> Figure:
 def _legend_outside(figure: Figure, ax: Axes, ncols: int) -> None:
     """Puts the legend of one panel below the whole figure."""
     lines = ax.get_legend_handles_labels()
-    figure.legend(*lines, fontsize=8, loc="outside lower center", ncols=ncols)
+    figure.legend(*lines, loc="outside lower center", ncols=ncols)

@@ -11,20 +11,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from crat.plots.base import BLUE, GREEN, GREY, ORANGE, PINK, SERIES, SKY, panel_row
-
-COLOURS = {
-    "base": GREY,
-    "LA": GREEN,
-    "Adv": BLUE,
-    "Adv+": ORANGE,
-    "smoothing": PINK,
-    "half clean": SKY,
-}
-
-
-def _colour(method: str, place: int) -> str:
-    return COLOURS.get(method, SERIES[place % len(SERIES)])
+from crat.plots.base import panel_row, widen
+from crat.plots.marks import ORANGE, colours
 
 
 def label_heat(table: pd.DataFrame, title: str = "") -> Figure:
@@ -53,16 +41,17 @@ def sorted_errors(table: pd.DataFrame) -> Figure:
     figure, axes = panel_row(len(panels), 3.5, 0.4, 3)
     for ax, panel in zip(axes, panels, strict=True):
         part = table[table.panel == panel]
-        for i, (method, curve) in enumerate(part.groupby("method", sort=False)):
-            curve = curve.sort_values("rank")
-            rank, colour = curve["rank"], _colour(str(method), i)
+        methods = list(part.method.unique())
+        for method, colour in zip(methods, colours(methods), strict=True):
+            curve = part[part.method == method].sort_values("rank")
+            rank = curve["rank"]
             ax.plot(rank, 100 * curve.error, marker="o", ms=3, color=colour, label=method)
             band = {"color": colour, "alpha": 0.15, "lw": 0}
             ax.fill_between(rank, 100 * curve.low, 100 * curve.high, **band)
         ax.set(title=panel, xlabel="class, each method's worst first")
     axes[0].set_ylabel("error (%)")
     axes[0].set_ylim(0, 100)
-    axes[-1].legend(fontsize=8)
+    axes[-1].legend()
     return figure
 
 
@@ -77,7 +66,7 @@ def corruption_heat(table: pd.DataFrame, title: str = "", label: str = "points")
     limit = max(1.0, float(np.nanmax(np.abs(wide.to_numpy()))))
     figure, ax = plt.subplots(figsize=(0.62 * wide.shape[1] + 3, 0.27 * len(wide) + 1))
     scale = {"cmap": "PuOr_r", "vmin": -limit, "vmax": limit, "cbar_kws": {"label": label}}
-    numbers = {"annot": True, "fmt": "+.1f", "annot_kws": {"size": 7}}
+    numbers = {"annot": True, "fmt": "+.1f", "annot_kws": {"size": "small"}}
     sns.heatmap(wide, ax=ax, linewidths=0.5, **scale, **numbers)
     ax.set(ylabel="", title=title)
     names = [text.get_text().replace("_", " ") for text in ax.get_yticklabels()]
@@ -91,13 +80,14 @@ def severity_curves(table: pd.DataFrame) -> Figure:
     table: columns method, severity, error, a row for each corruption and run.
     """
     figure, ax = plt.subplots(figsize=(4.6, 3))
-    for i, (method, part) in enumerate(table.groupby("method", sort=False)):
+    methods = list(table.method.unique())
+    for method, colour in zip(methods, colours(methods), strict=True):
+        part = table[table.method == method]
         lines = 100 * part.groupby("severity")["error"].agg(["mean", "min", "max"])
-        colour = _colour(str(method), i)
         ax.plot(lines.index, lines["mean"], marker="o", ms=3, color=colour, label=method)
         ax.fill_between(lines.index, lines["min"], lines["max"], color=colour, alpha=0.15, lw=0)
     ax.set(xlabel="severity (0: clean)", ylabel="error (%)")
-    ax.legend(fontsize=8)
+    ax.legend()
     return figure
 
 
@@ -112,19 +102,21 @@ def reliability_curves(table: pd.DataFrame) -> Figure:
     for ax, panel in zip(axes, panels, strict=True):
         part = table[table.panel == panel]
         ax.plot([0, 100], [0, 100], color="black", lw=0.8, ls=":")
-        for i, (method, bins) in enumerate(part.groupby("method", sort=False)):
-            colour = _colour(str(method), i)
+        methods = list(part.method.unique())
+        for method, colour in zip(methods, colours(methods), strict=True):
+            bins = part[part.method == method]
             x, y = 100 * bins.confidence, 100 * bins.accuracy
             ax.plot(x, y, marker="o", ms=3, color=colour, label=method)
         ax.set(title=panel, xlabel="confidence (%)", xlim=(0, 100), ylim=(0, 100))
     axes[0].set_ylabel("accuracy (%)")
-    axes[0].legend(fontsize=8)
+    axes[0].legend()
     return figure
 
 
 def delta_curves(table: pd.DataFrame) -> Figure:
     """Quantities over delta, a panel each; dots are runs, the line joins their means.
 
+    Each axis spans five points or more, so that the noise of seeds does not look like a trend.
     table: columns delta, what, value, a row for each run.
     """
     panels = list(table.what.unique())
@@ -135,6 +127,6 @@ def delta_curves(table: pd.DataFrame) -> Figure:
         ax.plot(mean.index, mean, color=ORANGE, lw=1.2)
         ax.scatter(part.delta, 100 * part.value, s=18, color=ORANGE)
         ax.set(title=panel, xlabel="δ")
-        ax.margins(y=0.2)
+        widen(ax, x=0)
     axes[0].set_ylabel("%")
     return figure

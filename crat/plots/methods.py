@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +11,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from crat.plots.base import BLUE, GREY, RED, SERIES, legend_below, panel_row
+from crat.plots.base import legend_below, name_points, panel_row
+from crat.plots.marks import BLUE, GREEN, GREY, PINK, RED, SERIES, SHAPES, mark
 
 
 def policy_table(history: pd.DataFrame, columns: Sequence[str], name: str) -> pd.DataFrame:
@@ -36,8 +36,8 @@ def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
     """Curves of every class, a panel for each of the table's, `wide` panels in a row.
 
     table: of `policy_table`; several may be joined.
-    The classes with the smallest and the largest value at the end are named; accepted epochs are
-    marked below.
+    The classes with the largest and the smallest value at the end are named, in pink and green: a
+    large eps is no merit and a large weight no fault. Accepted epochs are marked below.
     """
     panels = list(table.panel.unique())
     rows, columns = ceil(len(panels) / wide), min(wide, len(panels))
@@ -51,8 +51,9 @@ def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
         order = values.iloc[-1].sort_values().index
         for name in values:
             ax.plot(values.index, values[name], color=GREY, lw=0.9, alpha=0.7)
-        for name, colour in ((order[0], RED), (order[-1], BLUE)):
-            ax.plot(values.index, values[name], color=colour, lw=1.8, label=name)
+        for name, colour, which in ((order[-1], PINK, "most"), (order[0], GREEN, "least")):
+            label = f"{name} ({which})"
+            ax.plot(values.index, values[name], color=colour, lw=1.8, label=label)
         accepted = part[part.accepted].epoch.unique()
         if len(accepted):
             height = np.ptp(values.to_numpy()) or 1
@@ -64,23 +65,31 @@ def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
 
 
 def frontier(table: pd.DataFrame, x: str = "average", y: str = "worst", title: str = "") -> Figure:
-    """Methods in the plane of average and worst class: dots are runs, the named mark is their mean.
+    """Methods named in the plane of average and worst class; small runs are joined to their mean.
 
+    A filled mark says that the weights were averaged (`crat.plots.marks`).
     table: columns method, `x`, `y` (fractions), a row for each run.
     """
-    methods = list(table.method.unique())
-    figure, ax = plt.subplots(figsize=(6.6, 4.4))
-    for i, method in enumerate(methods):
-        part = 100 * table[table.method == method][[x, y]]
-        colour = SERIES[i % len(SERIES)]
-        marker = "osD^vP*X"[i // len(SERIES) % 8]
-        style: dict[str, Any] = {"facecolor": "none", "label": f"{method} (one seed)"}
-        if len(part) > 1:
-            ax.scatter(part[x], part[y], s=12, color=colour, alpha=0.55)
-            style = {"facecolor": colour, "label": f"{method}"}
-        ax.scatter(part[x].mean(), part[y].mean(), s=60, marker=marker, edgecolor=colour, **style)
-    ax.set(xlabel=f"{x} robust accuracy (%)", ylabel=f"{y} class (%)", title=title)
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure, ax = plt.subplots(figsize=(7.2, 4.8))
+    means = {}
+    for method in table.method.unique():
+        runs = 100 * table[table.method == method][[x, y]].to_numpy()
+        one = " (one seed)" if len(runs) == 1 else ""
+        means[f"{method}{one}"] = mean = runs.mean(axis=0)
+        look = mark(str(method))
+        for run in runs if len(runs) > 1 else ():
+            line = np.array([mean, run])
+            ax.plot(line[:, 0], line[:, 1], color=look.colour, lw=0.8, alpha=0.6)
+            ax.plot(run[0], run[1], ".", color=look.colour, ms=4)
+        ax.scatter(mean[0], mean[1], s=64, zorder=3, linewidth=1.5, **look.points)
+    ax.scatter([], [], color=GREY, label="weights averaged")
+    ax.scatter([], [], facecolor="white", edgecolor=GREY, label="not averaged")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 0.99), ncols=2, borderpad=0)
+    ax.set(xlabel=f"{x} robust accuracy (%)", ylabel=f"{y} class (%)")
+    ax.set_title(title, pad=22)
+    ax.margins(0.12)
+    figure.draw_without_rendering()
+    name_points(ax, np.array(list(means.values())), list(means), figure.dpi / 72)
     return figure
 
 
@@ -92,12 +101,12 @@ def class_heat(table: pd.DataFrame, base: str, title: str = "") -> Figure:
     """
     wide = 100 * table.pivot(index="method", columns="class", values="robust_acc")
     wide = wide.loc[table.method.unique(), wide.loc[base].sort_values().index]
-    figure, ax = plt.subplots(figsize=(0.62 * wide.shape[1] + 2.2, 0.32 * len(wide) + 1.1))
+    figure, ax = plt.subplots(figsize=(0.66 * wide.shape[1] + 2.6, 0.36 * len(wide) + 1.2))
     difference = wide - wide.loc[base]
     limit = max(5.0, float(np.nanmax(np.abs(difference.to_numpy()))))
     scale = {"cmap": "PuOr", "vmin": -limit, "vmax": limit}
     label = {"label": f"points against {base}"}
-    numbers = {"annot": wide, "fmt": ".0f", "annot_kws": {"size": 7}}
+    numbers = {"annot": wide, "fmt": ".0f", "annot_kws": {"size": "small"}}
     sns.heatmap(difference, ax=ax, linewidths=0.5, cbar_kws=label, **scale, **numbers)
     ax.set(xlabel="", ylabel="", title=title)
     ax.set_xticklabels(ax.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
@@ -112,39 +121,41 @@ def atlas(published: pd.DataFrame, value: str = "AA worst", title: str = "") -> 
     table = published.dropna(subset=[value])
     order = table.groupby("method")[value].mean().sort_values().index
     sources = list(table.source.unique())
-    figure, ax = plt.subplots(figsize=(6.4, 0.24 * len(order) + 1.1))
+    figure, ax = plt.subplots(figsize=(6.4, 0.28 * len(order) + 1.1))
     for i, source in enumerate(sources):
         part = table[table.source == source]
         places = [order.get_loc(method) for method in part.method]
-        marker, colour = "osD^vP*X"[i % 8], SERIES[i % len(SERIES)]
+        marker, colour = SHAPES[i % len(SHAPES)], SERIES[i % len(SERIES)]
         ax.scatter(part[value], places, s=26, marker=marker, color=colour, label=source)
     ax.set_yticks(range(len(order)), order)
     ax.grid(axis="y", lw=0.3)
     ax.set(xlabel=f"{value} (%)", title=title)
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def worst_distributions(table: pd.DataFrame, objective: pd.DataFrame) -> Figure:
-    """CODAT's inner maximum: each class's probability over its loss, and the maximum's value.
+    """CODAT's inner maximum: the probability of each class by rho, and the maximum's value.
 
-    table: columns rho, class, loss, p.
+    table: columns rho, class, loss, p. Classes stand from above by their loss, the largest first.
     objective: columns rho, exact, closed_form, of one set of class losses.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
-    for i, (rho, part) in enumerate(table.sort_values("loss").groupby("rho")):
-        colour = SERIES[i % len(SERIES)]
-        left.plot(part.loss, part.p, marker="o", ms=3, color=colour, label=f"ρ = {rho:g}")
-    lightest = table[table.rho == table.rho.min()].sort_values("loss")
-    named = left.secondary_xaxis("top")
-    named.set_xticks(lightest.loss, lightest["class"], rotation=90, fontsize=5)
-    left.set(xlabel="loss of the class", ylabel="its probability")
-    left.set_title("the worst distribution over classes")
-    left.legend(fontsize=7)
+    order = table.groupby("class")["loss"].mean().sort_values(ascending=False)
+    size = (9, 0.3 * len(order) + 1.2)
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(3, 2))
+    for i, (rho, part) in enumerate(table.groupby("rho")):
+        share = part.set_index("class").p.loc[order.index]
+        style = {"color": SERIES[i % len(SERIES)], "marker": SHAPES[i % len(SHAPES)]}
+        left.scatter(100 * share, range(len(share)), s=26, label=f"ρ = {rho:g}", **style)
+    left.set_yticks(range(len(order)), [f"{k} ({loss:.2f})" for k, loss in order.items()])
+    left.invert_yaxis()
+    left.grid(axis="y", lw=0.3)
+    left.set(xlabel="probability (%)", title="the worst distribution of classes (their loss)")
+    left.legend()
     right.plot(objective.rho, objective.exact, color=BLUE, label="maximum")
     right.plot(objective.rho, objective.closed_form, color=RED, ls="--", label="mean + √ρ · sd")
     right.set(xlabel="ρ", ylabel="loss", title="what is minimised")
-    right.legend(fontsize=7)
+    right.legend()
     return figure
 
 
@@ -163,5 +174,5 @@ def radius_curves(table: pd.DataFrame, title: str = "") -> Figure:
         ax.set_xticks(part.index, [f"{rho:g}" for rho in part.rho])
         ax.set(xlabel="ρ", ylabel="accuracy (%)", title=panel)
         ax.margins(x=0.15)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize="medium")
     return figure

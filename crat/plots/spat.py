@@ -10,7 +10,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from crat.plots.base import SERIES, panel_row
+from crat.plots.base import panel_row
+from crat.plots.marks import SERIES, SHAPES, colours
 
 DASHES = ("-", "--", "-.", ":", (0, (1, 1)))  # tell apart lines that coincide
 
@@ -33,7 +34,7 @@ def function_lines(table: pd.DataFrame, xlabel: str, wide: int = 2) -> Figure:
                 ax.plot(part.x, part.value, color=colour, ls=dashes, label=line)
         ax.axhline(0, color="black", lw=0.6)
         ax.set(title=panel, xlabel=xlabel)
-        ax.legend(fontsize=7)
+        ax.legend()
     return figure
 
 
@@ -51,18 +52,17 @@ def share_dots(
     panels = list(table["panel"].unique())
     rows = list(table["row"].unique())
     series = list(table["series"].unique())
-    row_height = 0.12 + 0.13 * len(series)
+    row_height = 0.16 + 0.14 * len(series)
     figure, axes = panel_row(len(panels), 3.4, 2, row_height * len(rows) + 1.2)
-    middle = (len(series) - 1) / 2
     for ax, panel in zip(axes, panels, strict=True):
-        for i, name in enumerate(series):
-            part = table[(table.panel == panel) & (table.series == name)]
-            below = 0.5 * (i - middle) / max(len(series) - 1, 1)
-            places = np.array([rows.index(row) + below for row in part.row])
+        shown = table[table.panel == panel]
+        for i, (name, colour) in enumerate(zip(series, colours(series), strict=True)):
+            part = shown[shown.series == name]
+            places = np.array([rows.index(row) + _below(shown, row, name) for row in part.row])
             if {"low", "high"} <= set(part):
-                ax.hlines(places, 100 * part.low, 100 * part.high, color=SERIES[i], lw=1.2)
-            mark = {"s": 22, "color": SERIES[i], "marker": "osD^vP*"[i % 7], "zorder": 3}
-            ax.scatter(100 * part.share, places, label=name, **mark)
+                ax.hlines(places, 100 * part.low, 100 * part.high, color=colour, lw=1.2)
+            style = {"s": 26, "color": colour, "marker": SHAPES[i % len(SHAPES)], "zorder": 3}
+            ax.scatter(100 * part.share, places, label=name, **style)
         if marked is not None:
             ax.axvline(100 * marked, color="black", lw=0.8, ls=":")
         ax.set(title=panel, xlabel=xlabel)
@@ -70,8 +70,14 @@ def share_dots(
     axes[0].set_yticks(range(len(rows)), rows)
     axes[0].invert_yaxis()
     if len(series) > 1:
-        axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def _below(shown: pd.DataFrame, row: str, name: str) -> float:
+    """How far a series stands below its row's middle: the series of each row lie around it."""
+    present = list(shown[shown.row == row].series)
+    return 0.5 * (present.index(name) - (len(present) - 1) / 2) / max(len(present) - 1, 1)
 
 
 def transfer_heat(table: pd.DataFrame, title: str = "") -> Figure:

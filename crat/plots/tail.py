@@ -7,9 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from crat.plots.base import SERIES
-
-MARKS = "osD^vP*X"
+from crat.plots.marks import mark
 
 
 def group_points(table: pd.DataFrame, title: str = "") -> Figure:
@@ -28,21 +26,11 @@ def group_points(table: pd.DataFrame, title: str = "") -> Figure:
         below = (part.accuracy - part.low).clip(0)
         above = (part.high - part.accuracy).clip(0)
         places = x + (i - (len(methods) - 1) / 2) * width
-        mark, colour = MARKS[i % len(MARKS)], SERIES[i % len(SERIES)]
-        whiskers = [below, above]
-        ax.errorbar(
-            places,
-            part.accuracy,
-            whiskers,
-            fmt=mark,
-            color=colour,
-            label=method,
-            ms=5,
-            elinewidth=1,
-        )
+        look = mark(str(method)).line
+        ax.errorbar(places, part.accuracy, [below, above], ls="none", label=method, **look)
     for edge in x[1:] - 0.5:
         ax.axvline(edge, color="black", lw=0.4, ls=":")
     ax.set_xticks(x, groups)
     ax.set(title=title, ylabel="accuracy (%)", ylim=(0, 100))
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

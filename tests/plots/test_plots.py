@@ -125,8 +125,8 @@ def test_policies_are_drawn_class_by_class_with_the_accepted_epochs():
     ax = plots_methods.policy_curves(table).axes[0]
     assert ax.get_title("left") == "CFA: eps"
     drawn = {line.get_label(): line for line in ax.get_lines()}
-    assert drawn["cat"].get_ydata() == pytest.approx([0.1, 0.2, 0.3])
-    assert drawn["ship"].get_ydata() == pytest.approx([0.3, 0.4, 0.5])
+    assert drawn["cat (least)"].get_ydata() == pytest.approx([0.1, 0.2, 0.3])
+    assert drawn["ship (most)"].get_ydata() == pytest.approx([0.3, 0.4, 0.5])
     assert list(drawn["enters the average"].get_xdata()) == [2]
 
 
@@ -135,11 +135,20 @@ def test_the_frontier_has_a_dot_a_run_and_a_mark_a_method():
         {"method": ["A", "A", "B"], "average": [0.6, 0.8, 0.5], "worst": [0.2, 0.4, 0.1]}
     )
     ax = plots_methods.frontier(table).axes[0]
-    dots, mean, single = (c.get_offsets().tolist() for c in ax.collections)
-    assert np.ravel(dots) == pytest.approx([60, 20, 80, 40])
-    assert np.ravel(mean) == pytest.approx([70, 30])
-    assert np.ravel(single) == pytest.approx([50, 10])
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["A", "B (one seed)"]
+    drawn = [c.get_offsets().tolist() for c in ax.collections if len(c.get_offsets())]
+    assert [np.ravel(mean).tolist() for mean in drawn] == [pytest.approx([70, 30]), [50, 10]]
+    runs = [line.get_xydata()[0].tolist() for line in ax.lines if line.get_marker() == "."]
+    assert np.ravel(runs) == pytest.approx([60, 20, 80, 40])
+    joins = [line.get_xydata()[0].tolist() for line in ax.lines if line.get_marker() == "None"]
+    assert np.ravel(joins) == pytest.approx([70, 30] * 2)
+    assert {"A", "B (one seed)"} <= {text.get_text() for text in ax.texts}
+
+
+def test_of_classes_that_are_alike_none_is_named():
+    rows = [("p", e, k, 0.001 * e) for e in (1, 2) for k in NAMES]
+    table = pd.DataFrame(rows, columns=["panel", "epoch", "class", "robust_acc"])
+    ax = plots.class_curves(table).axes[0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["average"]
 
 
 def test_the_heat_of_classes_is_coloured_by_the_difference_to_the_base():

@@ -47,7 +47,7 @@ def test_sorted_errors_are_drawn_by_rank_with_a_panel_each():
     left, right = plots_labels.sorted_errors(table).axes
     assert lines(left)["Adv"] == ([1, 2], pytest.approx([40, 10]))
     assert lines(right)["Adv"] == ([1, 2], pytest.approx([70, 20]))
-    assert left.lines[0].get_color() == plots_labels.COLOURS["Adv"]
+    assert left.lines[0].get_color() == plots.mark("Adv").colour
 
 
 def test_corruptions_are_ordered_by_their_mean_difference():
