@@ -332,11 +332,14 @@ def class_scatter(
     return figure
 
 
-def name_points(ax: Axes, points: NDArray, names: Sequence[str], unit: float) -> None:
+def name_points(
+    ax: Axes, points: NDArray, names: Sequence[str], unit: float, others: ArrayLike = ()
+) -> None:
     """Writes each name at the nearest free place beside its point; without a free place, no name.
 
     points: (n, 2) of x and y. A name further off gets a line.
     unit: the pixels of a typographic point.
+    others: (m, 2), further points that no name may cover.
     """
     style: dict[str, Any] = {
         "fontsize": "small",
@@ -346,8 +349,9 @@ def name_points(ax: Axes, points: NDArray, names: Sequence[str], unit: float) ->
     }
     line = {"arrowstyle": "-", "color": "black", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
     frame = ax.get_window_extent()
-    marks = ax.transData.transform(points)
-    taken = [Bbox([mark - 3 * unit, mark + 3 * unit]) for mark in marks]
+    drawn = np.concatenate([points, np.reshape(others, (-1, 2))])
+    marks = ax.transData.transform(drawn)
+    taken = [Bbox([mark - 4 * unit, mark + 4 * unit]) for mark in marks]
     angles = np.deg2rad([90, -90, 0, 180, 60, -60, 120, 240, 30, -30, 150, 210])
     directions = [np.array([np.cos(angle), np.sin(angle)]) for angle in angles]
     for i in np.argsort(-points[:, 1]):

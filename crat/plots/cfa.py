@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from crat.plots.base import name_points, panel_row, widen
 from crat.plots.marks import BLUE, GREY, ORANGE, RED, mark
@@ -113,7 +114,7 @@ def panel_frontiers(table: pd.DataFrame) -> Figure:
     """
     panels = list(table.panel.unique())
     figure, axes = panel_row(len(panels), 4.4, 0.6, 3.8, sharey=False)
-    named = []
+    named: list[dict[str, NDArray]] = []
     for ax, panel in zip(axes, panels, strict=True):
         points = {}
         for method, part in table[table.panel == panel].groupby("method", sort=False):
@@ -131,8 +132,9 @@ def panel_frontiers(table: pd.DataFrame) -> Figure:
         axes[0].scatter([], [], s=16, color=GREY, label="small: the last epoch")
         axes[0].legend()
     figure.draw_without_rendering()
-    for ax, points in zip(axes, named, strict=True):
-        name_points(ax, np.array(list(points.values())), list(points), figure.dpi / 72)
+    for ax, panel, points in zip(axes, panels, named, strict=True):
+        rows = 100 * table.loc[table.panel == panel, ["average", "worst"]].to_numpy()
+        name_points(ax, np.array(list(points.values())), list(points), figure.dpi / 72, rows)
     return figure
 
 

@@ -89,7 +89,8 @@ def frontier(table: pd.DataFrame, x: str = "average", y: str = "worst", title: s
     ax.set_title(title, pad=22)
     ax.margins(0.12)
     figure.draw_without_rendering()
-    name_points(ax, np.array(list(means.values())), list(means), figure.dpi / 72)
+    runs = 100 * table[[x, y]].to_numpy()
+    name_points(ax, np.array(list(means.values())), list(means), figure.dpi / 72, runs)
     return figure
 
 
