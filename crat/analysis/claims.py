@@ -46,6 +46,7 @@ __all__ = [
     "compare",
     "contrast",
     "decide",
+    "folded",
     "holm",
     "markdown",
     "mcnemar",
@@ -285,19 +286,39 @@ def claims_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Markdown table "paper / ours / verdict" of a `claims_table`; POINTS are in points."""
-    lines = ["| the paper says | its number | ours | verdict | setting |", "|---|---|---|---|---|"]
+    """Markdown table "paper / ours / verdict" of a `claims_table`; POINTS are in points.
+
+    A verdict in the paper's own setting says so; all others are in another one.
+    """
+    lines = ["| the paper says | its number | ours | verdict |", "|---|---|---|---|"]
     for row in table.itertuples():
+        where = f" ({row.setting})" if row.setting == SETTINGS[0] else ""
         cells = (
             f"{row.statement} ({row.paper}, {row.where})",
             row.number or "-",
             ours(row),
-            row.verdict,
-            row.setting,
+            f"{row.verdict}{where}",
         )
         escaped = [str(cell).replace("|", "\\|") for cell in cells]
         lines.append(f"| {' | '.join(escaped)} |")
     return "\n".join(lines) + "\n"
+
+
+def folded(table: pd.DataFrame) -> str:
+    """The markdown of a `claims_table`, a part for each role that unfolds: the primary one is open.
+
+    The head of a part counts its verdicts.
+    """
+    parts = []
+    for role in ROLES:
+        part = table[table.role == role]
+        if part.empty:
+            continue
+        counts = ", ".join(f"{n} {verdict}" for verdict, n in part.verdict.value_counts().items())
+        head = f"<summary><b>{role.capitalize()} claims</b>: {counts}</summary>"
+        opened = " open" if role == ROLES[0] else ""
+        parts.append(f"<details{opened}>{head}\n\n{markdown(part)}\n</details>\n")
+    return "\n".join(parts)
 
 
 def ours(row: Any) -> str:

@@ -57,5 +57,5 @@ def _claims(folders: Sequence[Path], figures: Path) -> None:
         [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         for line in lines
     ]
-    print("\n" + aligned(header, rows, (44, 14, 26, 11, 15)))
+    print("\n" + aligned(header, rows, (44, 14, 26, 16)))
     print(f"claims: {shown(figures / 'claims.csv')} and claims.md")

@@ -412,7 +412,7 @@ class Evidence:
         self.decided.append(claims.decide(declared, estimate))
 
     def settle(self, folder: Path) -> str:
-        """Corrects the verdicts, writes claims.json, and returns the table in markdown.
+        """Corrects the verdicts, writes claims.json, and returns the table in markdown, by role.
 
         A claim of the paper that was not decided is a row "not run". The primary claims stand
         first, each role in the order of the paper's claims.
@@ -423,7 +423,7 @@ class Evidence:
                 self.decide(claim, None)
         self.decided.sort(key=self._place)
         claims.write(self.decided, folder / "claims.json")
-        return claims.markdown(claims.claims_table(self.decided))
+        return claims.folded(claims.claims_table(self.decided))
 
     def recheck(self, folder: Path) -> str:
         """The counts of verdicts in the folder's claims.json, in lines.

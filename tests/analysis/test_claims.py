@@ -210,11 +210,26 @@ def test_the_table_goes_to_json_and_back(tmp_path):
     np.testing.assert_allclose(written[c.NUMBERS], table[c.NUMBERS].replace(inf, nan))
     assert table.p_adjusted.tolist()[:3] == [0.002, 0.6, pytest.approx(0.0012)]
     text = c.markdown(written)
-    assert "| +3.0 | +3.1 [1.0, 5.2] points | supported | paper's setting |" in text
-    assert "| - | +1.0 [-3.0, 5.0] points, detectable 7.0 | undecided | other setting |" in text
+    assert "| +3.0 | +3.1 [1.0, 5.2] points | supported (paper's setting) |" in text
+    assert "| - | +1.0 [-3.0, 5.0] points, detectable 7.0 | undecided |" in text
     assert "+0.900 [0.500, 1.000] |" in text
     assert "two \\| bars (B\\|C, Tab. 1) | - | - | not run" in text
     assert [path.name for path in tmp_path.iterdir()] == ["claims.json"]
+
+
+def test_the_table_unfolds_by_role_with_its_verdicts_counted():
+    found = c.Estimate(0.031, 0.01, 0.052, 0.001)
+    asked = [
+        claim("average"),
+        claim("worst", role="exploratory"),
+        claim("spread", smallest_difference=0.01, role="exploratory"),
+    ]
+    text = c.folded(c.claims_table([c.decide(each, found) for each in asked]))
+    primary, exploratory = text.split("</details>")[:2]
+    assert "<details open><summary><b>Primary claims</b>: 1 supported</summary>" in primary
+    assert "<details><summary><b>Exploratory claims</b>: 2 supported</summary>" in exploratory
+    assert primary.count("\n| ") == 2  # the header and one claim
+    assert exploratory.count("\n| ") == 3
 
 
 @pytest.mark.parametrize("content", ["[{", "[]", '[{"paper": "x"}]', None])
