@@ -12,6 +12,7 @@ from crat.papers.common import (
     EMA,
     EPOCH,
     EXPLORATORY,
+    FEW_SEEDS,
     GATED,
     LOOKS,
     MAIN_SEEDS,
@@ -50,6 +51,10 @@ ON_TRADES: dict[str, dict[str, Any]] = {
     "TRADES + CCM + CCR": preset("cfa", base="trades") | NONE,
     "TRADES + CFA": preset("cfa", base="trades") | GATED,
 }
+# The settings between which a claim decides have several seeds, the others of a sweep have one.
+DECIDING = ("sweep AT", "eps 0.4", "eps 1.6", "beta 1", "beta 6")
+DECIDING += ("AT", "AT + CCM", "AT + EMA", "AT + FAWA")
+DECIDING += ("TRADES", "TRADES + CCR", "TRADES + EMA", "TRADES + FAWA")
 MAIN = ("AT", "AT+EMA", "CFA (AT)", "TRADES", "TRADES+EMA", "CFA (TRADES)")
 
 
@@ -65,19 +70,25 @@ def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """The runs "main CFA (AT)-s0" ...; the sweeps' "AT-s0", "eps 0.4-s0", "AT + CCM" ..."""
-    base, main = sweep(profile_name, selection), all_methods.evidence_runs(profile_name, selection)
+    """The runs "main CFA (AT)-s0" ...; the sweeps' "sweep AT-s0", "eps 0.4-s0", "AT + CCM-s1" ..."""
+    main = all_methods.evidence_runs(profile_name, selection)
     seeds = selection.repeated(MAIN_SEEDS)
     runs = {f"main {m}-s{s}": main[f"{m}-s{s}"] for m in MAIN for s in seeds}
     standard = base_of(profile_name, selection).but(defense="standard")  # no margin
     runs |= seeded("main standard", standard, seeds)
-    runs["AT-s0"] = base
+    several = selection.repeated(FEW_SEEDS)
+    for name, config in swept(sweep(profile_name, selection)).items():
+        runs |= seeded(name, config, several if name in DECIDING else several[:1])
+    return runs
+
+
+def swept(base: RunConfig) -> Runs:
+    """The settings of the sweeps and ablations by name, without their seeds; base: AT+EMA."""
     eps = number(base.resolved().train.eps or 0)
-    runs |= {f"eps {share:g}-s0": base.but(eps=round(share * eps, 6)) for share in MARGINS}
-    runs |= {
-        f"beta {v:g}": base.but(**preset("trades", normalised=True) | EMA).but(beta=v)
-        for v in BETAS
-    }
+    runs = {"sweep AT": base}
+    runs |= {f"eps {share:g}": base.but(eps=round(share * eps, 6)) for share in MARGINS}
+    trades = base.but(**preset("trades", normalised=True) | EMA)
+    runs |= {f"beta {v:g}": trades.but(beta=v) for v in BETAS}
     runs |= {f"lambda_1 {v:g}": base.but(**preset("cfa", lambda_1=v) | EMA) for v in LAMBDA_1}
     ccr = {v: preset("cfa", base="trades", ccm=False, lambda_2=v) for v in LAMBDA_2}
     runs |= {f"lambda_2 {v:g}": base.but(**changes | EMA) for v, changes in ccr.items()}
