@@ -21,7 +21,7 @@ from crat.batch.notebook import ROOT
 
 COURSE = ROOT / "notebooks" / "course"
 LARGEST = 50_000_000  # bytes of a notebook that is read
-MAGIC = re.compile(r"^[ \t]*[%!].*$", re.MULTILINE)
+MAGIC = re.compile(r"^([ \t]*)[%!].*$", re.MULTILINE)
 
 
 class AnswersError(RuntimeError):
@@ -57,7 +57,7 @@ class Exercise:
         A check that was removed is there, one that was changed is as it was given. A given cell
         that was changed is run as the student has it, then as it was given. A cell of the
         student's own stays behind the cell that it follows. Raises AnswersError where the notebook
-        has no answer of this exercise.
+        has no answer of this exercise, or no cell as it was given: it is of another one.
         """
         by_key = {key: i for i, cell in enumerate(self.cells) for key in _keys(cell)}
         theirs: dict[int, list[Cell]] = {}  # their versions of the cell at a place
@@ -69,8 +69,10 @@ class Exercise:
             if at is None or not self._is_ours(cell, at):
                 written = Cell("own", without_magic(_source(cell)), "the answer")
                 (behind if at is None else theirs).setdefault(place, []).append(written)
-        if not any(is_answer(self.cells[i]) for i in theirs):
-            raise AnswersError(f"none of its cells is an answer of {self.name}")
+        ours = {_source(cell).strip() for cell in self.cells}
+        same = any(_source(cell).strip() in ours for cell in code_cells(notebook))
+        if not (same and any(is_answer(self.cells[i]) for i in theirs)):
+            raise AnswersError(f"its cells are not those of {self.name}")
         cells = behind.get(-1, [])
         for i in range(len(self.cells)):
             cells = [*cells, *theirs.get(i, []), *self._own(i), *behind.get(i, [])]
@@ -126,7 +128,7 @@ def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
 
 def without_magic(source: str) -> str:
     """The code without lines of IPython's own (`%time`, `!pip`), which are no Python."""
-    return MAGIC.sub("pass", source) if _fails(source) else source
+    return MAGIC.sub(r"\1pass", source) if _fails(source) else source
 
 
 def _fails(source: str) -> bool:

@@ -33,8 +33,10 @@ from crat.store import StoreError
 GLANCE = 0.1  # seconds between looks
 MARKER = "CRAT_EXAMINEE"  # the variable by which the processes of a run are known
 PROCESSES = 64  # of one notebook
+THREADS = 4  # at most, of torch and NumPy
 FILES = 2**30  # bytes that it may write
 LINE = 1 << 16  # bytes of an answer
+LIMITED_BY_SYSTEM = True  # too, where the system can; see `examinee.limit`
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,14 @@ class _Process:
         self.looked = 0.0
         places = {name: str(folder / name.lower()) for name in ("CRAT_RUNS", "CRAT_FIGURES")}
         places["CRAT_DATA"] = str(data_home().absolute())
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        own = {MARKER: self.marker, "MPLBACKEND": "Agg", "PYTHONUTF8": "1", "PYTHONPATH": path}
+        own = {
+            MARKER: self.marker,
+            "MPLBACKEND": "Agg",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
+            or str(min(THREADS, os.cpu_count() or 1)),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "PYTHONUTF8": "1",
+        }
         try:
             self.process = subprocess.Popen(
                 # -P: no file that the notebook writes is imported in place of a library
@@ -136,8 +144,8 @@ class _Process:
     def begin(self, sources: Sequence[str]) -> str:
         """Waits until it has imported what the exercise imports; the fault in a line, or ""."""
         try:
-            limits = {"seconds": self.limits.seconds, "memory": self.limits.memory}
-            self._ask({"sources": sources, **limits})
+            limits = [self.limits.seconds, self.limits.memory] if LIMITED_BY_SYSTEM else []
+            self._ask({"sources": sources, "limits": limits})
         except _Ended as error:
             return f"{error}, before the first cell"
         return ""
