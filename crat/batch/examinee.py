@@ -10,6 +10,7 @@ usual tricks. It is no sandbox: all is one process, and code that looks for it f
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import importlib
 import json
@@ -37,9 +38,9 @@ class Names:
         main = types.ModuleType("__main__")  # which a class of the notebook calls its module
         sys.modules["__main__"] = main
         self.own: dict[str, Any] = vars(main)
-        self.own["display"] = print
+        self.own |= {"display": print, "__builtins__": builtins}
         self.given = dict(self.own)
-        self.bound = set(self.own)  # by the exercise
+        self.bound = {*self.own, *dir(builtins)}  # by the exercise, or Python's own
 
     def run_own(self, code: types.CodeType) -> None:
         """Runs a cell of the student's, which sees all names."""
@@ -74,7 +75,7 @@ class Library:
     def _keep(self, owner: Any) -> None:
         if id(owner) in self.owners:
             return
-        names = {k: v for k, v in vars(owner).items() if callable(v) or isinstance(owner, type)}
+        names = _functions(owner)
         self.owners[id(owner)] = owner, names
         for value in names.values():
             if isinstance(value, types.FunctionType):
@@ -90,12 +91,18 @@ class Library:
             for name in [name for name in names if now.get(name) is not names[name]]:
                 setattr(owner, name, names[name])
             if isinstance(owner, type):
-                for name in now.keys() - names.keys() - {"__annotations__"}:
+                for name in _functions(owner).keys() - names.keys():
                     delattr(owner, name)
         for function, (code, defaults, keywords) in self.functions.items():
             if function.__code__ is not code:
                 function.__code__ = code
             function.__defaults__, function.__kwdefaults__ = defaults, keywords
+
+
+def _functions(owner: Any) -> dict[str, Any]:
+    """What can be called, or is a property or a method, of a module or a class."""
+    names = vars(owner).items()
+    return {name: value for name, value in names if callable(value) or hasattr(value, "__get__")}
 
 
 def listen() -> tuple[SimpleQueue[bytes], Callable[[bytes], object]]:

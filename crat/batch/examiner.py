@@ -64,7 +64,7 @@ def examine(cells: Sequence[Cell], limits: Limits, tell: Callable[[], object]) -
     """The results of the checks among the cells, which are run one after the other.
 
     A cell that fails ends nothing; a process that ends, or is ended, fails all later checks.
-    tell: called now and then. Raises StoreError where no process or folder can be made.
+    tell: called now and then. Raises StoreError where no process can be started.
     """
     results = []
     ended = answered = ""

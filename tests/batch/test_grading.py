@@ -18,7 +18,7 @@ COURSE = ROOT / "notebooks" / "course"
 STUB = "def {name}(x):\n    # your code here\n    raise NotImplementedError('{name}')"
 CHECKS = {
     "double": "assert same(double(2), 4), 'twice the number'\nassert double(-1) == -2",
-    "square": "assert same(square(3), 9), 'the number by itself'\nassert square(-1) == 1",
+    "square": "assert same(square(3), 9), 'the number by itself'\nassert all([square(-1) == 1])",
 }
 HELPER = "def same(a, b):\n    return a == b\n\n\nlimit = 3"
 
@@ -145,6 +145,7 @@ def test_a_solved_notebook_has_all_points_and_a_half_done_half():
 TRICKS = {
     "another helper": "def same(a, b):\n    return True",
     "builtins": "import builtins\nbuiltins.AssertionError = int\nbuiltins.abs = lambda x: 0",
+    "names of Python's own": "all = any = lambda x: True\n__builtins__ = {'same': max}",
     "a library": "import math\nmath.isclose = lambda *a: True",
     "the exit": "import sys\nsys.exit(0)",
     "a thread without end": (
@@ -164,7 +165,7 @@ TRICKS = {
 def test_what_changes_no_mark(trick):
     """A check is as it was given, in names of its own; what fails is the cell, not the process."""
     more = [cell(TRICKS[trick], "mine")]
-    results = examined(notebook(RIGHT["double"], "def square(x):\n    return 0", more))
+    results = examined(notebook(RIGHT["double"], "def square(x):\n    return 3 * x", more))
     assert [points for points, _ in results.values()] == [1, 0]
 
 
