@@ -171,23 +171,29 @@ def test_what_changes_no_mark(trick):
 
 def test_the_libraries_are_put_back_for_a_check():
     check = (
-        "import numpy as np, torch\nfrom crat.attacks import FGSM\n"
+        "import numpy as np, torch\n"
+        "from crat.analysis import metrics\nfrom crat.attacks import FGSM\n"
         "assert not np.allclose(0, 1) and not torch.allclose(torch.zeros(1), torch.ones(1))\n"
         "assert torch.ones(2).sum() == 2 and abs(-1) == 1 and FGSM(0.1).eps == 0.1\n"
-        "assert not hasattr(FGSM, 'more') and not any([answer])"
+        "assert not hasattr(FGSM, 'more') and not any([answer])\n"
+        "assert metrics.wilson(1, 2)[0] < 0.5"
     )
     cheat = (
         "import builtins, numpy as np, torch\nfrom crat.attacks import FGSM\nanswer = 0\n"
         "np.allclose = torch.allclose = lambda *a, **k: True\nbuiltins.any = lambda x: False\n"
-        "torch.Tensor.sum = lambda self: 5\nbuiltins.abs = lambda x: 5\nFGSM.more = True\n"
-        "FGSM.__init__.__code__ = (lambda self, *a, **k: None).__code__"
+        "torch.Tensor.sum = lambda self: 5\nbuiltins.abs = lambda x: 5\nFGSM.more = abs\n"
+        "from crat.analysis import metrics\n"
+        "metrics.wilson.__code__ = (lambda *a: (1, 1)).__code__\n"
+        "assert metrics.wilson(1, 2) == (1, 1)"
     )
     cells = [
         answers.Cell("given", "import torch", "a given cell"),
         answers.Cell("own", cheat, "the answer"),
         answers.Cell("check", check, "task", 1),
     ]
-    (result,) = examiner.examine(cells, examiner.Limits(60), lambda: None)
+    cells.append(answers.Cell("check", "assert False", "cheated", 1))
+    result, cheated = examiner.examine(cells, examiner.Limits(60), lambda: None)
+    assert cheated.fault == "AssertionError"  # the tricks themselves ran
     assert (result.fault, result.points) == ("", 1)
 
 
