@@ -21,7 +21,6 @@ from crat.batch.notebook import ROOT
 
 COURSE = ROOT / "notebooks" / "course"
 LARGEST = 50_000_000  # bytes of a notebook that is read
-MAGIC = re.compile(r"^([ \t]*)[%!].*$", re.MULTILINE)
 
 
 class AnswersError(RuntimeError):
@@ -49,7 +48,7 @@ class Exercise:
     def checks(self) -> dict[str, float]:
         """Column of the marks -> points, for each check."""
         marks = [_mark(cell) for cell in self.cells if is_check(cell)]
-        return {f"{self.name}.{mark['grade_id']}": mark["points"] for mark in marks}
+        return {f"{self.name}.{mark['grade_id']}": mark.get("points", 0) for mark in marks}
 
     def script(self, notebook: dict[str, Any]) -> list[Cell]:
         """The cells to run for a student's notebook, in the exercise's order.
@@ -67,7 +66,7 @@ class Exercise:
             at = next((by_key[key] for key in _keys(cell) if key in by_key), None)
             place = place if at is None else at
             if at is None or not self._is_ours(cell, at):
-                written = Cell("own", without_magic(_source(cell)), "the answer")
+                written = Cell("own", _source(cell), "the answer")
                 (behind if at is None else theirs).setdefault(place, []).append(written)
         ours = {_source(cell).strip() for cell in self.cells}
         same = any(_source(cell).strip() in ours for cell in code_cells(notebook))
@@ -93,7 +92,8 @@ class Exercise:
         if not is_check(cell):
             return [Cell("given", _source(cell), "a given cell")]
         mark = _mark(cell)
-        return [Cell("check", _source(cell), f"{self.name}.{mark['grade_id']}", mark["points"])]
+        column = f"{self.name}.{mark['grade_id']}"
+        return [Cell("check", _source(cell), column, mark.get("points", 0))]
 
 
 def exercises(folder: Path = COURSE) -> dict[str, Exercise]:
@@ -115,8 +115,8 @@ def read(path: Path) -> dict[str, Any]:
             raise AnswersError(f"{path.name} has more than {LARGEST // 10**6} MB")
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
-            _source(cell), cell["cell_type"], dict(cell["metadata"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            _source(cell), cell["cell_type"], cell["metadata"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise AnswersError(f"{path.name} is no notebook that can be read") from None
     return notebook
 
@@ -124,19 +124,6 @@ def read(path: Path) -> dict[str, Any]:
 def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
     """The cells of code."""
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-
-
-def without_magic(source: str) -> str:
-    """The code without lines of IPython's own (`%time`, `!pip`), which are no Python."""
-    return MAGIC.sub(r"\1pass", source) if _fails(source) else source
-
-
-def _fails(source: str) -> bool:
-    try:
-        compile(source, "<cell>", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError):
-        return True
-    return False
 
 
 def is_check(cell: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import sys
 import threading
 import types
@@ -27,6 +28,7 @@ from crat.batch import children
 LONGEST = 300  # characters of an error
 # libraries whose functions a check relies on
 GUARDED = ("builtins", "crat", "json", "math", "numpy", "torch")
+MAGIC = re.compile(r"^([ \t]*)[%!].*$", re.MULTILINE)
 LARGEST_FILE = 2**28  # bytes
 PROCESSES = 1000  # and threads, more than this user has now
 
@@ -170,6 +172,19 @@ def imported(sources: Iterable[str]) -> None:
                     importlib.import_module(module)
 
 
+def without_magic(source: str) -> str:
+    """The code without lines of IPython's own (`%time`, `!pip`), which are no Python."""
+    return MAGIC.sub(r"\1pass", source) if _fails(source) else source
+
+
+def _fails(source: str) -> bool:
+    try:
+        compile(source, "<cell>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return True
+    return False
+
+
 def error_line(error: BaseException) -> str:
     """An error in one line of signs that a terminal shows, such as "ValueError: no image"."""
     try:
@@ -204,9 +219,12 @@ def main() -> None:
         cell = load(lines.get())
         error = None
         try:
-            if cell["kind"] != "own":
+            source = cell["source"]
+            if cell["kind"] == "own":
+                source = without_magic(source)
+            else:
                 put_back()
-            code = translate(cell["source"], "<cell>", "exec", dont_inherit=True, optimize=0)
+            code = translate(source, "<cell>", "exec", dont_inherit=True, optimize=0)
             run[cell["kind"]](code)
         except BaseException as raised:  # SystemExit and KeyboardInterrupt are a cell's, too
             error = line_of(raised)

@@ -82,11 +82,12 @@ def build(
     for path in stale:
         write_text(path, texts[path])
     old = [name for name in solutions if not has_outputs(solutions[name])]
+    told = f"{', '.join(old)}: no outputs, or those of other code; --execute makes them"
     if check and old:
-        names = ", ".join(old)
-        raise CourseError(f"{names}: no outputs, or those of other code; --execute makes them")
+        raise CourseError(told)
     changed = len({path.name for path in stale})
-    return f"{len(exercises)} exercises in {course.relative_to(root)}, {changed} of them changed"
+    summary = f"{len(exercises)} exercises in {course.relative_to(root)}, {changed} of them changed"
+    return summary + (f"\n{told}" if old else "")
 
 
 def _text(path: Path) -> str:

@@ -126,8 +126,23 @@ def test_checks_and_given_cells_are_put_back():
 
 
 def test_lines_of_magic_are_left_out():
-    assert answers.without_magic("%time\nif x:\n    !pip install y\n") == "pass\nif x:\n    pass\n"
-    assert answers.without_magic("x = '''\n%d\n'''") == "x = '''\n%d\n'''"
+    assert examinee.without_magic("%time\nif x:\n    !pip install y\n") == "pass\nif x:\n    pass\n"
+    assert examinee.without_magic("x = '''\n%d\n'''") == "x = '''\n%d\n'''"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"cells": [3]}',
+        '{"cells": [{"source": [], "cell_type": "code", "metadata": []}]}',
+    ],
+)
+def test_what_is_no_notebook(text, tmp_path):
+    save(tmp_path / "a.ipynb", text)
+    with pytest.raises(answers.AnswersError, match="is no notebook that can be read"):
+        answers.read(tmp_path / "a.ipynb")
 
 
 def test_a_solved_notebook_has_all_points_and_a_half_done_half():
@@ -342,6 +357,7 @@ def test_a_killed_marking_leaves_no_process(tmp_path, tiny):
         ("in --exercises empty", 1, "no exercises in"),
         ("in --out strange.csv", 1, "has not the marks of these exercises: name another --out"),
         ("in --out empty", 2, "is a folder: name a file"),
+        ("in/ann/1_attack_by_hand.ipynb", 1, "is no folder"),
         ("in --seconds 0", 2, "a number above 0, not '0'"),
         ("in --memory much", 2, "a number above 0, not 'much'"),
         ("", 2, "required: FOLDER"),
