@@ -202,8 +202,7 @@ def main() -> None:
     lines, answer = listen()
     first = json.loads(lines.get())
     imported(first["sources"])
-    if first["limits"]:
-        limit(*first["limits"])
+    limit(*first["limits"])
     # what is needed below is in names of this function: a cell cannot put others in their place
     names, library = Names(), Library()
     run = {"own": names.run_own, "given": names.run_given, "check": names.run_given}

@@ -36,7 +36,6 @@ PROCESSES = 64  # of one notebook
 THREADS = 4  # at most, of torch and NumPy
 FILES = 2**30  # bytes that it may write
 LINE = 1 << 16  # bytes of an answer
-LIMITED_BY_SYSTEM = True  # too, where the system can; see `examinee.limit`
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class _Process:
         self.until = time.monotonic() + limits.seconds
         self.marker = secrets.token_hex(8)
         self.word = ""
-        self.answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.answers: queue.Queue[bytes] = queue.Queue(maxsize=8)  # a flood waits in the pipe
         self.looked = 0.0
         places = {name: str(folder / name.lower()) for name in ("CRAT_RUNS", "CRAT_FIGURES")}
         places["CRAT_DATA"] = str(data_home().absolute())
@@ -128,7 +127,8 @@ class _Process:
         except OSError as error:
             raise StoreError(f"cannot start a process in {folder}: {error.strerror}") from None
         self.family = {psutil.Process(self.process.pid)}
-        threading.Thread(target=self._hear, daemon=True).start()
+        self.hearing = threading.Thread(target=self._hear, daemon=True)
+        self.hearing.start()
 
     def _hear(self) -> None:
         """Keeps the lines that begin with the word of now; b"" at the end."""
@@ -144,8 +144,7 @@ class _Process:
     def begin(self, sources: Sequence[str]) -> str:
         """Waits until it has imported what the exercise imports; the fault in a line, or ""."""
         try:
-            limits = [self.limits.seconds, self.limits.memory] if LIMITED_BY_SYSTEM else []
-            self._ask({"sources": sources, "limits": limits})
+            self._ask({"sources": sources, "limits": [self.limits.seconds, self.limits.memory]})
         except _Ended as error:
             return f"{error}, before the first cell"
         return ""
@@ -208,9 +207,13 @@ class _Process:
             if not strays:
                 break
             children.kill(strays)
-        for stream in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):
-                stream.close()  # type: ignore[union-attr]
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self.hearing.join(1)
+        if not self.hearing.is_alive():  # else to close it would wait for who has its other end
+            self.process.stdout.close()
 
 
 def _memory(process: psutil.Process) -> int:

@@ -230,16 +230,17 @@ def test_what_ends_a_run_costs_the_tasks_from_there_on(code):
     assert fault.startswith(ENDS[code])
 
 
-def test_memory_is_limited(monkeypatch):
-    eats = "\n\n\nkept = bytearray(2**29)\nfor i in range(0, 2**29, 4096):\n    kept[i] = 1"
-    _, fault = examined(notebook(RIGHT["double"] + eats), memory=0.3)["tiny.task-1"]
-    assert "MemoryError" in fault or fault == "" or "more than 0.3 GB" in fault
-    cells = [answers.Cell("own", eats.strip() + "\nimport time\ntime.sleep(20)", "the answer")]
-    cells.append(answers.Cell("check", "pass", "task", 1))
-    # where the system sets no limits, the looks at the process are all
-    monkeypatch.setattr(examiner, "LIMITED_BY_SYSTEM", False)
-    (result,) = examiner.examine(cells, examiner.Limits(30, 0.3), lambda: None)
-    assert result.fault == "more than 0.3 GB of memory, in the answer"
+def test_memory_is_limited():
+    """Of a process by the system, where it can; of all of them by the looks at them."""
+    eats = "kept = bytearray(2**29)\nfor i in range(0, 2**29, 4096):\n    kept[i] = 1"
+    after = "\nimport time\ntime.sleep(20)"
+    _, fault = examined(notebook(eats + after), memory=0.3)["tiny.task-1"]
+    assert "MemoryError" in fault or "more than 0.3 GB" in fault
+    code = f"kept = b'x' * {180 * 10**6}" + after
+    start = f"subprocess.Popen([sys.executable, '-c', {code!r}])"
+    two = f"import subprocess, sys\nfor _ in 'ab':\n    {start}"
+    _, fault = examined(notebook(two + after), memory=0.3)["tiny.task-1"]
+    assert fault == "more than 0.3 GB of memory, in the answer"
 
 
 def test_files_and_processes_are_limited_and_nothing_is_left(monkeypatch):
