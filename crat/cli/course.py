@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -56,7 +57,10 @@ def above_zero(text: str) -> float:
 
 
 def grade(a: Namespace) -> None:
-    """Marks the notebooks of a folder."""
+    """Marks the notebooks of a folder; SIGTERM stops it as Ctrl-C does, and nothing is left."""
+    for name in ("SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     from crat.batch import grading
 
     limits = grading.Limits(a.seconds, a.memory)

@@ -57,6 +57,11 @@ def save(path, content):
     path.write_text(text, encoding="utf-8")
 
 
+@pytest.fixture(autouse=True)
+def signals_are_left(monkeypatch):
+    monkeypatch.setattr("crat.cli.course.signal.signal", lambda *_: None)
+
+
 @pytest.fixture
 def tiny(tmp_path):
     """A folder with the tiny exercise, of two tasks of one and two points."""
@@ -333,21 +338,25 @@ def test_a_stopped_marking_keeps_what_it_has(tiny, tmp_path, monkeypatch):
     assert len(begun) == 3
 
 
-def test_a_killed_marking_leaves_no_process(tmp_path, tiny):
-    marker = f"# {time.time_ns()}"
+@pytest.mark.parametrize("end", ["kill", "terminate"])
+def test_a_killed_marking_leaves_no_process(end, tmp_path, tiny):
+    places = tmp_path / "places"
+    places.mkdir()
     save(tmp_path / "in/ann/tiny.ipynb", notebook("import time\ntime.sleep(99)"))
     command = [sys.executable, "-m", "crat", "course", "grade", str(tmp_path / "in")]
-    command += ["--out", str(tmp_path / f"{marker[2:]}.csv"), "--exercises", str(tiny)]
-    marking = psutil.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    command += ["--out", str(tmp_path / "marks.csv"), "--exercises", str(tiny)]
+    env = {"PYTHONPATH": str(ROOT), "TMPDIR": str(places)}
+    marking = psutil.Popen(command, env=os.environ | env)
     until = time.monotonic() + 60
     while not (children := marking.children()) and time.monotonic() < until:
         time.sleep(0.05)
     time.sleep(0.5)
-    marking.kill()
-    marking.wait()
+    getattr(marking, end)()
+    assert marking.wait() == (130 if end == "terminate" else -9)
     _, alive = psutil.wait_procs(children, timeout=20)
     assert children
     assert not alive
+    assert end == "kill" or list(places.iterdir()) == []
 
 
 @pytest.mark.parametrize(
