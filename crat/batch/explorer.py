@@ -24,13 +24,14 @@ from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from crat import data, store
 from crat.attacks.gradient import Attack
 from crat.config import DATASETS, RunConfig
 from crat.data.files import DataError
 from crat.keys.identity import attack_identity
-from crat.outcomes import files, margins
+from crat.outcomes import margins
 from crat.outcomes.batteries import (
     TEMPERATURES,
     protocol_pgd,
@@ -40,7 +41,6 @@ from crat.outcomes.batteries import (
 )
 from crat.outcomes.margins import Place
 from crat.papers.all_methods import TRIED
-from crat.papers.leaderboard import BASELINE
 from crat.training.named import label
 from crat.training.run import card_config
 
@@ -52,6 +52,8 @@ LEVELS = 63  # of a margin, on each side of 0
 SHOWN = {"split": "test", "which": "best", "seed": 0, "keep": None, "crafted_on": None}
 FREE = {"name", "attack", "dtype", "first"}
 AVERAGES = {"none": "none", "ema_update": "EMA", "ema_epoch": "EMA of epochs", "fawa": "FAWA"}
+# shown unasked, where they are: the leaderboard's baseline, and methods for fairness
+DEFAULTS = ("AT+EMA-s0", "WAT+EMA-s0", "CFA (AT)+EMA-s0", "CFA (AT)-s0")
 COLUMNS = 40  # images in a row of a sprite
 # The images that may be shipped: data set -> (where they are from, those that crat ships). The
 # shipped ones are the first of each class, in the same order.
@@ -210,18 +212,12 @@ def _rank(answers: Answers) -> tuple[int, bool]:
     return len(answers.prediction), answers.dtype == "float32"
 
 
-def _read(run: Path, place: Place, meta: Mapping[str, Any]) -> tuple[NDArray, Answers]:
+def _read(run: Path, place: Place, meta: dict[str, Any]) -> tuple[NDArray, Answers]:
     """The labels and answers of an outcome, with logits or without, after its checks."""
     store.published_file(run, place.path.relative_to(run).as_posix())
-    settings = {name: value for name, value in meta.items() if name != "attack"}
-    if place.key:
-        arrays = margins.read(place, meta["attack"], settings)
-        margin = arrays["margin"]
-    else:
-        arrays = files.read(place.path, meta["attack"], settings)
-        margin = margins.of(arrays["logits"], arrays["y"])
+    arrays = margins.answers(place, meta)
     dtype = "float32" if meta["attack"] == "None" else meta["dtype"]
-    return arrays["y"].astype(int), Answers(arrays["prediction"], margin, dtype)
+    return arrays["y"].astype(int), Answers(arrays["prediction"], arrays["margin"], dtype)
 
 
 # --- names ---
@@ -255,9 +251,7 @@ def _name(config: RunConfig, usual_epochs: int) -> Name:
 def _papers_names() -> dict[str, str]:
     """The leaderboard's names of methods, without averages: crat's words for one -> name."""
     heads = {label(RunConfig().but(**changes)): name for name, changes in TRIED.items()}
-    return {
-        head.partition(" + ")[0]: re.sub(r" ?\+EMA$", "", name) for head, name in heads.items()
-    }
+    return {head.partition(" + ")[0]: re.sub(r" ?\+EMA$", "", name) for head, name in heads.items()}
 
 
 def _order(name: Name) -> tuple[Any, ...]:
@@ -316,7 +310,7 @@ def packed(shown: Collection) -> dict[str, Any]:
     return {
         "classes": shown.classes,
         "attacks": shown.attacks,
-        "default": _default([run.name.key for run in shown.runs]),
+        "default": _default(shown.runs),
         "levels": LEVELS,
         "no_images": NO_PICTURES.get(shown.name, "The images of this data set are not shipped."),
         "runs": runs,
@@ -335,10 +329,10 @@ def _quantised(margin: NDArray, largest: float) -> NDArray:
     return (np.sign(margin.astype(float)) * np.round(LEVELS * root)).astype(np.int8)
 
 
-def _default(keys: Sequence[str]) -> list[str]:
-    """The two runs that the page shows unasked: the baseline, and a method for fairness."""
-    wanted = [key for key in (f"{BASELINE}-s0", "WAT+EMA-s0", "CFA (AT)+EMA-s0") if key in keys]
-    return [*wanted, *(key for key in keys if key not in wanted)][:2]
+def _default(runs: Sequence[Shown]) -> list[str]:
+    """The two runs that the page shows unasked."""
+    keys = [run.name.key for run in runs]
+    return [*(key for key in DEFAULTS if key in keys), *keys][:2]
 
 
 def write_images(folder: Path, dataset: str, shipped: str) -> list[dict[str, Any]]:
@@ -351,6 +345,7 @@ def write_images(folder: Path, dataset: str, shipped: str) -> list[dict[str, Any
         images = data.load(dataset)
     except DataError:
         images = data.load(shipped)
+    assert isinstance(images.x_test, Tensor)  # those of PICTURES fit the memory
     x = images.x_test.numpy()[:, 0]
     y = images.y_test.numpy()
     rows = []

@@ -12,7 +12,7 @@
     "b-only": "only right withstands",
     neither: "neither withstands",
   };
-  const FIRST = 60; // images shown before "more" is pressed
+  const FIRST = 24; // images shown before "more" is pressed
   const sets = window.CRAT_NUMBERS || {};
   const decoded = {}; // data set -> its arrays, one Uint8Array
   let root, choice, shownImages;
@@ -202,7 +202,12 @@
 
   const percent = (share) => (Number.isNaN(share) ? "–" : (100 * share).toFixed(1));
   const signed = (value, digits) => value.toFixed(digits).replace("-", "−");
-  const points = (value) => (Number.isNaN(value) ? "–" : `${value > 0 ? "+" : ""}${signed(100 * value, 1)}`);
+  // a difference in points; one that rounds to 0 has no sign
+  function points(value) {
+    if (Number.isNaN(value)) return "–";
+    const rounded = Math.round(1000 * value) / 10;
+    return `${rounded > 0 ? "+" : ""}${signed(rounded || 0, 1)}`;
+  }
 
   function keyed(element, name) {
     element.dataset.key = name;
@@ -251,8 +256,7 @@
     const ofMethod = judged.filter((each) => each.method === run.method);
     const ofAverage = ofMethod.filter((each) => each.average === run.average);
     const change = (name) => (value) => {
-      const order = { method: ["method", "average", "seed"], average: ["method", "average", "seed"], seed: ["method", "average", "seed"] }[name];
-      const wanted = order.map((field) => [field, field === name ? value : run[field]]);
+      const wanted = ["method", "average", "seed"].map((field) => [field, field === name ? value : run[field]]);
       go({ [side]: nearest(judged, wanted).key });
     };
     const label = (short) => ({ short, long: `${short} of the ${SIDE_WORDS[side]} run` });
@@ -320,9 +324,9 @@
 
   function picture(view, width) {
     const { set } = choice;
-    const wide = width > 560;
+    const wide = width > 480;
     const left = wide ? 120 : 88;
-    const right = width - (wide ? 74 : 16);
+    const right = width - (wide ? 84 : 16);
     const top = wide ? 22 : 4;
     const step = 46;
     const bottom = top + step * set.classes.length;
@@ -370,7 +374,7 @@
     return h("p", { class: "x-legend" },
       entry([swatch("a", "clean"), swatch("a", "attacked")], `left: ${choice.a.key}`),
       entry([swatch("b", "clean"), swatch("b", "attacked")], `right: ${choice.b.key}`),
-      entry([], `light: clean; dark: right before and under ${choice.attack}`),
+      entry([], `light: clean; dark: ${choice.attack}`),
       entry([swatch("a", "attacked", true), swatch("b", "attacked", true)], "worst class of its run"));
   }
 
@@ -463,11 +467,13 @@
           h("span", { class: "x-track" }, bar), h("span", { class: "x-count" }, h("b", {}, String(count)), ` ${percent(count / n)}`)));
       }))));
     const name = `${set.name}-${attack}-${set.classes[k]}`.replace(/[^\w-]+/g, "_");
+    const lucky = SIDES.map((side) => counts[side][k] - view[side].robustRight[k]);
     return h("div", {},
       h("table", { id: "x-row", class: "report-table" },
         h("caption", {}, `Answers to the ${n} images of ${set.classes[k]} under ${attack}: number, and % of the class.`),
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Answer"),
           ...SIDES.map((side) => h("th", { scope: "col" }, h("span", { class: `x-mark x-${side}`, "aria-hidden": "true" }), choice[side].key)))), body),
+      lucky[0] + lucky[1] ? h("p", { class: "x-note" }, `Right under the attack but wrong on the clean image, so not counted as withstood: ${lucky[0]} left, ${lucky[1]} right.`) : "",
       never.length ? h("p", { class: "x-note" }, `Never the answer: ${never.join(", ")}.`) : "",
       csvButton(name, ["answer", choice.a.key, choice.b.key], set.classes.map((words, j) => [words, counts.a[j], counts.b[j]])));
   }
@@ -537,7 +543,7 @@
       more.textContent = `Show more (${images.length - shownImages} left)`;
     };
     extend(Math.max(FIRST, shownImages || 0));
-    more.addEventListener("click", () => extend(shownImages + 2 * FIRST));
+    more.addEventListener("click", () => extend(shownImages + 4 * FIRST));
     const sprite = set.images[k];
     const short = sprite && images.some((i) => places.get(i) >= sprite.images);
     const absent = set.images.length ? "" : ` ${set.no_images}`;
@@ -551,7 +557,7 @@
     const close = keyed(h("button", { type: "button", class: "x-close", onclick: () => go({ class: set.classes[k], cell: "" }) }, "Close"), "close-cell");
     return h("section", { id: "x-cell", "aria-label": "The images" },
       h("h2", {}, cellWords(view, cell, images.length), close),
-      h("p", { class: "x-note" }, `Answer and margin under ${attack} of the left (circle) and the right run (square); pictures are the clean images. ${orderWords(cell)}${absent}${some}`),
+      h("p", { class: "x-note" }, `Answer and margin under ${attack} of the left (circle) and the right run (square).${set.images.length ? " Pictures are the clean images." : ""} ${orderWords(cell)}${absent}${some}`),
       list, more, csvButton(name, head, rows));
   }
 
