@@ -184,6 +184,8 @@ def test_a_link_is_readable():
         "explorer.html#data=fashion_mnist&attack=AA&a=AT+EMA-s0&b=Adv+%20+EMA-s0"
         "&class=Shirt&cell=a:Coat"
     )
+    shown = explorer.link("fashion_mnist", "AT+EMA-s0", "WAT+EMA-s0", "PGD-20", "Shirt", "b-only")
+    assert f"`{shown}`" in text(explorer.SOURCE)
     assert explorer.link("cifar10", "a&b", "c=d") == "explorer.html#data=cifar10&a=a%26b&b=c%3Dd"
 
 
@@ -352,6 +354,8 @@ def test_tables_are_given_as_csv(browser, page):
     assert sum(int(cells[1]) for cells in row[1:]) == 1000
     assert len(images) - 1 == int(find(browser, "[data-cell='both'] b")[0].text)
     shown = find(browser, "#x-classes tbody tr:nth-child(7) td[data-value]")[1]
+    robust = int(find(browser, "[data-cell='a-only'] b")[0].text)
+    assert [int(value) for value in classes[7][-2:]][0] == robust
     assert float(classes[7][5]) == float(shown.get_attribute("data-value"))
 
 
@@ -364,6 +368,11 @@ def test_tables_are_given_as_csv(browser, page):
         (
             "#attack=AA&a=AT+EMA-s0&b=SPAT+EMA-s0",
             "AT+EMA-s0 has no published outcomes under AA; shown is AT-s0.",
+        ),
+        (
+            "#attack=AA&a=AT+EMA-s0&b=WAT+EMA-s0",
+            "AT+EMA-s0 has no published outcomes under AA; shown is AT-s0. "
+            "WAT+EMA-s0 has no published outcomes under AA; shown is AT-s1.",
         ),
         ("#class=Hat", "there is no class Hat; none is open."),
         ("#class=6&cell=c:9", "there is no cell c:9; none is open."),

@@ -126,19 +126,18 @@
     return k >= 0 ? `${side}:${k}` : "";
   }
 
-  // the run that is asked for, else the nearest that the attack judged
-  function resolveRun(set, attack, asked, fallback, said) {
+  // the run that is asked for, else the nearest that the attack judged; taken: the other side's
+  function resolveRun(set, attack, asked, fallback, said, taken) {
     const judged = set.runs.filter((run) => run.outcomes[attack]);
-    const is = (run, text) => run.key === text || run.run === text || (text.length > 7 && run.run.endsWith(text));
-    if (asked) {
-      const found = set.runs.find((run) => is(run, asked));
-      if (found && found.outcomes[attack]) return found;
-      const near = found && judged.find((run) => run.method === found.method);
-      const shown = near || judged.find((run) => run.key === fallback) || judged[0];
-      said.push(`${asked} ${found ? `has no published outcomes under ${attack}` : "is not here"}; shown is ${shown.key}`);
-      return shown;
-    }
-    return judged.find((run) => run.key === fallback) || judged[0];
+    const free = judged.filter((run) => run !== taken);
+    const usual = free.find((run) => run.key === fallback) || free[0] || taken;
+    if (!asked) return usual;
+    const is = (run) => run.key === asked || run.run === asked || (asked.length > 7 && run.run.endsWith(asked));
+    const found = set.runs.find(is);
+    if (found && found.outcomes[attack]) return found;
+    const shown = (found && free.find((run) => run.method === found.method)) || usual;
+    said.push(`${asked} ${found ? `has no published outcomes under ${attack}` : "is not here"}; shown is ${shown.key}`);
+    return shown;
   }
 
   function resolve(asked) {
@@ -157,10 +156,7 @@
     }
     const found = { set, attack, class: -1, cell: "", said };
     found.a = resolveRun(set, attack, asked.a, set.default[0], said);
-    found.b = resolveRun(set, attack, asked.b, set.default[1], said);
-    if (found.a === found.b && !asked.b) {
-      found.b = set.runs.find((run) => run.outcomes[attack] && run !== found.a) || found.b;
-    }
+    found.b = resolveRun(set, attack, asked.b, set.default[1], said, found.a);
     if (asked.class !== undefined) {
       found.class = classNamed(set, asked.class);
       if (found.class < 0) said.push(`there is no class ${asked.class}; none is open`);
@@ -386,7 +382,7 @@
   function classTable(view) {
     const { set, attack } = choice;
     const head = ["class", "images", "left clean", "left clean low", "left clean high", `left ${attack}`, `left ${attack} low`, `left ${attack} high`,
-      "right clean", "right clean low", "right clean high", `right ${attack}`, `right ${attack} low`, `right ${attack} high`];
+      "right clean", "right clean low", "right clean high", `right ${attack}`, `right ${attack} low`, `right ${attack} high`, "only left withstands", "only right withstands"];
     const rows = [];
     const body = h("tbody");
     set.classes.forEach((name, k) => {
@@ -402,6 +398,14 @@
         row.append(valued(s.clean, s.cleanInterval), robust);
         values.push(s.clean, ...s.cleanInterval, s.robust, ...s.robustInterval);
       }
+      for (const cell of ["a-only", "b-only"]) {
+        const count = imagesOf(view, k, cell).length;
+        const words = `${name}: ${count} images in which ${PAIRS[cell]}`;
+        const open = () => go({ class: name, cell });
+        const button = h("button", { type: "button", class: "x-name", "aria-label": words, onclick: open }, String(count));
+        row.append(h("td", { class: "number" }, count ? keyed(button, `${cell}-${k}`) : "0"));
+        values.push(count);
+      }
       row.append(h("td", { class: "number" }, points(shares(view, "b", k).robust - shares(view, "a", k).robust)));
       rows.push(values);
       body.append(row);
@@ -411,14 +415,14 @@
       const over = (side, name) => of(view.sizes.map((n, k) => view[side][name][k] / n).filter((v) => !Number.isNaN(v)));
       const values = SIDES.flatMap((side) => [over(side, "cleanRight"), over(side, "robustRight")]);
       foot.append(h("tr", {}, h("th", { scope: "row" }, words), h("td"), ...values.map((v) => h("td", { class: "number", "data-value": v }, percent(v))),
-        h("td", { class: "number" }, points(values[3] - values[1]))));
+        h("td"), h("td"), h("td", { class: "number" }, points(values[3] - values[1]))));
     }
-    const headings = ["Class", "Images", `Left: clean`, `Left: ${attack}`, `Right: clean`, `Right: ${attack}`, "Right − left"];
+    const headings = ["Class", "Images", `Left: clean`, `Left: ${attack}`, `Right: clean`, `Right: ${attack}`, "Only left", "Only right", "Right − left"];
     const name = `${set.name}-${attack}-classes`.replace(/[^\w-]+/g, "_");
     return h("div", {},
       h("div", { class: "x-scroll", tabindex: "0", role: "region", "aria-label": "Table of the classes" },
         h("table", { id: "x-classes", class: "report-table" },
-          h("caption", {}, `Right in %, with Wilson’s 95 % interval. Left: ${choice.a.key}; right: ${choice.b.key}.`),
+          h("caption", {}, `Right in %, with Wilson’s 95 % interval. Left: ${choice.a.key}; right: ${choice.b.key}. Only left: images that only the left run withstands.`),
           h("thead", {}, h("tr", {}, ...headings.map((words) => h("th", { scope: "col" }, words)))), body, foot)),
       csvButton(name, head, rows));
   }
@@ -493,11 +497,12 @@
   function cellWords(view, cell, n) {
     const { set, attack } = choice;
     const own = set.classes[choice.class];
+    const images = n === 1 ? "1 image" : `${n} images`;
     if (cell in PAIRS) {
       const who = { both: "both runs withstand", "a-only": `only ${choice.a.key} withstands`, "b-only": `only ${choice.b.key} withstands`, neither: "neither run withstands" };
-      return `${n} images of ${own} in which ${who[cell]} ${attack}`;
+      return `${images} of ${own} in which ${who[cell]} ${attack}`;
     }
-    return `${n} images of ${own} that are ${set.classes[Number(cell.slice(2))]} to ${choice[cell[0]].key} under ${attack}`;
+    return `${images} of ${own} that ${n === 1 ? "is" : "are"} ${set.classes[Number(cell.slice(2))]} to ${choice[cell[0]].key} under ${attack}`;
   }
 
   function orderWords(cell) {
