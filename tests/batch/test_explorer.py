@@ -60,7 +60,7 @@ def numbers(page):
 
 
 def decoded(shown, key, attack):
-    """Labels, predictions and margins of a run in numbers.js, as page.js reads them."""
+    """Labels, predictions and margins of a run in numbers.js, as model.js reads them."""
     arrays = np.frombuffer(gzip.decompress(base64.b64decode(shown["arrays"])), np.uint8)
     (run,) = [run for run in shown["runs"] if run["key"] == key]
     place = run["outcomes"][attack]
