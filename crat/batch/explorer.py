@@ -154,13 +154,14 @@ def _temperatures(dataset: str, steps: int) -> dict[str, Attack]:
 def collect(results: Path | None = None) -> list[Collection]:
     """The published runs of each data set, Fashion-MNIST first; none where nothing is published.
 
-    Runs that are shown answer all classes of their data set. results: (None: the package's own).
+    Runs that are shown answer all classes of their data set, which are fewer than 255. results: (None: the package's own).
     Raises StoreError where a file is not as it was published, or contradicts itself.
     """
     top = results or store.published_home()
     names = sorted({card.parents[1].name for card in top.glob("*/*/card.json")})
     names.sort(key=lambda name: name != "fashion_mnist")
-    found = [_collection(top / name) for name in names if name in DATASETS]
+    small = [name for name in names if name in DATASETS and DATASETS[name].n_classes < 255]
+    found = [_collection(top / name) for name in small]
     return [collection for collection in found if collection.attacks]
 
 
@@ -332,7 +333,7 @@ def _quantised(margin: NDArray, largest: float) -> NDArray:
 def _default(runs: Sequence[Shown]) -> list[str]:
     """The two runs that the page shows unasked."""
     keys = [run.name.key for run in runs]
-    return [*(key for key in DEFAULTS if key in keys), *keys][:2]
+    return list(dict.fromkeys([*(key for key in DEFAULTS if key in keys), *keys]))[:2]
 
 
 def write_images(folder: Path, dataset: str, shipped: str) -> list[dict[str, Any]]:

@@ -354,8 +354,8 @@ def test_tables_are_given_as_csv(browser, page):
     assert sum(int(cells[1]) for cells in row[1:]) == 1000
     assert len(images) - 1 == int(find(browser, "[data-cell='both'] b")[0].text)
     shown = find(browser, "#x-classes tbody tr:nth-child(7) td[data-value]")[1]
-    robust = int(find(browser, "[data-cell='a-only'] b")[0].text)
-    assert [int(value) for value in classes[7][-2:]][0] == robust
+    only_left = int(find(browser, "[data-cell='a-only'] b")[0].text)
+    assert int(classes[7][-2]) == only_left
     assert float(classes[7][5]) == float(shown.get_attribute("data-value"))
 
 
