@@ -154,7 +154,8 @@ def _temperatures(dataset: str, steps: int) -> dict[str, Attack]:
 def collect(results: Path | None = None) -> list[Collection]:
     """The published runs of each data set, Fashion-MNIST first; none where nothing is published.
 
-    Runs that are shown answer all classes of their data set, which are fewer than 255. results: (None: the package's own).
+    Runs that are shown answer all classes of their data set, which are fewer than 255.
+    results: (None: the package's own).
     Raises StoreError where a file is not as it was published, or contradicts itself.
     """
     top = results or store.published_home()

@@ -4,7 +4,7 @@
 window.CRAT_EXPLORER.classes = (() => {
   const model = window.CRAT_EXPLORER;
   const { SIDES, SIDE_WORDS, PAIRS } = model;
-  const { now, h, button, cell, column, row, go, csvButton } = model.elements;
+  const { now, h, button, cell, column, row, note, go, csvButton } = model.elements;
   const { percent, interval, points } = model.elements;
 
   function shares(side, k) {
@@ -197,18 +197,18 @@ window.CRAT_EXPLORER.classes = (() => {
       "Right in %, with Wilson’s 95 % interval. " +
       `Left: ${now.choice.a.key}; right: ${now.choice.b.key}. ` +
       "Only left: images that only the left run withstands.";
-    const region = { tabindex: "0", role: "region", "aria-label": "Table of the classes" };
+    const region = { tabindex: "0", role: "region", "aria-label": caption };
     return h(
       "section",
       { "aria-label": "The numbers" },
       h("h2", {}, "The numbers"),
+      note(caption),
       h(
         "div",
         { class: "x-scroll", ...region },
         h(
           "table",
           { id: "x-classes", class: "report-table" },
-          h("caption", {}, caption),
           h("thead", {}, h("tr", {}, ...headings.map((words) => column(words)))),
           h("tbody", {}, ...rows.map((each) => each.row)),
           h("tfoot", {}, ...foot),
