@@ -307,6 +307,10 @@ EVIDENCE = {
     "08": [
         ("cross-entropy's border", results.fifty_to_one),
         (
+            "of the tail from",
+            lambda: [results.tail_group("AT", "PGD-20", "tail"), *results.three("PGD-20", "tail")],
+        ),
+        (
             "of the head right|The balanced control",
             lambda: [
                 results.tail_group(m, "PGD-20", g)
