@@ -357,6 +357,13 @@ EVIDENCE = {
     ],
     "09": [
         ("steep line|fit spends", results.bias_line),
+        (
+            "added to the logits",
+            lambda: [
+                results.bias_line()[-1],
+                *percent("09", "frontier", "worst", method="AT+EMA, bias", seed=0),
+            ],
+        ),
         ("of nine", results.above_the_line),
         (
             "WAT lies above",
