@@ -436,7 +436,7 @@ def bias_line():
     rows = csv("09", "frontier").query("method == 'AT+EMA, bias' and seed == 0")
     rows = 100 * rows[["average", "worst"]].set_index(rows["drop"])
     steps = (rows - rows.loc[0]).abs().loc[[0.01, 0.02]].to_numpy().ravel()
-    return [*steps, rows.average[0] - rows.average[0.05]]
+    return [*steps, rows.average[0] - rows.average[0.05], *rows.worst[[0, 0.05]]]
 
 
 def wat_of_seed_0():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 import matplotlib.pyplot as plt
@@ -64,11 +64,19 @@ def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
     return figure
 
 
-def frontier(table: pd.DataFrame, x: str = "average", y: str = "worst", title: str = "") -> Figure:
+def frontier(
+    table: pd.DataFrame,
+    x: str = "average",
+    y: str = "worst",
+    title: str = "",
+    offers: Mapping[str, pd.DataFrame] | None = None,
+) -> Figure:
     """Methods named in the plane of average and worst class; small runs are joined to their mean.
 
     A filled mark says that the weights were averaged (`crat.plots.marks`).
     table: columns method, `x`, `y` (fractions), a row for each run.
+    offers: name -> columns seed, `x`, `y`: what one network offers without another training, such
+        as a bias; a black line, named at its middle; crosses are seeds but the first.
     """
     figure, ax = plt.subplots(figsize=(7.2, 4.8))
     means = {}
@@ -82,6 +90,16 @@ def frontier(table: pd.DataFrame, x: str = "average", y: str = "worst", title: s
             ax.plot(line[:, 0], line[:, 1], color=look.colour, lw=0.8, alpha=0.6)
             ax.plot(run[0], run[1], ".", color=look.colour, ms=4)
         ax.scatter(mean[0], mean[1], s=64, zorder=3, linewidth=1.5, **look.points)
+    runs = 100 * table[[x, y]].to_numpy()
+    for name, offer in (offers or {}).items():
+        first = offer.seed == offer.seed.iloc[0]
+        line, others = (100 * offer.loc[of, [x, y]].to_numpy() for of in (first, ~first))
+        ax.plot(*line.T, "k.-", lw=1.6, zorder=2)
+        ax.plot(*others.T, "kx", ms=5, zorder=2)
+        means[name] = line[len(line) // 2]
+        steps = np.linspace(0, len(line) - 1, 12 * len(line))
+        along = [np.interp(steps, range(len(line)), values) for values in line.T]
+        runs = np.concatenate([runs, others, np.transpose(along)])
     ax.scatter([], [], color=GREY, label="weights averaged")
     ax.scatter([], [], facecolor="white", edgecolor=GREY, label="not averaged")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 0.99), ncols=2, borderpad=0)
@@ -89,7 +107,6 @@ def frontier(table: pd.DataFrame, x: str = "average", y: str = "worst", title: s
     ax.set_title(title, pad=22)
     ax.margins(0.12)
     figure.draw_without_rendering()
-    runs = 100 * table[[x, y]].to_numpy()
     name_points(ax, np.array(list(means.values())), list(means), figure.dpi / 72, runs)
     return figure
 

@@ -307,7 +307,7 @@ EVIDENCE = {
     "08": [
         ("cross-entropy's border", results.fifty_to_one),
         (
-            "of the head right|The balanced control",
+            "of the head right|The balanced control|of the tail from",
             lambda: [
                 results.tail_group(m, "PGD-20", g)
                 for m in ("AT", "balanced AT")
@@ -315,7 +315,7 @@ EVIDENCE = {
             ],
         ),
         (
-            "three methods",
+            "three methods|of the tail from",
             lambda: [
                 *results.three("PGD-20", "head"),
                 *results.three("PGD-20", "tail"),
@@ -352,7 +352,7 @@ EVIDENCE = {
         ("tail gains", lambda: [claim("08", "AT-BSL", "in the tail")[0]]),
     ],
     "09": [
-        ("steep line|fit spends", results.bias_line),
+        ("steep line|fit spends|added to the logits", results.bias_line),
         ("of nine", results.above_the_line),
         (
             "WAT lies above",

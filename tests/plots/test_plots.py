@@ -144,6 +144,20 @@ def test_the_frontier_has_a_dot_a_run_and_a_mark_a_method():
     assert {"A", "B (one seed)"} <= {text.get_text() for text in ax.texts}
 
 
+def test_what_one_network_offers_is_a_line_for_its_first_seed_and_crosses_for_others():
+    table = pd.DataFrame({"method": ["A", "B"], "average": [0.6, 0.5], "worst": [0.2, 0.1]})
+    rows = [(0, 0.8, 0.2), (0, 0.7, 0.4), (1, 0.79, 0.21), (0, 0.65, 0.5)]
+    offer = pd.DataFrame(rows, columns=["seed", "average", "worst"])
+    ax = plots_methods.frontier(table, offers={"A with a bias": offer}).axes[0]
+    line, crosses = (line for line in ax.lines if line.get_marker() in ".x")
+    assert np.ravel(line.get_xydata()) == pytest.approx([80, 20, 70, 40, 65, 50])
+    assert np.ravel(crosses.get_xydata()) == pytest.approx([79, 21])
+    (name,) = (text for text in ax.texts if text.get_text() == "A with a bias")
+    assert name.xy == pytest.approx([70, 40])
+    low, high = ax.get_ylim()
+    assert low < 10 < 50 < high
+
+
 def test_of_classes_that_are_alike_none_is_named():
     rows = [("p", e, k, 0.001 * e) for e in (1, 2) for k in NAMES]
     table = pd.DataFrame(rows, columns=["panel", "epoch", "class", "robust_acc"])
