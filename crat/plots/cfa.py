@@ -37,7 +37,7 @@ def toy_points(table: pd.DataFrame, w: float) -> Figure:
         xlabel = "$x_1$ (points spread around its values)"
         ax.set(title=panel, xlabel=xlabel, xlim=reach, xticks=[-1, 0, 1])
     axes[0].set(ylabel="$x_2$", ylim=(-4, 4))
-    _legend_outside(figure, axes[0], 3)
+    _legend_outside(figure, axes[0], 3, scale=3)
     return figure
 
 
@@ -175,10 +175,10 @@ def setting_curves(table: pd.DataFrame) -> Figure:
 def variant_rows(table: pd.DataFrame) -> Figure:
     """Average and worst class of variants, a row each, with 95 % intervals; groups stand apart.
 
-    table: columns group, method, and for average and worst <name>, <name>_low, <name>_high
-        (fractions). The first of a group is its base, whose values are dashed lines.
+    table: columns panel, method, and for average and worst <name>, <name>_low, <name>_high
+        (fractions). The first of a panel's group is its base, whose values are dashed lines.
     """
-    start = (table.group != table.group.shift()).cumsum() - 1
+    start = (table.panel != table.panel.shift()).cumsum() - 1
     rows = np.arange(len(table)) + start.to_numpy()
     figure, axes = panel_row(2, 3.3, 1.6, 0.3 * rows[-1] + 1.3)
     names = {"average": "average", "worst": "worst class"}
@@ -223,7 +223,7 @@ def class_groups(table: pd.DataFrame, along: str) -> Figure:
     return figure
 
 
-def _legend_outside(figure: Figure, ax: Axes, ncols: int) -> None:
+def _legend_outside(figure: Figure, ax: Axes, ncols: int, scale: float = 1) -> None:
     """Puts the legend of one panel below the whole figure."""
-    lines = ax.get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=ncols)
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, markerscale=scale)

@@ -44,7 +44,7 @@ def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
     """
     panels = list(table.panel.unique())
     rows, columns = ceil(len(panels) / wide), min(wide, len(panels))
-    size = (3.4 * columns + 0.4, 2.5 * rows + 0.5)
+    size = (3.1 * columns + 0.4, 2.2 * rows + 0.5)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()

@@ -166,6 +166,7 @@ EVIDENCE = {
         ),
     ],
     "04": [
+        ("What came out", results.on_trades),
         ("optimum", lambda: printed("04", "(clean|ε = 0.2) [+-]1")),
         ("beyond the border", lambda: printed("04", r"0\.2 \d")[1:2]),
         ("stronger attack", results.toy_under_attack),

@@ -115,7 +115,7 @@ def test_settings_are_differences_to_their_base_with_whiskers():
 
 
 def test_variants_are_rows_with_whiskers_and_groups_stand_apart():
-    table = pd.DataFrame({"group": ["a", "a", "b"], "method": ["AT", "AT + CCM", "TRADES"]})
+    table = pd.DataFrame({"panel": ["a", "a", "b"], "method": ["AT", "AT + CCM", "TRADES"]})
     for name, values in {"average": [0.7, 0.6, 0.5], "worst": [0.1, 0.2, 0.3]}.items():
         table[name] = values
         table[f"{name}_low"] = table[name] - 0.05
