@@ -208,7 +208,7 @@ EVIDENCE = {
         ("accuracy falls|apart on clean", results.deltas),
         ("as accurate", lambda: [claim("05", "more accurate on clean", "half-clean")[0]]),
         ("weaker defence", lambda: [*answers.tuned("Adv", 4, 6), answers.scratch("Adv", "PGD-20")]),
-        ("a wider one", lambda: answers.tuned_gains("average")),
+        ("a wider one|fine-tuned as in", lambda: answers.tuned_gains("average")),
         ("ahead on both", lambda: answers.tuned_gains("worst")),
         ("lose most on the shirt", answers.tuned_shirts),
         ("mostly the shirt's", answers.tuned_classes),
