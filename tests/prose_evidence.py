@@ -213,6 +213,12 @@ def main_table():
     return [*averages, cfa("CFA (AT)", 6) - cfa("AT+EMA", 6)]
 
 
+def on_trades():
+    """Worst classes on TRADES, and what CFA costs there on average against TRADES+EMA."""
+    worst = [cfa(name, 6) for name in ("CFA (TRADES)", "TRADES", "TRADES+EMA")]
+    return [*worst, cfa("TRADES+EMA", 4) - cfa("CFA (TRADES)", 4)]
+
+
 def by_margin(panel):
     columns = ["class", "group", "acc", "panel", "margin"]
     rows = csv("04", "training_margin").set_axis(columns, axis=1)
