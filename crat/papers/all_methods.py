@@ -33,6 +33,7 @@ TRIED: dict[str, dict[str, Any]] = {
     "Adv+ +EMA": preset("label_augmentation") | EMA,
     "WAT+EMA": preset("wat") | EMA,
     "FRL+EMA": preset("frl") | EMA,
+    "MART+EMA": preset("mart") | EMA,
 }
 # runs of it that AutoAttack judged
 STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
