@@ -52,7 +52,8 @@ def policy_curves(table: pd.DataFrame, wide: int = 3) -> Figure:
         for name in values:
             ax.plot(values.index, values[name], color=GREY, lw=0.9, alpha=0.7)
         for name, colour, which in ((order[-1], PINK, "most"), (order[0], GREEN, "least")):
-            label = f"{name} ({which})"
+            alike = int((values.iloc[-1] == values.iloc[-1][name]).sum())
+            label = f"{name if alike == 1 else f'{alike} classes'} ({which})"
             ax.plot(values.index, values[name], color=colour, lw=1.8, label=label)
         accepted = part[part.accepted].epoch.unique()
         if len(accepted):
@@ -110,6 +111,7 @@ def class_heat(table: pd.DataFrame, base: str, title: str = "") -> Figure:
     numbers = {"annot": wide, "fmt": ".0f", "annot_kws": {"size": "small"}}
     sns.heatmap(difference, ax=ax, linewidths=0.5, cbar_kws=label, **scale, **numbers)
     ax.set(xlabel="", ylabel="", title=title)
+    ax.tick_params(axis="y", rotation=0)
     ax.set_xticklabels(ax.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     return figure
 
