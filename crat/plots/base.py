@@ -322,7 +322,7 @@ def class_scatter(
         if "low" in part:
             _whiskers(ax, part[x], part, y, colour=GREY, zorder=1)
         ax.set(title=panel, xlabel=xlabel, xscale=xscale)
-        ax.margins(x=0.15, y=0.12)
+        ax.margins(x=0.25, y=0.12)
     axes[0].set_ylabel(ylabel)
     # settles the size of the axes, in which the names find their places
     figure.draw_without_rendering()
