@@ -103,7 +103,7 @@ def panel_row(
 def legend_below(ax: Axes) -> None:
     """Puts a panel's legend below its axis label, three names in a row."""
     style = {"ncols": 3, "columnspacing": 1, "handlelength": 1}
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), **style)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.23), **style)
 
 
 def _percent(ax: Axes, axis: str = "y", label: str = "accuracy (%)") -> None:
@@ -177,8 +177,8 @@ def class_bars(summary: pd.DataFrame, title: str = "") -> Figure:
         ax.annotate(f"{robust:.0f}", (place, height), ha="center", fontsize="small", color=colour)
     ax.axhline(100 * table.robust_acc.mean(), color="black", lw=0.8, ls=":")
     ax.set_xticks(x, table["class"], rotation=35, ha="right", rotation_mode="anchor")
-    ax.set_title(title)
-    ax.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1))
+    ax.set_title(title, pad=22)
+    ax.legend(loc="lower left", ncols=2, bbox_to_anchor=(0, 0.98), borderpad=0)
     _percent(ax)
     return figure
 
@@ -246,8 +246,8 @@ def class_curves(
 
 def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> Figure:
     """Row-normalised confusion matrices (K, K) side by side in percent: true class down."""
-    size = 0.36 * len(classes) + 0.6
-    figure, axes = panel_row(len(matrices), size, 1.2, size)
+    cells = max(0.36 * len(classes), 1.8)  # inches
+    figure, axes = panel_row(len(matrices), cells + 0.3, 1.3, cells + 1.5)
     for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
         sns.heatmap(
             100 * matrix,
@@ -266,6 +266,7 @@ def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> F
         )
         ax.set(title=title, xlabel="predicted")
         ax.tick_params(length=0, labelsize="small")
+        ax.tick_params(axis="y", rotation=0)
     axes[0].set_ylabel("true class")
     return figure
 
@@ -322,7 +323,7 @@ def class_scatter(
         if "low" in part:
             _whiskers(ax, part[x], part, y, colour=GREY, zorder=1)
         ax.set(title=panel, xlabel=xlabel, xscale=xscale)
-        ax.margins(x=0.15, y=0.12)
+        ax.margins(x=0.25, y=0.12)
     axes[0].set_ylabel(ylabel)
     # settles the size of the axes, in which the names find their places
     figure.draw_without_rendering()
@@ -406,7 +407,7 @@ def temperature_curves(table: pd.DataFrame) -> Figure:
 
     table: columns method, temperature, average, worst, spread.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.8))
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3))
     labels = {
         "average": "average (%)",
         "worst": "worst class (%)",
@@ -421,7 +422,9 @@ def temperature_curves(table: pd.DataFrame) -> Figure:
             ax.fill_between(lines.index, lines["min"], lines["max"], color=colour, alpha=0.15, lw=0)
         ax.axvline(1, color="black", lw=0.8, ls=":")
         ax.set(xscale="log", xlabel="temperature T", title=labels[value])
-    axes[0].legend()
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -434,17 +437,19 @@ def stacked_shares(table: pd.DataFrame, title: str = "") -> Figure:
     wide = 100 * table.pivot(index="bar", columns="part", values="share")
     wide = wide.loc[list(table.bar.unique())[::-1], parts]
     colour_of = dict(zip(parts, (BLUE, ORANGE, GREEN, GREY, PINK, SKY), strict=False))
-    figure, ax = plt.subplots(figsize=(7, 0.4 * len(wide) + 1))
-    style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white", "fontsize": "small"}
+    names = 0.08 * max(map(len, wide.index))  # inches
+    figure, ax = plt.subplots(figsize=(5.2 + names, 0.36 * len(wide) + 1.3))
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "small"}
     left = np.zeros(len(wide))
     for part in parts:
         ax.barh(wide.index, wide[part], left=left, color=colour_of[part], label=part, height=0.7)
         for y, (start, share) in enumerate(zip(left, wide[part], strict=True)):
             if share >= 6:
-                ax.annotate(f"{share:.0f}", (start + share / 2, y), **style)
+                ink = "white" if colour_of[part] in (BLUE, GREEN) else "black"
+                ax.annotate(f"{share:.0f}", (start + share / 2, y), color=ink, **style)
         left += wide[part].to_numpy()
-    ax.set(title=title)
-    below = -0.32 if len(wide) < 5 else -0.2
-    ax.legend(ncols=len(parts), loc="upper left", bbox_to_anchor=(0, below))
+    ax.set_title(title)
+    below = -0.5 / (0.36 * len(wide))  # half an inch
+    ax.legend(ncols=min(len(parts), 3), loc="upper left", bbox_to_anchor=(0, below))
     _percent(ax, "x", "share (%)")
     return figure

@@ -71,7 +71,9 @@ def _policy_panel(ax: Axes, part: pd.DataFrame) -> dict[str, tuple[float, float,
         ax.plot(values.index, values[name], color=GREY, lw=0.9, alpha=0.7, label=label)
     for name, colour, which in ((order[-1], PINK, "largest"), (order[0], GREEN, "smallest")):
         ax.plot(values.index, values[name], color=colour, lw=1.8, label=f"{which} at the end")
-        ends[str(name)] = (values.index[-1], values[name].iloc[-1], colour)
+        alike = int((values.iloc[-1] == values[name].iloc[-1]).sum())
+        shown = str(name) if alike == 1 else f"{alike} classes"
+        ends[shown] = (values.index[-1], values[name].iloc[-1], colour)
     accepted = part[part.accepted].epoch.unique()
     if len(accepted):
         height = np.ptp(values.to_numpy()) or 1
@@ -159,8 +161,8 @@ def class_heat(table: pd.DataFrame, base: str, title: str = "") -> Figure:
     numbers = {"annot": wide, "fmt": ".0f", "annot_kws": {"size": "small"}}
     sns.heatmap(difference, ax=ax, linewidths=0.5, cbar_kws=label, **scale, **numbers)
     ax.set(xlabel="", ylabel="", title=title)
+    ax.tick_params(axis="y", rotation=0)
     ax.set_xticklabels(ax.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
-    ax.set_yticklabels(ax.get_yticklabels(), rotation=0)
     return figure
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from math import ceil
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from crat.plots.base import panel_row
-from crat.plots.marks import SERIES, SHAPES, colours
+from crat.plots.base import name_points, panel_row
+from crat.plots.marks import SERIES, SHAPES, colours, known, mark
 
 DASHES = ("-", "--", "-.", ":", (0, (1, 1)))  # tell apart lines that coincide
 
@@ -19,23 +21,81 @@ DASHES = ("-", "--", "-.", ":", (0, (1, 1)))  # tell apart lines that coincide
 def function_lines(table: pd.DataFrame, xlabel: str, wide: int = 2) -> Figure:
     """Functions of one number, a panel for each value of `panel`, a line for each of `line`.
 
+    Each line is named at its right end. Lines that coincide there share a name, such as "released,
+    clamped", and where they part, they are named at the left end as well.
     table: columns panel, line, x, value.
     wide: panels in a row.
     """
     panels, lines = list(table.panel.unique()), list(table.line.unique())
     rows = ceil(len(panels) / wide)
-    size = (3.9 * wide, 2.5 * rows)
+    size = (4.5 * wide, 2.6 * rows)
     figure, axes = plt.subplots(rows, wide, figsize=size, squeeze=False)
+    of_panels = {}
     for ax, panel in zip(axes.flat, panels, strict=True):
-        for i, line in enumerate(lines):
-            part = table[(table.panel == panel) & (table.line == line)]
-            if len(part):
-                colour, dashes = SERIES[i % len(SERIES)], DASHES[i % len(DASHES)]
-                ax.plot(part.x, part.value, color=colour, ls=dashes, label=line)
+        values = table[table.panel == panel].pivot(index="x", columns="line", values="value")
+        of_panels[ax] = values = values[[line for line in lines if line in values]]
+        for line in values:
+            i = lines.index(line)
+            style = {"color": SERIES[i % len(SERIES)], "ls": DASHES[i % len(DASHES)]}
+            ax.plot(values.index, values[line], label=line, **style)
         ax.axhline(0, color="black", lw=0.6)
         ax.set(title=panel, xlabel=xlabel)
-        ax.legend()
+        ax.margins(y=0.2)
+        ax.locator_params(axis="x", nbins=5)
+        right = {_joint(same, values): at for same, at in same_at(values.iloc[-1]).items()}
+        _name_right(ax, right, values.index[-1])
+    # settles the size of the axes, in which the names find their places
+    figure.draw_without_rendering()
+    for ax, values in of_panels.items():
+        parted = parted_left(values)
+        points = np.array([(values.index[0], at) for at in parted.values()])
+        drawn = values.reset_index().melt("x")[["x", "value"]]
+        names = [_joint(same, values) for same in parted]
+        if names:
+            name_points(ax, points, names, figure.dpi / 72, drawn)
     return figure
+
+
+def same_at(values: pd.Series) -> dict[tuple[str, ...], float]:
+    """The lines that have the same value, to a thousandth of the range: {their names: value}.
+
+    values: of the lines at one place, by name. The smallest value stands first.
+    """
+    ordered = values.sort_values(kind="stable")
+    next_group = ordered.diff() > 1e-3 * np.ptp(ordered.to_numpy())
+    groups = [group for _, group in ordered.groupby(next_group.cumsum())]
+    return {tuple(line for line in values.index if line in g.index): g.iloc[0] for g in groups}
+
+
+def parted_left(values: pd.DataFrame) -> dict[tuple[str, ...], float]:
+    """The lines that coincide with others at the right end and have parted from them at the left.
+
+    values: a column for each line, the index x. As `same_at`, of the left end.
+    """
+    right = same_at(values.iloc[-1])
+    shared = {line for same in right for line in same if len(same) > 1}
+    left = same_at(values.iloc[0])
+    return {same: at for same, at in left.items() if same not in right and shared & set(same)}
+
+
+def _joint(same: tuple[str, ...], values: pd.DataFrame) -> str:
+    """The name that lines share."""
+    others = [line for line in values if line not in same]
+    return f"all but {others[0]}" if len(others) == 1 < len(same) else ", ".join(same)
+
+
+def _name_right(ax: Axes, named: dict[str, float], x: float) -> None:
+    """Writes names beside the right ends of lines, at least a line of text apart."""
+    apart = 0.08 * np.ptp(ax.get_ylim())
+    heights = list(named.values())
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + apart)
+    moved = np.mean(np.subtract(heights, list(named.values())))
+    line = {"arrowstyle": "-", "color": "black", "lw": 0.4, "shrinkA": 0, "shrinkB": 0}
+    style: dict[str, Any] = {"va": "center", "fontsize": "small", "arrowprops": line}
+    style |= {"textcoords": ("axes fraction", "data"), "annotation_clip": False}
+    for (name, value), height in zip(named.items(), heights, strict=True):
+        ax.annotate(name, (x, value), (1.02, height - moved), **style)
 
 
 def share_dots(
@@ -52,7 +112,8 @@ def share_dots(
     panels = list(table["panel"].unique())
     rows = list(table["row"].unique())
     series = list(table["series"].unique())
-    row_height = 0.16 + 0.14 * len(series)
+    of_methods = all(map(known, series))
+    row_height = 0.16 + 0.12 * len(series)
     figure, axes = panel_row(len(panels), 3.4, 2, row_height * len(rows) + 1.2)
     for ax, panel in zip(axes, panels, strict=True):
         shown = table[table.panel == panel]
@@ -61,7 +122,8 @@ def share_dots(
             places = np.array([rows.index(row) + _below(shown, row, name) for row in part.row])
             if {"low", "high"} <= set(part):
                 ax.hlines(places, 100 * part.low, 100 * part.high, color=colour, lw=1.2)
-            style = {"s": 26, "color": colour, "marker": SHAPES[i % len(SHAPES)], "zorder": 3}
+            shape = mark(name).shape if of_methods else SHAPES[i % len(SHAPES)]
+            style = {"s": 26, "color": colour, "marker": shape, "zorder": 3}
             ax.scatter(100 * part.share, places, label=name, **style)
         if marked is not None:
             ax.axvline(100 * marked, color="black", lw=0.8, ls=":")
@@ -76,8 +138,8 @@ def share_dots(
 
 def _below(shown: pd.DataFrame, row: str, name: str) -> float:
     """How far a series stands below its row's middle: the series of each row lie around it."""
-    present = list(shown[shown.row == row].series)
-    return 0.5 * (present.index(name) - (len(present) - 1) / 2) / max(len(present) - 1, 1)
+    present = sorted(shown[shown.row == row].series, key=list(shown.series.unique()).index)
+    return 0.6 / len(present) * (present.index(name) - (len(present) - 1) / 2)
 
 
 def transfer_heat(table: pd.DataFrame, title: str = "") -> Figure:

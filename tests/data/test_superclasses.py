@@ -161,6 +161,7 @@ def test_the_cells_of_the_notebook_on_a_hundred_classes(tmp_path, monkeypatch, c
     seen = {f"{m}-s{s}": hundred_classes(s) for m in TRAINED for s in (0, 1, 2)}
     test = replace(Evidence.of("01", "quick", data="cifar100"), seen=seen)
     cell = {
+        "judged": test,
         "test": test,
         "valid": test,
         "PGD": "PGD-20",

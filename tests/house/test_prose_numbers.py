@@ -102,6 +102,7 @@ EVIDENCE = {
     ],
     "02": [
         ("weakest classes", results.broken_by_autoattack),
+        ("takes up to", lambda: printed("02", "what AutoAttack takes")[1:2]),
         ("FAB-T", lambda: printed("02", r"\{'survived'")[2:4] / (30, 3)),
     ],
     "03": [
@@ -135,7 +136,7 @@ EVIDENCE = {
             ),
         ),
         (
-            "in every column",
+            "in every column|less robust than AT and TRADES",
             lambda: [
                 claim("03", "SPAT is more robust than AT", how, "PGD and CW")[0]
                 for how in ("average", "worst")

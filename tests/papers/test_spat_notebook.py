@@ -35,6 +35,28 @@ def test_functions_are_drawn_as_given_a_panel_each():
     assert lines == {"one": [0, 0], "two": [0, 1]}
 
 
+def test_lines_that_coincide_share_a_name_at_the_right_and_part_at_the_left():
+    x = np.array([-1.0, 0.0, 1.0])
+    of_lines = {"free": x, "cut": x.clip(0), "flat": 0 * x + 0.5}
+    tables = [pd.DataFrame({"line": k, "x": x, "value": v}) for k, v in of_lines.items()]
+    table = pd.concat(tables).assign(panel="p")
+    wide = table.pivot(index="x", columns="line", values="value")[[*of_lines]]
+    assert plots_spat.same_at(wide.loc[1.0]) == {("flat",): 0.5, ("free", "cut"): 1.0}
+    assert plots_spat.parted_left(wide) == {("free",): -1.0, ("cut",): 0.0}
+    ax = plots_spat.function_lines(table, "z", wide=1).axes[0]
+    assert ax.get_legend() is None
+    assert [text.get_text() for text in ax.texts[:2]] == ["flat", "all but flat"]
+    assert {text.get_text() for text in ax.texts[2:]} == {"free", "cut"}
+
+
+def test_dots_of_methods_have_their_shapes():
+    table = pd.DataFrame({"row": ["a", "a"], "series": ["SPAT", "AT"], "share": [0.5, 0.4]})
+    (ax,) = plots_spat.share_dots(table, "share (%)").axes
+    spat, at = ax.collections
+    assert len(spat.get_paths()[0]) < len(at.get_paths()[0])  # a triangle, a circle
+    assert spat.get_offsets()[0, 1] == pytest.approx(-at.get_offsets()[0, 1])
+
+
 def test_shares_stand_in_the_order_of_the_table_in_percent():
     rows = [
         ("left", row, s, 0.1 * i + 0.3, 0.2, 0.9)

@@ -136,6 +136,13 @@ def test_policies_are_drawn_class_by_class_with_the_accepted_epochs():
     assert list(drawn["enters the average"].get_xdata()) == [2]
 
 
+def test_classes_with_the_same_least_value_are_counted():
+    rows = [("p", e, k, 1.0 + (k == "cat") * e, False) for e in (1, 2) for k in NAMES]
+    table = pd.DataFrame(rows, columns=["panel", "epoch", "class", "value", "accepted"])
+    (ax,) = plots_methods.policy_curves(table).axes
+    assert {text.get_text() for text in ax.texts} == {"cat", "2 classes"}
+
+
 def test_the_frontier_has_a_dot_a_run_and_a_mark_a_method():
     table = pd.DataFrame(
         {"method": ["A", "A", "B"], "average": [0.6, 0.8, 0.5], "worst": [0.2, 0.4, 0.1]}
