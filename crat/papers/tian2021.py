@@ -30,6 +30,8 @@ from crat.papers.common import (
 )
 
 TRAINED = ("standard", "pgd_at", "trades")
+# methods with flat confidences, which Temperature-PGD is made for
+FLAT = ("mart",)
 FORMS = ("weight",)  # forms of the lift of the most vulnerable class in training, which is ours
 
 
@@ -51,12 +53,15 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """The runs "pgd_at-s0", "without-3-s0" (AT without class 3), "AT-s0", "lift weight-s0" ..."""
+    """The runs "pgd_at-s0", "mart-s0", "without-3-s0" (AT without class 3), "lift weight-s0" ..."""
     base = fitted(base_of(profile_name, selection), profile_name, selection)
     short = fitted(sweep(profile_name, selection), profile_name, selection)
     runs: Runs = {}
     for method in TRAINED:
         runs |= seeded(method, base.but(defense=method), selection.repeated(MAIN_SEEDS))
+    for method in FLAT:
+        flat = base.but(**preset(method) | EMA)
+        runs |= seeded(method, flat, selection.repeated(MAIN_SEEDS))
     for k in DATASETS[base.data.name].removed_classes:
         runs[f"without-{k}-s0"] = base.but(defense="pgd_at", drop_classes=(k,))
     runs |= seeded("AT", short.but(**preset("pgd_at")), selection.repeated(FEW_SEEDS))

@@ -66,6 +66,7 @@ ALIASES = {
     "PGD-AT": "AT",
     "balanced AT": "AT",
     "trades": "TRADES",
+    "mart": "MART",
     "base": "standard",
     "undefended": "standard",
     "AT-AWP": "AWP",
