@@ -1,0 +1,197 @@
+"""The first page of the report: what was found, on which data, the leaderboard, the claims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from crat import store
+from crat.analysis.claims import SETTINGS
+from crat.batch.estimates import images
+from crat.batch.notebook import ROOT
+from crat.batch.pages import Page
+from crat.batch.rows import VERDICTS, Row, claims_of, counted, dataset_named, in_words, varying
+from crat.config import DATASETS
+from crat.config import profile as base_run
+from crat.papers import PLANS, leaderboard
+from crat.papers.common import evidence_profile
+from crat.text import percent
+
+KEY_PICTURE = ("01", "classes")  # notebook and name of the figure that stands first
+NAMED = "AT"  # the method whose best and worst class are told
+DARK = 0.84  # from this share on, white is more legible than black on a cell of the heat map
+
+
+def first_page(pages: Sequence[Page], profile: str, folders: dict[str, Any]) -> str:
+    """The first page in markdown: docs/site/index.md.jinja, filled in.
+
+    folders: the other pages, by the heading under which they are listed.
+    """
+    board = leaderboard.leaderboard(profile)
+    classes = leaderboard.by_class(profile)
+    papers = [paper for page in pages if (paper := _paper(page, profile))]
+    rows = [row for paper in papers for row in paper["rows"]]
+    return _template().render(
+        profile=profile,
+        setting=setting(profile),
+        picture=key_picture(pages),
+        all_elsewhere=bool(rows) and {row["setting"] for row in rows} == {SETTINGS[1]},
+        findings=findings(board, classes, rows),
+        papers=papers,
+        verdicts=VERDICTS,
+        counts=counted(rows),
+        board=board.to_dict("records"),
+        columns=("clean", *leaderboard.ROBUST),
+        baseline=leaderboard.BASELINE,
+        attack=leaderboard.attack_name(profile),
+        number=_mean_sd,
+        classes=list(classes.columns),
+        heat=list(classes.iterrows()),
+        percent=percent,
+        dark=DARK,
+        pages=pages,
+        thumbnails={page.stem: page.thumbnail() for page in pages},
+        **folders,
+    )
+
+
+def _template() -> Any:
+    import jinja2
+
+    templates = jinja2.FileSystemLoader(ROOT / "docs" / "site")
+    environment = jinja2.Environment(
+        loader=templates, autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("index.md.jinja")
+
+
+def _paper(page: Page, profile: str) -> dict[str, Any]:
+    """The claims of a notebook, counted, and the columns that tell them apart; {} without any."""
+    rows = claims_of(page, profile)
+    if not rows:
+        return {}
+    counts = counted(rows)
+    return {
+        "page": page,
+        "rows": rows,
+        "counts": counts,
+        "words": f"{len(rows)} claims: {in_words(counts)}",
+        "columns": varying(rows, ("number", "setting")),
+        "here": rows[0]["here"],
+    }
+
+
+def setting(profile: str) -> str:
+    """A line on data, network, profile, seeds and attack of the numbers on the page."""
+    evidence = evidence_profile(profile)
+    run = base_run(evidence).resolved()
+    spec = DATASETS[run.data.name]
+    epsilon, steps = spec.protocol.eps, spec.protocol.test_steps
+    words = [
+        f"Data: {dataset_named(run.data.name)}, {images(run):,} training and"
+        f" {spec.test_images:,} test images{_besides(evidence)}.",
+        f"Network: {run.model.name}, {run.train.epochs} epochs.",
+        f"Profile: {evidence}{'' if evidence == profile else ' (published; quick decides nothing)'}.",
+        f"Seeds: {_seeds(profile)}.",
+        f"Attack: PGD-{steps}, ε = {epsilon}.",
+    ]
+    return " ".join(words)
+
+
+def _besides(evidence: str) -> str:
+    """The data sets besides the profile's own, with the notebooks that have runs on them."""
+    main = base_run(evidence).data.name
+    numbers: dict[str, list[str]] = {}
+    for number, plan in PLANS.items():
+        runs = [run for key, run in plan(evidence).items() if key != "live"]
+        for name in sorted({run.data.name for run in runs} - {main}):
+            numbers.setdefault(name, []).append(number)
+    besides = [f"{dataset_named(name)} in {', '.join(of)}" for name, of in numbers.items()]
+    return f" ({'; '.join(besides)})" if besides else ""
+
+
+def _seeds(profile: str) -> str:
+    """The seeds of the published runs, such as "0, 1, 2"; "none is published" without any."""
+    runs = [run for own in leaderboard.published_runs(profile).values() for run in own]
+    seeds = sorted({run.config.train.seed for run in runs})
+    return ", ".join(map(str, seeds)) or "none is published"
+
+
+def findings(board: pd.DataFrame, classes: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
+    """The sentences that say what is found: one on classes, one on methods, one on claims.
+
+    board: of `leaderboard`; classes: of `by_class`; rows: the claims. What there are no numbers of
+    is left out.
+    """
+    said = []
+    if NAMED in classes.index:
+        at = classes.loc[NAMED]
+        said.append(
+            f"An adversarially trained network ({NAMED}) keeps {100 * at.max():.0f} of 100 test"
+            f" images of its best class ({at.idxmax()}) under attack, and {100 * at.min():.0f} of"
+            f" its worst ({at.idxmin()})."
+        )
+    if not board.empty:
+        said.append(_of_methods(board))
+    if rows:
+        said.append(
+            f"Of the {len(rows)} claims that the papers and we make, {in_words(counted(rows))}."
+        )
+    return said
+
+
+def _of_methods(board: pd.DataFrame) -> str:
+    """A sentence on the method of the best worst class, and that of the best average."""
+    fair = board.loc[board.worst.idxmax()]
+    robust = board.loc[board.average.idxmax()]
+    if fair.method == robust.method:
+        return (
+            f"{fair.method} has both the best worst class ({percent(fair.worst)} %) and the best"
+            f" average ({percent(fair.average)} %) of the {len(board)} methods."
+        )
+    return (
+        f"No method is best in both: {fair.method} has the best worst class ({percent(fair.worst)}"
+        f" %, average {percent(fair.average)} %), {robust.method} the best average"
+        f" ({percent(robust.average)} %, worst class {percent(robust.worst)} %)."
+    )
+
+
+def key_picture(pages: Sequence[Page]) -> dict[str, Any] | None:
+    """The figure that stands first, with the page that it is from; None where it is not drawn."""
+    number, name = KEY_PICTURE
+    for page in pages:
+        for figure in page.figures() if page.number == number else ():
+            if figure.name == name:
+                return {"page": page, "figure": figure}
+    return None
+
+
+def write_files(html: Path, pages: Sequence[Page], profile: str) -> None:
+    """Writes what the first page shows and offers: pictures, and the leaderboard's two tables.
+
+    These are those of `crat leaderboard --csv` and `--latex`.
+    """
+    thumbs = html / "_static" / "thumbs"
+    thumbs.mkdir()
+    for page in pages:
+        if figure := page.thumbnail():
+            (thumbs / f"{page.stem}.png").write_bytes(figure.png)
+    if first := key_picture(pages):
+        (thumbs / "first.png").write_bytes(first["figure"].png)
+    if leaderboard.leaderboard(profile).empty:
+        return
+    table, images = leaderboard.board(profile)
+    what = f"{images} under {leaderboard.attack_name(profile)}"
+    csv = table.to_csv(index=False, lineterminator="\n")
+    store.write_text(html / "leaderboard.csv", csv)
+    latex = leaderboard.methods_latex(table, what, leaderboard.BASELINE)
+    store.write_text(html / "leaderboard.tex", latex)
+
+
+def _mean_sd(mean: float, sd: float) -> str:
+    """A fraction in percent, with its sd where there is one."""
+    return percent(mean) + ("" if isnan(sd) else f" ± {percent(sd)}")
