@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from crat import store
@@ -23,6 +24,7 @@ from crat.text import percent
 
 KEY_PICTURE = ("01", "classes")  # notebook and name of the figure that stands first
 NAMED = "AT"  # the method whose best and worst class are told
+DECIDED = ("supported", "reversed", "no effect")
 DARK = 0.84  # from this share on, white is more legible than black on a cell of the heat map
 
 
@@ -50,10 +52,12 @@ def first_page(pages: Sequence[Page], profile: str, folders: dict[str, Any]) -> 
         attack=leaderboard.attack_name(profile),
         number=_mean_sd,
         classes=list(classes.columns),
-        heat=list(classes.iterrows()),
+        heat=shaded(classes),
         percent=percent,
         dark=DARK,
         pages=pages,
+        origin=_origin,
+        origins=sorted({_origin(page) for page in pages}),
         thumbnails={page.stem: page.thumbnail() for page in pages},
         **folders,
     )
@@ -95,7 +99,7 @@ def setting(profile: str) -> str:
         f"Data: {dataset_named(run.data.name)}, {images(run):,} training and"
         f" {spec.test_images:,} test images{_besides(evidence)}.",
         f"Network: {run.model.name}, {run.train.epochs} epochs.",
-        f"Profile: {evidence}{'' if evidence == profile else ' (published; quick decides nothing)'}.",
+        f"Profile: {evidence}{'' if evidence == profile else ', as published'}.",
         f"Seeds: {_seeds(profile)}.",
         f"Attack: PGD-{steps}, ε = {epsilon}.",
     ]
@@ -110,8 +114,8 @@ def _besides(evidence: str) -> str:
         runs = [run for key, run in plan(evidence).items() if key != "live"]
         for name in sorted({run.data.name for run in runs} - {main}):
             numbers.setdefault(name, []).append(number)
-    besides = [f"{dataset_named(name)} in {', '.join(of)}" for name, of in numbers.items()]
-    return f" ({'; '.join(besides)})" if besides else ""
+    besides = [f"{dataset_named(name)} ({', '.join(of)})" for name, of in numbers.items()]
+    return f"; runs of some notebooks are on {' and '.join(besides)}" if besides else ""
 
 
 def _seeds(profile: str) -> str:
@@ -138,10 +142,18 @@ def findings(board: pd.DataFrame, classes: pd.DataFrame, rows: Sequence[Row]) ->
     if not board.empty:
         said.append(_of_methods(board))
     if rows:
-        said.append(
-            f"Of the {len(rows)} claims that the papers and we make, {in_words(counted(rows))}."
-        )
+        said.append(_of_claims(counted(rows)))
     return said
+
+
+def _of_claims(counts: Mapping[str, int]) -> str:
+    """A sentence on the claims: those decided, and those that are not."""
+    told = {verdict: n for verdict, n in counts.items() if verdict in DECIDED}
+    rest = {verdict: n for verdict, n in counts.items() if verdict not in DECIDED}
+    all_of, decided = sum(counts.values()), sum(told.values())
+    said = f"Of {all_of} claims, most of them the papers’, {decided} are decided"
+    said += f": {in_words(told)}" if told else ""
+    return f"{said}. The others: {in_words(rest)}." if rest else f"{said}."
 
 
 def _of_methods(board: pd.DataFrame) -> str:
@@ -158,6 +170,23 @@ def _of_methods(board: pd.DataFrame) -> str:
         f" %, average {percent(fair.average)} %), {robust.method} the best average"
         f" ({percent(robust.average)} %, worst class {percent(robust.worst)} %)."
     )
+
+
+def shaded(classes: pd.DataFrame) -> list[tuple[str, list[tuple[float, float]]]]:
+    """Each method with its classes' accuracies and shades: 0 for the table's lowest, 1 highest."""
+    values = classes.to_numpy(float)
+    if not values.size:
+        return []
+    low, range_ = values.min(), np.ptp(values) or 1.0
+    shades = (values - low) / range_
+    return [
+        (str(method), list(zip(row.tolist(), shade.tolist(), strict=True)))
+        for method, row, shade in zip(classes.index, values, shades, strict=True)
+    ]
+
+
+def _origin(page: Page) -> str:
+    return "as executed for this profile" if page.executed else "as committed"
 
 
 def key_picture(pages: Sequence[Page]) -> dict[str, Any] | None:

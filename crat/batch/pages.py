@@ -230,17 +230,18 @@ def _argument(name: str, source: str) -> str:
 @cache
 def _summaries() -> dict[str, str]:
     """The first line of the docstring of each function that draws a figure."""
-    summaries = {}
+    summaries: dict[str, str] = {}
     for path in sorted(PLOTS.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            figure = isinstance(node, ast.FunctionDef) and node.returns is not None
-            if figure and ast.unparse(node.returns) == "Figure":
-                summaries[node.name] = (ast.get_docstring(node) or "").partition("\n")[0]
+            if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name):
+                drawn = node.returns.id == "Figure"
+                said = (ast.get_docstring(node) or "") if drawn else ""
+                summaries |= {node.name: said.partition("\n")[0]} if said else {}
     return summaries
 
 
 def plain(text: str) -> str:
-    """Markdown as words in one line: without marks, with the words of links, formulas as letters."""
+    """Markdown as words in one line: no marks, the words of links, formulas as letters."""
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"\\([a-z]+)", lambda name: LETTERS.get(name[1], name[1]), text)
     return " ".join(re.sub(r"[*`$\\]|(?<=\w)_(?=\w\b)", "", text).split())

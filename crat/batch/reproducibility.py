@@ -1,7 +1,7 @@
 """A page for each paper in the form of a reproducibility report.
 
-    claims.json, the paper's runs and their published cards -> results, commands, minutes, hardware
-    docs/reproducibility/<number>.md                        -> scope, what was easy, what difficult
+claims.json, the paper's runs and their published cards -> results, commands, minutes, hardware
+docs/reproducibility/<number>.md                        -> scope, what was easy, what difficult
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from crat.training.run import Run
 
 WRITTEN = ROOT / "docs" / "reproducibility"
 SECTIONS = ("Scope", "What was easy", "What was difficult")  # what is written by hand
-# verdict -> its mark; the two others are told as such, for they reproduce nothing and refute nothing
+# verdict -> its mark; the two others have none, for they reproduce nothing and refute nothing
 MARKS = {"supported": "[Re]", "reversed": "[not Re]", "no effect": "[not Re]"}
 
 
@@ -33,6 +33,11 @@ class Cost:
     asked: int
     minutes: float  # of training
     devices: tuple[str, ...]
+
+    @property
+    def hardware(self) -> str:
+        """The devices in words."""
+        return " and ".join(self.devices).replace(", 1 threads", ", one thread") or "none yet"
 
     @classmethod
     def of(cls, runs: Iterable[Run]) -> Cost:
@@ -139,7 +144,7 @@ def _command(page: Page, runs: dict[str, Run], dataset: str, profile: str) -> st
     runs_of = f"{cost.published} of {cost.asked}" if cost.published < cost.asked else cost.asked
     return (
         f"{line}: {runs_of} runs, {cost.minutes:.0f} minutes of training on"
-        f" {' and '.join(cost.devices)}. A claim needs a part of them; attacking the trained"
+        f" {cost.hardware}. A claim needs a part of them; attacking the trained"
         " networks is not in the minutes. Without `--recompute` the same command reads the"
         " published logits and trains the live example only.\n"
     )
@@ -167,13 +172,13 @@ def _table(rows: Sequence[Row]) -> str:
 def _result(row: Row) -> str:
     mark = MARKS.get(row["verdict"])
     verdict = f'<span class="verdict" data-verdict="{row["verdict"]}">{row["verdict"]}</span>'
-    return f"<strong>{mark}</strong> {verdict}" if mark else verdict
+    return f"<div><strong>{mark}</strong> {verdict}</div>" if mark else verdict
 
 
 def _said(row: Row) -> str:
     source = escape(f"{row['paper']}, {row['where']}")
     link = f'<a class="report-link" href="../index.html#{row["id"]}">#</a>'
-    return f"<small>{source}</small>{escape(row['statement'])} {link}"
+    return f"<div><small>{source}</small>{escape(row['statement'])} {link}</div>"
 
 
 def _minutes(runs: dict[str, Run]) -> str:
@@ -183,18 +188,17 @@ def _minutes(runs: dict[str, Run]) -> str:
         train, data = run.config.train, run.config.data
         images = f"{dataset_named(data.name)}, {train.epochs} epochs"
         groups[train.defense, images].append(run)
-    lines = ["\n## Minutes and hardware\n"]
-    lines += ["| training | data | runs | minutes in all | hardware |", "|---|---|---|---|---|"]
+    lines = ["\n## Minutes and hardware\n", "| training | data | runs | minutes in all |"]
+    lines.append("|---|---|---|---|")
     for (defense, images), own in groups.items():
         cost = Cost.of(own)
         minutes = f"{cost.minutes:.0f}" if cost.published else "not known"
-        hardware = ", ".join(cost.devices) or "not run"
-        lines.append(f"| `{defense}` | {images} | {cost.asked} | {minutes} | {hardware} |")
-    cost = Cost.of(runs.values())
-    lines.append(f"| all | | {cost.asked} | {cost.minutes:.0f} | {', '.join(cost.devices)} |")
+        lines.append(f"| `{defense}` | {images} | {cost.asked} | {minutes} |")
+    whole = Cost.of(runs.values())
+    lines.append(f"| all | | {whole.asked} | {whole.minutes:.0f} |")
     lines.append(
-        "\nThe minutes are the `train_seconds` of the published cards"
-        " (`results/*/*/card.json`); notebooks share runs, so minutes of several pages do not add"
-        " up.\n"
+        f"\nHardware: {whole.hardware}. The minutes are the `train_seconds` of the published cards"
+        " (`results/*/*/card.json`). Notebooks share runs, so the minutes of several pages do not"
+        " add up.\n"
     )
     return "\n".join(lines)

@@ -85,7 +85,7 @@ def _write_sources(folder: Path, pages: Sequence[Page], profile: str) -> None:
         "notebooks": [f"notebooks/{page.stem}" for page in pages],
         "course": course,
         "extras": extras,
-        "reports": [f"papers/{stem}" for stem in reports],
+        "reports": reports,
         "guides": [f"notebooks/course/{stem}" for stem in ("README", *dict(course)) if course],
         "docs": [f"docs/{stem}" for stem, _ in docs],
     }
@@ -113,13 +113,16 @@ def _write_course(folder: Path) -> list[tuple[str, str]]:
 
 
 def _write_reports(pages: Sequence[Page], profile: str, folder: Path) -> list[str]:
-    """Writes the reproducibility report of each notebook that claims something; their stems."""
-    stems = []
+    """Writes the reproducibility report of each notebook that claims something.
+
+    Returns their places in the list of contents, under the notebooks' shorter titles.
+    """
+    entries = []
     for page in pages:
         if text := reproducibility.report(page, profile):
             store.write_text(folder / f"{page.stem}.md", text)
-            stems.append(page.stem)
-    return stems
+            entries.append(f"{page.title} <papers/{page.stem}>")
+    return entries
 
 
 def _sphinx(draft: Path) -> None:
