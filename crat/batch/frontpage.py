@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from crat import store
 from crat.analysis.claims import SETTINGS
 from crat.batch.estimates import images
 from crat.batch.notebook import ROOT
@@ -18,7 +18,6 @@ from crat.batch.pages import Page
 from crat.batch.rows import VERDICTS, Row, claims_of, counted, dataset_named, in_words, varying
 from crat.config import DATASETS
 from crat.config import profile as base_run
-from crat.papers import PLANS, leaderboard
 from crat.papers.common import evidence_profile
 from crat.text import percent
 
@@ -28,31 +27,43 @@ DECIDED = ("supported", "reversed", "no effect")
 DARK = 0.84  # from this share on, white is more legible than black on a cell of the heat map
 
 
-def first_page(pages: Sequence[Page], profile: str, folders: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class Board:
+    """The leaderboard of a profile (crat.papers.leaderboard)."""
+
+    methods: pd.DataFrame  # of `leaderboard`
+    classes: pd.DataFrame  # of `by_class`
+    columns: tuple[str, ...]  # of methods that are shown
+    seeds: tuple[int, ...]
+    attack: str
+    baseline: str
+
+
+def first_page(
+    pages: Sequence[Page], profile: str, board: Board, folders: Mapping[str, Any]
+) -> str:
     """The first page in markdown: docs/site/index.md.jinja, filled in.
 
     folders: the other pages, by the heading under which they are listed.
     """
-    board = leaderboard.leaderboard(profile)
-    classes = leaderboard.by_class(profile)
     papers = [paper for page in pages if (paper := _paper(page, profile))]
     rows = [row for paper in papers for row in paper["rows"]]
     return _template().render(
         profile=profile,
-        setting=setting(profile),
+        setting=setting(pages, profile, board.seeds),
         picture=key_picture(pages),
         all_elsewhere=bool(rows) and {row["setting"] for row in rows} == {SETTINGS[1]},
-        findings=findings(board, classes, rows),
+        findings=findings(board, rows),
         papers=papers,
         verdicts=VERDICTS,
         counts=counted(rows),
-        board=board.to_dict("records"),
-        columns=("clean", *leaderboard.ROBUST),
-        baseline=leaderboard.BASELINE,
-        attack=leaderboard.attack_name(profile),
+        board=board.methods.to_dict("records"),
+        columns=board.columns,
+        baseline=board.baseline,
+        attack=board.attack,
         number=_mean_sd,
-        classes=list(classes.columns),
-        heat=shaded(classes),
+        classes=list(board.classes.columns),
+        heat=shaded(board.classes),
         percent=percent,
         dark=DARK,
         pages=pages,
@@ -89,7 +100,7 @@ def _paper(page: Page, profile: str) -> dict[str, Any]:
     }
 
 
-def setting(profile: str) -> str:
+def setting(pages: Sequence[Page], profile: str, seeds: Sequence[int]) -> str:
     """A line on data, network, profile, seeds and attack of the numbers on the page."""
     evidence = evidence_profile(profile)
     run = base_run(evidence).resolved()
@@ -97,50 +108,41 @@ def setting(profile: str) -> str:
     epsilon, steps = spec.protocol.eps, spec.protocol.test_steps
     words = [
         f"Data: {dataset_named(run.data.name)}, {images(run):,} training and"
-        f" {spec.test_images:,} test images{_besides(evidence)}.",
+        f" {spec.test_images:,} test images{_besides(pages, evidence)}.",
         f"Network: {run.model.name}, {run.train.epochs} epochs.",
         f"Profile: {evidence}{'' if evidence == profile else ', as published'}.",
-        f"Seeds: {_seeds(profile)}.",
+        f"Seeds: {', '.join(map(str, seeds)) or 'none is published'}.",
         f"Attack: PGD-{steps}, ε = {epsilon}.",
     ]
     return " ".join(words)
 
 
-def _besides(evidence: str) -> str:
+def _besides(pages: Sequence[Page], evidence: str) -> str:
     """The data sets besides the profile's own, with the notebooks that have runs on them."""
     main = base_run(evidence).data.name
     numbers: dict[str, list[str]] = {}
-    for number, plan in PLANS.items():
-        runs = [run for key, run in plan(evidence).items() if key != "live"]
-        for name in sorted({run.data.name for run in runs} - {main}):
-            numbers.setdefault(name, []).append(number)
+    for page in pages:
+        for name in sorted({run.data.name for run in page.plan(evidence).values()} - {main}):
+            numbers.setdefault(name, []).append(page.number)
     besides = [f"{dataset_named(name)} ({', '.join(of)})" for name, of in numbers.items()]
     return f"; runs of some notebooks are on {' and '.join(besides)}" if besides else ""
 
 
-def _seeds(profile: str) -> str:
-    """The seeds of the published runs, such as "0, 1, 2"; "none is published" without any."""
-    runs = [run for own in leaderboard.published_runs(profile).values() for run in own]
-    seeds = sorted({run.config.train.seed for run in runs})
-    return ", ".join(map(str, seeds)) or "none is published"
+def findings(board: Board, rows: Sequence[Row]) -> list[str]:
+    """The sentences that say what is found: one on classes, one on methods, one on claims (rows).
 
-
-def findings(board: pd.DataFrame, classes: pd.DataFrame, rows: Sequence[Row]) -> list[str]:
-    """The sentences that say what is found: one on classes, one on methods, one on claims.
-
-    board: of `leaderboard`; classes: of `by_class`; rows: the claims. What there are no numbers of
-    is left out.
+    What there are no numbers of is left out.
     """
     said = []
-    if NAMED in classes.index:
-        at = classes.loc[NAMED]
+    if NAMED in board.classes.index:
+        at = board.classes.loc[NAMED]
         said.append(
-            f"An adversarially trained network ({NAMED}) keeps {100 * at.max():.0f} of 100 test"
-            f" images of its best class ({at.idxmax()}) under attack, and {100 * at.min():.0f} of"
-            f" its worst ({at.idxmin()})."
+            f"Under {board.attack} an adversarially trained network ({NAMED}) keeps"
+            f" {100 * at.max():.0f} of 100 test images of its best class ({at.idxmax()}), and"
+            f" {100 * at.min():.0f} of its worst ({at.idxmin()})."
         )
-    if not board.empty:
-        said.append(_of_methods(board))
+    if not board.methods.empty:
+        said.append(_of_methods(board.methods))
     if rows:
         said.append(_of_claims(counted(rows)))
     return said
@@ -199,26 +201,14 @@ def key_picture(pages: Sequence[Page]) -> dict[str, Any] | None:
     return None
 
 
-def write_files(html: Path, pages: Sequence[Page], profile: str) -> None:
-    """Writes what the first page shows and offers: pictures, and the leaderboard's two tables.
-
-    These are those of `crat leaderboard --csv` and `--latex`.
-    """
-    thumbs = html / "_static" / "thumbs"
-    thumbs.mkdir()
+def write_pictures(folder: Path, pages: Sequence[Page]) -> None:
+    """Writes the pictures of the first page into a new folder."""
+    folder.mkdir()
     for page in pages:
         if figure := page.thumbnail():
-            (thumbs / f"{page.stem}.png").write_bytes(figure.png)
+            (folder / f"{page.stem}.png").write_bytes(figure.png)
     if first := key_picture(pages):
-        (thumbs / "first.png").write_bytes(first["figure"].png)
-    if leaderboard.leaderboard(profile).empty:
-        return
-    table, images = leaderboard.board(profile)
-    what = f"{images} under {leaderboard.attack_name(profile)}"
-    csv = table.to_csv(index=False, lineterminator="\n")
-    store.write_text(html / "leaderboard.csv", csv)
-    latex = leaderboard.methods_latex(table, what, leaderboard.BASELINE)
-    store.write_text(html / "leaderboard.tex", latex)
+        (folder / "first.png").write_bytes(first["figure"].png)
 
 
 def _mean_sd(mean: float, sd: float) -> str:

@@ -10,10 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from crat import store
+from crat.analysis.claims import Claim
 from crat.batch.notebook import ROOT
+from crat.papers.common import Runs, evidence_profile
 
 Cell = dict[str, Any]
 
@@ -46,6 +49,7 @@ class Page:
 
     committed: Path
     folder: Path  # figures/<profile>/<stem>, with the files of its run
+    paper: ModuleType | None = None  # of crat.papers: its plan of runs, and its claims
 
     @property
     def stem(self) -> str:
@@ -56,6 +60,16 @@ class Page:
     def number(self) -> str:
         """The first characters of the name, such as "04"."""
         return self.stem[:2]
+
+    @property
+    def claims(self) -> dict[str, Claim]:
+        """The claims that its paper declares, by key."""
+        return getattr(self.paper, "CLAIMS", {})
+
+    def plan(self, profile: str) -> Runs:
+        """The runs that figures and claims are drawn from, by key; none for an exercise."""
+        asked: Runs = self.paper.plan(evidence_profile(profile)) if self.paper else {}
+        return {key: run for key, run in asked.items() if key != "live"}
 
     @property
     def executed(self) -> bool:
@@ -244,7 +258,8 @@ def plain(text: str) -> str:
     """Markdown as words in one line: no marks, the words of links, formulas as letters."""
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"\\([a-z]+)", lambda name: LETTERS.get(name[1], name[1]), text)
-    return " ".join(re.sub(r"[*`$\\]|(?<=\w)_(?=\w\b)", "", text).split())
+    text = re.sub(r"\b(\w)_\{?(\w+)\}?", r"\1\2", text)  # the index of a letter
+    return " ".join(re.sub(r"[*`$\\]", "", text).replace("_", " ").split())
 
 
 def shortened(text: str, longest: int = LONGEST_ALT) -> str:

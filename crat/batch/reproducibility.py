@@ -15,7 +15,6 @@ from crat.batch.notebook import ROOT
 from crat.batch.pages import Page, SiteError
 from crat.batch.rows import Row, claims_of, counted, dataset_named
 from crat.config import profile as base_run
-from crat.papers import PLANS
 from crat.papers.common import evidence_profile
 from crat.training.run import Run
 
@@ -61,7 +60,7 @@ def report(page: Page, profile: str) -> str:
     if not rows:
         return ""
     written = sections(page.number)
-    runs = _runs(page.number, profile)
+    runs = {key: Run.of(config) for key, config in page.plan(profile).items()}
     heading = f"# Reproducibility report: {page.title}\n"
     parts = [heading, _head(page, rows), written.pop("Scope"), _results(page, rows, runs, profile)]
     parts += [_minutes(runs), *written.values()]
@@ -82,12 +81,6 @@ def sections(number: str) -> dict[str, str]:
     if missing:
         raise SiteError(f"{path} has no section {', '.join(missing)}")
     return found
-
-
-def _runs(number: str, profile: str) -> dict[str, Run]:
-    """The runs that a notebook asks for, the live one left out, by key."""
-    plan = PLANS[number](evidence_profile(profile))
-    return {key: Run.of(config) for key, config in plan.items() if key != "live"}
 
 
 def _head(page: Page, rows: Sequence[Row]) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 from crat.batch.notebook import ROOT
 from crat.batch.pages import Page
 from crat.config import profile as base_run
-from crat.papers import PAPERS
 from crat.papers.common import claims_file, evidence_profile
 from crat.store import digest
 
@@ -41,7 +40,7 @@ def claims_of(page: Page, profile: str) -> list[Row]:
     path = own if own.exists() else _published(page, profile)
     if not path.exists():
         return []
-    ids = _ids(page.number)
+    ids = _ids(page)
     rows = []
     for row in claims.read(path).itertuples():
         number = re.search(r"[-+]?\d+(\.\d+)?", row.number.replace("−", "-"))
@@ -67,12 +66,11 @@ def _published(page: Page, profile: str) -> Path:
     return published if published.exists() else subset
 
 
-def _ids(number: str) -> dict[tuple[str, str], str]:
+def _ids(page: Page) -> dict[tuple[str, str], str]:
     """The key in CLAIMS of each claim, as a part of an address, by paper and statement."""
-    declared = getattr(PAPERS.get(number), "CLAIMS", {})
     return {
         (claim.paper, claim.statement): re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")
-        for key, claim in declared.items()
+        for key, claim in page.claims.items()
     }
 
 

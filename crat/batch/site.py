@@ -28,6 +28,7 @@ from crat.batch.notebook import ROOT
 from crat.batch.pages import Page, SiteError, annotated, exercise
 from crat.config import PROFILES
 from crat.names import one_of
+from crat.papers import PAPERS, leaderboard
 
 UNUSED = (".buildinfo", "objects.inv", "search.html")  # files of sphinx
 
@@ -52,7 +53,7 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | No
         raise SiteError(f"the report as pages needs {listed}: pip install 'crat[site]'")
     home = (figures or store.figures_home()) / profile
     paths = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
-    pages = [Page(path, home / path.stem) for path in paths]
+    pages = [Page(path, home / path.stem, PAPERS.get(path.stem[:2])) for path in paths]
     if not pages or not (ROOT / "docs" / "site" / "conf.py").exists():
         raise SiteError(f"no notebooks in {notebooks}: they come with a clone of the repository")
     store.must_be_writable(home, "CRAT_FIGURES")
@@ -60,7 +61,8 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | No
         html = Path(draft, "html")
         _write_sources(Path(draft, "source"), pages, profile)
         _sphinx(Path(draft))
-        frontpage.write_files(html, pages, profile)
+        frontpage.write_pictures(html / "_static" / "thumbs", pages)
+        _write_leaderboard(html, profile)
         for name in UNUSED:
             (html / name).unlink(missing_ok=True)
         if (home / "site").exists():
@@ -89,7 +91,20 @@ def _write_sources(folder: Path, pages: Sequence[Page], profile: str) -> None:
         "guides": [f"notebooks/course/{stem}" for stem in ("README", *dict(course)) if course],
         "docs": [f"docs/{stem}" for stem, _ in docs],
     }
-    store.write_text(folder / "index.md", frontpage.first_page(pages, profile, listed))
+    first = frontpage.first_page(pages, profile, _board(profile), listed)
+    store.write_text(folder / "index.md", first)
+
+
+def _board(profile: str) -> frontpage.Board:
+    runs = [run for own in leaderboard.published_runs(profile).values() for run in own]
+    return frontpage.Board(
+        methods=leaderboard.leaderboard(profile),
+        classes=leaderboard.by_class(profile),
+        columns=("clean", *leaderboard.ROBUST),
+        seeds=tuple(sorted({run.config.train.seed for run in runs})),
+        attack=leaderboard.attack_name(profile),
+        baseline=leaderboard.BASELINE,
+    )
 
 
 def _write_copies(paths: Sequence[Path], folder: Path) -> list[tuple[str, str]]:
@@ -125,16 +140,29 @@ def _write_reports(pages: Sequence[Page], profile: str, folder: Path) -> list[st
     return entries
 
 
+def _write_leaderboard(folder: Path, profile: str) -> None:
+    """Writes the leaderboard's tables for downloading, by `crat leaderboard`, if it has rows."""
+    if leaderboard.published_runs(profile):
+        files = ["--csv", str(folder / "leaderboard.csv")]
+        files += ["--latex", str(folder / "leaderboard.tex")]
+        _run("crat", "leaderboard", "--profile", profile, *files)
+
+
 def _sphinx(draft: Path) -> None:
-    """Runs sphinx in a child process and prints its warnings to stderr; raises SiteError."""
+    """Runs sphinx and prints its warnings to stderr; raises SiteError."""
     source = draft / "source"
-    words = ["-m", "sphinx", "-q", "-b", "html", "-c", str(ROOT / "docs" / "site")]
-    words += ["-d", str(draft / "doctrees"), str(source), str(draft / "html")]
-    env = os.environ | {"NO_COLOR": "1"}
-    command = [sys.executable, "-X", "utf8", *words]
-    run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
-    said = run.stderr.replace(f"{source}{os.sep}", "").strip()
-    if run.returncode:
-        raise SiteError(f"sphinx failed: {said.splitlines()[-1] if said else run.returncode}")
-    if said:
+    places = ["-d", str(draft / "doctrees"), str(source), str(draft / "html")]
+    words = ["-q", "-b", "html", "-c", str(ROOT / "docs" / "site"), *places]
+    if said := _run("sphinx", *words).replace(f"{source}{os.sep}", ""):
         print(said, file=sys.stderr)
+
+
+def _run(module: str, *words: str) -> str:
+    """Runs a module in a child process; returns what it said on stderr. Raises SiteError."""
+    env = os.environ | {"NO_COLOR": "1"}
+    command = [sys.executable, "-X", "utf8", "-m", module, *words]
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
+    said = run.stderr.strip()
+    if run.returncode:
+        raise SiteError(f"{module} failed: {said.splitlines()[-1] if said else run.returncode}")
+    return said

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crat.cli.parsing import new_file
-from crat.text import aligned, shown
+from crat.text import Bold, aligned, booktabs, percent, shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from crat.outcomes.cache import Outcomes
     from crat.outcomes.sampled import Sampled
+
+# the columns of a table of methods, and those of its functionals that are compared
+METHODS_HEADER = ("method", "seeds", "clean", "average", "difference", "worst class", "difference")
+COMPARED = ("average", "worst")
 
 
 def add_tables(parser: ArgumentParser, table: str = "the table of classes") -> None:
@@ -66,10 +70,36 @@ def show_methods(a: Namespace, table: pd.DataFrame, what: str, base: str) -> Non
 
     what: the images and the attack, for the caption.
     """
-    from crat.papers.leaderboard import METHODS_HEADER, method_cells, methods_latex
+    cells = method_cells(table)
+    print(aligned(METHODS_HEADER, cells))
+    caption = f"{what}: percent, mean over seeds ± sd; differences to {base} with 95 % intervals"
+    write_tables(a, table, booktabs(METHODS_HEADER, [cells], caption))
 
-    print(aligned(METHODS_HEADER, method_cells(table)))
-    write_tables(a, table, methods_latex(table, what, base))
+
+def method_cells(table: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The rows of METHODS_HEADER, in percent; the best average and worst class are bold."""
+    best = {f: table[f].idxmax() for f in COMPARED}
+    rows = []
+    for i, row in table.iterrows():
+        cells = [str(row["method"]), str(row["seeds"]), _mean_sd(row, "clean")]
+        for f in COMPARED:
+            mean = _mean_sd(row, f)
+            cells += [Bold(mean) if best[f] == i else mean, _difference(row, f)]
+        rows.append(tuple(cells))
+    return rows
+
+
+def _mean_sd(row: pd.Series, name: str) -> str:
+    sd = row[f"{name}_sd"]
+    return percent(row[name]) + ("" if sd != sd else f" ± {percent(sd)}")  # nan: one seed
+
+
+def _difference(row: pd.Series, f: str) -> str:
+    value = row[f"{f}_difference"]
+    if value != value:  # nan: the base itself
+        return "-"
+    ends = f"{percent(row[f'{f}_low'])}, {percent(row[f'{f}_high'])}"
+    return f"{100 * value:+.1f} [{ends}]"
 
 
 def tell_of(path: Path) -> None:
