@@ -7,14 +7,15 @@ from pathlib import Path
 from crat.analysis import claims
 from crat.papers import PAPERS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 STEMS = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
 PAGES = ["index.html", *(f"notebooks/{stem}.html" for stem in STEMS)]
 PAGES += [f"docs/{path.stem}.html" for path in sorted((ROOT / "docs").glob("*.md"))]
 EXERCISES = sorted((ROOT / "notebooks" / "course").glob("[0-9]_*.ipynb"))
 PAGES += [f"notebooks/course/{stem}.html" for stem in ("README", *(p.stem for p in EXERCISES))]
 CLAIMING = [stem for stem in STEMS if hasattr(PAPERS[stem[:2]], "CLAIMS")]
-PAGES += [f"papers/{stem}.html" for stem in CLAIMING]
+REPORTS = {stem: f"docs/reproducibility/{stem[:2]}.html" for stem in CLAIMING}
+PAGES += REPORTS.values()
 EXECUTED = "02_attacks_side_by_side"
 
 

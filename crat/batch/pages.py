@@ -157,7 +157,7 @@ def annotated(page: Page, profile: str) -> dict[str, Any]:
 
 
 def exercise(path: Path) -> dict[str, Any]:
-    """An exercise of the course with a note on how to open it; pictures from elsewhere are words.
+    """An exercise of the course with a note on what it is; pictures from elsewhere are words.
 
     Raises SiteError where the file is no notebook.
     """
@@ -166,11 +166,10 @@ def exercise(path: Path) -> dict[str, Any]:
         cell | {"source": BADGE.sub(r"\1", _source(cell))} if "attachments" not in cell else cell
         for cell in notebook["cells"]
     ]
-    note = (
-        "An exercise, with gaps for you to fill. In a clone of the repository <code>make lab</code>"
-        f" opens JupyterLab; choose <code>course/{path.name}</code>."
+    note = _note(
+        "An exercise, to be read here and solved in JupyterLab; nothing in it has been run."
     )
-    return notebook | {"cells": [*cells[:1], _note(note), *cells[1:]]}
+    return notebook | {"cells": [*cells[:1], note, *cells[1:]]}
 
 
 def _note(text: str) -> Cell:

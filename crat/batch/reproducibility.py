@@ -90,8 +90,8 @@ def _head(page: Page, rows: Sequence[Row]) -> str:
     return (
         f"{len(rows)} claims: {reproduced} reproduced [Re], {refuted} not reproduced [not Re],"
         f" {counts.get('undecided', 0)} undecided, {counts.get('not run', 0)} not run."
-        f" [The notebook](../notebooks/{page.stem}.ipynb) has the evidence,"
-        " [the rules](../docs/claims.md) say how a claim is decided.\n"
+        f" [The notebook](../../notebooks/{page.stem}.ipynb) has the evidence,"
+        " [the rules](../claims.md) say how a claim is decided.\n"
     )
 
 
@@ -170,7 +170,7 @@ def _result(row: Row) -> str:
 
 def _said(row: Row) -> str:
     source = escape(f"{row['paper']}, {row['where']}")
-    link = f'<a class="report-link" href="../index.html#{row["id"]}">#</a>'
+    link = f'<a class="report-link" href="../../index.html#{row["id"]}">#</a>'
     return f"<div><small>{source}</small>{escape(row['statement'])} {link}</div>"
 
 

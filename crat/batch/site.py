@@ -4,7 +4,7 @@
 
     index.md                       frontpage.py
     notebooks/*.ipynb              pages.py, with the exercises of notebooks/course
-    papers/*.md                    reproducibility.py
+    docs/reproducibility/*.md      reproducibility.py, with what is written by hand there
     docs/*.md                      the repository's
     *.md                           docs/site/*.md, such as a page with a script of its own
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,7 @@ def _write_sources(folder: Path, pages: Sequence[Page], profile: str) -> None:
     for page in pages:
         text = json.dumps(annotated(page, profile))
         store.write_text(folder / "notebooks" / f"{page.stem}.ipynb", text)
-    reports = _write_reports(pages, profile, folder / "papers")
+    reports = _write_reports(pages, profile, folder / "docs" / "reproducibility")
     listed = {
         "notebooks": [f"notebooks/{page.stem}" for page in pages],
         "course": course,
@@ -97,9 +98,10 @@ def _write_sources(folder: Path, pages: Sequence[Page], profile: str) -> None:
 
 def _board(profile: str) -> frontpage.Board:
     runs = [run for own in leaderboard.published_runs(profile).values() for run in own]
+    methods = leaderboard.leaderboard(profile)
     return frontpage.Board(
-        methods=leaderboard.leaderboard(profile),
-        classes=leaderboard.by_class(profile),
+        methods=methods,
+        classes=leaderboard.by_class(profile).loc[list(methods.method)],
         columns=("clean", *leaderboard.ROBUST),
         seeds=tuple(sorted({run.config.train.seed for run in runs})),
         attack=leaderboard.attack_name(profile),
@@ -113,7 +115,8 @@ def _write_copies(paths: Sequence[Path], folder: Path) -> list[tuple[str, str]]:
     for path in paths:
         text = path.read_text(encoding="utf-8")
         store.write_text(folder / path.name, text)
-        titles.append((path.stem, text.partition("\n")[0].lstrip("# ")))
+        heading = re.search(r"^# +(.+)$", text, re.MULTILINE)
+        titles.append((path.stem, heading[1] if heading else path.stem))
     return titles
 
 
@@ -135,8 +138,8 @@ def _write_reports(pages: Sequence[Page], profile: str, folder: Path) -> list[st
     entries = []
     for page in pages:
         if text := reproducibility.report(page, profile):
-            store.write_text(folder / f"{page.stem}.md", text)
-            entries.append(f"{page.title} <papers/{page.stem}>")
+            store.write_text(folder / f"{page.number}.md", text)
+            entries.append(f"{page.title} <docs/reproducibility/{page.number}>")
     return entries
 
 

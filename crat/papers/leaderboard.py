@@ -49,8 +49,7 @@ def published_runs(profile_name: str, store: Store | None = None) -> dict[str, l
 def by_class(profile_name: str, store: Store | None = None) -> pd.DataFrame:
     """The robust accuracy of each class (columns) by method (index): mean over runs, a fraction.
 
-    Methods in the order of `leaderboard`, classes from the one with the lowest mean on. Empty where
-    no run is published.
+    Classes from the one with the lowest mean over methods on. Empty where no run is published.
     """
     accuracies = {}
     for method, runs in published_runs(profile_name, store).items():
@@ -59,9 +58,7 @@ def by_class(profile_name: str, store: Store | None = None) -> pd.DataFrame:
         mean = class_accuracy(y, attacked, len(classes)).mean(0)
         accuracies[method] = dict(zip(classes, mean, strict=True))
     table = pd.DataFrame.from_dict(accuracies, orient="index")
-    return table[table.mean().sort_values().index].loc[
-        list(leaderboard(profile_name, store).method)
-    ]
+    return table[table.mean().sort_values().index]
 
 
 def correct(runs: Sequence[Run]) -> tuple[NDArray, NDArray, NDArray]:
