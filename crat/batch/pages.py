@@ -162,10 +162,10 @@ def exercise(path: Path) -> dict[str, Any]:
     Raises SiteError where the file is no notebook.
     """
     notebook = Page(path, path.parent / "never run").notebook
-    cells = [
-        cell | {"source": BADGE.sub(r"\1", _source(cell))} if "attachments" not in cell else cell
-        for cell in notebook["cells"]
-    ]
+    cells = []
+    for cell in notebook["cells"]:
+        prose = cell["cell_type"] == "markdown"
+        cells.append(cell | {"source": BADGE.sub(r"\1", _source(cell))} if prose else cell)
     note = _note(
         "An exercise, to be read here and solved in JupyterLab; nothing in it has been run."
     )
