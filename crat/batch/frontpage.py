@@ -22,6 +22,7 @@ from crat.papers.common import evidence_profile
 from crat.text import percent
 
 KEY_PICTURE = ("01", "classes")  # notebook and name of the figure that stands first
+COMMITTED = "laptop"  # the profile whose runs the committed notebooks draw
 NAMED = "AT"  # the method whose best and worst class are told
 DECIDED = ("supported", "reversed", "no effect")
 DARK = 0.84  # from this share on, white is more legible than black on a cell of the heat map
@@ -51,7 +52,7 @@ def first_page(
     return _template().render(
         profile=profile,
         setting=setting(pages, profile, board.seeds),
-        picture=key_picture(pages),
+        picture=key_picture(pages, profile),
         all_elsewhere=bool(rows) and {row["setting"] for row in rows} == {SETTINGS[1]},
         findings=findings(board, rows),
         papers=papers,
@@ -191,23 +192,27 @@ def _origin(page: Page) -> str:
     return "as executed for this profile" if page.executed else "as committed"
 
 
-def key_picture(pages: Sequence[Page]) -> dict[str, Any] | None:
-    """The figure that stands first, with the page that it is from; None where it is not drawn."""
+def key_picture(pages: Sequence[Page], profile: str) -> dict[str, Any] | None:
+    """The figure that stands first, with the page that it is from; None where it is not drawn.
+
+    A committed notebook draws the laptop's runs, so it has no such figure for a larger profile.
+    """
     number, name = KEY_PICTURE
     for page in pages:
-        for figure in page.figures() if page.number == number else ():
+        own = page.executed or evidence_profile(profile) == COMMITTED
+        for figure in page.figures() if own and page.number == number else ():
             if figure.name == name:
                 return {"page": page, "figure": figure}
     return None
 
 
-def write_pictures(folder: Path, pages: Sequence[Page]) -> None:
+def write_pictures(folder: Path, pages: Sequence[Page], profile: str) -> None:
     """Writes the pictures of the first page into a new folder."""
     folder.mkdir()
     for page in pages:
         if figure := page.thumbnail():
             (folder / f"{page.stem}.png").write_bytes(figure.png)
-    if first := key_picture(pages):
+    if first := key_picture(pages, profile):
         (folder / "first.png").write_bytes(first["figure"].png)
 
 

@@ -217,7 +217,7 @@ def _first_sentence(cell: Cell) -> str:
 
 def _sentences(text: str) -> list[str]:
     """The sentences of markdown, headings and formulas left out; at least one, perhaps empty."""
-    text = re.sub(r"^#.*$|\$\$.*?\$\$", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^#[^\n]*|\$\$.*?\$\$", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.split(r"(?<=[.!?]) +(?=[A-Z(*])|(?<=:) *$", plain(text)) or [""]
 
 

@@ -62,7 +62,7 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | No
         html = Path(draft, "html")
         _write_sources(Path(draft, "source"), pages, profile)
         _sphinx(Path(draft))
-        frontpage.write_pictures(html / "_static" / "thumbs", pages)
+        frontpage.write_pictures(html / "_static" / "thumbs", pages, profile)
         _write_leaderboard(html, profile)
         for name in UNUSED:
             (html / name).unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from report_pages import (
 
 from crat import cli
 from crat.batch import frontpage, site
-from crat.batch.pages import SiteError
+from crat.batch.pages import Page, SiteError, alt_text
 from crat.batch.rows import VERDICTS
 from crat.papers import PAPERS, leaderboard
 from crat.training.run import Run
@@ -69,6 +69,13 @@ def test_the_first_page_says_what_is_found_and_on_which_data(home):
         assert f"{verdicts.count(verdict)} {verdict}" in sentences[2]
     for said in ("Fashion-MNIST, 20,000 training", "small_cnn", "Profile: laptop", "0, 1, 2"):
         assert said in setting
+
+
+def test_the_first_picture_is_of_the_profile_s_own_runs(tmp_path):
+    pages = [Page(ROOT / "notebooks" / f"{STEMS[1]}.ipynb", tmp_path)]
+    assert frontpage.key_picture(pages, "laptop")["figure"].name == "classes"
+    assert frontpage.key_picture(pages, "quick") == frontpage.key_picture(pages, "laptop")
+    assert frontpage.key_picture(pages, "paper") is None
 
 
 def test_the_claims_are_those_of_the_notebooks(home):
@@ -156,6 +163,34 @@ def test_the_tables_for_a_paper_are_those_of_the_command(home, tmp_path, own_sto
     for path in names:
         assert text(path) == text(home / f"leaderboard{path.suffix}")
     assert all(f'href="leaderboard{p.suffix}" download' in text(home / "index.html") for p in names)
+
+
+def markdown(source):
+    return {"cell_type": "markdown", "source": source}
+
+
+@pytest.mark.parametrize(
+    ("code", "below", "expected"),
+    [
+        (
+            "fig = plots.confusion_heat(m, names)",
+            "Tops are mistaken for *tops*, in [all](a.md) of the runs. More.",
+            "The idea: Row-normalised confusion matrices (K, K) side by side in percent: true class"
+            " down. Tops are mistaken for tops, in all of the runs.",
+        ),
+        (
+            'ax.set(xlabel="seeds", ylabel="gain", title="grey: none")',
+            "## Next\n\nThis sentence is one of the next section, not of the figure.",
+            "The idea: gain over seeds · grey: none.",
+        ),
+        ("draw()", "Do attacks end in few classes, or in many of them?", "The idea: We draw."),
+        ("draw()", "The forms.", "The idea: We draw."),
+    ],
+    ids=["function and reading", "axes", "a question", "a word"],
+)
+def test_the_rule_for_what_a_figure_shows(code, below, expected):
+    cells = [markdown("## 1 The idea\n\nWords. We draw."), {"cell_type": "code", "source": code}]
+    assert alt_text([*cells, markdown(below)], 1) == expected
 
 
 @pytest.mark.parametrize("stem", STEMS)
