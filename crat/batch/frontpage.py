@@ -15,7 +15,7 @@ from crat.analysis.claims import SETTINGS
 from crat.batch.estimates import images
 from crat.batch.notebook import ROOT
 from crat.batch.pages import Page
-from crat.batch.rows import VERDICTS, Row, claims_of, counted, dataset_named, in_words, varying
+from crat.batch.rows import Row, claims_of, counted, dataset_title, in_words, varying
 from crat.config import DATASETS
 from crat.config import profile as base_run
 from crat.papers.common import evidence_profile
@@ -50,13 +50,11 @@ def first_page(
     papers = [paper for page in pages if (paper := _paper(page, profile))]
     rows = [row for paper in papers for row in paper["rows"]]
     return _template().render(
-        profile=profile,
         setting=setting(pages, profile, board.seeds),
         picture=key_picture(pages, profile),
         all_elsewhere=bool(rows) and {row["setting"] for row in rows} == {SETTINGS[1]},
         findings=findings(board, rows),
         papers=papers,
-        verdicts=VERDICTS,
         counts=counted(rows),
         board=board.methods.to_dict("records"),
         columns=board.columns,
@@ -108,7 +106,7 @@ def setting(pages: Sequence[Page], profile: str, seeds: Sequence[int]) -> str:
     spec = DATASETS[run.data.name]
     epsilon, steps = spec.protocol.eps, spec.protocol.test_steps
     words = [
-        f"Data: {dataset_named(run.data.name)}, {images(run):,} training and"
+        f"Data: {dataset_title(run.data.name)}, {images(run):,} training and"
         f" {spec.test_images:,} test images{_besides(pages, evidence)}.",
         f"Network: {run.model.name}, {run.train.epochs} epochs.",
         f"Profile: {evidence}{'' if evidence == profile else ', as published'}.",
@@ -125,7 +123,7 @@ def _besides(pages: Sequence[Page], evidence: str) -> str:
     for page in pages:
         for name in sorted({run.data.name for run in page.plan(evidence).values()} - {main}):
             numbers.setdefault(name, []).append(page.number)
-    besides = [f"{dataset_named(name)} ({', '.join(of)})" for name, of in numbers.items()]
+    besides = [f"{dataset_title(name)} ({', '.join(of)})" for name, of in numbers.items()]
     return f"; runs of some notebooks are on {' and '.join(besides)}" if besides else ""
 
 

@@ -13,7 +13,7 @@ from html import escape
 
 from crat.batch.notebook import ROOT
 from crat.batch.pages import Page, SiteError
-from crat.batch.rows import Row, claims_of, counted, dataset_named
+from crat.batch.rows import Row, claims_of, counted, dataset_title
 from crat.config import profile as base_run
 from crat.papers.common import evidence_profile
 from crat.training.run import Run
@@ -108,7 +108,7 @@ def _results(page: Page, rows: Sequence[Row], runs: dict[str, Run], profile: str
     )
     for dataset, own in groups.items():
         data = dataset or _main_data(profile, runs)
-        lines += [f"### {dataset_named(data)}\n", _command(page, runs, dataset, profile)]
+        lines += [f"### {dataset_title(data)}\n", _command(page, runs, dataset, profile)]
         lines.append(_table(own))
     return "\n".join(lines)
 
@@ -125,15 +125,18 @@ def _main_data(profile: str, runs: dict[str, Run]) -> str:
 
 
 def _command(page: Page, runs: dict[str, Run], dataset: str, profile: str) -> str:
-    """The line above a table: the command that decides its claims, its minutes and hardware."""
-    data = f" --data {dataset}" if dataset else ""
-    evidence = evidence_profile(profile)
-    line = f"`crat reproduce {page.number} --profile {evidence}{data} --recompute`"
-    if dataset:
-        return f"{line}. No run is published, so neither minutes nor hardware are known.\n"
-    cost = Cost.of(runs.values())
+    """The line above a table: the command that decides its claims, its minutes and hardware.
+
+    dataset: the one that decides them, where it is not that of the notebook's main runs.
+    """
+    own = [run for run in runs.values() if not dataset or run.config.data.name == dataset]
+    data = "" if own else f" --data {dataset}"
+    own = own or [Run.of(config) for config in page.plan(profile, dataset).values()]
+    line = f"`crat reproduce {page.number} --profile {evidence_profile(profile)}{data} --recompute`"
+    cost = Cost.of(own)
     if not cost.published:
-        return f"{line}. None of its {cost.asked} runs is published.\n"
+        unknown = "so neither minutes nor hardware are known"
+        return f"{line}. None of its {cost.asked} runs is published, {unknown}.\n"
     runs_of = f"{cost.published} of {cost.asked}" if cost.published < cost.asked else cost.asked
     return (
         f"{line}: {runs_of} runs, {cost.minutes:.0f} minutes of training on"
@@ -179,7 +182,7 @@ def _minutes(runs: dict[str, Run]) -> str:
     groups = defaultdict(list)
     for run in runs.values():
         train, data = run.config.train, run.config.data
-        images = f"{dataset_named(data.name)}, {train.epochs} epochs"
+        images = f"{dataset_title(data.name)}, {train.epochs} epochs"
         groups[train.defense, images].append(run)
     lines = ["\n## Minutes and hardware\n", "| training | data | runs | minutes in all |"]
     lines.append("|---|---|---|---|")

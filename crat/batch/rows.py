@@ -18,7 +18,7 @@ from crat.store import digest
 Row = dict[str, Any]
 
 VERDICTS = ("supported", "reversed", "no effect", "undecided", "not run")
-DATASETS_NAMED = {
+TITLES = {
     "fashion_mnist": "Fashion-MNIST",
     "fashion_mnist_mini": "the shipped subset of Fashion-MNIST",
     "mnist": "MNIST",
@@ -90,6 +90,6 @@ def varying(rows: list[Row], names: Iterable[str]) -> list[str]:
     return [name for name in names if len({row[name] for row in rows}) > 1]
 
 
-def dataset_named(name: str) -> str:
+def dataset_title(name: str) -> str:
     """A data set's name as papers write it."""
-    return DATASETS_NAMED.get(name, name)
+    return TITLES.get(name, name)
