@@ -43,10 +43,12 @@ PAIR = "#data=fashion_mnist&attack=PGD-20&a=AT+EMA-s0&b=WAT+EMA-s0"
 def page(tmp_path_factory):
     """The page as in the report, made where no data set was fetched."""
     draft = tmp_path_factory.mktemp("explorer")
-    store.write_text(draft / "source" / "index.md", "# First\n")
+    listed = "# First\n\n```{toctree}\nexplorer\n```\n"
+    store.write_text(draft / "source" / "index.md", listed)
+    shown = text(site.ROOT / "docs" / "site" / "explorer.md")
+    store.write_text(draft / "source" / "explorer.md", shown)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CRAT_DATA", str(draft / "nothing"))
-        explorer.write_page(draft / "source")
         site._sphinx(draft)
         explorer.write_numbers(draft / "html")
     return draft / "html" / explorer.PAGE
