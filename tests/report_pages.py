@@ -9,7 +9,7 @@ from crat.papers import PAPERS
 
 ROOT = Path(__file__).parents[1]
 STEMS = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
-PAGES = ["index.html", *(f"notebooks/{stem}.html" for stem in STEMS)]
+PAGES = ["index.html", "explorer.html", *(f"notebooks/{stem}.html" for stem in STEMS)]
 PAGES += [f"docs/{path.stem}.html" for path in sorted((ROOT / "docs").glob("*.md"))]
 EXERCISES = sorted((ROOT / "notebooks" / "course").glob("[0-9]_*.ipynb"))
 PAGES += [f"notebooks/course/{stem}.html" for stem in ("README", *(p.stem for p in EXERCISES))]
