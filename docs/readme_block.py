@@ -38,7 +38,7 @@ NOTEBOOKS = {  # the paper and one question of each notebook
         "Amerehi and Healy 2025",
         "Does a label that names an image's change narrow the gap?",
     ),
-    "06_all_methods": ("ten trainings", "Which method lifts the worst class, at what cost?"),
+    "06_all_methods": ("all methods", "Which method lifts the worst class, at what cost?"),
     "07_benz2021_universal_class_wise": (
         "Benz et al. 2021",
         "Does one perturbation hit all classes alike?",
