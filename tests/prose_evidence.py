@@ -213,6 +213,12 @@ def main_table():
     return [*averages, cfa("CFA (AT)", 6) - cfa("AT+EMA", 6)]
 
 
+def on_trades():
+    """Worst classes on TRADES, and what CFA costs there on average against TRADES+EMA."""
+    worst = [cfa(name, 6) for name in ("CFA (TRADES)", "TRADES", "TRADES+EMA")]
+    return [*worst, cfa("TRADES+EMA", 4) - cfa("CFA (TRADES)", 4)]
+
+
 def by_margin(panel):
     columns = ["class", "group", "acc", "panel", "margin"]
     rows = csv("04", "training_margin").set_axis(columns, axis=1)
@@ -436,7 +442,7 @@ def bias_line():
     rows = csv("09", "frontier").query("method == 'AT+EMA, bias' and seed == 0")
     rows = 100 * rows[["average", "worst"]].set_index(rows["drop"])
     steps = (rows - rows.loc[0]).abs().loc[[0.01, 0.02]].to_numpy().ravel()
-    return [*steps, rows.average[0] - rows.average[0.05]]
+    return [*steps, rows.average[0] - rows.average[0.05], *rows.worst[[0, 0.05]]]
 
 
 def wat_of_seed_0():

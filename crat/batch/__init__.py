@@ -1,7 +1,10 @@
-"""The batch: `reproduce` makes the figures, here or on a cluster; `site` builds the pages."""
+"""The batch: `reproduce` makes the figures, here or on a cluster; `site` builds the pages.
+
+`grading` marks a course.
+"""
 
 from crat.extras import needs
 
 needs("crat.batch", "psutil")
 
-__all__ = ["reproduce", "site"]
+__all__ = ["grading", "reproduce", "site"]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from crat import store
+from crat.batch import explorer
 from crat.batch.notebook import ROOT
 from crat.config import PROFILES
 from crat.config import profile as base_run
@@ -138,6 +139,7 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | No
         _write_sources(Path(draft, "source"), pages, profile)
         _sphinx(Path(draft))
         _write_thumbnails(html / "_static" / "thumbs", pages)
+        explorer.write_numbers(html)
         for name in UNUSED:
             (html / name).unlink(missing_ok=True)
         if (home / "site").exists():
@@ -157,6 +159,7 @@ def _write_sources(folder: Path, pages: list[Page], profile: str) -> None:
         store.write_text(folder / "notebooks" / f"{page.stem}.ipynb", text)
     for path in docs:
         store.write_text(folder / "docs" / path.name, path.read_text(encoding="utf-8"))
+    explorer.write_page(folder)
     first = _first_page(pages, profile, [path.stem for path in docs])
     store.write_text(folder / "index.md", first)
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "runs beside each other, class by class, with intervals",
     "leaderboard": "the methods of notebook 06 by their published results",
     "data": "list the data sets, or fetch one",
+    "course": "mark what students handed in of notebooks/course",
     "completion": "a script that completes crat's words in your shell",
 }
 FOR_MAINTAINERS = {"publish": "copy the small files of a finished run to results/"}

@@ -99,6 +99,18 @@ def read(place: Place, attack: str, decided_by: dict[str, Any]) -> Arrays:
     return arrays
 
 
+def answers(place: Place, stored: dict[str, Any]) -> Arrays:
+    """The y, prediction and margin (N,) of an outcome, with logits or without, after its checks.
+
+    stored: its settings, as `metas` returns them. Raises StoreError as `read`.
+    """
+    decided_by = {name: value for name, value in stored.items() if name != "attack"}
+    if place.key:
+        return read(place, stored["attack"], decided_by)
+    arrays = files.read(place.path, stored["attack"], decided_by)
+    return arrays | {"margin": of(arrays["logits"], arrays["y"])}
+
+
 def _arrays(place: Place) -> Arrays:
     """The arrays of an outcome, as `read` returns them, unchecked; labels of the file's type."""
     path, key = place

@@ -26,7 +26,17 @@ from crat.papers import (
 )
 from crat.papers.common import Runs
 
-__all__ = ["LIVE", "PAPERS", "PLANS", "Runs", "all_claims", "common", "evidence", "leaderboard"]
+__all__ = [
+    "LIVE",
+    "PAPERS",
+    "PLANS",
+    "Runs",
+    "all_claims",
+    "all_methods",
+    "common",
+    "evidence",
+    "leaderboard",
+]
 
 # number of the notebook -> its module
 PAPERS: dict[str, ModuleType] = {

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import isotonic_regression
 
 from crat.names import one_of
 from crat.plots.marks import BLUE, GREEN, GREY, ORANGE, PINK, RED, SERIES, SKY, colours, mark
@@ -334,13 +335,19 @@ def class_scatter(
 
 
 def name_points(
-    ax: Axes, points: NDArray, names: Sequence[str], unit: float, others: ArrayLike = ()
+    ax: Axes,
+    points: NDArray,
+    names: Sequence[str],
+    unit: float,
+    others: ArrayLike = (),
+    radius: float = 4,
 ) -> None:
     """Writes each name at the nearest free place beside its point; without a free place, no name.
 
     points: (n, 2) of x and y. A name further off gets a line.
     unit: the pixels of a typographic point.
-    others: (m, 2), further points that no name may cover.
+    others: (m, 2), further points that a name covers only where it has no other place.
+    radius: of a point's mark, in typographic points.
     """
     style: dict[str, Any] = {
         "fontsize": "small",
@@ -350,9 +357,8 @@ def name_points(
     }
     line = {"arrowstyle": "-", "color": "black", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
     frame = ax.get_window_extent()
-    drawn = np.concatenate([points, np.reshape(others, (-1, 2))])
-    marks = ax.transData.transform(drawn)
-    taken = [Bbox([mark - 4 * unit, mark + 4 * unit]) for mark in marks]
+    taken = _squares(ax.transData.transform(points), radius * unit)
+    crossed = _squares(ax.transData.transform(np.reshape(others, (-1, 2))), 3 * unit)
     angles = np.deg2rad([90, -90, 0, 180, 60, -60, 120, 240, 30, -30, 150, 210])
     directions = [np.array([np.cos(angle), np.sin(angle)]) for angle in angles]
     for i in np.argsort(-points[:, 1]):
@@ -360,16 +366,44 @@ def name_points(
         box = measured.get_window_extent()
         measured.remove()
         half = np.array([box.width, box.height]) / 2
-        for distance, direction in product((4, 10, 16, 22, 30, 40), directions):
-            shift = direction * (half + distance * unit)
+        ways = product((taken + crossed, taken), (0, 6, 12, 18, 26, 36, 50), directions)
+        for occupied, further, direction in ways:
+            shift = direction * (half + (radius + further) * unit)
             moved = box.translated(*shift)
             inside = frame.contains(*moved.min) and frame.contains(*moved.max)
-            if inside and not moved.count_overlaps(taken):
-                arrow = line if distance > 4 else None
+            if inside and not moved.count_overlaps(occupied):
+                arrow = line if further else None
                 placed = {"textcoords": "offset points", "arrowprops": arrow, **style}
                 ax.annotate(names[i], points[i], shift / unit, **placed)
-                taken.append(moved)
+                taken.append(moved.padded(4 * unit))
                 break
+
+
+def _squares(centres: NDArray, half: float) -> list[Bbox]:
+    """Squares around places (n, 2), of 2 `half` a side."""
+    return [Bbox([centre - half, centre + half]) for centre in centres]
+
+
+def name_ends(
+    ax: Axes, ends: Mapping[str, tuple[float, float, str]], unit: float, left: bool = False
+) -> None:
+    """Writes the names of lines at their ends, moved apart where they would overlap.
+
+    ends: name -> x, y and the name's colour.
+    unit: the pixels of a typographic point.
+    left: the ends are the left ones.
+    """
+    heights = {name: ax.transData.transform(end[:2])[1] / unit for name, end in ends.items()}
+    order = sorted(ends, key=heights.__getitem__)
+    wanted = np.array([heights[name] for name in order])
+    steps = 1.1 * plt.rcParams["font.size"] * np.arange(len(order))
+    # the places nearest to the wanted ones that are a line of text apart
+    places = isotonic_regression(wanted - steps).x + steps
+    for name, shift in zip(order, places - wanted, strict=True):
+        x, y, colour = ends[name]
+        style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": "small"}
+        style |= {"color": colour, "ha": "right" if left else "left", "annotation_clip": False}
+        ax.annotate(name, (x, y), (-6 if left else 6, shift), **style)
 
 
 def temperature_curves(table: pd.DataFrame) -> Figure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -9,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from crat.plots.base import name_points, panel_row, widen
-from crat.plots.marks import BLUE, GREY, ORANGE, RED, mark
+from crat.plots.base import name_ends, name_points, panel_row, widen
+from crat.plots.marks import BLACK, BLUE, GREY, ORANGE, RED, mark
 
 EASY_HARD = {"+1": BLUE, "-1": RED}  # of the toy model: class +1 is the easier one
+FUNCTIONALS = {"average": (BLACK, "s"), "worst": (RED, "o")}  # the colour and shape of each
 
 
 def toy_points(table: pd.DataFrame, w: float) -> Figure:
@@ -34,7 +37,7 @@ def toy_points(table: pd.DataFrame, w: float) -> Figure:
         xlabel = "$x_1$ (points spread around its values)"
         ax.set(title=panel, xlabel=xlabel, xlim=reach, xticks=[-1, 0, 1])
     axes[0].set(ylabel="$x_2$", ylim=(-4, 4))
-    _legend_outside(figure, axes[0], 3)
+    _legend_outside(figure, axes[0], 3, scale=3)
     return figure
 
 
@@ -92,7 +95,7 @@ def epoch_jumps(table: pd.DataFrame) -> Figure:
     )
     for (above, below), panel in zip(axes.T, panels, strict=True):
         part = table[table.panel == panel]
-        for shift, name, colour in ((-0.2, "average", "black"), (0.2, "worst", RED)):
+        for shift, (name, (colour, _)) in zip((-0.2, 0.2), FUNCTIONALS.items(), strict=True):
             runs = 100 * part.pivot(index="epoch", columns="seed", values=name)
             above.plot(runs.index, runs, color=colour, lw=0.7, alpha=0.5)
             above.plot(runs.index, runs.mean(axis=1), color=colour, lw=1.8, label=name)
@@ -115,46 +118,81 @@ def panel_frontiers(table: pd.DataFrame) -> Figure:
     panels = list(table.panel.unique())
     figure, axes = panel_row(len(panels), 4.4, 0.6, 3.8, sharey=False)
     named: list[dict[str, NDArray]] = []
+    joins: list[NDArray] = []  # places on the joining lines, which names should not cover
     for ax, panel in zip(axes, panels, strict=True):
-        points = {}
+        points, joined = {}, []
         for method, part in table[table.panel == panel].groupby("method", sort=False):
             rows = 100 * part[["average", "worst"]].to_numpy()
             points[str(method)] = rows[0]
+            joined += [np.linspace(*ends, 12) for ends in pairwise(rows)]
             look = mark(str(method))
             ax.plot(rows[:, 0], rows[:, 1], color=look.colour, lw=1)
             ax.scatter(rows[0, 0], rows[0, 1], s=60, zorder=3, linewidth=1.5, **look.points)
             ax.scatter(rows[1:, 0], rows[1:, 1], s=16, zorder=3, **look.points)
         ax.set(title=panel, xlabel="average robust accuracy (%)")
         widen(ax)
+        room = 0.1 * np.ptp(ax.get_xlim())  # for names
+        ax.set_xlim(ax.get_xlim()[0] - room, ax.get_xlim()[1] + room)
         named.append(points)
+        joins.append(np.reshape(joined, (-1, 2)))
     axes[0].set_ylabel("worst class (%)")
     if table.duplicated(["panel", "method"]).any():
         axes[0].scatter([], [], s=16, color=GREY, label="small: the last epoch")
         axes[0].legend()
     figure.draw_without_rendering()
-    for ax, panel, points in zip(axes, panels, named, strict=True):
-        rows = 100 * table.loc[table.panel == panel, ["average", "worst"]].to_numpy()
-        name_points(ax, np.array(list(points.values())), list(points), figure.dpi / 72, rows)
+    for ax, points, covered in zip(axes, named, joins, strict=True):
+        places = np.array(list(points.values()))
+        name_points(ax, places, list(points), figure.dpi / 72, covered, 7)
     return figure
 
 
-def setting_curves(table: pd.DataFrame, base: pd.DataFrame) -> Figure:
-    """Average and worst class over the values of a setting, the base method dashed.
+def setting_curves(table: pd.DataFrame) -> Figure:
+    """What the values of a setting change against the base method, in points with 95 % intervals.
 
-    table: columns panel, value, average, worst.
-    base: the same columns without value, a row for each panel.
+    table: columns panel, value, and for average and worst <name>_difference, <name>_low,
+        <name>_high (fractions).
     """
     panels = list(table.panel.unique())
-    figure, axes = panel_row(len(panels), 3.1, 0.8, 2.8)
+    figure, axes = panel_row(len(panels), 3.3, 0.8, 3)
     for ax, panel in zip(axes, panels, strict=True):
-        part, plain = table[table.panel == panel], base[base.panel == panel]
-        for name, colour in (("average", BLUE), ("worst", RED)):
-            ax.plot(part.value, 100 * part[name], marker="o", ms=4, color=colour, label=name)
-            ax.axhline(100 * plain[name].iloc[0], color=colour, lw=1, ls="--")
-        ax.set(title=panel, ylim=(0, 100), xticks=part.value)
-    axes[0].set_ylabel("robust accuracy (%)")
-    axes[0].plot([], [], color=GREY, ls="--", label="base method")
+        part = table[table.panel == panel].reset_index(drop=True)
+        for shift, (name, (colour, shape)) in zip((-0.1, 0.1), FUNCTIONALS.items(), strict=True):
+            centre, low, high = (
+                100 * part[f"{name}_{column}"] for column in ("difference", "low", "high")
+            )
+            style = {"fmt": shape, "color": colour, "ms": 5, "elinewidth": 1.2}
+            spans = [centre - low, high - centre]
+            ax.errorbar(part.index + shift, centre, spans, label=name, **style)
+        ax.axhline(0, color=GREY, lw=1, ls="--")
+        ax.set_xticks(part.index, [f"{value:g}" for value in part.value])
+        ax.set(title=panel, xlim=(-0.6, len(part) - 0.4))
+    axes[0].set_ylabel("points against the base")
+    axes[0].plot([], [], color=GREY, ls="--", label="base")
     _legend_outside(figure, axes[0], 3)
+    return figure
+
+
+def variant_rows(table: pd.DataFrame) -> Figure:
+    """Average and worst class of variants, a row each, with 95 % intervals; groups stand apart.
+
+    table: columns panel, method, and for average and worst <name>, <name>_low, <name>_high
+        (fractions). The first of a panel's group is its base, whose values are dashed lines.
+    """
+    start = (table.panel != table.panel.shift()).cumsum() - 1
+    rows = np.arange(len(table)) + start.to_numpy()
+    figure, axes = panel_row(2, 3.3, 1.6, 0.3 * rows[-1] + 1.3)
+    names = {"average": "average", "worst": "worst class"}
+    for ax, (name, (colour, shape)) in zip(axes, FUNCTIONALS.items(), strict=True):
+        centre, low, high = (100 * table[name + end].to_numpy() for end in ("", "_low", "_high"))
+        style = {"fmt": shape, "color": colour, "ms": 5, "elinewidth": 1.2}
+        ax.errorbar(centre, rows, xerr=[centre - low, high - centre], **style)
+        for group in start.unique():
+            of = rows[start == group]
+            ax.vlines(centre[start == group][0], of[0], of[-1], color=GREY, lw=1, ls="--")
+        ax.set(title=names[name], xlabel="robust accuracy (%)")
+        widen(ax, x=10, y=0)
+    axes[0].set_yticks(rows, table.method)
+    axes[0].set_ylim(rows[-1] + 0.6, -0.6)
     return figure
 
 
@@ -164,8 +202,10 @@ def class_groups(table: pd.DataFrame, along: str) -> Figure:
     table: columns panel, class, `along`, accuracy, group ("hard" or "easy").
     """
     names = list(table.panel.unique())
-    figure, axes = panel_row(len(names), 3.6, 0.6, 3, sharey=False)
+    figure, axes = panel_row(len(names), 3.6, 0.6, 3.3)
+    ends: list[dict[str, tuple[float, float, str]]] = []
     for ax, panel in zip(axes, names, strict=True):
+        ends.append({})
         for group, colour in (("hard", ORANGE), ("easy", BLUE)):
             part = table[(table.panel == panel) & (table.group == group)]
             wide = 100 * part.pivot(index=along, columns="class", values="accuracy")
@@ -173,17 +213,17 @@ def class_groups(table: pd.DataFrame, along: str) -> Figure:
             bold = {"lw": 2.4, "marker": "o", "ms": 4}
             ax.plot(wide.index, wide.mean(axis=1), color=colour, label=f"{group} classes", **bold)
             for name in wide if group == "hard" else ():
-                end = (wide.index[-1], wide[name].iloc[-1])
-                beside = {"xytext": (3, -2), "textcoords": "offset points"}
-                ax.annotate(str(name), end, fontsize="small", color=colour, **beside)
-        ax.set(title=panel, xlabel=along)
-        ax.margins(x=0.16)
+                ends[-1][str(name)] = (wide.index[-1], wide[name].iloc[-1], colour)
+        ax.set(title=panel, xlabel=along, ylim=(0, 100))
     axes[0].set_ylabel("accuracy (%)")
     _legend_outside(figure, axes[0], 2)
+    figure.draw_without_rendering()
+    for ax, named in zip(axes, ends, strict=True):
+        name_ends(ax, named, figure.dpi / 72)
     return figure
 
 
-def _legend_outside(figure: Figure, ax: Axes, ncols: int) -> None:
+def _legend_outside(figure: Figure, ax: Axes, ncols: int, scale: float = 1) -> None:
     """Puts the legend of one panel below the whole figure."""
-    lines = ax.get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=ncols)
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, markerscale=scale)

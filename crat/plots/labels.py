@@ -5,6 +5,8 @@ Tables in, figures out: fractions are drawn in percent; no file is read.
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from crat.plots.base import panel_row, widen
-from crat.plots.marks import ORANGE, colours
+from crat.plots.marks import GREY, mark
 
 
 def label_heat(table: pd.DataFrame, title: str = "") -> Figure:
@@ -41,17 +43,16 @@ def sorted_errors(table: pd.DataFrame) -> Figure:
     figure, axes = panel_row(len(panels), 3.5, 0.4, 3)
     for ax, panel in zip(axes, panels, strict=True):
         part = table[table.panel == panel]
-        methods = list(part.method.unique())
-        for method, colour in zip(methods, colours(methods), strict=True):
+        for method in part.method.unique():
             curve = part[part.method == method].sort_values("rank")
-            rank = curve["rank"]
-            ax.plot(rank, 100 * curve.error, marker="o", ms=3, color=colour, label=method)
-            band = {"color": colour, "alpha": 0.15, "lw": 0}
+            rank, look = curve["rank"], _line(method)
+            ax.plot(rank, 100 * curve.error, label=method, clip_on=False, **look)
+            band = {"color": look["color"], "alpha": 0.15, "lw": 0}
             ax.fill_between(rank, 100 * curve.low, 100 * curve.high, **band)
         ax.set(title=panel, xlabel="class, each method's worst first")
     axes[0].set_ylabel("error (%)")
     axes[0].set_ylim(0, 100)
-    axes[-1].legend()
+    axes[0].legend()
     return figure
 
 
@@ -80,12 +81,12 @@ def severity_curves(table: pd.DataFrame) -> Figure:
     table: columns method, severity, error, a row for each corruption and run.
     """
     figure, ax = plt.subplots(figsize=(4.6, 3))
-    methods = list(table.method.unique())
-    for method, colour in zip(methods, colours(methods), strict=True):
-        part = table[table.method == method]
+    for method in table.method.unique():
+        part, look = table[table.method == method], _line(method)
         lines = 100 * part.groupby("severity")["error"].agg(["mean", "min", "max"])
-        ax.plot(lines.index, lines["mean"], marker="o", ms=3, color=colour, label=method)
-        ax.fill_between(lines.index, lines["min"], lines["max"], color=colour, alpha=0.15, lw=0)
+        ax.plot(lines.index, lines["mean"], label=method, **look)
+        band = {"color": look["color"], "alpha": 0.15, "lw": 0}
+        ax.fill_between(lines.index, lines["min"], lines["max"], **band)
     ax.set(xlabel="severity (0: clean)", ylabel="error (%)")
     ax.legend()
     return figure
@@ -102,31 +103,42 @@ def reliability_curves(table: pd.DataFrame) -> Figure:
     for ax, panel in zip(axes, panels, strict=True):
         part = table[table.panel == panel]
         ax.plot([0, 100], [0, 100], color="black", lw=0.8, ls=":")
-        methods = list(part.method.unique())
-        for method, colour in zip(methods, colours(methods), strict=True):
+        for method in part.method.unique():
             bins = part[part.method == method]
-            x, y = 100 * bins.confidence, 100 * bins.accuracy
-            ax.plot(x, y, marker="o", ms=3, color=colour, label=method)
+            ax.plot(100 * bins.confidence, 100 * bins.accuracy, label=method, **_line(method))
         ax.set(title=panel, xlabel="confidence (%)", xlim=(0, 100), ylim=(0, 100))
     axes[0].set_ylabel("accuracy (%)")
-    axes[0].legend()
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def delta_curves(table: pd.DataFrame) -> Figure:
-    """Quantities over delta, a panel each; dots are runs, the line joins their means.
+    """Quantities of Adv+ over delta, a panel each; dots are runs, the line joins their means.
 
-    Each axis spans five points or more, so that the noise of seeds does not look like a trend.
+    The band spans the seeds of the delta that has most of them: what a seed alone can change. Each
+    axis spans ten points or more, so that this noise does not look like a trend.
     table: columns delta, what, value, a row for each run.
     """
     panels = list(table.what.unique())
-    figure, axes = panel_row(len(panels), 2.7, 0.4, 2.7, sharey=False)
+    colour = mark("Adv+").colour
+    figure, axes = panel_row(len(panels), 2.6, 0.5, 2.9, sharey=False)
     for ax, panel in zip(axes, panels, strict=True):
         part = table[table.what == panel].sort_values("delta")
-        mean = 100 * part.groupby("delta")["value"].mean()
-        ax.plot(mean.index, mean, color=ORANGE, lw=1.2)
-        ax.scatter(part.delta, 100 * part.value, s=18, color=ORANGE)
+        runs = (100 * part.value).groupby(part.delta).agg(["mean", "min", "max", "count"])
+        ax.plot(runs.index, runs["mean"], color=colour, lw=1, alpha=0.5)
+        ax.scatter(part.delta, 100 * part.value, s=18, color=colour, label="a run")
+        repeated = runs.loc[runs["count"].idxmax()]
+        band = {"color": GREY, "alpha": 0.25, "lw": 0, "label": "between seeds of one δ"}
+        ax.axhspan(repeated["min"], repeated["max"], **band)
         ax.set(title=panel, xlabel="δ")
-        widen(ax, x=0)
+        widen(ax, x=0, y=10)
     axes[0].set_ylabel("%")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2)
     return figure
+
+
+def _line(method: str) -> dict[str, Any]:
+    """The colour and shape of a method's curve."""
+    look = mark(method)
+    return {"color": look.colour, "marker": look.shape, "ms": 4}

@@ -46,7 +46,7 @@ MARKS: dict[str, tuple[str, str]] = {
     "Adv+": (PURPLE, "v"),
     "half clean": (SKY, "v"),
     "LA": (BLACK, "v"),
-    "smoothing": (GREY, "v"),
+    "smoothing": (PINK, "v"),
     "WAT": (OLIVE, "P"),
     "FRL": (NAVY, "X"),
     "BAT": (GREEN, "X"),

@@ -1,19 +1,24 @@
 """The exercises for lectures, built from their solutions, which are the only source.
 
-    python notebooks/course/build.py            # writes the exercises
-    python notebooks/course/build.py --check    # an exercise that is not up to date is an error
+    python notebooks/course/build.py            # writes the exercises, and nbgrader's marks
+    python notebooks/course/build.py --execute  # also runs each solution and keeps its outputs
+    python notebooks/course/build.py --check    # whatever is not up to date is an error
 
 In a solution, code between `### BEGIN SOLUTION` and `### END SOLUTION` is what the student writes,
 and a cell tagged "solution" is for the lecturer only. The exercise has neither, no outputs, and
-begins with where to open it.
+begins with where to open it. Each answer and each check (a cell tagged "check") of both has the
+metadata that nbgrader and `crat course grade` read; a check is worth the answers that it judges.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,22 +58,36 @@ class CourseError(RuntimeError):
     """A solution that no exercise can be made of, or an exercise of another solution: one line."""
 
 
-def build(root: Path, repository: str | None = None, *, check: bool = False) -> str:
+def build(
+    root: Path, repository: str | None = None, *, check: bool = False, execute: bool = False
+) -> str:
     """Writes the exercises of a checkout, or with `check` only compares them; returns a summary.
 
     repository: OWNER/NAME on GitHub, to which the badges lead (None: the one of CITATION.cff).
-    Raises CourseError where an exercise is not what its solution gives, or a solution cannot be
-    built.
+    execute: runs the solutions first. Raises CourseError where an exercise is not what its solution
+    gives, where a solution's outputs are not those of its code, or a solution cannot be built or
+    run.
     """
     course = root / "notebooks" / "course"
-    exercises = built(course / "solutions", checked(repository) if repository else cited(root))
-    stale = [name for name, text in exercises.items() if _text(course / name) != text]
+    solutions = marked(course / "solutions")
+    if execute:
+        solutions = {name: executed(solutions[name], name, course) for name in solutions}
+    exercises = built(solutions, checked(repository) if repository else cited(root))
+    texts = {course / "solutions" / name: written(solutions[name]) for name in solutions}
+    texts |= {course / name: written(exercises[name]) for name in exercises}
+    stale = [path for path, text in texts.items() if _text(path) != text]
     if check and stale:
-        names = ", ".join(stale)
+        names = ", ".join(path.relative_to(course).as_posix() for path in stale)
         raise CourseError(f"{names}: not what the solutions give; without --check they are written")
-    for name in stale:
-        write_text(course / name, exercises[name])
-    return f"{len(exercises)} exercises in {course.relative_to(root)}, {len(stale)} of them changed"
+    for path in stale:
+        write_text(path, texts[path])
+    old = [name for name in solutions if not has_outputs(solutions[name])]
+    told = f"{', '.join(old)}: no outputs, or those of other code; --execute makes them"
+    if check and old:
+        raise CourseError(told)
+    changed = len({path.name for path in stale})
+    summary = f"{len(exercises)} exercises in {course.relative_to(root)}, {changed} of them changed"
+    return summary + (f"\n{told}" if old else "")
 
 
 def _text(path: Path) -> str:
@@ -90,18 +109,117 @@ def cited(root: Path) -> str:
     return found[1] if found else ""
 
 
-def built(solutions: Path, repository: str = "") -> dict[str, str]:
-    """File name -> text of the exercise, for every solution of a folder; raises CourseError."""
-    texts = {}
+def marked(solutions: Path) -> dict[str, dict[str, Any]]:
+    """File name -> solution with nbgrader's metadata, for a whole folder; raises CourseError."""
+    notebooks = {}
     for path in sorted(solutions.glob("*.ipynb")):
         try:
-            exercise = stripped(json.loads(path.read_text(encoding="utf-8")), path.name, repository)
+            notebook = json.loads(path.read_text(encoding="utf-8"))
+            notebooks[path.name] = notebook | {"cells": with_marks(notebook["cells"])}
         except (CourseError, ValueError, KeyError) as error:
             raise CourseError(f"{path.name}: {error}") from None
-        texts[path.name] = json.dumps(exercise, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    if not texts:
+    if not notebooks:
         raise CourseError(f"no solutions in {solutions}")
-    return texts
+    return notebooks
+
+
+def with_marks(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells, each answer and each check with nbgrader's metadata, and no other cell with it.
+
+    Tasks are counted by their answers. A check is worth one point for each answer since the last
+    check: it judges all of them. Raises CourseError where it judges none.
+    """
+    marked_cells = []
+    tasks = 0
+    open_tasks: list[int] = []
+    for cell in cells:
+        metadata = {k: v for k, v in cell["metadata"].items() if k != "nbgrader"}
+        answers = "".join(cell["source"]).count(BEGIN) if cell["cell_type"] == "code" else 0
+        if answers:
+            numbers = [*range(tasks + 1, tasks + answers + 1)]
+            tasks += answers
+            open_tasks += numbers
+            metadata["nbgrader"] = _mark("answer", numbers, solution=True)
+        elif "check" in metadata.get("tags", []):
+            if not open_tasks:
+                raise CourseError(f"a check without an answer above it, behind task {tasks}")
+            metadata["nbgrader"] = _mark("task", open_tasks, grade=True)
+            open_tasks = []
+        marked_cells.append(cell | {"metadata": metadata})
+    if open_tasks:
+        raise CourseError(f"task {open_tasks[0]} has no check")
+    return marked_cells
+
+
+def _mark(kind: str, tasks: Sequence[int], *, grade: bool = False, solution: bool = False) -> dict:
+    """The metadata of an answer or a check, by version 3 of nbgrader's schema."""
+    return {
+        "schema_version": 3,
+        "cell_type": "code",
+        "grade_id": "-".join([kind, *map(str, tasks)]),
+        "grade": grade,
+        "solution": solution,
+        "locked": grade,  # its text is put back when it is graded
+        "task": False,
+        **({"points": len(tasks)} if grade else {}),
+    }
+
+
+def executed(solution: dict[str, Any], name: str, course: Path) -> dict[str, Any]:
+    """The solution with the outputs of a run with an empty store; raises CourseError."""
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.reads(json.dumps(solution), as_version=4)
+    with tempfile.TemporaryDirectory() as runs:
+        client = nbclient.NotebookClient(
+            notebook,
+            timeout=1200,
+            kernel_name="python3",
+            record_timing=False,
+            resources={"metadata": {"path": str(course)}},
+        )
+        try:
+            client.execute(env=os.environ | {"CRAT_RUNS": runs})
+        except nbclient.exceptions.CellExecutionError as error:
+            raise CourseError(f"{name}: {error.ename}: {error.evalue}") from None
+    place = json.dumps(f"{course.parents[1]}/")[1:-1]  # a warning names the file that gives it
+    run = json.loads(nbformat.writes(notebook).replace(place, ""))
+    cells = [
+        cell | {name: done[name] for name in ("outputs", "execution_count") if name in done}
+        for cell, done in zip(solution["cells"], run["cells"], strict=True)
+    ]
+    metadata = solution["metadata"] | {"crat": {"executed": code_hash(solution)}}
+    return solution | {"cells": cells, "metadata": metadata}
+
+
+def code_hash(solution: dict[str, Any]) -> str:
+    """The hash of all code of a notebook, by which its outputs are known to be its own."""
+    code = ["".join(c["source"]) for c in solution["cells"] if c["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
+
+def has_outputs(solution: dict[str, Any]) -> bool:
+    """Whether every code cell was run, and the code is still the one that was run."""
+    code = [cell for cell in solution["cells"] if cell["cell_type"] == "code"]
+    ran = all(cell.get("execution_count") for cell in code)
+    return ran and solution["metadata"].get("crat", {}).get("executed") == code_hash(solution)
+
+
+def written(notebook: dict[str, Any]) -> str:
+    """The text of a notebook's file."""
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def built(solutions: dict[str, dict[str, Any]], repository: str = "") -> dict[str, dict[str, Any]]:
+    """File name -> exercise, for every solution; raises CourseError."""
+    exercises = {}
+    for name, solution in solutions.items():
+        try:
+            exercises[name] = stripped(solution, name, repository)
+        except (CourseError, ValueError, KeyError) as error:
+            raise CourseError(f"{name}: {error}") from None
+    return exercises
 
 
 def stripped(solution: dict[str, Any], name: str, repository: str = "") -> dict[str, Any]:
@@ -113,7 +231,8 @@ def stripped(solution: dict[str, Any], name: str, repository: str = "") -> dict[
     if not any(BEGIN in "".join(cell["source"]) for cell in cells):
         raise CourseError(f"nothing to solve: no {BEGIN}")
     title, *others = map(_as_given, cells)
-    return solution | {"cells": [title, *opening(name, repository), *others]}
+    metadata = {k: v for k, v in solution["metadata"].items() if k != "crat"}
+    return solution | {"cells": [title, *opening(name, repository), *others], "metadata": metadata}
 
 
 def _as_given(cell: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +303,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="only compare, write nothing")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="only compare, write nothing")
+    what.add_argument(
+        "--execute", action="store_true", help="run the solutions (two minutes), keep their outputs"
+    )
     parser.add_argument(
         "--repository",
         metavar="OWNER/NAME",
@@ -192,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     asked = parser.parse_args(argv)
     try:
-        print(build(ROOT, asked.repository, check=asked.check))
+        print(build(ROOT, asked.repository, check=asked.check, execute=asked.execute))
     except (CourseError, ConfigError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1

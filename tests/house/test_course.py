@@ -215,9 +215,11 @@ def test_anatomy(name):
     )
     for notebook in (solution, exercise):
         assert notebook["metadata"]["kernelspec"]["name"] == "python3"
-        assert not any(
-            cell.get("outputs") or cell.get("execution_count") for cell in notebook["cells"]
-        )
+    assert not any(c.get("outputs") or c.get("execution_count") for c in exercise["cells"])
+    assert course.has_outputs(solution)
+    told = [str(cell.get("outputs", "")) for cell in solution["cells"]]
+    assert any("image/png" in text for text in told)
+    assert not any(str(ROOT) in text or "'error'" in text for text in told)
     lines = [
         re.sub(r" *### .*\n", "", source).splitlines()
         for _, source in code(COURSE / "solutions" / name)
@@ -240,6 +242,47 @@ def test_anatomy(name):
     assert f"| {minutes} min |" in row
 
 
+def violations(metadata):
+    """What nbgrader's schema, version 3, has against the metadata of a cell of code."""
+    kinds = {name: bool for name in ("grade", "solution", "locked", "task")}
+    kinds |= {"schema_version": int, "grade_id": str, "cell_type": str, "points": int}
+    wrong = [name for name, value in metadata.items() if type(value) is not kinds.get(name)]
+    wrong += sorted(kinds.keys() - {"points"} - metadata.keys())
+    fits = metadata["schema_version"] == 3 and metadata["cell_type"] == "code"
+    named = re.fullmatch(r"[a-zA-Z0-9_\-]+", metadata["grade_id"])
+    scored = ("points" in metadata) == metadata["grade"]
+    return wrong + ["its values"] * (not (fits and named and scored))
+
+
+@each_notebook
+@pytest.mark.parametrize("folder", ["", "solutions"])
+def test_nbgrader_knows_answers_and_checks(folder, name):
+    cells = json.loads((COURSE / folder / name).read_text())["cells"]
+    marks = [cell["metadata"].get("nbgrader") for cell in cells]
+    known = [mark for mark in marks if mark]
+    assert [violations(mark) for mark in known] == [[]] * len(known)
+    assert len({mark["grade_id"] for mark in known}) == len(known)
+    for cell, mark in zip(cells, marks, strict=True):
+        source = "".join(cell["source"])
+        is_answer = course.BEGIN in source or "raise NotImplementedError" in source
+        assert (mark or {}).get("solution", False) == is_answer
+        is_check = "check" in cell["metadata"].get("tags", [])
+        assert (mark or {}).get("grade", False) == is_check
+        assert not mark or mark["locked"] == is_check
+    answers = "".join("".join(c["source"]) for c in cells)
+    tasks = max(answers.count(course.BEGIN), answers.count("raise NotImplementedError"))
+    assert sum(mark.get("points", 0) for mark in known) == tasks
+
+
+def test_no_badge_leads_nowhere():
+    """CITATION.cff names no repository yet."""
+    known = course.cited(ROOT)
+    for name in NAMES:
+        text = (COURSE / name).read_text()
+        assert ("badge" in text) == ("mybinder" in text) == bool(known)
+    assert "mybinder.org/badge" not in (COURSE / "README.md").read_text()
+
+
 def test_the_committed_exercises_are_those_of_the_solutions(capsys):
     assert course.main(["--check"]) == 0
     assert capsys.readouterr().out == "4 exercises in notebooks/course, 0 of them changed\n"
@@ -260,8 +303,13 @@ def checkout(tmp_path, monkeypatch):
         "id": "b",
         "metadata": {},
         "source": answer,
-        "outputs": [{}],
-        "execution_count": 3,
+        "outputs": [],
+        "execution_count": None,
+    }
+    check = cell | {
+        "id": "d",
+        "metadata": {"tags": ["check"]},
+        "source": ["import os\n", "assert f() == 1\n", "print(os.getcwd())"],
     }
     said = {
         "cell_type": "markdown",
@@ -273,7 +321,12 @@ def checkout(tmp_path, monkeypatch):
     path = tmp_path / "notebooks/course/solutions/1.ipynb"
     path.write_text(
         json.dumps(
-            {"cells": [title, cell, said], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+            {
+                "cells": [title, cell, check, said],
+                "metadata": {},
+                "nbformat": 4,
+                "nbformat_minor": 5,
+            }
         )
     )
     monkeypatch.setattr(course, "ROOT", tmp_path)
@@ -283,10 +336,14 @@ def checkout(tmp_path, monkeypatch):
 def test_build_and_check(checkout, capsys):
     assert course.main(["--check"]) == 1
     told = capsys.readouterr().err
-    assert told == "1.ipynb: not what the solutions give; without --check they are written\n"
-    assert course.main([]) == course.main(["--check"]) == 0
+    names = "solutions/1.ipynb, 1.ipynb"
+    assert told == f"{names}: not what the solutions give; without --check they are written\n"
+    assert course.main([]) == 0
+    assert course.main(["--check"]) == 1
+    told = capsys.readouterr().err
+    assert told == "1.ipynb: no outputs, or those of other code; --execute makes them\n"
     built = json.loads((checkout / "notebooks/course/1.ipynb").read_text())
-    title, where, setup, task = built["cells"]
+    title, where, setup, task, check = built["cells"]
     assert title["source"] == ["# Title"]
     assert "make lab" in "".join(where["source"])
     assert 'repository = ""' in "".join(setup["source"])
@@ -295,8 +352,35 @@ def test_build_and_check(checkout, capsys):
         == 'def f():\n    # your code here: one\n    raise NotImplementedError("one")'
     )
     assert (task["outputs"], task["execution_count"]) == ([], None)
+    assert check["metadata"]["nbgrader"]["points"] == 1
     assert course.main(["--check", "--repository", "a/b"]) == 1
     assert course.main(["--repository", "a b"]) == 2
+
+
+def test_a_solution_is_run_and_its_outputs_are_kept(checkout, capsys):
+    assert course.main(["--execute"]) == course.main(["--check"]) == 0
+    path = checkout / "notebooks/course/solutions/1.ipynb"
+    text = path.read_text()
+    (said,) = json.loads(text)["cells"][2]["outputs"]
+    assert said["text"] == [f"{Path('notebooks/course')}\n"]  # no word of where it was run
+    assert "outputs" in json.loads((checkout / "notebooks/course/1.ipynb").read_text())["cells"][3]
+    path.write_text(text.replace("return 1", "return 2"))
+    assert course.main(["--check"]) == 1
+    assert "no outputs, or those of other code" in capsys.readouterr().err
+    before = path.read_text()
+    assert course.main(["--execute"]) == 1
+    assert "1.ipynb: AssertionError" in capsys.readouterr().err
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(("kinds", "line"), [("c", "without an answer"), ("aca", "has no check")])
+def test_answers_and_checks_must_pair(kinds, line):
+    cells = {
+        "a": {"cell_type": "code", "metadata": {}, "source": [course.BEGIN, "\n", course.END]},
+        "c": {"cell_type": "code", "metadata": {"tags": ["check"]}, "source": []},
+    }
+    with pytest.raises(course.CourseError, match=line):
+        course.with_marks([cells[kind] for kind in kinds])
 
 
 def test_badges_lead_to_the_repository_that_is_cited(checkout):
@@ -330,7 +414,7 @@ def test_a_notebook_without_a_task_and_a_folder_without_notebooks_are_errors(tmp
     with pytest.raises(course.CourseError, match="nothing to solve"):
         course.stripped({"cells": []}, "x.ipynb")
     with pytest.raises(course.CourseError, match="no solutions"):
-        course.built(tmp_path)
+        course.marked(tmp_path)
 
 
 def test_the_set_up_cell_acts_only_where_crat_is_missing(monkeypatch):

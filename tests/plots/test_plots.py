@@ -2,14 +2,18 @@
 beside the picture.
 """
 
+from itertools import combinations
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgba
 from matplotlib.container import BarContainer
 
 from crat import plots
 from crat.analysis import metrics
+from crat.plots import base as plots_base
 from crat.plots import methods as plots_methods
 
 NAMES = ("cat", "car", "ship")
@@ -125,8 +129,10 @@ def test_policies_are_drawn_class_by_class_with_the_accepted_epochs():
     ax = plots_methods.policy_curves(table).axes[0]
     assert ax.get_title("left") == "CFA: eps"
     drawn = {line.get_label(): line for line in ax.get_lines()}
-    assert drawn["cat (least)"].get_ydata() == pytest.approx([0.1, 0.2, 0.3])
-    assert drawn["ship (most)"].get_ydata() == pytest.approx([0.3, 0.4, 0.5])
+    assert drawn["smallest at the end"].get_ydata() == pytest.approx([0.1, 0.2, 0.3])
+    assert drawn["largest at the end"].get_ydata() == pytest.approx([0.3, 0.4, 0.5])
+    named = {text.get_text(): text.get_color() for text in ax.texts}
+    assert named == {"cat": plots.GREEN, "ship": plots.PINK}
     assert list(drawn["enters the average"].get_xdata()) == [2]
 
 
@@ -134,8 +140,7 @@ def test_classes_with_the_same_least_value_are_counted():
     rows = [("p", e, k, 1.0 + (k == "cat") * e, False) for e in (1, 2) for k in NAMES]
     table = pd.DataFrame(rows, columns=["panel", "epoch", "class", "value", "accepted"])
     (ax,) = plots_methods.policy_curves(table).axes
-    names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert names == ["cat (most)", "2 classes (least)"]
+    assert {text.get_text() for text in ax.texts} == {"cat", "2 classes"}
 
 
 def test_the_frontier_has_a_dot_a_run_and_a_mark_a_method():
@@ -150,6 +155,53 @@ def test_the_frontier_has_a_dot_a_run_and_a_mark_a_method():
     joins = [line.get_xydata()[0].tolist() for line in ax.lines if line.get_marker() == "None"]
     assert np.ravel(joins) == pytest.approx([70, 30] * 2)
     assert {"A", "B (one seed)"} <= {text.get_text() for text in ax.texts}
+
+
+def test_what_one_network_offers_is_a_line_for_its_first_seed_and_crosses_for_others():
+    table = pd.DataFrame({"method": ["A", "B"], "average": [0.6, 0.5], "worst": [0.2, 0.1]})
+    rows = [(0, 0.8, 0.2), (0, 0.7, 0.4), (1, 0.79, 0.21), (0, 0.65, 0.5)]
+    offer = pd.DataFrame(rows, columns=["seed", "average", "worst"])
+    ax = plots_methods.frontier(table, offers={"A with a bias": offer}).axes[0]
+    line, crosses = (line for line in ax.lines if line.get_marker() in ".x")
+    assert np.ravel(line.get_xydata()) == pytest.approx([80, 20, 70, 40, 65, 50])
+    assert np.ravel(crosses.get_xydata()) == pytest.approx([79, 21])
+    (name,) = (text for text in ax.texts if text.get_text() == "A with a bias")
+    assert name.xy == pytest.approx([70, 40])
+    low, high = ax.get_ylim()
+    assert low < 10 < 50 < high
+
+
+def test_where_all_weights_are_averaged_every_mark_is_filled_and_no_legend_says_so():
+    table = pd.DataFrame({"method": ["AT", "Adv"], "average": [0.6, 0.5], "worst": [0.2, 0.1]})
+    ax = plots_methods.frontier(table, averaged=True).axes[0]
+    faces = [marks.get_facecolor()[0] for marks in ax.collections]
+    assert np.allclose(faces, [to_rgba(plots.mark(name).colour) for name in ("AT", "Adv")])
+    assert ax.get_legend() is None
+
+
+def extents(ax):
+    ax.figure.draw_without_rendering()
+    return [text.get_window_extent() for text in ax.texts]
+
+
+def test_no_name_is_left_out_or_lies_on_another():
+    close = np.linspace(0.70, 0.72, 12)
+    names = [f"method {i}" for i in range(len(close))]
+    table = pd.DataFrame({"method": names, "average": close, "worst": close[::-1] - 0.4})
+    ax = plots_methods.frontier(table).axes[0]
+    assert len(ax.texts) == len(names)
+    assert not any(a.overlaps(b) for a, b in combinations(extents(ax), 2))
+
+
+def test_names_at_ends_stay_in_their_order_and_apart():
+    figure, ax = plt.subplots()
+    heights = {"low": 10, "twin": 50.0, "other twin": 50.2, "high": 90}
+    ax.plot([0, 1], [list(heights.values())] * 2)
+    figure.draw_without_rendering()
+    plots_base.name_ends(ax, {k: (1, y, "black") for k, y in heights.items()}, figure.dpi / 72)
+    assert [text.get_text() for text in ax.texts] == list(heights)
+    assert not any(a.overlaps(b) for a, b in combinations(extents(ax), 2))
+    assert [text.xyann[1] for text in ax.texts][::3] == pytest.approx([0, 0])
 
 
 def test_of_classes_that_are_alike_none_is_named():
@@ -181,3 +233,13 @@ def test_the_atlas_places_each_printed_number():
     ax = plots_methods.atlas(table).axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["A"]
     assert sorted(c.get_offsets()[0][0] for c in ax.collections) == [20, 22]
+
+
+def test_the_atlas_gives_a_paper_a_shape_and_a_method_its_colour():
+    sources = ["p", "p, last epoch", "q"]
+    table = pd.DataFrame({"method": "AT", "source": sources, "AA worst": [20.0, 15.0, 21.0]})
+    ax = plots_methods.atlas(table).axes[0]
+    assert [line.get_marker() for line in ax.lines] == ["o", "o", "s"]
+    faces = [dots.get_facecolor()[0].tolist() for dots in ax.collections]
+    assert faces[1] == [1, 1, 1, 1]
+    assert faces[0] == faces[2] == list(to_rgba(plots.BLUE))

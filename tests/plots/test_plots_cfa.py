@@ -91,22 +91,41 @@ def test_a_method_goes_from_its_first_row_to_a_hollow_last_one_on_axes_with_room
         {"panel": "a", "method": ["AT", "CFA"], "average": [0.5, 0.501], "worst": [0.2, 0.201]}
     )
     ax = plots_cfa.panel_frontiers(close).axes[0]
-    assert np.ptp(ax.get_xlim()) == np.ptp(ax.get_ylim()) == pytest.approx(5)
+    assert np.ptp(ax.get_ylim()) == pytest.approx(5)
+    assert np.ptp(ax.get_xlim()) > 5  # and room for the names
 
 
-def test_settings_stand_beside_their_base():
-    table = pd.DataFrame(
-        {"panel": "lambda", "value": [0.3, 0.5], "average": [0.7, 0.6], "worst": [0.2, 0.3]}
-    )
-    ax = plots_cfa.setting_curves(
-        table, pd.DataFrame({"panel": ["lambda"], "average": 0.65, "worst": 0.25})
-    ).axes[0]
-    assert line(ax, "worst").get_ydata() == pytest.approx([20, 30])
-    assert [list(drawn.get_ydata()) for drawn in ax.lines if drawn.get_linestyle() == "--"] == [
-        [65, 65],
-        [25, 25],
-        [],
-    ]
+def spans(ax):
+    """Centres, and the ends of the whiskers, of each series of dots."""
+    centres = [drawn.lines[0].get_xydata() for drawn in ax.containers]
+    whiskers = [np.array(drawn.lines[2][0].get_segments()) for drawn in ax.containers]
+    return centres, whiskers
+
+
+def test_settings_are_differences_to_their_base_with_whiskers():
+    columns = ["panel", "value", "average_difference", "average_low", "average_high"]
+    columns += ["worst_difference", "worst_low", "worst_high"]
+    rows = [("λ", 0.3, -0.01, -0.02, 0.01, 0.05, 0.01, 0.1), ("λ", 0.5, 0, 0, 0, 0.1, 0, 0.2)]
+    ax = plots_cfa.setting_curves(pd.DataFrame(rows, columns=columns)).axes[0]
+    (average, worst), (around, _) = spans(ax)
+    assert average[:, 1] == pytest.approx([-1, 0])
+    assert worst[:, 1] == pytest.approx([5, 10])
+    assert around[0][:, 1] == pytest.approx([-2, 1])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.3", "0.5"]
+
+
+def test_variants_are_rows_with_whiskers_and_groups_stand_apart():
+    table = pd.DataFrame({"panel": ["a", "a", "b"], "method": ["AT", "AT + CCM", "TRADES"]})
+    for name, values in {"average": [0.7, 0.6, 0.5], "worst": [0.1, 0.2, 0.3]}.items():
+        table[name] = values
+        table[f"{name}_low"] = table[name] - 0.05
+        table[f"{name}_high"] = table[name] + 0.1
+    left, right = plots_cfa.variant_rows(table).axes
+    assert left.get_title("left") == "average"
+    assert spans(right)[0][0] == pytest.approx(np.array([[10, 0], [20, 1], [30, 3]]))
+    assert spans(left)[1][0][0][:, 0] == pytest.approx([65, 80])
+    assert [tick.get_text() for tick in left.get_yticklabels()] == list(table.method)
+    assert left.get_ylim()[0] > left.get_ylim()[1]  # the first row is the uppermost
 
 
 def test_groups_are_means_of_their_classes_and_hard_ones_are_named():

@@ -1,6 +1,7 @@
 """Notebook 05's figures hold the numbers of their tables, in percent."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -95,4 +96,8 @@ def test_delta_has_a_dot_a_run_and_a_line_through_means():
         pytest.approx([85, 70]),
     ]
     assert len(clean.collections[0].get_offsets()) == 3
+    assert np.ptp(clean.get_ylim()) >= 10
+    band = clean.patches[0].get_extents()  # of the seeds at 0.1
+    ends = clean.transData.inverted().transform([[0, band.y0], [0, band.y1]])[:, 1]
+    assert ends == pytest.approx([80, 90])
     assert (clean.get_title("left"), spread.get_title("left")) == ("clean", "spread")
