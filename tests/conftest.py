@@ -44,7 +44,7 @@ LEFT_OUT = {name for names in NOT_NUMERIC.values() for name in names.split()}
 LONGEST = (
     "attack_strength every_method apple_gpu bench_attacks executors_killed distributed evaluate "
     "audit autoattack comparisons "
-    "executors resume averaging reproduce site batch_errors course methods train"
+    "executors resume averaging reproduce site_browser site batch_errors course methods train"
 )
 
 

@@ -44,7 +44,6 @@ from crat.papers.all_methods import TRIED
 from crat.training.named import label
 from crat.training.run import card_config
 
-SOURCE = Path(__file__).parents[2] / "docs" / "site" / "explorer.md"
 PAGE = "explorer.html"
 PLACE = Path("_static") / "explorer"  # of the page's files
 LEVELS = 63  # of a margin, on each side of 0
@@ -265,11 +264,6 @@ def _order(name: Name) -> tuple[Any, ...]:
 
 
 # --- files ---
-
-
-def write_page(sources: Path) -> None:
-    """Writes the page's source beside the report's others, for sphinx."""
-    store.write_text(sources / "explorer.md", SOURCE.read_text(encoding="utf-8"))
 
 
 def write_numbers(html: Path, results: Path | None = None) -> None:

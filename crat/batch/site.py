@@ -1,13 +1,18 @@
-"""`crat site`: the report as pages, with claims, leaderboard and the executed notebooks.
+"""`crat site`: the report as pages: what was found, claims, leaderboard, the executed notebooks.
 
     figures/<profile>/*/ -> sources -> sphinx (docs/site) -> figures/<profile>/site/
+
+    index.md                       frontpage.py
+    notebooks/*.ipynb              pages.py, with the exercises of notebooks/course
+    docs/reproducibility/*.md      reproducibility.py, with what is written by hand there
+    docs/*.md                      the repository's
+    *.md                           docs/site/*.md, such as a page with a script of its own
 
 Nothing is run and nothing is fetched: the pages open from the disk, without a server.
 """
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import json
 import os
@@ -15,99 +20,19 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from math import isnan
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from crat import store
-from crat.batch import explorer
+from crat.batch import explorer, frontpage, reproducibility
 from crat.batch.notebook import ROOT
+from crat.batch.pages import Page, SiteError, annotated, exercise
 from crat.config import PROFILES
-from crat.config import profile as base_run
 from crat.names import one_of
-from crat.papers.common import claims_file, evidence_profile
-from crat.text import percent
+from crat.papers import PAPERS, leaderboard
+from crat.training.run import Run
 
-SAVED = re.compile(r'plots\.save\(.*"(\w+)"\)')
-VERDICTS = ("supported", "reversed", "no effect", "undecided", "not run")
 UNUSED = (".buildinfo", "objects.inv", "search.html")  # files of sphinx
-
-
-class SiteError(RuntimeError):
-    """A failed build of the pages: one line with what to do."""
-
-
-@dataclass(frozen=True)
-class Page:
-    """A notebook of the report: as executed for this profile, else as committed."""
-
-    committed: Path
-    folder: Path  # figures/<profile>/<stem>, with the files of its run
-
-    @property
-    def stem(self) -> str:
-        """The name of the notebook and of its page."""
-        return self.committed.stem
-
-    @property
-    def executed(self) -> bool:
-        """Whether its folder holds a finished run of it."""
-        output = self.folder / self.committed.name
-        return output.exists() and (self.folder / "success.json").exists()
-
-    @cached_property
-    def notebook(self) -> dict[str, Any]:
-        """The content of the page; raises SiteError where the file is no notebook."""
-        path = self.folder / self.committed.name if self.executed else self.committed
-        try:
-            notebook = json.loads(path.read_text(encoding="utf-8"))
-            return notebook | {"cells": list(notebook["cells"])}
-        except (OSError, ValueError, KeyError) as error:
-            raise SiteError(f"{path} is no notebook ({error})") from None
-
-    @property
-    def title(self) -> str:
-        """The first heading."""
-        prose = [c["source"] for c in self.notebook["cells"] if c["cell_type"] == "markdown"]
-        heading = re.search(r"^# +(.+)$", "\n".join(map("".join, prose)), re.MULTILINE)
-        return heading[1].strip() if heading else self.stem
-
-    @property
-    def sentence(self) -> str:
-        """The claim in one sentence, else the first paragraph, without marks of markdown."""
-        title, *paragraphs = re.split(r"\n\s*\n", "".join(self.notebook["cells"][0]["source"]))
-        said = [p for p in paragraphs if re.match(r"\*\*[^*]*one sentence", p)]
-        first = [*said, *paragraphs, title][0]
-        return " ".join(re.sub(r"^\*\*[^*]*\*\*|[*`$\\]", "", first).split())
-
-    def figures(self) -> Iterator[tuple[str, bytes]]:
-        """The name and PNG of each saved figure, in order."""
-        for cell in self.notebook["cells"]:
-            if cell["cell_type"] != "code":
-                continue
-            names = SAVED.findall("".join(cell["source"]))
-            shown = [output.get("data", {}) for output in cell.get("outputs", ())]
-            images = ["".join(data["image/png"]) for data in shown if "image/png" in data]
-            yield from zip(names, map(base64.b64decode, images), strict=False)
-
-    def thumbnail(self) -> bytes | None:
-        """The PNG that stands for it, preferably neither a toy nor of the live training."""
-        drawn = list(self.figures())
-        chosen = [png for name, png in drawn if not name.startswith(("toy", "live"))]
-        return next(iter([*chosen, *(png for _, png in drawn)]), None)
-
-    def links(self, name: str) -> str:
-        """The links from site/notebooks/<stem>.html to a figure's PDF and table, as HTML."""
-        kinds = {"csv": "its numbers (CSV)", "pdf": "PDF"}
-        links = [
-            f'<a href="../../{self.stem}/{name}.{suffix}">{text}</a>'
-            for suffix, text in kinds.items()
-            if (self.folder / f"{name}.{suffix}").exists()
-        ]
-        return f"{name}: {', '.join(links)}" if links else ""
 
 
 def index_of(home: Path) -> Path:
@@ -130,7 +55,7 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | No
         raise SiteError(f"the report as pages needs {listed}: pip install 'crat[site]'")
     home = (figures or store.figures_home()) / profile
     paths = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
-    pages = [Page(path, home / path.stem) for path in paths]
+    pages = [Page(path, home / path.stem, PAPERS.get(path.stem[:2])) for path in paths]
     if not pages or not (ROOT / "docs" / "site" / "conf.py").exists():
         raise SiteError(f"no notebooks in {notebooks}: they come with a clone of the repository")
     store.must_be_writable(home, "CRAT_FIGURES")
@@ -138,7 +63,8 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | No
         html = Path(draft, "html")
         _write_sources(Path(draft, "source"), pages, profile)
         _sphinx(Path(draft))
-        _write_thumbnails(html / "_static" / "thumbs", pages)
+        frontpage.write_pictures(html / "_static" / "thumbs", pages, profile)
+        _write_leaderboard(html, profile)
         explorer.write_numbers(html)
         for name in UNUSED:
             (html / name).unlink(missing_ok=True)
@@ -148,129 +74,108 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | No
     return index_of(home)
 
 
-def _write_sources(folder: Path, pages: list[Page], profile: str) -> None:
-    """Writes the sources for sphinx: the first page, and the notebooks and tables.
+def _write_sources(folder: Path, pages: Sequence[Page], profile: str) -> None:
+    """Writes the sources for sphinx: the first page, and all others, which it lists.
 
     Their folders are the repository's, so that their links to each other lead where they do there.
     """
-    docs = sorted((ROOT / "docs").glob("*.md"))
+    course = _write_course(folder / "notebooks" / "course")
+    extras = _write_copies(sorted((ROOT / "docs" / "site").glob("*.md")), folder)
+    docs = _write_copies(sorted((ROOT / "docs").glob("*.md")), folder / "docs")
     for page in pages:
-        text = json.dumps(_annotated(page, profile))
+        text = json.dumps(annotated(page, profile))
         store.write_text(folder / "notebooks" / f"{page.stem}.ipynb", text)
-    for path in docs:
-        store.write_text(folder / "docs" / path.name, path.read_text(encoding="utf-8"))
-    explorer.write_page(folder)
-    first = _first_page(pages, profile, [path.stem for path in docs])
+    reports = _write_reports(pages, profile, folder / "docs" / "reproducibility")
+    listed = {
+        "notebooks": [f"notebooks/{page.stem}" for page in pages],
+        "course": course,
+        "extras": extras,
+        "reports": reports,
+        "guides": [f"notebooks/course/{stem}" for stem in ("README", *dict(course)) if course],
+        "docs": [f"docs/{stem}" for stem, _ in docs],
+    }
+    first = frontpage.first_page(pages, profile, _board(profile), listed)
     store.write_text(folder / "index.md", first)
 
 
-def _first_page(pages: list[Page], profile: str, docs: list[str]) -> str:
-    """The first page: docs/site/index.md.jinja, filled in."""
-    import jinja2
-
-    from crat.papers import leaderboard
-
-    templates = jinja2.FileSystemLoader(ROOT / "docs" / "site")
-    environment = jinja2.Environment(
-        loader=templates, autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("index.md.jinja").render(
-        profile=profile,
-        evidence=evidence_profile(profile),
-        claims=_claims(pages, profile),
-        verdicts=VERDICTS,
-        board=leaderboard.leaderboard(profile).to_dict("records"),
+def _board(profile: str) -> frontpage.Board:
+    runs = [run for own in leaderboard.published_runs(profile).values() for run in own]
+    methods = leaderboard.leaderboard(profile)
+    attack = leaderboard.attack_name(profile)
+    return frontpage.Board(
+        methods=methods,
+        classes=leaderboard.by_class(profile).loc[list(methods.method)],
         columns=("clean", *leaderboard.ROBUST),
+        seeds=tuple(sorted({run.config.train.seed for run in runs})),
+        attack=attack,
         baseline=leaderboard.BASELINE,
-        attack=leaderboard.attack_name(profile),
-        number=_percent,
-        pages=pages,
-        pictured={page.stem for page in pages if page.thumbnail()},
-        docs=docs,
+        compared={method: _compared(method, runs[0], attack) for method in methods.method},
     )
 
 
-def _annotated(page: Page, profile: str) -> dict[str, Any]:
-    """The notebook with a note on its origin, alt texts, and links from figures to their files."""
-    cells: list[dict[str, Any]] = []
-    for cell in page.notebook["cells"]:
-        if cell["cell_type"] != "code":
-            cells.append(cell)
-            continue
-        source = "".join(cell["source"])
-        names = SAVED.findall(source)
-        alt = f"Figure: {', '.join(names) or 'output of the cell above'}"
-        metadata = cell["metadata"] | {"mystnb": {"image": {"alt": alt}}}
-        source = source.removeprefix("# NBVAL_IGNORE_OUTPUT\n")  # for the tests only
-        cells.append(cell | {"source": source, "metadata": metadata})
-        links = " · ".join(filter(None, map(page.links, names)))
-        if links:
-            cells.append(_prose(f'<p class="report-files">{links}</p>'))
-    command = f"<code>crat reproduce --profile {profile}</code>"
-    note = f"Executed by {command}."
-    if not page.executed:
-        note = (
-            f"Shown as committed: there is no finished run of {command} here. What is live in it "
-            "ran in the profile quick; what it draws from published runs is the laptop profile's."
-        )
-    first = _prose(f'<p class="report-origin">{note}</p>')
-    return page.notebook | {"cells": [*cells[:1], first, *cells[1:]]}
+def _compared(method: str, run: Run, attack: str) -> str:
+    """The explorer's address of the first seeds of the baseline and of a method; run: of any."""
+    baseline, other = (f"{name}-s0" for name in (leaderboard.BASELINE, method))
+    return explorer.link(run.config.data.name, baseline, other, attack)
 
 
-def _prose(source: str) -> dict[str, Any]:
-    cell = {"cell_type": "markdown", "metadata": {}, "source": source}
-    return cell | {"id": store.digest(source)}
+def _write_copies(paths: Sequence[Path], folder: Path) -> list[tuple[str, str]]:
+    """Copies pages of the repository; returns the stem and the title of each."""
+    titles = []
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        store.write_text(folder / path.name, text)
+        heading = re.search(r"^# +(.+)$", text, re.MULTILINE)
+        titles.append((path.stem, heading[1] if heading else path.stem))
+    return titles
 
 
-def _write_thumbnails(folder: Path, pages: list[Page]) -> None:
-    folder.mkdir()
-    for page in pages:
-        if png := page.thumbnail():
-            (folder / f"{page.stem}.png").write_bytes(png)
+def _write_course(folder: Path) -> list[tuple[str, str]]:
+    """Writes the exercises, not their solutions, and the guide; the stem and title of each one."""
+    course = ROOT / "notebooks" / "course"
+    paths = sorted(course.glob("[0-9]_*.ipynb"))
+    for path in paths:
+        store.write_text(folder / path.name, json.dumps(exercise(path)))
+    _write_copies([course / "README.md"], folder)
+    return [(path.stem, Page(path, path.parent / "never run").title) for path in paths]
 
 
-def _claims(pages: list[Page], profile: str) -> list[dict[str, Any]]:
-    """A row for each claim, of this profile's runs or, where there are none, as published.
+def _write_reports(pages: Sequence[Page], profile: str, folder: Path) -> list[str]:
+    """Writes the reproducibility report of each notebook that claims something.
 
-    The columns *_key are for sorting.
+    Returns their places in the list of contents, under the notebooks' shorter titles.
     """
-    from crat.analysis import claims
-
-    published = ROOT / "results" / base_run(evidence_profile(profile)).data.name
-    rows = []
+    entries = []
     for page in pages:
-        own = page.folder / "claims.json"
-        path = own if own.exists() else published / claims_file(page.stem[:2], profile)
-        for row in claims.read(path).itertuples() if path.exists() else ():
-            number = re.search(r"[-+]?\d+(\.\d+)?", row.number.replace("−", "-"))
-            scale = 100 if row.functional in claims.POINTS else 1
-            shown = {
-                "number_key": float(number[0]) if number else "",
-                "ours": re.sub(r"-(?=\d)", "−", claims.ours(row)),
-                "ours_key": "" if isnan(row.value) else scale * row.value,
-                "verdict_key": VERDICTS.index(row.verdict),
-                "stem": page.stem,
-                "here": path == own,
-            }
-            rows.append(row._asdict() | shown)
-    return rows
+        if text := reproducibility.report(page, profile):
+            store.write_text(folder / f"{page.number}.md", text)
+            entries.append(f"{page.title} <docs/reproducibility/{page.number}>")
+    return entries
 
 
-def _percent(mean: float, sd: float) -> str:
-    """A fraction in percent, with its sd where there is one."""
-    return percent(mean) + ("" if isnan(sd) else f" ± {percent(sd)}")
+def _write_leaderboard(folder: Path, profile: str) -> None:
+    """Writes the leaderboard's tables for downloading, by `crat leaderboard`, if it has rows."""
+    if leaderboard.published_runs(profile):
+        files = ["--csv", str(folder / "leaderboard.csv")]
+        files += ["--latex", str(folder / "leaderboard.tex")]
+        _run("crat", "leaderboard", "--profile", profile, *files)
 
 
 def _sphinx(draft: Path) -> None:
-    """Runs sphinx in a child process and prints its warnings to stderr; raises SiteError."""
+    """Runs sphinx and prints its warnings to stderr; raises SiteError."""
     source = draft / "source"
-    words = ["-m", "sphinx", "-q", "-b", "html", "-c", str(ROOT / "docs" / "site")]
-    words += ["-d", str(draft / "doctrees"), str(source), str(draft / "html")]
-    env = os.environ | {"NO_COLOR": "1"}
-    command = [sys.executable, "-X", "utf8", *words]
-    run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
-    said = run.stderr.replace(f"{source}{os.sep}", "").strip()
-    if run.returncode:
-        raise SiteError(f"sphinx failed: {said.splitlines()[-1] if said else run.returncode}")
-    if said:
+    places = ["-d", str(draft / "doctrees"), str(source), str(draft / "html")]
+    words = ["-q", "-b", "html", "-c", str(ROOT / "docs" / "site"), *places]
+    if said := _run("sphinx", *words).replace(f"{source}{os.sep}", ""):
         print(said, file=sys.stderr)
+
+
+def _run(module: str, *words: str) -> str:
+    """Runs a module in a child process; returns what it said on stderr. Raises SiteError."""
+    env = os.environ | {"NO_COLOR": "1"}
+    command = [sys.executable, "-X", "utf8", "-m", module, *words]
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
+    said = run.stderr.strip()
+    if run.returncode:
+        raise SiteError(f"{module} failed: {said.splitlines()[-1] if said else run.returncode}")
+    return said

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from crat.analysis.metrics import per_run
+from crat.analysis.metrics import class_accuracy, per_run
 from crat.config import DATASETS, profile
 from crat.outcomes.batteries import protocol_pgd
 from crat.outcomes.evaluation import evaluate
@@ -28,14 +28,37 @@ def leaderboard(profile_name: str, store: Store | None = None) -> pd.DataFrame:
     Fractions; the sd is nan for one seed. Rows are `ranked`. Only published runs are read, for
     quick the laptop's; nothing is trained or attacked. Empty where no run is published.
     """
+    rows = [
+        {"method": method, "seeds": len(runs)} | numbers(*correct(runs))
+        for method, runs in published_runs(profile_name, store).items()
+    ]
+    return ranked(pd.DataFrame(rows, columns=["method", "seeds", *NUMBERS]))
+
+
+def published_runs(profile_name: str, store: Store | None = None) -> dict[str, list[Run]]:
+    """The published runs of each method that has any, for quick the laptop's."""
     shown = evidence_profile(profile_name)
     runs = {key: Run.of(config, store=store) for key, config in evidence_runs(shown).items()}
-    rows = []
+    published = {}
     for method in TRIED:
         own = [run for key, run in runs.items() if key.rpartition("-s")[0] == method]
-        if published := [run for run in own if run.published]:
-            rows.append({"method": method, "seeds": len(published)} | numbers(*correct(published)))
-    return ranked(pd.DataFrame(rows, columns=["method", "seeds", *NUMBERS]))
+        published[method] = [run for run in own if run.published]
+    return {method: own for method, own in published.items() if own}
+
+
+def by_class(profile_name: str, store: Store | None = None) -> pd.DataFrame:
+    """The robust accuracy of each class (columns) by method (index): mean over runs, a fraction.
+
+    Classes from the one with the lowest mean over methods on. Empty where no run is published.
+    """
+    accuracies = {}
+    for method, runs in published_runs(profile_name, store).items():
+        y, _, attacked = correct(runs)
+        classes = runs[0].card()["classes"]
+        mean = class_accuracy(y, attacked, len(classes)).mean(0)
+        accuracies[method] = dict(zip(classes, mean, strict=True))
+    table = pd.DataFrame.from_dict(accuracies, orient="index")
+    return table[table.mean().sort_values().index]
 
 
 def correct(runs: Sequence[Run]) -> tuple[NDArray, NDArray, NDArray]:

@@ -246,7 +246,7 @@ def class_curves(
 
 def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> Figure:
     """Row-normalised confusion matrices (K, K) side by side in percent: true class down."""
-    cells = max(0.36 * len(classes), 1.8)  # inches
+    cells = max(0.33 * len(classes), 1.8)  # inches
     figure, axes = panel_row(len(matrices), cells + 0.3, 1.3, cells + 1.5)
     for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
         sns.heatmap(
@@ -279,7 +279,7 @@ def rank_heat(table: pd.DataFrame, title: str = "") -> Figure:
     wide = table.pivot(index="row", columns="column", values="rho")
     names = list(table.row.unique())
     wide = wide.loc[names, names]
-    figure, ax = plt.subplots(figsize=(0.6 * len(wide) + 2.4, 0.5 * len(wide) + 1.5))
+    figure, ax = plt.subplots(figsize=(0.52 * len(wide) + 2.2, 0.42 * len(wide) + 1.5))
     sns.heatmap(
         wide,
         ax=ax,

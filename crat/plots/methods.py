@@ -71,9 +71,9 @@ def _policy_panel(ax: Axes, part: pd.DataFrame) -> dict[str, tuple[float, float,
         ax.plot(values.index, values[name], color=GREY, lw=0.9, alpha=0.7, label=label)
     for name, colour, which in ((order[-1], PINK, "largest"), (order[0], GREEN, "smallest")):
         ax.plot(values.index, values[name], color=colour, lw=1.8, label=f"{which} at the end")
-        last = values[name].iloc[-1]
-        alike = int((values.iloc[-1] == last).sum())
-        ends[str(name) if alike == 1 else f"{alike} classes"] = (values.index[-1], last, colour)
+        alike = int((values.iloc[-1] == values[name].iloc[-1]).sum())
+        shown = str(name) if alike == 1 else f"{alike} classes"
+        ends[shown] = (values.index[-1], values[name].iloc[-1], colour)
     accepted = part[part.accepted].epoch.unique()
     if len(accepted):
         height = np.ptp(values.to_numpy()) or 1
@@ -163,7 +163,6 @@ def class_heat(table: pd.DataFrame, base: str, title: str = "") -> Figure:
     ax.set(xlabel="", ylabel="", title=title)
     ax.tick_params(axis="y", rotation=0)
     ax.set_xticklabels(ax.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
-    ax.set_yticklabels(ax.get_yticklabels(), rotation=0)
     return figure
 
 

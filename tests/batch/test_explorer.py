@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_site
+import test_site_browser
+from report_pages import text
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
-from test_site import requests, text, visit
+from test_site_browser import requests, visit
 
 from crat import data, store
 from crat.analysis import metrics
@@ -26,8 +27,9 @@ from crat.papers.all_methods import evidence_runs
 from crat.training.named import find_run
 from crat.training.run import Run
 
-browser = test_site.browser
+browser = test_site_browser.browser
 RESULTS = store.published_home()
+SOURCE = site.ROOT / "docs" / "site" / "explorer.md"
 LARGEST = 6_000_000  # bytes of the page's own files
 RUNS = (  # data set, key, attack, images
     ("fashion_mnist", "AT+EMA-s0", "PGD-20", 10_000),
@@ -43,10 +45,11 @@ PAIR = "#data=fashion_mnist&attack=PGD-20&a=AT+EMA-s0&b=WAT+EMA-s0"
 def page(tmp_path_factory):
     """The page as in the report, made where no data set was fetched."""
     draft = tmp_path_factory.mktemp("explorer")
-    store.write_text(draft / "source" / "index.md", "# First\n")
+    listed = "# First\n\n```{toctree}\nexplorer\n```\n"
+    store.write_text(draft / "source" / "index.md", listed)
+    store.write_text(draft / "source" / "explorer.md", text(SOURCE))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CRAT_DATA", str(draft / "nothing"))
-        explorer.write_page(draft / "source")
         site._sphinx(draft)
         explorer.write_numbers(draft / "html")
     return draft / "html" / explorer.PAGE
@@ -185,7 +188,7 @@ def test_a_link_is_readable():
         "&class=Shirt&cell=a:Coat"
     )
     shown = explorer.link("fashion_mnist", "AT+EMA-s0", "WAT+EMA-s0", "PGD-20", "Shirt", "b-only")
-    assert f"`{shown}`" in text(explorer.SOURCE)
+    assert f"`{shown}`" in text(SOURCE)
     assert explorer.link("cifar10", "a&b", "c=d") == "explorer.html#data=cifar10&a=a%26b&b=c%3Dd"
 
 

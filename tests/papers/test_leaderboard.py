@@ -1,12 +1,22 @@
 """The leaderboard: its numbers by hand, its order, and that it is of published runs only."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from crat.papers.all_methods import TRIED
 from crat.papers.evidence import Evidence
-from crat.papers.leaderboard import BASELINE, NUMBERS, leaderboard, numbers, ranked
+from crat.papers.leaderboard import (
+    BASELINE,
+    NUMBERS,
+    by_class,
+    leaderboard,
+    numbers,
+    published_runs,
+    ranked,
+)
 from crat.store import Store
 
 Y = np.repeat([0, 1], 4)
@@ -41,3 +51,19 @@ def test_every_tried_method_is_published_and_read_as_a_notebook_reads_it():
 
 def test_recomputed_runs_are_not_on_it():
     assert leaderboard("laptop", Store.recomputed()).empty
+
+
+def test_the_classes_of_a_method_average_to_its_row():
+    """Fashion-MNIST's classes are of equal size; the weakest on average stands first."""
+    board = leaderboard("laptop").set_index("method")
+    classes = by_class("laptop")
+    assert set(classes.index) == set(board.index)
+    assert np.allclose(classes.mean(axis=1), board.average[classes.index])
+    assert classes.mean().is_monotonic_increasing
+    assert (classes.min(axis=1) >= board.worst[classes.index] - 1e-9).all()
+
+
+def test_no_published_run_has_no_classes(monkeypatch):
+    monkeypatch.setattr("crat.store.files.published_home", lambda: Path("nothing"))
+    assert published_runs("laptop") == {}
+    assert by_class("laptop").empty
