@@ -245,7 +245,10 @@ def class_curves(
 
 
 def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> Figure:
-    """Row-normalised confusion matrices (K, K) side by side in percent: true class down."""
+    """Row-normalised confusion matrices (K, K) side by side in percent: true class down.
+
+    A share that rounds to 0 is left blank.
+    """
     cells = max(0.33 * len(classes), 1.8)  # inches
     figure, axes = panel_row(len(matrices), cells + 0.3, 1.3, cells + 1.5)
     for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
@@ -255,8 +258,8 @@ def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> F
             vmin=0,
             vmax=100,
             cmap="Blues",
-            annot=len(classes) <= 12,
-            fmt=".0f",
+            annot=np.array(_whole_percents(matrix)) if len(classes) <= 12 else False,
+            fmt="",
             cbar=False,
             annot_kws={"fontsize": "small"},
             xticklabels=list(classes),
@@ -269,6 +272,11 @@ def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> F
         ax.tick_params(axis="y", rotation=0)
     axes[0].set_ylabel("true class")
     return figure
+
+
+def _whole_percents(shares: NDArray) -> list[list[str]]:
+    """Fractions (K, K) as whole percents, "" for those that round to 0."""
+    return [[f"{100 * v:.0f}" if 100 * v > 0.5 else "" for v in row] for row in shares]
 
 
 def rank_heat(table: pd.DataFrame, title: str = "") -> Figure:
