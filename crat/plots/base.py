@@ -245,8 +245,11 @@ def class_curves(
 
 
 def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> Figure:
-    """Row-normalised confusion matrices (K, K) side by side in percent: true class down."""
-    cells = max(0.36 * len(classes), 1.8)  # inches
+    """Row-normalised confusion matrices (K, K) side by side in percent: true class down.
+
+    A share that rounds to 0 is left blank.
+    """
+    cells = max(0.33 * len(classes), 1.8)  # inches
     figure, axes = panel_row(len(matrices), cells + 0.3, 1.3, cells + 1.5)
     for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
         sns.heatmap(
@@ -255,8 +258,8 @@ def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> F
             vmin=0,
             vmax=100,
             cmap="Blues",
-            annot=len(classes) <= 12,
-            fmt=".0f",
+            annot=np.array(_whole_percents(matrix)) if len(classes) <= 12 else False,
+            fmt="",
             cbar=False,
             annot_kws={"fontsize": "small"},
             xticklabels=list(classes),
@@ -271,6 +274,11 @@ def confusion_heat(matrices: Mapping[str, NDArray], classes: Sequence[str]) -> F
     return figure
 
 
+def _whole_percents(shares: NDArray) -> list[list[str]]:
+    """Fractions (K, K) as whole percents, "" for those that round to 0."""
+    return [[f"{100 * v:.0f}" if 100 * v > 0.5 else "" for v in row] for row in shares]
+
+
 def rank_heat(table: pd.DataFrame, title: str = "") -> Figure:
     """Square heat map of the rank correlations between class orders; columns row, column, rho.
 
@@ -279,7 +287,7 @@ def rank_heat(table: pd.DataFrame, title: str = "") -> Figure:
     wide = table.pivot(index="row", columns="column", values="rho")
     names = list(table.row.unique())
     wide = wide.loc[names, names]
-    figure, ax = plt.subplots(figsize=(0.6 * len(wide) + 2.4, 0.5 * len(wide) + 1.5))
+    figure, ax = plt.subplots(figsize=(0.52 * len(wide) + 2.2, 0.42 * len(wide) + 1.5))
     sns.heatmap(
         wide,
         ax=ax,
@@ -384,11 +392,14 @@ def _squares(centres: NDArray, half: float) -> list[Bbox]:
     return [Bbox([centre - half, centre + half]) for centre in centres]
 
 
-def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]], unit: float) -> None:
-    """Writes the names of lines at their right ends, moved apart where they would overlap.
+def name_ends(
+    ax: Axes, ends: Mapping[str, tuple[float, float, str]], unit: float, left: bool = False
+) -> None:
+    """Writes the names of lines at their ends, moved apart where they would overlap.
 
     ends: name -> x, y and the name's colour.
     unit: the pixels of a typographic point.
+    left: the ends are the left ones.
     """
     heights = {name: ax.transData.transform(end[:2])[1] / unit for name, end in ends.items()}
     order = sorted(ends, key=heights.__getitem__)
@@ -399,7 +410,8 @@ def name_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]], unit: floa
     for name, shift in zip(order, places - wanted, strict=True):
         x, y, colour = ends[name]
         style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": "small"}
-        ax.annotate(name, (x, y), (6, shift), color=colour, annotation_clip=False, **style)
+        style |= {"color": colour, "ha": "right" if left else "left", "annotation_clip": False}
+        ax.annotate(name, (x, y), (-6 if left else 6, shift), **style)
 
 
 def temperature_curves(table: pd.DataFrame) -> Figure:

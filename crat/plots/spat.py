@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from crat.plots.base import name_points, panel_row
+from crat.plots.base import name_ends, panel_row
 from crat.plots.marks import SERIES, SHAPES, colours, known, mark
 
 DASHES = ("-", "--", "-.", ":", (0, (1, 1)))  # tell apart lines that coincide
@@ -38,21 +36,20 @@ def function_lines(table: pd.DataFrame, xlabel: str, wide: int = 2) -> Figure:
             i = lines.index(line)
             style = {"color": SERIES[i % len(SERIES)], "ls": DASHES[i % len(DASHES)]}
             ax.plot(values.index, values[line], label=line, **style)
-        ax.axhline(0, color="black", lw=0.6)
+        ax.hlines(0, values.index[0], values.index[-1], color="black", lw=0.6)
         ax.set(title=panel, xlabel=xlabel)
         ax.margins(y=0.2)
         ax.locator_params(axis="x", nbins=5)
-        right = {_joint(same, values): at for same, at in same_at(values.iloc[-1]).items()}
-        _name_right(ax, right, values.index[-1])
-    # settles the size of the axes, in which the names find their places
+        if parted_left(values):
+            # room for the names
+            ax.set_xticks([x for x in ax.get_xticks() if values.index[0] <= x <= values.index[-1]])
+            ax.set_xlim(left=values.index[0] - 0.9 * np.ptp(values.index))
     figure.draw_without_rendering()
     for ax, values in of_panels.items():
-        parted = parted_left(values)
-        points = np.array([(values.index[0], at) for at in parted.values()])
-        drawn = values.reset_index().melt("x")[["x", "value"]]
-        names = [_joint(same, values) for same in parted]
-        if names:
-            name_points(ax, points, names, figure.dpi / 72, drawn)
+        for left, ends in ((False, same_at(values.iloc[-1])), (True, parted_left(values))):
+            x = values.index[0 if left else -1]
+            named = {_joint(same, values): (x, value, "black") for same, value in ends.items()}
+            name_ends(ax, named, figure.dpi / 72, left)
     return figure
 
 
@@ -82,20 +79,6 @@ def _joint(same: tuple[str, ...], values: pd.DataFrame) -> str:
     """The name that lines share."""
     others = [line for line in values if line not in same]
     return f"all but {others[0]}" if len(others) == 1 < len(same) else ", ".join(same)
-
-
-def _name_right(ax: Axes, named: dict[str, float], x: float) -> None:
-    """Writes names beside the right ends of lines, at least a line of text apart."""
-    apart = 0.08 * np.ptp(ax.get_ylim())
-    heights = list(named.values())
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + apart)
-    moved = np.mean(np.subtract(heights, list(named.values())))
-    line = {"arrowstyle": "-", "color": "black", "lw": 0.4, "shrinkA": 0, "shrinkB": 0}
-    style: dict[str, Any] = {"va": "center", "fontsize": "small", "arrowprops": line}
-    style |= {"textcoords": ("axes fraction", "data"), "annotation_clip": False}
-    for (name, value), height in zip(named.items(), heights, strict=True):
-        ax.annotate(name, (x, value), (1.02, height - moved), **style)
 
 
 def share_dots(

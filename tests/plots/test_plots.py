@@ -73,6 +73,9 @@ def test_curves_name_best_and_worst():
 
 def test_heat_maps_write_percent_and_keep_the_order():
     figure = plots.confusion_heat({"a": np.eye(3), "b": np.full((3, 3), 1 / 3)}, NAMES)
+    # what rounds to 0 is blank
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert shown == ["100", "", "", "", "100", "", "", "", "100"]
     assert [text.get_text() for text in figure.axes[1].texts] == ["33"] * 9
     ranks = pd.DataFrame(
         [(a, b, float(a == b)) for a in "xy" for b in "xy"], columns=["row", "column", "rho"]
