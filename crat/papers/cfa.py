@@ -52,7 +52,7 @@ ON_TRADES: dict[str, dict[str, Any]] = {
     "TRADES + CFA": preset("cfa", base="trades") | GATED,
 }
 # The settings between which a claim decides have several seeds, the others of a sweep have one.
-DECIDING = ("sweep AT", "eps 0.4", "eps 1.6", "beta 1", "beta 6")
+DECIDING: tuple[str, ...] = ("sweep AT", "eps 0.4", "eps 1.6", "beta 1", "beta 6")
 DECIDING += ("AT", "AT + CCM", "AT + EMA", "AT + FAWA")
 DECIDING += ("TRADES", "TRADES + CCR", "TRADES + EMA", "TRADES + FAWA")
 MAIN = ("AT", "AT+EMA", "CFA (AT)", "TRADES", "TRADES+EMA", "CFA (TRADES)")
@@ -70,7 +70,7 @@ def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """The runs "main CFA (AT)-s0" ...; the sweeps' "sweep AT-s0", "eps 0.4-s0", "AT + CCM-s1" ..."""
+    """The runs "main CFA (AT)-s0" ..., and of the sweeps "sweep AT-s0", "AT + CCM-s1" ..."""
     main = all_methods.evidence_runs(profile_name, selection)
     seeds = selection.repeated(MAIN_SEEDS)
     runs = {f"main {m}-s{s}": main[f"{m}-s{s}"] for m in MAIN for s in seeds}
