@@ -203,6 +203,12 @@ def toy_under_attack():
     return rows[-1] - rows[0]
 
 
+def of_three_seeds():
+    """What notebook 04 decides on three seeds of its sweeps: margins, β, CCR."""
+    asked = ("gap, 1.6 - 0.4", "gap, 6 - 1", "class-wise regularisation alone")
+    return [claim("04", words)[0] for words in asked]
+
+
 def cfa(name, column):
     """A mean of the main table of notebook 04: clean, worst, then PGD-20's (columns 4 and 6)."""
     return printed("04", rf"{re.escape(name)} [\d.]+ ± .* / ")[column]

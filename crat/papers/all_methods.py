@@ -34,6 +34,7 @@ TRIED: dict[str, dict[str, Any]] = {
     "WAT+EMA": preset("wat") | EMA,
     "FRL+EMA": preset("frl") | EMA,
     "MART+EMA": preset("mart") | EMA,
+    "FAT+EMA": preset("fat") | EMA,
 }
 # runs of it that AutoAttack judged
 STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
