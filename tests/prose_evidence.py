@@ -209,6 +209,12 @@ def of_three_seeds():
     return [claim("04", words)[0] for words in asked]
 
 
+def purposes():
+    """What notebook 06 decides of WAT, FRL and FAT."""
+    worst = [claim("06", f"{name} is more robust", "worst")[0] for name in ("WAT", "FRL")]
+    return [*worst, claim("06", "FAT is more accurate")[0]]
+
+
 def cfa(name, column):
     """A mean of the main table of notebook 04: clean, worst, then PGD-20's (columns 4 and 6)."""
     return printed("04", rf"{re.escape(name)} [\d.]+ ± .* / ")[column]

@@ -254,10 +254,7 @@ EVIDENCE = {
         ("doubles|the bargain", results.coefficient),
         ("ten numbers", answers.biased),
         ("three seeds confirm|CODAT lifts", lambda: claim("06", "worst distribution")[:1]),
-        (
-            "lift the worst class",
-            lambda: [claim("06", f"{name} is more robust", "worst")[0] for name in ("WAT", "FRL")],
-        ),
+        ("lift the worst class|FAT is more", results.purposes),
     ],
     "07": [
         ("rows are supported; the", lambda: [claims("07").verdict.eq("supported").sum()]),
