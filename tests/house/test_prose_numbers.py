@@ -355,7 +355,7 @@ EVIDENCE = {
     ],
     "09": [
         ("steep line|fit spends|added to the logits", results.bias_line),
-        ("of nine", results.above_the_line),
+        ("of ten", results.above_the_line),
         (
             "WAT lies above",
             lambda: [printed("09", r"WAT\+EMA .* \d\d\.\d \d\.\d$")[-1], *claim("09", "WAT moves")],
