@@ -75,8 +75,8 @@ def _draw(valid: pd.DataFrame, file: Path, title: str) -> None:
 
     by_epoch = 100 * valid.pivot(index="epoch", columns="class", values="robust_acc")
     figure, axis = plots.plt.subplots(figsize=(6.4, 3.6))
-    for name in valid["class"].unique():
-        axis.plot(by_epoch.index, by_epoch[name], lw=1, label=name)
+    for name, colour in plots.class_colours(valid["class"].unique()).items():
+        axis.plot(by_epoch.index, by_epoch[name], lw=1, color=colour, label=name)
     axis.plot(by_epoch.index, by_epoch.mean(axis=1), "k", lw=2, label="average")
     axis.set(xlabel="epoch", ylabel="robust accuracy on validation (%)", title=title)
     axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -26,7 +26,18 @@ from crat.plots.base import (
     temperature_curves,
     use_style,
 )
-from crat.plots.marks import BLUE, GREEN, GREY, ORANGE, PINK, RED, SERIES, SKY, mark
+from crat.plots.marks import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    RED,
+    SERIES,
+    SKY,
+    class_colours,
+    mark,
+)
 
 __all__ = [
     "BLUE",
@@ -40,6 +51,7 @@ __all__ = [
     "SKY",
     "STYLE",
     "class_bars",
+    "class_colours",
     "class_curves",
     "class_scatter",
     "confusion_heat",

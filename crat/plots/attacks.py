@@ -12,24 +12,30 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from crat.plots.marks import SERIES
+from crat.plots.marks import class_colours
 
 
 def answer_tiles(
-    images: Mapping[str, NDArray], answers: Mapping[str, Sequence[str]], true: str
+    images: Mapping[str, NDArray],
+    answers: Mapping[str, Sequence[str]],
+    true: str,
+    classes: Sequence[str],
 ) -> Figure:
     """Images of one class, a row for each attack; those with a wrong answer in a colour for it.
 
     images: row -> (n, H, W) or (n, H, W, 3) in [0, 1], in the same order in each row.
     answers: row -> n names of classes. The number of wrong ones stands beside the row.
-    true: the class of all images.
+    true: the class of all images. classes: all of the data set, in its order.
     """
     wrong = Counter(name for row in answers.values() for name in row if name != true)
     names = [name for name, _ in wrong.most_common()]
-    colour_of = {name: to_rgb(SERIES[i % len(SERIES)]) for i, name in enumerate(names)}
+    colour_of = {name: to_rgb(colour) for name, colour in class_colours(classes).items()}
     strips = [
         np.hstack(
-            [_tinted(*tile, colour_of) for tile in zip(images[row], answers[row], strict=True)]
+            [
+                _tinted(image, None if answer == true else colour_of[answer])
+                for image, answer in zip(images[row], answers[row], strict=True)
+            ]
         )
         for row in images
     ]
@@ -50,10 +56,10 @@ def answer_tiles(
     return figure
 
 
-def _tinted(image: NDArray, answer: str, colour_of: Mapping[str, tuple]) -> NDArray:
-    """The image in the colour of its wrong answer, else in grey: (H, W, 3), a black edge around."""
+def _tinted(image: NDArray, colour: tuple[float, float, float] | None) -> NDArray:
+    """The image in a colour, or in grey (None): (H, W, 3), a black edge around."""
     grey = image if image.ndim == 2 else image.mean(-1)
-    tint = np.array(colour_of.get(answer, (0.55, 0.55, 0.55)))
+    tint = np.array(colour or (0.55, 0.55, 0.55))
     # white where the image is white: the tint keeps the contrast
     bright = grey[..., None] ** 0.8
     tile = bright * (tint + (1 - tint) * 0.25 * bright)

@@ -1,8 +1,8 @@
 """The marks of methods: each has one colour and one shape, in every figure.
 
 The table is the only place that gives a method its colour. A filled shape says that the weights
-were averaged, an open one that they were not. Vermillion is left for the worst class. Classes have
-colours, too, as far as ten of them can be told apart.
+were averaged, an open one that they were not. Vermillion is left for the worst class. Where classes
+are drawn in colours, each has the one of its place in the data set.
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ BESIDE = re.compile(r"^(fine-tuned: |from the start: |tuned |main |CIFAR-10, )|(
 
 SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, BROWN, GREY)  # of what is no method
 SHAPES = "osD^vP*X"
+# of the classes by their place in the data set; after ten they come again
+CLASSES = (BLUE, ORANGE, GREEN, PINK, SKY, BROWN, "#AA4499", OLIVE, "#DDCC77", "#44AA99")
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,11 @@ def colours(names: Sequence[str]) -> list[str]:
     if all(map(known, names)):
         return [mark(name).colour for name in names]
     return [SERIES[i % len(SERIES)] for i in range(len(names))]
+
+
+def class_colours(classes: Sequence[str]) -> dict[str, str]:
+    """The colour of each class of a data set, by name; classes: all of them, in its order."""
+    return {name: CLASSES[i % len(CLASSES)] for i, name in enumerate(classes)}
 
 
 def _method(name: str) -> str:

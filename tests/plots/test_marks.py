@@ -83,3 +83,10 @@ def test_no_text_of_a_figure_is_smaller_than_nine_points(kind):
 def test_another_kind_of_figure_is_refused():
     with pytest.raises(ConfigError, match=r"kind of figure"):
         plots.use_style("poster")
+
+
+def test_a_class_has_the_colour_of_its_place_whatever_is_drawn():
+    ten = plots.class_colours([str(k) for k in range(12)])
+    assert len(set(ten.values())) == 10
+    assert ten["0"] == ten["10"]
+    assert marks.RED not in ten.values()

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 from crat import plots
 from crat.plots import attacks as plots_attacks
@@ -18,15 +19,20 @@ def closed():
 def test_broken_images_are_tinted_and_counted():
     images = {row: np.full((3, 4, 4), 0.5) for row in ("clean", "FGSM")}
     answers = {"clean": ["coat"] * 3, "FGSM": ["shirt", "coat", "bag"]}
-    ax = plots_attacks.answer_tiles(images, answers, "coat").axes[0]
+    ax = plots_attacks.answer_tiles(images, answers, "coat", ("bag", "coat", "shirt")).axes[0]
     drawn = ax.images[0].get_array()
     assert drawn.shape == (12, 18, 3)  # tiles of 4 pixels, each with an edge of one
     centres = drawn[[2, 8]][:, [2, 8, 14]]
     coloured = np.ptp(centres, axis=-1) > 0
     assert coloured.tolist() == [[False] * 3, [True, False, True]]
     assert [text.get_text() for text in ax.texts] == ["0", "2"]
-    names = {text.get_text() for text in ax.get_legend().get_texts()}
-    assert names == {"called shirt", "called bag"}
+    legend = ax.get_legend()
+    names = [text.get_text() for text in legend.get_texts()]
+    colours = [patch.get_facecolor() for patch in legend.get_patches()]
+    own = plots.class_colours(("bag", "coat", "shirt"))
+    assert dict(zip(names, colours, strict=True)) == {
+        f"called {name}": to_rgba(own[name]) for name in ("shirt", "bag")
+    }
 
 
 def test_images_in_colour_are_tinted_by_their_brightness():
@@ -35,7 +41,7 @@ def test_images_in_colour_are_tinted_by_their_brightness():
     grey = np.full((1, 2, 2), 0.3)
     drawn = [
         np.asarray(
-            plots_attacks.answer_tiles({"a": x}, {"a": ["dog"]}, "cat")
+            plots_attacks.answer_tiles({"a": x}, {"a": ["dog"]}, "cat", ("cat", "dog"))
             .axes[0]
             .images[0]
             .get_array()
