@@ -1,10 +1,17 @@
-"""The pages of the report, for its tests: which there are, and how they are read."""
+"""The report, for its tests: it is built once for each file; its pages, and how they are read."""
 
+import contextlib
+import io
+import json
 import re
+import shutil
 from html import unescape
 from pathlib import Path
 
+import pytest
+
 from crat.analysis import claims
+from crat.batch import site
 from crat.papers import PAPERS
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +24,27 @@ CLAIMING = [stem for stem in STEMS if hasattr(PAPERS[stem[:2]], "CLAIMS")]
 REPORTS = {stem: f"docs/reproducibility/{stem[:2]}.html" for stem in CLAIMING}
 PAGES += REPORTS.values()
 EXECUTED = "02_attacks_side_by_side"
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory):
+    """The laptop report, with one notebook as if executed there; sphinx must not complain."""
+    figures = tmp_path_factory.mktemp("figures")
+    own = shutil.ignore_patterns("site", ".site-*", "*.ipynb", "success.json")  # what git ignores
+    shutil.copytree(ROOT / "figures" / "laptop", figures / "laptop", ignore=own)
+    executed = json.loads((ROOT / "notebooks" / f"{EXECUTED}.ipynb").read_text(encoding="utf-8"))
+    executed["cells"][2]["source"] += "\n# this very run"
+    links = "[a](../crat/run.py) [m](../docs/methods.md#cfa) [w](https://a.b/c.md)"
+    executed["cells"].append(
+        {"cell_type": "markdown", "id": "links", "metadata": {}, "source": links}
+    )
+    (figures / "laptop" / EXECUTED / f"{EXECUTED}.ipynb").write_text(json.dumps(executed))
+    (figures / "laptop" / EXECUTED / "success.json").write_text("{}")
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        index = site.build("laptop", figures=figures)
+    assert said.getvalue() == ""
+    assert index == figures / "laptop" / "site" / "index.html"
+    return index.parent
 
 
 def text(path):

@@ -20,6 +20,7 @@ from report_pages import (
     cells_of,
     papers_of,
     published_claims,
+    report,
     rows,
     text,
     words,
@@ -32,6 +33,7 @@ from crat.batch.rows import VERDICTS
 from crat.papers import PAPERS, leaderboard
 from crat.training.run import Run
 
+home = report  # the fixture
 MATHJAX = ROOT / "docs" / "site" / "_static" / "mathjax"
 
 

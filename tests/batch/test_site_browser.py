@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from report_pages import PAGES, REPORTS, ROOT, STEMS, text
+from report_pages import PAGES, REPORTS, ROOT, STEMS, report, text
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
@@ -14,6 +14,9 @@ FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --d
     --no-first-run
     --disable-background-networking --disable-component-update --disable-sync
     --window-size=1300,900"""
+
+
+home = report  # the fixture
 
 
 @pytest.fixture(scope="module")
