@@ -124,8 +124,11 @@ def known(name: str) -> bool:
 
 
 def colours(names: Sequence[str]) -> list[str]:
-    """A colour for each name of a legend: the methods' where all are methods, else by place."""
-    if all(map(known, names)):
+    """A colour for each name of a legend: by method where any is one, else by place.
+
+    So a method keeps its colour beside a reader's own, which is black.
+    """
+    if any(map(known, names)):
         return [mark(name).colour for name in names]
     return [SERIES[i % len(SERIES)] for i in range(len(names))]
 

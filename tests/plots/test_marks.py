@@ -63,7 +63,8 @@ def test_filled_says_that_the_weights_were_averaged():
 def test_an_unknown_method_has_a_mark_that_stays():
     assert marks.mark("mine").shape == marks.mark("mine+EMA").shape
     assert marks.mark("mine").colour == marks.BLACK
-    assert marks.colours(["AT", "mine"]) == list(marks.SERIES[:2])
+    assert marks.colours(["AT", "mine"]) == [marks.BLUE, marks.BLACK]
+    assert marks.colours(["one seed", "another"]) == list(marks.SERIES[:2])
     assert marks.colours(["AT", "TRADES"]) == [marks.BLUE, marks.GREEN]
 
 
