@@ -6,6 +6,7 @@ __all__ = [
     "comparisons",
     "curves",
     "imagenet_errors",
+    "indicators",
     "longtail",
     "mce",
     "metrics",

@@ -24,6 +24,7 @@ SETTINGS = {
     "crafted_on": "examples crafted on another network",
     "keep": "some classes",
     "bias": "a bias on the logits",
+    "temperature": "a temperature of each class",
     "images": "a sample of them",
 }
 

@@ -46,6 +46,7 @@ __all__ = [
     "Task",
     "base",
     "fit_bias",
+    "fit_norms",
     "known_name",
     "make_defense",
     "method_named",

@@ -7,6 +7,7 @@ for the paper.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -118,21 +119,49 @@ def fit_bias(
 
     Raises ValueError where nothing can be fitted.
     """
+    z = held_out(logits, y, "fit_bias")
+
+    def moved(bias: Tensor, worst: Tensor, i: int) -> Tensor:
+        bias = bias.index_add(0, worst, (step * z.std() / i**0.5)[None])
+        return bias - bias.mean()
+
+    return lifted(y, z.new_zeros(z.shape[1]), lambda b: z + b, moved, rounds, max_drop)
+
+
+def held_out(logits: Tensor, y: Tensor, who: str) -> Tensor:
+    """The logits (N, K) in float32, without a graph; raises ValueError where nothing can be fitted.
+
+    y: (N,). who: the function that asks, for the error.
+    """
     if logits.ndim != 2 or len(y) != len(logits) or len(y) == 0:
         raise ValueError(
-            "fit_bias takes logits (N, K) and labels (N,), "
+            f"{who} takes logits (N, K) and labels (N,), "
             f"not {tuple(logits.shape)}, {tuple(y.shape)}"
         )
-    z = full(logits.detach())
-    bias = best = z.new_zeros(z.shape[1])
-    value = first = _worst_and_mean(z, y)[0]
+    return full(logits.detach())
+
+
+def lifted(
+    y: Tensor,
+    values: Tensor,
+    decided: Callable[[Tensor], Tensor],
+    moved: Callable[[Tensor, Tensor, int], Tensor],
+    rounds: int,
+    max_drop: float | None,
+) -> Tensor:
+    """The class-wise values (K,) with the best worst class on the way, then by the mean.
+
+    decided: values -> the logits (N, K) that answer under them.
+    moved: (values, the worst class (1,), round from 1 on) -> the next values.
+    max_drop: the mean over classes may fall by at most this share (None: by any).
+    """
+    best = values
+    value = first = _worst_and_mean(decided(values), y)[0]
     for i in range(1, rounds + 1):
-        (_, _), worst = _worst_and_mean(z + bias, y)
-        bias = bias.index_add(0, worst, (step * z.std() / i**0.5)[None])
-        bias = bias - bias.mean()
-        found, _ = _worst_and_mean(z + bias, y)
+        values = moved(values, _worst_and_mean(decided(values), y)[1], i)
+        found, _ = _worst_and_mean(decided(values), y)
         if found > value and (max_drop is None or found[1] >= first[1] - max_drop):
-            best, value = bias, found
+            best, value = values, found
     return best
 
 

@@ -32,6 +32,7 @@ class Question:
     keep_classes: the classes that the network may answer, on their images; labels are renumbered.
     bias: added to the logits of the classes, visible to the attack (Tian et al. change it at
     inference).
+    temperature: numbers above 0 by which the logits of the classes are divided before, as visible.
     first: the number of images, from the first on (None: all).
     spread: whether the classes give their images in turn, so that the first are spread evenly.
     test_set: another data set with the same classes, whose test images are judged; "" is the run's
@@ -48,6 +49,7 @@ class Question:
     crafted_on: Run | None = None
     keep_classes: Sequence[int] | None = None
     bias: Sequence[float] | None = None
+    temperature: Sequence[float] | None = None
     first: int | None = None
     spread: bool = False
     test_set: str = ""
@@ -77,8 +79,8 @@ class Question:
     def decided_by(self, run: Run) -> dict[str, Any]:
         """Everything besides the attack that decides an outcome of a run.
 
-        The settings "first", "bias", "order", "test_set" and "images" are absent where the question
-        does not use them.
+        The settings "first", "bias", "temperature", "order", "test_set" and "images" are absent
+        where the question does not use them.
         """
         source = self.crafted_on
         settings: dict[str, Any] = {
@@ -94,6 +96,8 @@ class Question:
             settings["first"] = self.first
         if self.bias is not None and len(self.bias):
             settings["bias"] = [float(b) for b in self.bias]
+        if self.temperature is not None and len(self.temperature):
+            settings["temperature"] = [float(t) for t in self.temperature]
         if self.first and self.spread:
             settings["order"] = "classes in turn"
         if self.test_set not in ("", run.config.data.name):
@@ -119,6 +123,14 @@ class Question:
             own, name=self.test_set, train_per_class=1, valid_per_class=1, imbalance_ratio=1.0
         )
 
+    def _shifted(self, model: nn.Module) -> nn.Module:
+        """The network whose class logits are divided and shifted, as the question says."""
+        given = self.bias if self.temperature is None else self.temperature
+        assert given is not None
+        bias = torch.zeros(len(given)) if self.bias is None else torch.tensor(self.bias)
+        divisor = None if self.temperature is None else torch.tensor(self.temperature)
+        return LogitBias(model, bias, divisor)
+
     def subject(self, run: Run, device: torch.device) -> Subject:
         """The network, the network to craft examples on, and the images, on a device."""
         images = data.load(self._data(run.config.data))
@@ -133,8 +145,8 @@ class Question:
             y = torch.searchsorted(kept, y[inside])
             model = Decision(model, self.kept).to(device)
             source = Decision(source, self.kept).to(device) if source else None
-        if self.bias is not None:
-            model = LogitBias(model, torch.tensor(self.bias)).to(device)
+        if self.bias is not None or self.temperature is not None:
+            model = self._shifted(model).to(device)
         chosen: Tensor | slice = slice(self.first)
         if self.first and self.spread:
             chosen = classes_in_turn(y)[: self.first]

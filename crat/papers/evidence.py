@@ -37,6 +37,7 @@ from crat.analysis.claims import Claim, Verdict
 from crat.analysis.comparisons import Estimate, compare, contrast
 from crat.analysis.metrics import Functional, class_accuracy, confusion, per_run
 from crat.config import ConfigError, RunConfig, Selection, profile
+from crat.defenses.head_norms import fit_norms
 from crat.defenses.tian2021 import fit_bias
 from crat.device import describe, pick_device
 from crat.names import one_of, unknown
@@ -167,7 +168,7 @@ class Evidence:
         """The answers of one network under a battery, read from the store or computed.
 
         settings of `crat.outcomes.evaluation.outcomes`: split, which, crafted_on, keep_classes,
-        bias, first, spread, dtype, progress.
+        bias, temperature, first, spread, dtype, progress.
         """
         config = self.run(key).config
         return self._after_its_start(
@@ -244,11 +245,22 @@ class Evidence:
 
         It costs at most max_drop of the average there (`crat.defenses.tian2021.fit_bias`).
         """
+        fitted = fit_bias(*self._attacked_validation(key), max_drop=max_drop)
+        return [round(b, 2) for b in fitted.tolist()]
+
+    def norms(self, key: str, max_drop: float) -> list[float]:
+        """The temperatures of the class logits that lift the weakest class, fitted as the bias is.
+
+        They stand for the norms of the head's rows (`crat.defenses.head_norms.fit_norms`).
+        """
+        fitted = fit_norms(*self._attacked_validation(key), max_drop=max_drop)
+        return [round(t, 3) for t in fitted.tolist()]
+
+    def _attacked_validation(self, key: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits (N, K) of a run's validation images under PGD, and their labels (N,)."""
         attack, pgd = next(iter(self.battery.items()))
         valid = self.outcomes(key, {attack: pgd}, split="valid")
-        logits = torch.from_numpy(valid.logits[attack]).float()
-        fitted = fit_bias(logits, torch.from_numpy(valid.y), max_drop=max_drop)
-        return [round(b, 2) for b in fitted.tolist()]
+        return torch.from_numpy(valid.logits[attack]).float(), torch.from_numpy(valid.y)
 
     @property
     def methods(self) -> list[str]:

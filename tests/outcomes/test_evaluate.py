@@ -152,6 +152,21 @@ def test_a_model_restricted_to_some_classes(run):
     assert torch.equal(Decision(run.model(), keep)(x), run.model()(x)[:, keep])
 
 
+def test_temperatures_and_biases_change_the_answers_and_stand_in_the_key(run):
+    """The first class's logit is divided, then the second's raised: each is another outcome."""
+    plain = evaluate.evaluate(run, BATTERY)
+    t = [2.0] + [1.0] * 9
+    divided = evaluate.evaluate(run, BATTERY, temperature=t)
+    expected = plain.logits["clean"].astype(float)
+    expected[:, 0] /= 2
+    np.testing.assert_allclose(divided.logits["clean"], expected, rtol=2e-3, atol=1e-3)
+    raised = evaluate.evaluate(run, BATTERY, temperature=t, bias=[0.0, 50.0] + [0.0] * 8)
+    assert (raised.clean == 1).all()
+    keys = [evaluate.Question(**q).decided_by(run) for q in ({}, {"temperature": t})]
+    assert "temperature" not in keys[0]
+    assert keys[1]["temperature"] == t
+
+
 def test_another_test_set_of_the_same_classes(run, tmp_path, monkeypatch):
     """The shipped images teach; Fashion-MNIST's own test images, here made of noise, judge."""
     home = data_files.empty_home(tmp_path, monkeypatch)
