@@ -335,6 +335,21 @@ def share(
     return _by_t(value, Noise(spread.variance / k.size, spread.df), float(images), k.size)
 
 
+def over_seeds(values: ArrayLike) -> Estimate:
+    """Mean over seeds of a statistic of whole runs, (S,), such as a correlation over methods.
+
+    The interval is over seeds alone: all of them are judged on the same images, whose part of the
+    variance is not counted. With one seed nothing can be said, and kind is "checkpoints".
+    """
+    values = np.asarray(values, float)
+    if values.size == 1:
+        value = float(values[0])
+        return Estimate(value, nan, nan, nan, "checkpoints", note="one seed", seeds=1)
+    spread = pooled([values])
+    of_mean = Noise(spread.variance / values.size, spread.df)
+    return _by_t(float(values.mean()), of_mean, n_seeds=values.size)
+
+
 def _correlated(
     value: float, bounds: NDArray, p: float, n_classes: int, note: str = ""
 ) -> Estimate:

@@ -372,3 +372,14 @@ def test_a_thousand_classes_are_ordered_in_little_memory():
         m.permutation_p(x, z)
         == (1 + (abs(drawn - centre) >= abs(ranks @ others - centre)).sum()) / 100_000
     )
+
+
+def test_a_mean_over_seeds_is_students():
+    """A statistic of whole runs: the t interval by hand; one seed decides nothing."""
+    values = np.array([0.2, 0.6, 0.4])
+    found = c.over_seeds(values)
+    low, high = stats.t.interval(0.95, 2, 0.4, 0.2 / np.sqrt(3))
+    assert (found.value, found.low, found.high) == pytest.approx((0.4, low, high))
+    assert found.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert (found.seeds, found.df) == (3, 2)
+    assert c.over_seeds([0.5]).kind == "checkpoints"
