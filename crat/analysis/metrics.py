@@ -303,6 +303,21 @@ def asymmetry(matrix: ArrayLike) -> NDArray:
     return np.abs(np.asarray(matrix) - np.asarray(matrix).T)
 
 
+def off_diagonal_norm(matrix: ArrayLike) -> NDArray:
+    """Spectral norm of a confusion matrix's errors, (..., K, K) -> (...), at least 0.
+
+    Each row is divided by its sum, so counts and shares give the same; the diagonal counts as 0,
+    and so does the row of an absent class. For K classes the norm lies between the mean error of a
+    class and sqrt(K) times the largest.
+    Source: Jin et al. 2025 (ICLR), whose bound on the worst class's robust error contains it.
+    """
+    counts = np.asarray(matrix, float)
+    with np.errstate(invalid="ignore"):
+        shares = np.nan_to_num(counts / counts.sum(-1, keepdims=True))
+    errors = shares * (1 - np.eye(counts.shape[-1]))
+    return np.linalg.norm(errors, 2, axis=(-2, -1))
+
+
 def top_share(matrix: ArrayLike, top: int = 1, chosen_on: ArrayLike | None = None) -> NDArray:
     """(K,) share of each class's errors that end in its `top` wrong classes; nan without errors.
 

@@ -18,10 +18,13 @@ from crat.defenses.bat import BAT
 from crat.defenses.cfa import CFA
 from crat.defenses.cfol import CFOL
 from crat.defenses.codat import CODAT
+from crat.defenses.csr import CSR
 from crat.defenses.dafa import DAFA
 from crat.defenses.faal import FAAL
+from crat.defenses.fair_tat import FairTAT
 from crat.defenses.fat import FAT
 from crat.defenses.frl import FRL
+from crat.defenses.ham import HAM
 from crat.defenses.he import HE
 from crat.defenses.label_augmentation import LabelAugmentation, LabelSmoothing
 from crat.defenses.mart import MART
@@ -96,6 +99,9 @@ DEFENSES |= {
     "robal": RoBal,
     "reat": REAT,
     "at_bsl": ATBSL,
+    "csr": CSR,
+    "fair_tat": FairTAT,
+    "ham": HAM,
 }
 # the bases of policies stay crat's own, whatever a user puts into DEFENSES under their names
 METHODS.update(DEFENSES)

@@ -27,6 +27,47 @@ preset a method has the settings of the run: `but(defense="cfa")` has no gated a
 `but(**preset("cfa"))` has it.
 """
 
+# Looked for on 27 November 2026, by name, title and arXiv number: work, idea, what is known of its
+# numbers, code, where this was read.
+NOT_HERE = (
+    (
+        "TRIX (Medi, Jung and Keuper 2025, arXiv 2507.07768)",
+        "weak targeted attacks, with uniform targets, for strong classes; untargeted ones for weak "
+        "classes; a weight and a margin for each class",
+        "not read",
+        "found: Fairness-a11y/TRIX@cdeb435fde5c538842c08203aee51f8b80754da6, built on DAFA's code, "
+        "an account without a name; not read closely, no method of crat yet",
+        "the abstract, and losses.py of the code",
+    ),
+    (
+        "RL-FAT (Medi, Mikeladze and Keuper 2026, BMVC, arXiv 2608.29247)",
+        "behind a warm-up, the prediction is a policy and its being right the reward; a running "
+        "value of each class gives the advantage; a second loss presses classes whose loss under "
+        "attack is above the average",
+        "not read",
+        "not found",
+        "the abstract, and the captions of its figures 1 and 2",
+    ),
+    (
+        "FairAT (Mou, Yue, Zhao and Wang 2025, Front. Comput. Sci. 19(3) 193803)",
+        "hard examples, those of higher cross-entropy, are augmented to be more diverse throughout "
+        "training",
+        "WRN-28-10 on CIFAR-10: average robustness +2.13, worst class +4.5 points, against what is "
+        "not said",
+        "not found",
+        "the abstract, doi 10.1007/s11704-024-3587-1",
+    ),
+)
+NOT_HERE_HEAD = """
+## Methods that are not here
+
+Works on class-wise robustness that were looked for, and what is known of them. "Not found" is no
+proof that there is no code.
+
+| work | idea | numbers | code | read |
+|---|---|---|---|---|
+"""
+
 
 def listing() -> list[tuple[str, str, str]]:
     """Name, first line and options with their defaults, of each method."""
@@ -34,8 +75,12 @@ def listing() -> list[tuple[str, str, str]]:
 
 
 def markdown(names: list[str] | None = None) -> str:
-    """A section for each method: formula, sources, and a table for each of its variants."""
-    return HEAD + "".join(_section(name, DEFENSES[name]) for name in names or DEFENSES)
+    """A section for each method: formula, sources, and a table for each of its variants.
+
+    Of all methods, also a table of those that are not here.
+    """
+    text = HEAD + "".join(_section(name, DEFENSES[name]) for name in names or DEFENSES)
+    return text if names else text + NOT_HERE_HEAD + "".join(map(_cells, NOT_HERE))
 
 
 def _section(name: str, method: type[Defense]) -> str:
@@ -63,7 +108,11 @@ def _ways(method: type[Defense]) -> Iterator[str]:
     for chosen in method.variants:
         of = " with " + ", ".join(f"{key}={value}" for key, value in chosen.items())
         variant = of if chosen else ""
-        folded = method.crafting(**chosen)[1] == "eval"
+        mode = method.crafting(**chosen)[1]
+        if always := _ready(method, chosen, mode).waits:
+            yield f"eager{variant} ({always})"
+            continue
+        folded = mode == "eval"
         yield f"recorded{', BatchNorm folded for the attack' if folded else ''}{variant}"
         moving = _ready(method, chosen, "moving").waits
         if moving:
@@ -83,6 +132,10 @@ def _line(row: Row, method: type[Defense]) -> str:
     if ours is None:
         ours = own.get(row.name, "as the profile says")
     cells = (row.name, _said(row.paper), _said(row.released), _said(ours), row.why)
+    return _cells(cells)
+
+
+def _cells(cells: tuple[object, ...]) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |\n"
 
 

@@ -214,6 +214,28 @@ def test_confusion_asymmetry_and_destinations():
     np.testing.assert_allclose(m.top_share(matrix, 1, chosen_on=np.eye(4)[::-1])[:2], [0, 0])
 
 
+def test_the_norm_of_the_errors_by_hand():
+    """Errors 3/10 and 4/10 in a column: their norm is 5/10; a ring of equal errors: their share."""
+    column = np.array([[7, 3, 0], [0, 5, 0], [0, 4, 6]])
+    ring = 0.8 * np.eye(3) + 0.2 * np.roll(np.eye(3), 1, 1)
+    # two classes that are taken for each other: the larger of the two shares
+    pair = np.array([[9.0, 1, 0], [3, 7, 0], [0, 0, 0]])  # the third class is absent
+    np.testing.assert_allclose(m.off_diagonal_norm(column), 0.5)
+    np.testing.assert_allclose(m.off_diagonal_norm([column, 10 * ring, pair]), [0.5, 0.2, 0.3])
+    assert m.off_diagonal_norm(m.confusion(Y, Y, 4, normalise=True)) == 0
+    assert m.off_diagonal_norm(np.stack([[column, ring]] * 2)).shape == (2, 2)
+
+
+@given(labelled(), st.integers(0, 9))
+def test_the_norm_of_the_errors_lies_within_its_bounds(data, seed):
+    y, _ = data
+    pred = np.random.default_rng(seed).integers(0, 11, y.size)
+    rows = m.confusion(y, pred, 11, normalise=True)
+    errors = np.nan_to_num(1 - np.diag(rows))
+    norm = m.off_diagonal_norm(rows)
+    assert errors.mean() - 1e-12 <= norm <= np.sqrt(11) * errors.max() + 1e-12
+
+
 @given(labelled(), st.integers(0, 9))
 def test_confusion_counts_every_image_once(data, seed):
     y, _ = data

@@ -93,9 +93,19 @@ DEFAULTS = {
     },
     "reat": {"tail_term": True},
     "at_bsl": {},
+    "csr": {"beta": 6.0, "share": 0.3, "margin": 0.1, "released_passes": False},
+    "fair_tat": {
+        "sharpness": 2.0,
+        "adaptive_eps": True,
+        "lambda_r": 0.5,
+        "released_passes": False,
+    },
+    "ham": {"classify_step": 3, "begin": None, "compacts": False},
 }
-START = {"gaussian": "trades spat mart alp he frl wat bat dafa at_bsl", "none": "universal_at"}
-EVAL = "trades fat spat mart alp he frl wat bat cfol dafa faal universal_at robal reat at_bsl"
+START = {"gaussian": "trades spat mart alp he frl wat bat dafa at_bsl csr", "none": "universal_at"}
+EVAL = (
+    "trades fat spat mart alp he frl wat bat cfol dafa faal universal_at robal reat at_bsl csr ham"
+)
 EDGES = [  # method, setting, allowed at the edges, refused beyond
     ("cfa", "begin", (1, 2), (0,)),
     ("tian2021", "rate", (0.0,), (-1e-9,)),
@@ -120,6 +130,11 @@ EDGES = [  # method, setting, allowed at the edges, refused beyond
         ("robal", name, (0.0, 1e9), (-1e-9, float("inf")))
         for name in ("m", "tau_m", "tau_b", "gamma")
     ),
+    *(("csr", name, (0.0, 0.999), (-1e-9, 1.0)) for name in ("share", "margin")),
+    ("fair_tat", "sharpness", (0.0, 999.0), (-1e-9, 1000.0)),
+    ("fair_tat", "lambda_r", (0.0,), (-1e-9,)),
+    ("ham", "classify_step", (1, 1000), (0,)),
+    ("ham", "begin", (0,), (-1,)),
 ]
 
 
@@ -160,6 +175,7 @@ def test_the_edges_of_a_setting(name, setting, allowed, refused):
         ("dafa", "last", {110: 70, 55: 35, 11: 7, 1: 1}),  # the code's 70 of 110
         ("faal", "first", {100: 50, 11: 5, 1: 0}),  # half
         ("frl", "first", {100: 75, 8: 6, 2: 1, 1: 1}),  # three quarters, one epoch left at least
+        ("ham", "first", {120: 49, 60: 24, 6: 2, 1: 0}),  # the code's 49 of 120
     ],
 )
 def test_a_policy_begins_in_proportion_to_the_epochs(name, place, by_epochs):

@@ -34,6 +34,23 @@ def test_every_method_has_its_table_and_its_source():
     assert "| lambda_1 | 0.3 | 0.5 | the paper's |" in methods.markdown(["cfa"])
 
 
+def test_the_page_tells_how_a_step_is_done_on_a_gpu():
+    said = methods.markdown(["ham"])
+    assert "recorded, BatchNorm folded for the attack with compacts=False, or eager with" in said
+    assert "- Step on a GPU: recorded, or" not in methods.markdown(["pgd_at"])
+    assert "under batch_norm=moving" in methods.markdown(["fat"])
+
+
+def test_what_is_not_here_is_told_behind_all_methods():
+    """Five cells each: work, idea, numbers, code, and where it was read."""
+    page = methods.markdown()
+    _, _, table = page.partition("\n## Methods that are not here\n")
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" (")[0] for row in rows] == ["| TRIX", "| RL-FAT", "| FairAT"]
+    assert all(len(cells) == 5 and all(cells) for cells in methods.NOT_HERE)
+    assert "not here" not in methods.markdown(["cfa"])
+
+
 def test_the_command_lists_and_explains(capsys):
     assert cli.main(["methods"]) == 0
     told = capsys.readouterr().out
