@@ -52,6 +52,8 @@ class Task:
     class_counts: Tensor  # training images of each class, (K,)
     image_shape: tuple[int, ...] = (1, 28, 28)  # (C, H, W)
     epochs: int = 1
+    # the network that a distillation learns from: frozen, in eval mode, on the training's device
+    teacher: nn.Module | None = None
 
     @property
     def n_classes(self) -> int:
@@ -78,6 +80,7 @@ class Defense:
     batch_norm: ClassVar[str] = "train"  # its mode while crafting
     # "robust" or "clean": what the best epoch is chosen by, on validation
     selects_on: ClassVar[str] = "robust"
+    taught: ClassVar[bool] = False  # whether it learns from a teacher, of the setting `teacher`
     rows: ClassVar[tuple[Row, ...]] = ()
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # choices of options whose tables differ
 

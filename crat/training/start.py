@@ -31,7 +31,7 @@ from crat.training.run import Run, card_config
 
 
 class MissingStart(store.StoreError):
-    """The weights to start from are neither in the store nor published.
+    """The weights to start or to learn from are neither in the store nor published.
 
     start: the name of their run. problem: the line without its remedy.
     """
@@ -81,38 +81,66 @@ def begin(run: Run, network: nn.Module, published: Path | None = None) -> dict[s
     name = run.config.train.start_from
     if not name:
         return {}
-    if (file := _kept(run.folder.parent, name)).exists():
+    if file := kept_file(run, name):
         return _begin_with_file(file, network)
-    start = _published_start(run, published) or _start_of(run)
+    start = finished_run(run, name, published, "starts from")
     _must_fit(run.config, start)
-    device = next(network.parameters()).device
-    weights = start.model("best", device).state_dict()
-    fingerprint = store.fingerprint(weights)
-    if fingerprint != start.card()["best"]["weights"]:
+    trained, fingerprint = best_network(start, next(network.parameters()).device)
+    network.load_state_dict(_fitted(trained.state_dict(), network.state_dict(), start))
+    return {"run": start.name, "which": "best", "weights": fingerprint}
+
+
+def kept_file(run: Run, name: str) -> Path | None:
+    """The file that `keep_file` named so, in the store of a run; None where there is none.
+
+    Raises StoreError where it has other weights than its name says.
+    """
+    file = _kept(run.folder.parent, name)
+    if not file.exists():
+        return None
+    if not name.endswith(store.fingerprint(store.read_tensors(file)[0])):
+        raise store.StoreError(f"{file} has other weights than its name says; remove it")
+    return file
+
+
+def finished_run(run: Run, name: str, published: Path | None, use: str) -> Run:
+    """The run of a name, whose best weights another run uses: published, or in the same store.
+
+    published: the folder of published runs (None: they are left aside).
+    use: what the other does, such as "starts from", for the error.
+    Raises MissingStart, and StoreError where a file was altered or misnamed.
+    """
+    return _published_run(run, name, published) or _stored_run(run, name, use)
+
+
+def best_network(run: Run, device: torch.device) -> tuple[nn.Module, str]:
+    """The network of a run's best epoch in eval mode, and the fingerprint of its weights.
+
+    Raises StoreError where they are not those of the run's card.
+    """
+    network = run.model("best", device)
+    fingerprint = store.fingerprint(network.state_dict())
+    if fingerprint != run.card()["best"]["weights"]:
         raise store.StoreError(
-            f"the weights of {start.name} are not those of its card; remove {start.folder} to "
+            f"the weights of {run.name} are not those of its card; remove {run.folder} to "
             f"train it anew"
         )
-    network.load_state_dict(_fitted(weights, network.state_dict(), start))
-    return {"run": start.name, "which": "best", "weights": fingerprint}
+    return network, fingerprint
 
 
 def _begin_with_file(file: Path, network: nn.Module) -> dict[str, str]:
     """Gives a network the weights of a kept file; returns the card's entry."""
     fingerprint = store.fingerprint(store.read_tensors(file)[0])
-    if not file.stem.endswith(fingerprint):
-        raise store.StoreError(f"{file} has other weights than its name says; remove it")
     with_head = models.load_start(network, file)
     head = {} if with_head else {"head": "drawn"}
     return {"file": file.stem, "weights": fingerprint, **head}
 
 
-def _published_start(run: Run, published: Path | None) -> Run | None:
-    """The run that a run starts from, where it is published with its network; else None.
+def _published_run(run: Run, name: str, published: Path | None) -> Run | None:
+    """The run of a name, where it is published with its network; else None.
 
     Raises StoreError where a file of it was altered.
     """
-    name = run.config.train.start_from
     for folder in sorted(published.iterdir()) if published and published.is_dir() else ():
         card = folder / name / "card.json"
         if card.exists():
@@ -122,9 +150,8 @@ def _published_start(run: Run, published: Path | None) -> Run | None:
     return None
 
 
-def _start_of(run: Run) -> Run:
-    """The run that a run starts from, in the same store; raises MissingStart, StoreError."""
-    name = run.config.train.start_from
+def _stored_run(run: Run, name: str, use: str) -> Run:
+    """The run of a name in the store of another; raises MissingStart, StoreError."""
     runs = run.folder.parent
     path = runs / name / "card.json"
     if not path.exists():
@@ -136,9 +163,9 @@ def _start_of(run: Run) -> Run:
         raise store.StoreError(f"{path.parent} holds {card['name']}; give it that name")
     if not start.finished:
         done = f"epoch {card['epochs_done']} of {start.config.train.epochs}"
-        raise MissingStart(name, f"{name} is not finished ({done}), so no run starts from it")
+        raise MissingStart(name, f"{name} is not finished ({done}), so no run {use} it")
     if not (path.parent / "best.safetensors").exists():
-        raise MissingStart(name, f"the weights of {name} are missing, so no run starts from it")
+        raise MissingStart(name, f"the weights of {name} are missing, so no run {use} it")
     return start
 
 
