@@ -237,7 +237,7 @@ class TrainConfig:
     # this one starts from, or of the weights of a file (crat.training.keep_file); "": weights drawn
     # by the seed
     start_from: str = ""
-    # the same of the network that a distillation learns from (crat.training.teacher); "": none
+    # the same of the network that a distillation learns from (crat.training.start); "": none
     teacher: str = ""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A teacher for the tiny trainings of tests: a drawn network, kept as a file in the present store."""
+"""A teacher for tiny trainings: a drawn network, kept as a file in the present store."""
 
 import tempfile
 from pathlib import Path

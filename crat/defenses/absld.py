@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from crat.attacks.noise import Source
 from crat.attacks.objectives import KLFrom, full
 from crat.attacks.threat import Budget
-from crat.defenses.base import Row, Task, Words, checked
-from crat.defenses.distillation import Distilled, by_class, soft_divergence
+from crat.defenses.base import Distilled, Row, Task, Words, checked
+from crat.defenses.losses import by_class, soft_divergence
 from crat.defenses.stats import ClassStats
 from crat.distributed import whole
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from crat.attacks.objectives import full
-from crat.defenses.base import Row, Task, Words, checked
-from crat.defenses.distillation import Distilled, soft_divergence
-from crat.defenses.losses import balanced_softmax_loss, log_counts
+from crat.defenses.base import Distilled, Row, Task, Words, checked
+from crat.defenses.losses import balanced_softmax_loss, log_counts, soft_divergence
 from crat.defenses.stats import ClassStats
 
 

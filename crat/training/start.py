@@ -1,4 +1,4 @@
-"""The start of a training from the weights of another run, or of a file: fine-tuning.
+"""The network that a training starts from, or learns from: of another run, or of a file.
 
 That run is trained in the same store, or published with its network under results/, which is then
 read first, as all published files are. The config names it, so that it decides the key; the name of
@@ -7,6 +7,11 @@ that were loaded, as the same run may have other weights on another machine. The
 best epoch, averaged where it averages, with BatchNorm's statistics and the normalisation of the
 images. The optimizer, the method's state and the epochs begin anew. A moving average begins with
 the loaded weights.
+
+A distillation learns from a teacher, which the config names in the same way (`teacher_of`). Its
+fingerprint is in the card, too, and a training that is resumed must find the same. The teacher
+answers in eval mode, with float32 weights under the training's autocast. It is not trained, and no
+part of the checkpoint.
 
 An augmented head (K + M outputs) may start from a linear one: its first K rows, the classes, are
 that head's, and its M other rows are drawn by the seed. Any other head must be of the same kind,
@@ -23,11 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from crat import store
+from crat.attacks import Decision
 from crat.config import DATASETS, ConfigError, ModelConfig, RunConfig
+from crat.defenses import method_named
 from crat.names import did_you_mean
 from crat.nets import models
 from crat.nets.models import HEAD_SCALES
-from crat.training.run import Run, card_config
+from crat.training.run import Run, build_model, card_config
 
 
 class MissingStart(store.StoreError):
@@ -81,16 +88,59 @@ def begin(run: Run, network: nn.Module, published: Path | None = None) -> dict[s
     name = run.config.train.start_from
     if not name:
         return {}
-    if file := kept_file(run, name):
+    if file := _kept_file(run, name):
         return _begin_with_file(file, network)
-    start = finished_run(run, name, published, "starts from")
+    start = _finished_run(run, name, published, "starts from")
     _must_fit(run.config, start)
-    trained, fingerprint = best_network(start, next(network.parameters()).device)
+    trained, fingerprint = _best_network(start, next(network.parameters()).device)
     network.load_state_dict(_fitted(trained.state_dict(), network.state_dict(), start))
     return {"run": start.name, "which": "best", "weights": fingerprint}
 
 
-def kept_file(run: Run, name: str) -> Path | None:
+def teacher_of(
+    run: Run, device: torch.device, published: Path | None = None
+) -> tuple[nn.Module | None, dict[str, str]]:
+    """A run's teacher on the device, frozen and in eval mode, and the card's entry on it.
+
+    published: the folder of published runs (None: they are left aside).
+
+    A run's teacher may be of another network than the student. The weights of a file are of the
+    student's own, for a file does not say its network. The entry has the name and the fingerprint
+    of the weights; (None, {}) where the method needs no teacher.
+    Raises ConfigError where the method needs one and the config names none, or where it does not
+    fit; MissingStart where it is not trained; and as `begin`.
+    """
+    name = run.config.train.teacher
+    method = run.config.train.defense
+    if not name:
+        if method_named(method).taught:
+            raise ConfigError(
+                f"{method} learns from a teacher and none is named: train one, such as pgd_at, "
+                "and give its name, --teacher RUN or teacher=Run.of(config).name"
+            )
+        return None, {}
+    if run.config.model.head == "augmented":
+        raise ConfigError(
+            "a teacher answers with one output a class, and the augmented head has more: "
+            "choose another head"
+        )
+    if file := _kept_file(run, name):
+        network: nn.Module = build_model(run.config)
+        if not models.load_start(network, file):
+            raise ConfigError(f"the head of {name} has other classes than the run that it teaches")
+        network = network.to(device).to(memory_format=torch.channels_last)
+        entry = {"file": name, "weights": store.fingerprint(store.read_tensors(file)[0])}
+    else:
+        found = _finished_run(run, name, published, "learns from")
+        _must_know(run.config, found)
+        network, weights = _best_network(found, device)
+        entry = {"run": name, "which": "best", "weights": weights}
+        if found.config.model.head == "augmented":
+            network = Decision(network, slice(len(found.config.data.kept_classes())))
+    return network.requires_grad_(False).eval(), entry
+
+
+def _kept_file(run: Run, name: str) -> Path | None:
     """The file that `keep_file` named so, in the store of a run; None where there is none.
 
     Raises StoreError where it has other weights than its name says.
@@ -103,7 +153,7 @@ def kept_file(run: Run, name: str) -> Path | None:
     return file
 
 
-def finished_run(run: Run, name: str, published: Path | None, use: str) -> Run:
+def _finished_run(run: Run, name: str, published: Path | None, use: str) -> Run:
     """The run of a name, whose best weights another run uses: published, or in the same store.
 
     published: the folder of published runs (None: they are left aside).
@@ -113,7 +163,7 @@ def finished_run(run: Run, name: str, published: Path | None, use: str) -> Run:
     return _published_run(run, name, published) or _stored_run(run, name, use)
 
 
-def best_network(run: Run, device: torch.device) -> tuple[nn.Module, str]:
+def _best_network(run: Run, device: torch.device) -> tuple[nn.Module, str]:
     """The network of a run's best epoch in eval mode, and the fingerprint of its weights.
 
     Raises StoreError where they are not those of the run's card.
@@ -179,6 +229,22 @@ def _must_fit(config: RunConfig, start: Run) -> None:
                 f"{start.name} has another {what} than the run that is to start from it: "
                 f"{there[what]}, not {here[what]}"
             )
+
+
+def _must_know(config: RunConfig, teacher: Run) -> None:
+    """Raises ConfigError where a teacher knows other classes or images of another shape."""
+    there, here = teacher.config.data, config.data
+    classes = (there.kept_classes(), here.kept_classes())
+    shapes = (DATASETS[there.name].image_shape, DATASETS[here.name].image_shape)
+    problem = ""
+    if len(classes[0]) != len(classes[1]):
+        problem = f"{len(classes[0])} classes, not {len(classes[1])}"
+    elif there.name == here.name and classes[0] != classes[1]:
+        problem = f"the classes {classes[0]}, not {classes[1]}"
+    elif shapes[0] != shapes[1]:
+        problem = f"images of shape {shapes[0]}, not {shapes[1]}"
+    if problem:
+        raise ConfigError(f"{teacher.name} cannot teach this run: it has {problem}")
 
 
 def _kind(config: RunConfig) -> dict[str, str]:

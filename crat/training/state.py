@@ -27,7 +27,7 @@ class TrainState:
     first epoch.
     collapsed: epochs after which nearly all validation images were assigned to one class.
     start: the card's entry on the weights that it began with (crat.training.start); {}: drawn ones.
-    teacher: the card's entry on the network that it learns from (crat.training.teacher); {}: none.
+    teacher: the card's entry on the network that it learns from (crat.training.start); {}: none.
     rows: the rows of history.csv.
     trace: name -> list of logits (N, K), one array per epoch.
     way: how the last epoch's steps were done (crat.training.proof.Way).

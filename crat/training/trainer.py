@@ -32,10 +32,9 @@ from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, writ
 from crat.training.progress import Progress, tell
 from crat.training.run import Run, build_model, history_rows, unread
 from crat.training.schedules import learning_rate
-from crat.training.start import begin
+from crat.training.start import begin, teacher_of
 from crat.training.state import TrainState
 from crat.training.step import NEVER, Step, make_optimizer
-from crat.training.teacher import teacher_of
 from crat.training.whole_batch import see_the_whole_batch
 
 # share of validation images that one class may draw before the epoch is called collapsed (K > 2)
@@ -58,7 +57,7 @@ def train(
 
     A finished run is returned at once, with a line that gives its date; an unfinished run is
     resumed. A run that starts from another's weights, or learns from them, finds them in the same
-    store, or published (crat.training.start, crat.training.teacher). A published network has no
+    store, or published (crat.training.start). A published network has no
     optimizer, so its own training does not go on.
     The key of a run covers the code of your own methods (crat.keys.identity), so an
     edited method is trained anew. While another worker trains the same run, this one waits for it

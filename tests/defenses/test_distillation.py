@@ -13,8 +13,8 @@ from crat.attacks.objectives import PlainCrossEntropy
 from crat.config import ConfigError
 from crat.defenses import ClassStats, Task, preset
 from crat.defenses.absld import ABSLD
-from crat.defenses.distillation import soft_divergence
 from crat.defenses.fair_ard import Counting, FairARD
+from crat.defenses.losses import soft_divergence
 from crat.defenses.self_distillation import SelfDistillation
 from crat.nets.models import Classifier, Normalize
 

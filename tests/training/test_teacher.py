@@ -1,4 +1,4 @@
-"""The teacher of a training: in key and card, frozen, found as a start is, and refused in a line."""
+"""The teacher of a training: in key and card, frozen, found as a start is, refused in a line."""
 
 import re
 import shutil
@@ -111,13 +111,13 @@ def test_a_resumed_run_refuses_another_teacher(base):
 
 
 def test_none_or_a_needless_one_is_a_line():
-    with pytest.raises(ConfigError, match="^absld learns from a teacher and none is named: train"):
+    with pytest.raises(ConfigError, match=r"^absld learns from a teacher and none is named: train"):
         begun(STUDENT)
-    with pytest.raises(ConfigError, match="^pgd_at learns from no teacher: leave out --teacher"):
+    with pytest.raises(ConfigError, match=r"^pgd_at learns from no teacher: leave out --teacher"):
         Run.of(SHORT.but(teacher="a-run"))
-    with pytest.raises(ConfigError, match="^teacher is the name of a run, or of a file's weights"):
+    with pytest.raises(ConfigError, match=r"^teacher is the name of a run, or of a file's weights"):
         STUDENT.but(teacher="/runs/a-run")
-    with pytest.raises(ConfigError, match="^a teacher answers with one output a class, and the"):
+    with pytest.raises(ConfigError, match=r"^a teacher answers with one output a class, and the"):
         begun(learning().but(head="augmented", extra_outputs=2))
 
 
@@ -142,16 +142,14 @@ def test_a_missing_or_unfinished_one_is_a_missing_start(base):
 )
 def test_one_that_does_not_fit_is_a_line(there, line, monkeypatch):
     other = BASE.but(**there)
-    monkeypatch.setattr(
-        "crat.training.teacher.finished_run", lambda *_: Run.of(other), raising=True
-    )
+    monkeypatch.setattr("crat.training.start._finished_run", lambda *_: Run.of(other))
     with pytest.raises(ConfigError, match=f"cannot teach this run: it has {line}$"):
         begun(learning())
 
 
 def test_one_of_other_kept_classes_of_the_same_number_is_a_line(monkeypatch):
     monkeypatch.setattr(
-        "crat.training.teacher.finished_run", lambda *_: Run.of(BASE.but(drop_classes=(3,)))
+        "crat.training.start._finished_run", lambda *_: Run.of(BASE.but(drop_classes=(3,)))
     )
     with pytest.raises(ConfigError, match=r"it has the classes \(0, 1, 2, 4, .*, not \(0, 1, 2, 3"):
         begun(learning().but(drop_classes=(9,)))
