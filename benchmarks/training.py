@@ -49,6 +49,11 @@ OVER = {
     "frl": "trades",
     "wat": "trades",
     "dafa": "trades",
+    "absld": "trades",
+    "fair_ard": "pgd_at",
+    "fair_ard base=rslad": "trades",
+    "self_distillation": "at_bsl",
+    "label_smoothing clean_share=0.0": "pgd_at",
 }
 AUTHORS = "CFA's own loop"
 Step = Callable[[], object]
@@ -117,15 +122,17 @@ def our_step(
         lr=0.01,
         dtype=pick_dtype("auto", device),
     )
-    task = Task(torch.full((10,), 4900.0), image_shape, 200)
-    defense = make_defense(config, task).to(device)
+    untaught = make_defense(config, 10)
     architecture = ModelConfig(
         model,
-        head=defense.head or "linear",
-        extra_outputs=defense.extra_outputs,
+        head=untaught.head or "linear",
+        extra_outputs=untaught.extra_outputs,
     )
-    net = models.build(architecture, 10, image_shape, seed=0)
-    net = net.to(device, memory_format=torch.channels_last).train()
+    net, teacher = (models.build(architecture, 10, image_shape, seed=s).to(device) for s in (0, 1))
+    net = net.to(memory_format=torch.channels_last).train()
+    teacher = teacher.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    task = Task(torch.full((10,), 4900.0), image_shape, 200, teacher)
+    defense = make_defense(config, task).to(device)
     state = TrainState(net, make_optimizer(net, config), defense)
     update = training.Step(
         state, config, device, 10, operations=training.WORTH_COMPILING if compile else 0.0

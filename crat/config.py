@@ -237,6 +237,8 @@ class TrainConfig:
     # this one starts from, or of the weights of a file (crat.training.keep_file); "": weights drawn
     # by the seed
     start_from: str = ""
+    # the same of the network that a distillation learns from (crat.training.start); "": none
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         _floats(self)
@@ -253,11 +255,13 @@ class TrainConfig:
         object.__setattr__(self, "options", _options(self.options))
         if self.steps is not None:
             _at_least("steps", self.steps, 1)
-        if Path(self.start_from).name != self.start_from:
-            raise ConfigError(
-                f"start_from is the name of a run, or of a file's weights that "
-                f"crat.training.keep_file gives, not {self.start_from!r}"
-            )
+        for name in ("start_from", "teacher"):
+            value = getattr(self, name)
+            if Path(value).name != value:
+                raise ConfigError(
+                    f"{name} is the name of a run, or of a file's weights that "
+                    f"crat.training.keep_file gives, not {value!r}"
+                )
         if self.average_decay is not None and not 0 <= self.average_decay < 1:
             raise ConfigError(f"average_decay lies in [0, 1), not {self.average_decay!r}")
         if self.average_start is not None and not 0 <= self.average_start < self.epochs:
@@ -274,6 +278,11 @@ class TrainConfig:
                 object.__setattr__(self, name, as_written(value))
                 if not 0 <= number(value) <= 1:
                     raise ConfigError(f"{name} lies in [0, 1], such as 8/255, not {value!r}")
+
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """The names of the runs, or of files' weights, that must be there before this training."""
+        return tuple(dict.fromkeys(name for name in (self.start_from, self.teacher) if name))
 
 
 @dataclass(frozen=True)

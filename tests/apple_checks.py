@@ -17,6 +17,7 @@ import pytest
 import torch
 from method_table import config
 from tiny_runs import TINY
+from tiny_teacher import taught
 
 import crat.device
 from crat import corruptions
@@ -97,7 +98,7 @@ def trained(settings):
     for device in PLACES:
         with tempfile.TemporaryDirectory() as store, without_float64(device):
             os.environ["CRAT_RUNS"] = store
-            run = train(settings, device=device, progress="none")
+            run = train(taught(settings), device=device, progress="none")
             found.append(run.model("last").state_dict())
     there, here = found
     return ", ".join(name for name in here if not torch.equal(there[name], here[name]))

@@ -2,6 +2,7 @@
 
 import pytest
 from tiny_runs import TINY
+from tiny_teacher import taught
 
 from crat.defenses import DEFENSES, preset
 
@@ -17,6 +18,8 @@ CHOICES = {
     "spat-circle": {"form": "circle"},
     "label_augmentation-la": {"adversarial": False},
     "universal_at-one": {"class_wise": False},
+    "fair_ard-rslad": {"base": "rslad"},
+    "label_smoothing-at": {"clean_share": 0.0},
 }
 METHODS = {name: (name, {}) for name in DEFENSES} | {
     key: (key.split("-")[0], o) for key, o in CHOICES.items()
@@ -25,6 +28,6 @@ each_method = pytest.mark.parametrize("method", METHODS)
 
 
 def config(method, **changes):
-    """The tiny run of a row."""
+    """The tiny run of a row; its teacher, where it has one, is kept in the present store."""
     name, options = METHODS[method]
-    return TINY.but(**preset(name, **options)).but(eps_warmup=0).but(**changes)
+    return taught(TINY.but(**preset(name, **options)).but(eps_warmup=0).but(**changes))

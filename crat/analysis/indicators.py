@@ -11,23 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 
-from crat.analysis.metrics import MetricError, checked
-
-
-def off_diagonal_norm(matrix: ArrayLike) -> NDArray:
-    """Largest singular value of a confusion matrix without its diagonal, (..., K, K) -> (...).
-
-    matrix: each row sums to 1, M[true, predicted].
-
-    Raises MetricError where it is not square.
-    Source: Jin et al. 2025 (ICLR), whose bound on the worst class's robust error rises with it.
-    """
-    errors = np.array(matrix, float)
-    if errors.ndim < 2 or errors.shape[-1] != errors.shape[-2]:
-        raise MetricError(f"a confusion matrix must be (K, K), not of shape {errors.shape}")
-    diagonal = np.arange(errors.shape[-1])
-    errors[..., diagonal, diagonal] = 0
-    return np.linalg.norm(errors, 2, axis=(-2, -1))
+from crat.analysis.metrics import checked
 
 
 def great_scores(logits: ArrayLike, y: ArrayLike) -> NDArray:

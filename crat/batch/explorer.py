@@ -240,6 +240,7 @@ def _name(config: RunConfig, usual_epochs: int) -> Name:
     head, *settings = label(config).split(", ")
     method, plus, _ = head.partition(" + ")
     settings = [re.sub(r"^start_from \S+-(\w+)-s\d+-\w+$", r"from \1", s) for s in settings]
+    settings = [re.sub(r"^teacher \S+-(\w+)-s\d+-\w+$", r"teacher \1", s) for s in settings]
     settings = [setting for setting in settings if not setting.startswith("average_decay")]
     if config.train.epochs != usual_epochs:
         settings.append(f"{config.train.epochs} epochs")

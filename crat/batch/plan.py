@@ -87,8 +87,7 @@ class Entry:
 
     def task(self, place: Store) -> RunTask:
         """The run as a task."""
-        start = self.run.config.train.start_from
-        needs = frozenset({start} - {""})
+        needs = frozenset(self.run.config.train.earlier)
         return RunTask(self.run.name, self.run.config.as_dict(), place, needs)
 
 
@@ -166,9 +165,12 @@ def _ask(by_name: dict[str, Entry], run: Run, asking: Job, needed: bool, live: b
 
 
 def _starts(run: Run, known: Mapping[str, Run]) -> list[Run]:
-    """The runs of the plan that a run starts from, the first in time first."""
-    start = known.get(run.config.train.start_from)
-    return [*_starts(start, known), start] if start else []
+    """The runs of the plan that a run starts or learns from, the first in time first."""
+    found: list[Run] = []
+    for name in run.config.train.earlier:
+        if start := known.get(name):
+            found += [*_starts(start, known), start]
+    return found
 
 
 def linked(jobs: Sequence[Job], runs: Iterable[Entry]) -> list[Job]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from crat.extras import needs
 
 SHELLS = ("bash", "zsh", "fish", "powershell", "tcsh")
-RUNS = ("run", "runs", "base", "start_from", "subject")  # arguments that name a run
+RUNS = ("run", "runs", "base", "start_from", "teacher", "subject")  # arguments that name a run
 
 
 def add_to(parser: ArgumentParser) -> None:

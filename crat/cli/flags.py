@@ -28,6 +28,7 @@ KNOWN = {
     "batch_norm": c.BATCH_NORMS,
     "dtype": c.DTYPES,
     "start_from": ("a run that crat runs lists", "a file: .pth, .pt, .safetensors"),
+    "teacher": ("a run that crat runs lists", "a file: .pth, .pt, .safetensors"),
 }
 METAVARS = {str: "TEXT", float: "X", int: "N"}
 WORDS = {"true": True, "false": False, "none": None}

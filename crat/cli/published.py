@@ -83,19 +83,19 @@ def _lacking(run: Run, names: list[str], settings: dict[str, Any]) -> str:
 
 
 def _trainings(run: Run) -> list[str]:
-    """The flags that train what is missing of a run: first those of the run that it starts from.
+    """The flags that train what is missing of a run: first of those it starts or learns from.
 
-    A run to start from that is neither published nor in the store is left to the error of its use.
+    An earlier run that is neither published nor in the store is left to the error of its use.
     """
     if run.trained_here:
         return []
     earlier: list[str] = []
-    if name := run.config.train.start_from:
+    for name in run.config.train.earlier:
         with contextlib.suppress(ConfigError):
             start = find_run(name)
             if run.folder.parent == Store.recomputed().root or not start.published_weights():
                 here = run.folder.parent / name
-                earlier = _trainings(replace(start, folder=here, published=None))
+                earlier += _trainings(replace(start, folder=here, published=None))
     return [*earlier, words_for(run.config)]
 
 

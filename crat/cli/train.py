@@ -31,7 +31,9 @@ def add_to(parser: ArgumentParser) -> None:
     )
     add("--progress", help="bar | line | none (default: bar in a terminal, else line)")
     add("--preset", help="whose settings of the method: paper | released | crat (default)")
-    add("--key", metavar="NAME", help="which weights of the file that --start-from names")
+    add(
+        "--key", metavar="NAME", help="which weights of a file that --start-from or --teacher names"
+    )
     add("--beta", type=float, metavar="X", default=SUPPRESS, help="short for --options beta=X")
     add_own_images(parser)
     add_settings(parser)
@@ -39,9 +41,12 @@ def add_to(parser: ArgumentParser) -> None:
 
 def run(a: Namespace) -> None:
     """Trains the model, and prints its best epoch class by class."""
-    start = _start(a) if "start_from" in a else None
-    if a.key and start is not None:
-        raise ConfigError("--key chooses among the weights of a file that --start-from names")
+    named = [name for name in ("start_from", "teacher") if name in a]
+    if a.key and not any(getattr(a, name).endswith(FILES) for name in named):
+        raise ConfigError(
+            "--key chooses among the weights of a file that --start-from or --teacher names"
+        )
+    earlier = {run.name: run for name in named if (run := _earlier(a, name))}
     config = asked_for(a)
     from crat import distributed
     from crat.store import Store, StoreError, must_be_writable
@@ -59,10 +64,10 @@ def run(a: Namespace) -> None:
             store=where,
         )
     except MissingStart as missing:
-        if start is None:
+        if missing.start not in earlier:
             raise
         again = " --recompute" if a.recompute else ""
-        command = f"crat train{again} {words_for(start.config)}"
+        command = f"crat train{again} {words_for(earlier[missing.start].config)}"
         raise StoreError(f"{missing.problem}; train it first: {command}") from None
     first = distributed.rank() == 0
     distributed.leave()
@@ -70,8 +75,10 @@ def run(a: Namespace) -> None:
         print(summary(finished))
 
 
-def _start(a: Namespace) -> Run | None:
-    """The run that --start-from means, None for a file; its name takes the place of what was typed.
+def _earlier(a: Namespace, setting: str) -> Run | None:
+    """The run that --start-from or --teacher means, None for a file.
+
+    Its name takes the place of what was typed.
 
     Raises ConfigError where no run of the store, or more than one, is meant.
     """
@@ -79,17 +86,19 @@ def _start(a: Namespace) -> Run | None:
     from crat.training.named import find_run
     from crat.training.start import keep_file
 
-    if a.start_from.endswith(FILES):
-        a.start_from = keep_file(a.start_from, a.key, Store.chosen(a.recompute))
+    typed = getattr(a, setting)
+    if typed.endswith(FILES):
+        setattr(a, setting, keep_file(typed, a.key, Store.chosen(a.recompute)))
         return None
-    run = find_run(a.start_from, a.recompute)
+    run = find_run(typed, a.recompute)
     place = Store.chosen(a.recompute).root
     if run.folder.resolve() != (place / run.name).resolve():
+        flag = setting.replace("_", "-")
         raise ConfigError(
-            f"--start-from takes a run of the store, {place}, which CRAT_RUNS names; "
-            f"{a.start_from} lies elsewhere"
+            f"--{flag} takes a run of the store, {place}, which CRAT_RUNS names; "
+            f"{typed} lies elsewhere"
         )
-    a.start_from = run.name
+    setattr(a, setting, run.name)
     return run
 
 

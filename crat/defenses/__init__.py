@@ -11,6 +11,7 @@ import torch
 from crat.attacks.gradient import PGD
 from crat.config import ConfigError, RunConfig, TrainConfig, number
 from crat.defenses import foreign
+from crat.defenses.absld import ABSLD
 from crat.defenses.alp import ALP
 from crat.defenses.at_bsl import ATBSL
 from crat.defenses.base import METHODS, Defense, Row, Task, Words, checked
@@ -21,6 +22,7 @@ from crat.defenses.codat import CODAT
 from crat.defenses.csr import CSR
 from crat.defenses.dafa import DAFA
 from crat.defenses.faal import FAAL
+from crat.defenses.fair_ard import FairARD
 from crat.defenses.fair_tat import FairTAT
 from crat.defenses.fat import FAT
 from crat.defenses.frl import FRL
@@ -31,6 +33,7 @@ from crat.defenses.mart import MART
 from crat.defenses.pgd_at import PGDAT
 from crat.defenses.reat import REAT
 from crat.defenses.robal import RoBal
+from crat.defenses.self_distillation import SelfDistillation
 from crat.defenses.spat import SPAT
 from crat.defenses.standard import Standard
 from crat.defenses.stats import ClassStats
@@ -102,6 +105,9 @@ DEFENSES |= {
     "csr": CSR,
     "fair_tat": FairTAT,
     "ham": HAM,
+    "absld": ABSLD,
+    "fair_ard": FairARD,
+    "self_distillation": SelfDistillation,
 }
 # the bases of policies stay crat's own, whatever a user puts into DEFENSES under their names
 METHODS.update(DEFENSES)

@@ -52,6 +52,8 @@ class Task:
     class_counts: Tensor  # training images of each class, (K,)
     image_shape: tuple[int, ...] = (1, 28, 28)  # (C, H, W)
     epochs: int = 1
+    # the network that a distillation learns from: frozen, in eval mode, on the training's device
+    teacher: nn.Module | None = None
 
     @property
     def n_classes(self) -> int:
@@ -78,6 +80,7 @@ class Defense:
     batch_norm: ClassVar[str] = "train"  # its mode while crafting
     # "robust" or "clean": what the best epoch is chosen by, on validation
     selects_on: ClassVar[str] = "robust"
+    taught: ClassVar[bool] = False  # whether it learns from a teacher, of the setting `teacher`
     rows: ClassVar[tuple[Row, ...]] = ()
     variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)  # choices of options whose tables differ
 
@@ -220,6 +223,46 @@ class Defense:
     def options(cls) -> dict[str, Any]:
         """The method's own settings and their defaults."""
         return {f.name: f.default for f in fields(cls) if f.name != "attack"}
+
+
+@dataclass
+class Distilled(Defense):
+    """A method that learns from a teacher, the network that the config names (crat.training.start).
+
+    It is frozen and in eval mode, answers clean images, and is no part of the state.
+    """
+
+    taught = True
+
+    def prepare(self, task: Task) -> None:
+        """Takes the teacher over."""
+        self.teacher: nn.Module | None = task.teacher
+
+    def taught_logits(self, x: Tensor) -> Tensor:
+        """The teacher's logits (B, K) of clean images, without a gradient.
+
+        Raises ConfigError where the method was made without a teacher.
+        """
+        if self.teacher is None:
+            name = type(self).__name__.lower()
+            raise ConfigError(f"{name} learns from a teacher, and its task has none")
+        with torch.no_grad():
+            return full(self.teacher(x))
+
+    def ascend(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        objective: Objective,
+        scale: Budget,
+        generator: Source,
+    ) -> Tensor:
+        """The method's attack within its budget, on an objective that knows the labels."""
+        eps, step = self.budget(y, scale)
+        return self.attack.perturb(
+            model, x, y, eps=eps, step_size=step, objective=objective, generator=generator
+        )
 
 
 def checked(what: str, value: Any, test: Callable[[Any], bool], allowed: str) -> None:

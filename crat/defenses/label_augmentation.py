@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,43 @@ from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, Words, checked
 from crat.defenses.stats import ClassStats
 from crat.distributed import places
+
+# AT + weight average + smoothed labels, the baseline that a method on EMA should be better than:
+# `preset("label_smoothing", clean_share=0.0)`
+AT_LS = (
+    Row(
+        "delta",
+        None,
+        0.4,
+        0.4,
+        "of (1 - delta) onehot + delta / K; 0.4 is that of the benchmark, with the average and "
+        "without it",
+    ),
+    Row("average", None, "ema_update", "ema_update"),
+    Row(
+        "average_decay",
+        None,
+        0.9995,
+        Words("that of all methods, 0.999"),
+        "0.9995 at each of 39,100 updates; a short run would keep its first weights",
+    ),
+    Row("eps", None, "8/255"),
+    Row("step_size", None, "2/255"),
+    Row("steps", None, 10),
+    Row(
+        "batch_norm",
+        None,
+        "eval",
+        why="torchattacks puts the network into eval mode; AT here is in train mode",
+    ),
+    Row("model", None, "resnet18"),
+    Row("epochs", None, 100),
+    Row("lr", None, 0.1),
+    Row("schedule", None, "one_cycle"),
+    Row("weight_decay", None, 5e-4),
+    Row("batch_size", None, 128),
+    Row("random start", None, "cut to [0, 1]", "cut"),
+)
 
 
 @dataclass
@@ -34,7 +71,16 @@ class LabelSmoothing(Defense):
     # weight of the clean images in the loss; 0: attacked ones only, as in AT
     clean_share: float = 0.5
 
-    paper = "Szegedy et al. 2016 (CVPR), section 7, on the images of Adv+; a control of ours"
+    paper = (
+        "Szegedy et al. 2016 (CVPR), section 7, on the images of Adv+, a control of ours; with "
+        "clean_share=0 the baseline AT + weight average + smoothed labels of Pan and Yao 2026, "
+        "arXiv 2604.22853"
+    )
+    code = (
+        "fzjcdt/FastAT_Benchmark@b99c0de60e57128254234f2d79719b74792a4037 "
+        "(fast_at/pgd_at.py, configs/cifar10/pgd_at_wa.yaml), with clean_share=0"
+    )
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"clean_share": 0.0})
     rows: ClassVar[tuple[Row, ...]] = (
         Row(
             "delta",
@@ -45,6 +91,7 @@ class LabelSmoothing(Defense):
         ),
         Row("clean_share", None, None, None, "that of label augmentation"),
     )
+    rows_of_at: ClassVar[tuple[Row, ...]] = AT_LS
 
     def prepare(self, task: Task) -> None:
         """Raises ConfigError where a share is out of range."""
@@ -64,6 +111,12 @@ class LabelSmoothing(Defense):
         losses = share * self.cost(clean, y, torch.zeros_like(y))
         losses = losses + (1 - share) * self.cost(moved, y, self.operation(y))
         return losses.mean(), ClassStats.of(y, losses, self.answers(moved), self.answers(clean))
+
+    @classmethod
+    def table(cls, **chosen: Any) -> tuple[Row, ...]:
+        """The rows of AT + weight average + smoothed labels where no clean image has a weight."""
+        at = chosen.get("clean_share", cls.clean_share) == 0
+        return cls.rows_of_at if at and cls.rows_of_at else cls.rows
 
     def operation(self, y: Tensor) -> Tensor:
         """The operation on each image of x_adv, (B,): its number among the method's; 0 is none."""
@@ -94,6 +147,9 @@ class LabelAugmentation(LabelSmoothing):
     attacked: str = "classes"  # outputs whose cross-entropy the attack ascends: classes | all
 
     paper = "Amerehi and Healy 2024 (CoLLAs), arXiv 2408.01977, and 2025, arXiv 2503.16179"
+    code = ""
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    rows_of_at = ()
     head = "augmented"
     rows = (
         Row(

@@ -58,6 +58,7 @@ def card(run: Run, state: TrainState, images: Dataset) -> dict[str, Any]:
         "classes": list(images.classes),
         "original_labels": list(images.original_labels),
         **({"start_from": state.start} if state.start else {}),
+        **({"teacher": state.teacher} if state.teacher else {}),
         "epochs_done": state.epochs_done,
         "finished": finished,
         "best": state.best,
@@ -92,7 +93,8 @@ def restore(run: Run, state: TrainState) -> bool:
     True: the file of the best weights is lost, and the checkpoint is of that very epoch. Where the
     checkpoint is of another epoch, the state stays as it is, and training starts from the
     beginning.
-    Raises StoreError where the training began with other weights than the state did.
+    Raises StoreError where the training began with other weights, its own or its teacher's, than
+    the state did.
     """
     tensors, meta = store.read_tensors(run.folder / CHECKPOINT)
     best_epoch = meta["best"]["epoch"]
@@ -101,11 +103,15 @@ def restore(run: Run, state: TrainState) -> bool:
     lost = saved_epoch != best_epoch
     if lost and best_epoch != meta["epoch"]:
         return False
-    if meta.get("start_from", {}) != state.start:
-        raise store.StoreError(
-            f"{run.name} began with other weights of {run.config.train.start_from} than are there "
-            f"now; remove {run.folder} to train it anew"
-        )
+    for entry, now, name in (
+        ("start_from", state.start, run.config.train.start_from),
+        ("teacher", state.teacher, run.config.train.teacher),
+    ):
+        if meta.get(entry, {}) != now:
+            raise store.StoreError(
+                f"{run.name} began with other weights of {name} than are there now; "
+                f"remove {run.folder} to train it anew"
+            )
     state.load_state_dict(tensors, meta)
     history = run.history()
     state.rows = history[history.epoch <= state.epochs_done].to_dict("records")

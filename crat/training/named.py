@@ -67,7 +67,7 @@ def label(config: RunConfig) -> str:
         words += " + ema" if config.train.average == "ema_update" else f" + {config.train.average}"
     known = dict(plain.options) | method_named(method).options()
     changed = [f"{name} {value}" for name, value in options.items() if value != known.get(name)]
-    settings = ("eps", "steps", "awp", "average_decay", "start_from")
+    settings = ("eps", "steps", "awp", "average_decay", "start_from", "teacher")
     pairs: list[tuple[Any, Any, tuple[str, ...]]] = [(config.train, plain, settings)]
     pairs += [(config.model, usual.model, ("scale",))]
     pairs += [(config.data, DataConfig(), ("drop_classes", "imbalance_ratio"))]

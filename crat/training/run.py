@@ -222,6 +222,10 @@ def _canonical(config: RunConfig) -> tuple[RunConfig, int]:
     The canonical form has the head that the method brings, and no option at its default.
     """
     defense = make_defense(config.train, 2)
+    if config.train.teacher and not defense.taught:
+        raise ConfigError(
+            f"{config.train.defense} learns from no teacher: leave out --teacher, or teacher="
+        )
     model = config.model
     train = replace(config.train, defense=known_name(config.train.defense))
     if defense.head and defense.head != model.head:

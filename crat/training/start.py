@@ -1,4 +1,4 @@
-"""The start of a training from the weights of another run, or of a file: fine-tuning.
+"""The network that a training starts from, or learns from: of another run, or of a file.
 
 That run is trained in the same store, or published with its network under results/, which is then
 read first, as all published files are. The config names it, so that it decides the key; the name of
@@ -7,6 +7,11 @@ that were loaded, as the same run may have other weights on another machine. The
 best epoch, averaged where it averages, with BatchNorm's statistics and the normalisation of the
 images. The optimizer, the method's state and the epochs begin anew. A moving average begins with
 the loaded weights.
+
+A distillation learns from a teacher, which the config names in the same way (`teacher_of`). Its
+fingerprint is in the card, too, and a training that is resumed must find the same. The teacher
+answers in eval mode, with float32 weights under the training's autocast. It is not trained, and no
+part of the checkpoint.
 
 An augmented head (K + M outputs) may start from a linear one: its first K rows, the classes, are
 that head's, and its M other rows are drawn by the seed. Any other head must be of the same kind,
@@ -23,15 +28,17 @@ import torch
 from torch import Tensor, nn
 
 from crat import store
+from crat.attacks import Decision
 from crat.config import DATASETS, ConfigError, ModelConfig, RunConfig
+from crat.defenses import method_named
 from crat.names import did_you_mean
 from crat.nets import models
 from crat.nets.models import HEAD_SCALES
-from crat.training.run import Run, card_config
+from crat.training.run import Run, build_model, card_config
 
 
 class MissingStart(store.StoreError):
-    """The weights to start from are neither in the store nor published.
+    """The weights to start or to learn from are neither in the store nor published.
 
     start: the name of their run. problem: the line without its remedy.
     """
@@ -81,38 +88,109 @@ def begin(run: Run, network: nn.Module, published: Path | None = None) -> dict[s
     name = run.config.train.start_from
     if not name:
         return {}
-    if (file := _kept(run.folder.parent, name)).exists():
+    if file := _kept_file(run, name):
         return _begin_with_file(file, network)
-    start = _published_start(run, published) or _start_of(run)
+    start = _finished_run(run, name, published, "starts from")
     _must_fit(run.config, start)
-    device = next(network.parameters()).device
-    weights = start.model("best", device).state_dict()
-    fingerprint = store.fingerprint(weights)
-    if fingerprint != start.card()["best"]["weights"]:
+    trained, fingerprint = _best_network(start, next(network.parameters()).device)
+    network.load_state_dict(_fitted(trained.state_dict(), network.state_dict(), start))
+    return {"run": start.name, "which": "best", "weights": fingerprint}
+
+
+def teacher_of(
+    run: Run, device: torch.device, published: Path | None = None
+) -> tuple[nn.Module | None, dict[str, str]]:
+    """A run's teacher on the device, frozen and in eval mode, and the card's entry on it.
+
+    published: the folder of published runs (None: they are left aside).
+
+    A run's teacher may be of another network than the student. The weights of a file are of the
+    student's own, for a file does not say its network. The entry has the name and the fingerprint
+    of the weights; (None, {}) where the method needs no teacher.
+    Raises ConfigError where the method needs one and the config names none, or where it does not
+    fit; MissingStart where it is not trained; and as `begin`.
+    """
+    name = run.config.train.teacher
+    method = run.config.train.defense
+    if not name:
+        if method_named(method).taught:
+            raise ConfigError(
+                f"{method} learns from a teacher and none is named: train one, such as pgd_at, "
+                "and give its name, --teacher RUN or teacher=Run.of(config).name"
+            )
+        return None, {}
+    if run.config.model.head == "augmented":
+        raise ConfigError(
+            "a teacher answers with one output a class, and the augmented head has more: "
+            "choose another head"
+        )
+    if file := _kept_file(run, name):
+        network: nn.Module = build_model(run.config)
+        if not models.load_start(network, file):
+            raise ConfigError(f"the head of {name} has other classes than the run that it teaches")
+        network = network.to(device).to(memory_format=torch.channels_last)
+        entry = {"file": name, "weights": store.fingerprint(store.read_tensors(file)[0])}
+    else:
+        found = _finished_run(run, name, published, "learns from")
+        _must_know(run.config, found)
+        network, weights = _best_network(found, device)
+        entry = {"run": name, "which": "best", "weights": weights}
+        if found.config.model.head == "augmented":
+            network = Decision(network, slice(len(found.config.data.kept_classes())))
+    return network.requires_grad_(False).eval(), entry
+
+
+def _kept_file(run: Run, name: str) -> Path | None:
+    """The file that `keep_file` named so, in the store of a run; None where there is none.
+
+    Raises StoreError where it has other weights than its name says.
+    """
+    file = _kept(run.folder.parent, name)
+    if not file.exists():
+        return None
+    if not name.endswith(store.fingerprint(store.read_tensors(file)[0])):
+        raise store.StoreError(f"{file} has other weights than its name says; remove it")
+    return file
+
+
+def _finished_run(run: Run, name: str, published: Path | None, use: str) -> Run:
+    """The run of a name, whose best weights another run uses: published, or in the same store.
+
+    published: the folder of published runs (None: they are left aside).
+    use: what the other does, such as "starts from", for the error.
+    Raises MissingStart, and StoreError where a file was altered or misnamed.
+    """
+    return _published_run(run, name, published) or _stored_run(run, name, use)
+
+
+def _best_network(run: Run, device: torch.device) -> tuple[nn.Module, str]:
+    """The network of a run's best epoch in eval mode, and the fingerprint of its weights.
+
+    Raises StoreError where they are not those of the run's card.
+    """
+    network = run.model("best", device)
+    fingerprint = store.fingerprint(network.state_dict())
+    if fingerprint != run.card()["best"]["weights"]:
         raise store.StoreError(
-            f"the weights of {start.name} are not those of its card; remove {start.folder} to "
+            f"the weights of {run.name} are not those of its card; remove {run.folder} to "
             f"train it anew"
         )
-    network.load_state_dict(_fitted(weights, network.state_dict(), start))
-    return {"run": start.name, "which": "best", "weights": fingerprint}
+    return network, fingerprint
 
 
 def _begin_with_file(file: Path, network: nn.Module) -> dict[str, str]:
     """Gives a network the weights of a kept file; returns the card's entry."""
     fingerprint = store.fingerprint(store.read_tensors(file)[0])
-    if not file.stem.endswith(fingerprint):
-        raise store.StoreError(f"{file} has other weights than its name says; remove it")
     with_head = models.load_start(network, file)
     head = {} if with_head else {"head": "drawn"}
     return {"file": file.stem, "weights": fingerprint, **head}
 
 
-def _published_start(run: Run, published: Path | None) -> Run | None:
-    """The run that a run starts from, where it is published with its network; else None.
+def _published_run(run: Run, name: str, published: Path | None) -> Run | None:
+    """The run of a name, where it is published with its network; else None.
 
     Raises StoreError where a file of it was altered.
     """
-    name = run.config.train.start_from
     for folder in sorted(published.iterdir()) if published and published.is_dir() else ():
         card = folder / name / "card.json"
         if card.exists():
@@ -122,9 +200,8 @@ def _published_start(run: Run, published: Path | None) -> Run | None:
     return None
 
 
-def _start_of(run: Run) -> Run:
-    """The run that a run starts from, in the same store; raises MissingStart, StoreError."""
-    name = run.config.train.start_from
+def _stored_run(run: Run, name: str, use: str) -> Run:
+    """The run of a name in the store of another; raises MissingStart, StoreError."""
     runs = run.folder.parent
     path = runs / name / "card.json"
     if not path.exists():
@@ -136,9 +213,9 @@ def _start_of(run: Run) -> Run:
         raise store.StoreError(f"{path.parent} holds {card['name']}; give it that name")
     if not start.finished:
         done = f"epoch {card['epochs_done']} of {start.config.train.epochs}"
-        raise MissingStart(name, f"{name} is not finished ({done}), so no run starts from it")
+        raise MissingStart(name, f"{name} is not finished ({done}), so no run {use} it")
     if not (path.parent / "best.safetensors").exists():
-        raise MissingStart(name, f"the weights of {name} are missing, so no run starts from it")
+        raise MissingStart(name, f"the weights of {name} are missing, so no run {use} it")
     return start
 
 
@@ -152,6 +229,22 @@ def _must_fit(config: RunConfig, start: Run) -> None:
                 f"{start.name} has another {what} than the run that is to start from it: "
                 f"{there[what]}, not {here[what]}"
             )
+
+
+def _must_know(config: RunConfig, teacher: Run) -> None:
+    """Raises ConfigError where a teacher knows other classes or images of another shape."""
+    there, here = teacher.config.data, config.data
+    classes = (there.kept_classes(), here.kept_classes())
+    shapes = (DATASETS[there.name].image_shape, DATASETS[here.name].image_shape)
+    problem = ""
+    if len(classes[0]) != len(classes[1]):
+        problem = f"{len(classes[0])} classes, not {len(classes[1])}"
+    elif there.name == here.name and classes[0] != classes[1]:
+        problem = f"the classes {classes[0]}, not {classes[1]}"
+    elif shapes[0] != shapes[1]:
+        problem = f"images of shape {shapes[0]}, not {shapes[1]}"
+    if problem:
+        raise ConfigError(f"{teacher.name} cannot teach this run: it has {problem}")
 
 
 def _kind(config: RunConfig) -> dict[str, str]:

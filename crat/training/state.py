@@ -27,6 +27,7 @@ class TrainState:
     first epoch.
     collapsed: epochs after which nearly all validation images were assigned to one class.
     start: the card's entry on the weights that it began with (crat.training.start); {}: drawn ones.
+    teacher: the card's entry on the network that it learns from (crat.training.start); {}: none.
     rows: the rows of history.csv.
     trace: name -> list of logits (N, K), one array per epoch.
     way: how the last epoch's steps were done (crat.training.proof.Way).
@@ -42,6 +43,7 @@ class TrainState:
     best: dict[str, Any] = field(default_factory=dict)
     collapsed: list[int] = field(default_factory=list)
     start: dict[str, str] = field(default_factory=dict)
+    teacher: dict[str, str] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     way: str = "eager"
     trace: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
@@ -71,6 +73,7 @@ class TrainState:
             "best": self.best,
             "collapsed": self.collapsed,
             "start_from": self.start,
+            "teacher": self.teacher,
             "averaged": self.average.updates if self.average else 0,
             "gate": vars(self.gate) if self.gate else {},
         }

@@ -32,7 +32,7 @@ from crat.training.checkpoint import CHECKPOINT, restore, save, write_best, writ
 from crat.training.progress import Progress, tell
 from crat.training.run import Run, build_model, history_rows, unread
 from crat.training.schedules import learning_rate
-from crat.training.start import begin
+from crat.training.start import begin, teacher_of
 from crat.training.state import TrainState
 from crat.training.step import NEVER, Step, make_optimizer
 from crat.training.whole_batch import see_the_whole_batch
@@ -56,8 +56,9 @@ def train(
     """Trains the run of a config and returns it.
 
     A finished run is returned at once, with a line that gives its date; an unfinished run is
-    resumed. A run that starts from another's weights finds them in the same store, or published
-    (crat.training.start). A published network has no optimizer, so its own training does not go on.
+    resumed. A run that starts from another's weights, or learns from them, finds them in the same
+    store, or published (crat.training.start). A published network has no
+    optimizer, so its own training does not go on.
     The key of a run covers the code of your own methods (crat.keys.identity), so an
     edited method is trained anew. While another worker trains the same run, this one waits for it
     (crat.store.lease).
@@ -65,7 +66,7 @@ def train(
     max_minutes: the training stops after the epoch in which they pass; the run is then unfinished.
     store: the place of the runs (None: the usual one).
     Raises ConfigError, data.DataError, store.StoreError (MissingStart where the weights to start
-    from are not there), and TrainingError where the loss is not finite.
+    or to learn from are not there), and TrainingError where the loss is not finite.
     """
     if max_minutes is not None and not max_minutes >= 0:
         raise ConfigError(f"max_minutes must be at least 0, not {max_minutes!r}")
@@ -96,7 +97,9 @@ class Trainer:
     model: the network that is trained.
     step: its update by a batch.
     tell: takes a line that the user should see.
-    published: the folder of published runs, whose networks it may start from (None: none).
+    published: the folder of published runs, whose networks it may start from, or learn from (None:
+    none).
+    teacher: the network that a distillation learns from; None for other methods.
     judged: a second network, which takes the weights that validation judges: the average as soon as
     it exists, else those of `model`.
     """
@@ -117,6 +120,7 @@ class Trainer:
         self.tell = tell
         self.model = self._untrained()
         start = begin(self.run, self.model, published)
+        self.teacher, taught_by = teacher_of(self.run, device, published)
         self.images = data.load(run.config.data).to(device)
         self.augment = data.resolve_augment(run.config.data)
         if distributed.world() > 1:
@@ -130,6 +134,7 @@ class Trainer:
             make_average(self.config),
             make_gate(self.config),
             start=start,
+            teacher=taught_by,
         )
         self.rate = self.config.lr  # of the last update
         protocol = DATASETS[run.config.data.name].protocol
@@ -145,6 +150,8 @@ class Trainer:
                 "; its head has other classes: ours is drawn by the seed" if "head" in start else ""
             )
             self.tell(f"starts from {origin}, weights {start['weights']}{drawn}")
+        if taught_by and not self.state.epochs_done:
+            self.tell(f"learns from {self.config.teacher}, weights {taught_by['weights']}")
 
     @cached_property
     def step(self) -> Step:
@@ -165,7 +172,7 @@ class Trainer:
 
     def _make_defense(self) -> Defense:
         counts = self.images.y_train.bincount(minlength=self.images.n_classes).cpu()
-        task = Task(counts, self.images.image_shape, self.config.epochs)
+        task = Task(counts, self.images.image_shape, self.config.epochs, self.teacher)
         return make_defense(self.config, task).to(self.device)
 
     def _average_start(self) -> None:

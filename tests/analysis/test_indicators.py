@@ -3,23 +3,7 @@
 import numpy as np
 import pytest
 
-from crat.analysis.indicators import false_positive_share, gini, great_scores, off_diagonal_norm
-from crat.analysis.metrics import MetricError
-
-
-def test_the_norm_is_of_the_errors_alone():
-    """Two classes that are taken for each other in 30 and 10 %: the singular values are these."""
-    pair = np.array([[0.7, 0.3], [0.1, 0.9]])
-    assert off_diagonal_norm(pair) == pytest.approx(0.3)
-    assert off_diagonal_norm(np.eye(4)) == 0
-    stack = np.stack([pair, pair[::-1, ::-1]])
-    np.testing.assert_allclose(off_diagonal_norm(stack), [0.3, 0.3])
-    everything_in_one = np.zeros((3, 3))
-    everything_in_one[:, 0] = 1
-    assert off_diagonal_norm(everything_in_one) == pytest.approx(np.sqrt(2))
-    assert pair[0, 0] == 0.7  # the caller's matrix is left alone
-    with pytest.raises(MetricError, match="must be"):
-        off_diagonal_norm(np.zeros((2, 3)))
+from crat.analysis.indicators import false_positive_share, gini, great_scores
 
 
 def test_the_attack_free_score_by_hand():

@@ -195,7 +195,8 @@ def test_every_setting_has_a_flag():
         --epochs 2 --batch-size 4 --lr 0.2 --schedule cosine --momentum 0.8 --weight-decay 0
         --eps-warmup 3 --average ema_update --average-decay 0.9 --average-start 1
         --fawa-threshold 0.2 --awp 0.01 --awp-warmup 1
-        --batch-norm eval --seed 4 --dtype float32 --trace-per-class 5 --start-from a-run"""
+        --batch-norm eval --seed 4 --dtype float32 --trace-per-class 5 --start-from a-run
+        --teacher another-run"""
     parsed = vars(cli.parser().parse_args(["train", *words.split()]))
     config = profile("laptop").but(**{name: parsed[name] for _, _, name in settings()})
     assert config.data == DataConfig("cifar10", 7, 8, "first", 9, (2, 5), 10.0, "crop", "zero")
@@ -224,6 +225,7 @@ def test_every_setting_has_a_flag():
         "float32",
         5,
         "a-run",
+        "another-run",
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from method_table import METHODS, config, each_method
 from tiny_runs import TINY, same, weights
+from tiny_teacher import teacher
 
 from crat import data
 from crat.config import ConfigError, RunConfig
@@ -31,7 +32,8 @@ def ready(method, classes=3, **changes):
     run = Run.of(config(method, **changes))
     model = build_model(run.config, classes).train()
     counts = torch.arange(classes, 0, -1) * 10.0
-    return make_defense(run.config.train, Task(counts, (1, 28, 28), 3)), model
+    asked = teacher(run.config, classes)
+    return make_defense(run.config.train, Task(counts, (1, 28, 28), 3, asked)), model
 
 
 @each_method
@@ -107,6 +109,7 @@ def test_killed_in_mid_epoch_and_resumed_ends_the_same(method, undisturbed, tmp_
         Trainer(whole, torch.device("cpu")).defense.state_dict(),
     )
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path / "killed"))
+    config(method, train_per_class=14)  # which keeps the teacher here, too
     step, left = Step.__call__, {"steps": 0}
 
     def dies(self, *arguments):

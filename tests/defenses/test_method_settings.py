@@ -101,10 +101,31 @@ DEFAULTS = {
         "released_passes": False,
     },
     "ham": {"classify_step": 3, "begin": None, "compacts": False},
+    "absld": {
+        "rate": 0.1,
+        "coolest": 0.5,
+        "warmest": 5.0,
+        "adversarial_share": 5 / 6,
+        "compounds": False,
+        "per_output": False,
+    },
+    "fair_ard": {
+        "base": "ard",
+        "power": 2.0,
+        "temperature": 30.0,
+        "alpha": 1.0,
+        "adversarial_share": 5 / 6,
+        "per_output": False,
+    },
+    "self_distillation": {"share": 0.5, "temperature": 1.0},
 }
-START = {"gaussian": "trades spat mart alp he frl wat bat dafa at_bsl csr", "none": "universal_at"}
+START = {
+    "gaussian": "trades spat mart alp he frl wat bat dafa at_bsl csr absld self_distillation",
+    "none": "universal_at",
+}
 EVAL = (
-    "trades fat spat mart alp he frl wat bat cfol dafa faal universal_at robal reat at_bsl csr ham"
+    "trades fat spat mart alp he frl wat bat cfol dafa faal universal_at robal reat at_bsl "
+    "csr ham absld self_distillation"
 )
 EDGES = [  # method, setting, allowed at the edges, refused beyond
     ("cfa", "begin", (1, 2), (0,)),
@@ -124,6 +145,16 @@ EDGES = [  # method, setting, allowed at the edges, refused beyond
     ("faal", "radius", (0.0, 50.0), (-1e-9, 50.1)),
     ("faal", "warmup", (0,), (-1,)),
     ("codat", "rho", (0.0,), (-1e-9,)),
+    ("absld", "rate", (0.0, 1e9), (-1e-9, float("inf"))),
+    ("absld", "coolest", (1e-9, 1.0), (0.0, 1.001)),
+    ("absld", "warmest", (1.0, 1e9), (0.999, float("inf"))),
+    ("absld", "adversarial_share", (0.0, 1.0), (-1e-9, 1.001)),
+    ("fair_ard", "power", (0.0, 1e9), (-1e-9, float("inf"))),
+    ("fair_ard", "temperature", (1e-9, 1e9), (0.0, float("inf"))),
+    ("fair_ard", "alpha", (0.0, 1.0), (-1e-9, 1.001)),
+    ("fair_ard", "adversarial_share", (0.0, 1.0), (-1e-9, 1.001)),
+    ("self_distillation", "share", (0.0, 1.0), (-1e-9, 1.001)),
+    ("self_distillation", "temperature", (1e-9, 1e9), (0.0,)),
     ("label_smoothing", "delta", (0.0, 0.999), (-1e-9, 1.0)),
     ("label_augmentation", "clean_share", (0.0, 0.999), (-1e-9, 1.0)),
     *(

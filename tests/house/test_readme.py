@@ -133,15 +133,22 @@ def test_the_attacks_run_as_they_are_written(name):
 
 
 def test_the_plan_of_a_fine_tuning_names_its_start():
-    block, _ = blocks(ROOT / "docs" / "cli.md", "python")
+    block, *_ = blocks(ROOT / "docs" / "cli.md", "python")
     scope = {}
     exec(block, scope)
     assert scope["runs"]["tuned"].train.start_from == Run.of(scope["base"]).name
 
 
+def test_the_plan_of_a_distillation_names_its_teacher():
+    _, block, _ = blocks(ROOT / "docs" / "cli.md", "python")
+    scope = {}
+    exec(block, scope)
+    assert scope["runs"]["student"].train.teacher == Run.of(scope["teacher"]).name
+
+
 def test_the_example_from_python_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CRAT_RUNS", str(tmp_path))
-    _, block = blocks(ROOT / "docs" / "cli.md", "python")
+    *_, block = blocks(ROOT / "docs" / "cli.md", "python")
     battery = 'standard_battery("fashion_mnist_mini")'
     assert "epochs=4" in block
     assert battery in block

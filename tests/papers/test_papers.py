@@ -93,7 +93,7 @@ def test_a_plan_heeds_its_selection(number):
 def test_a_plan_has_the_runs_that_others_start_from(number):
     for name in PROFILES:
         runs = PLANS[number](name).values()
-        starts = {config.train.start_from for config in runs} - {""}
+        starts = {name for config in runs for name in config.train.earlier}
         assert not starts or starts <= {Run.of(config).name for config in runs}
 
 

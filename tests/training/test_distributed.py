@@ -12,6 +12,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from tiny_teacher import taught
 
 from crat import distributed, store
 from crat.attacks.noise import Share, normal, source, uniform
@@ -36,6 +37,8 @@ class Exact(train.Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.model.double(), self.judged.double()
+        if self.teacher is not None:
+            self.teacher.double()
         self.defense.load_state_dict({k: v.double() if v.is_floating_point() else v
                                       for k, v in self.defense.state.items()})
 
@@ -132,6 +135,8 @@ CHOICES = {
         "options": {"class_wise": False},
         "batch_norm": "train",
     },
+    "fair rslad": {"defense": "fair_ard", "options": {"base": "rslad"}},
+    "absld perturbed": {"defense": "absld", "awp": 0.01},
     "too fast": {"lr": 1e200, "epochs": 1},
 }
 CASES = {name: preset(name) | {"eps_warmup": 0} for name in DEFENSES} | CHOICES
@@ -141,23 +146,29 @@ IN_THREE = ("frl", "codat trades", "reat tail", "dropout in two halves")
 HALF = 2.0**-26
 
 
+def settings_of(name):
+    """The settings of a case; its teacher, where it has one, is kept in the present store."""
+    settings = TINY | CASES[name]
+    name_of_teacher = taught(RunConfig().but(**settings)).train.teacher
+    return settings | ({"teacher": name_of_teacher} if name_of_teacher else {})
+
+
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
     """Where one, two and three processes trained."""
     folder = tmp_path_factory.mktemp("ranks")
     for processes in (1, 2, 3):
-        cases = {
-            name: TINY | settings
-            for name, settings in CASES.items()
-            if processes < 3 or name in IN_THREE
-        }
+        names = [name for name in CASES if processes < 3 or name in IN_THREE]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CRAT_RUNS", str(folder / str(processes)))
+            cases = {name: settings_of(name) for name in names}
         together(DRIVER, processes, folder / str(processes), json.dumps(cases))
     return {processes: folder / str(processes) for processes in (1, 2, 3)}
 
 
 def trained(name, folder):
     """Tensors and what else is in the checkpoint, the history."""
-    run = folder / Run.of(RunConfig().but(**TINY | CASES[name]), "cpu").name
+    run = folder / Run.of(RunConfig().but(**settings_of(name)), "cpu").name
     return *store.read_tensors(run / "checkpoint.safetensors"), pd.read_csv(run / "history.csv")
 
 
