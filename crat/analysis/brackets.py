@@ -1,7 +1,8 @@
 """The class-wise bracket of robust accuracy: certified from below, attacked from above.
 
-No torch, no files. A certified accuracy of the worst class as the aim of a training is Jin et al.'s
-(arXiv 2503.17172), by randomised smoothing in L2.
+No torch, no files. Certified numbers of classes are published elsewhere by other means: of smoothed
+classifiers (Jin et al., arXiv 2503.17172), and a score over generated images (Shah et al., arXiv
+2604.12757).
 """
 
 from __future__ import annotations
