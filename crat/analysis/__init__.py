@@ -1,6 +1,7 @@
 """Class-wise numbers, their intervals and comparisons, from labels and predictions."""
 
 __all__ = [
+    "brackets",
     "calibration",
     "claims",
     "comparisons",

@@ -2,6 +2,7 @@
 
 from crat.attacks.apgd import APGD
 from crat.attacks.autoattack import AutoAttack
+from crat.attacks.bounds import CROWN, interval_margins
 from crat.attacks.decision import Decision, LogitBias
 from crat.attacks.door import Attack, Broken
 from crat.attacks.fab import FAB
@@ -26,6 +27,7 @@ from crat.attacks.watched import RobustnessWarning
 
 __all__ = [
     "APGD",
+    "CROWN",
     "CWL2",
     "DLR",
     "FAB",
@@ -52,12 +54,14 @@ __all__ = [
     "apgd",
     "apply_universal",
     "batches",
+    "bounds",
     "cw",
     "door",
     "fit_universal",
     "fooling_rates",
     "frozen",
     "gradient",
+    "interval_margins",
     "judge",
     "logits",
     "looked",

@@ -22,7 +22,7 @@ from crat.analysis.two_phase import Design
 from crat.attacks.door import as_images, check_model
 from crat.attacks.looked import SearchWarning
 from crat.attacks.watched import check_square
-from crat.audit import arrays, probes
+from crat.audit import arrays, certified, probes
 from crat.audit.foreign import (
     CHECKED,
     Found,
@@ -134,7 +134,7 @@ def audit_model(
     name: of the model in the card and the figures ("": its class).
     out, tell: as for `audit`.
     plan: further fields of `Plan`: norm, images (1000; 0: all, and AutoAttack on a sample),
-        attacks, logit_slice, scale, resize, dtype, seed.
+        attacks, logit_slice, scale, resize, dtype, seed, certify.
     Raises DataError and AttackError on images and labels, ConfigError on the plan, ModelError and
     AttackError on the model; each is one line.
     """
@@ -163,6 +163,8 @@ def _audited(
     code = identity(foreign)
     few = as_images(x[:CHECKED])
     model = decision(foreign, few, len(classes), plan.logit_slice, plan.scale)
+    if plan.certify:
+        certified.refuse(foreign, few, y, plan.radius)
     _, more = examine(model, x, y, classes)
     dtype = pick_dtype(plan.dtype, x.device)
     decided_by = _decided_by(plan, foreign, code, x, y, classes, dtype)
@@ -191,7 +193,13 @@ def _audited(
     seconds |= {name: round(took, 1) for name, took in cache.seconds.items()}
     attacks = {**plan.battery, **plan.on_sample}
     card["seconds"] = {name: seconds[name] for name in attacks if name in seconds}
+    bracket = None
+    if plan.certify:
+        bracket, card["certified"] = certified.certify(
+            foreign, x, y, outcomes, plan.radius, told.progress
+        )
     report(folder, card, attacks, outcomes, sampled)
+    certified.write(folder, bracket)
     return Audit(folder, outcomes, sampled)
 
 
@@ -388,5 +396,6 @@ def main(
     folder = judged.folder
     files = ", ".join(sorted(path.name for path in folder.glob("*.*")))
     estimates = f"\n\n{estimate_table(judged.sampled)}" if judged.sampled else ""
-    print(f"\n{class_table(judged.outcomes)}{estimates}\n\n{shown(folder)}: {files}")
+    bracket = certified.text(folder)
+    print(f"\n{class_table(judged.outcomes)}{estimates}{bracket}\n\n{shown(folder)}: {files}")
     return judged

@@ -29,6 +29,7 @@ class Plan:
     resize: the side to which the model's images are scaled first (None: as they are).
     dtype: precision of the search for adversarial examples; outcomes are judged in float32.
     seed: of random starts.
+    certify: bound the margins from below, too (crat.attacks.bounds): certified.csv has the bracket.
     Raises ConfigError on a setting that is unknown or out of range.
     """
 
@@ -42,6 +43,7 @@ class Plan:
     resize: int | None = None
     dtype: str = "auto"
     seed: int = 0
+    certify: bool = False
 
     def __post_init__(self) -> None:
         self._set("data", dataset_named(self.data))
@@ -61,6 +63,8 @@ class Plan:
             )
         if self.resize is not None and self.resize < 1:
             raise ConfigError(f"resize is a number of pixels, at least 1, not {self.resize}")
+        if self.certify and (self.norm != "Linf" or self.logit_slice or self.resize):
+            raise ConfigError("bounds are those of all logits, in Linf, at the images' own size")
         self._set("attacks", tuple(one_of("attack", name, self.known) for name in self.attacks))
 
     def _set(self, setting: str, value: Any) -> None:

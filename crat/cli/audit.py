@@ -60,6 +60,12 @@ def add_to(parser: ArgumentParser) -> None:
     add("--device", help="such as cpu or cuda:1")
     add("--seed", type=int, default=0)
     add(
+        "--certify",
+        action="store_true",
+        help="also say which images no attack can break, by CROWN's lower bounds: for small chains "
+        "of convolutions, BatchNorm, mean pools, dense layers and ReLU",
+    )
+    add(
         "--out",
         metavar="FOLDER",
         type=new_folder,

@@ -24,6 +24,7 @@ __all__ = [
     "Normalize",
     "bodies",
     "build",
+    "chain",
     "class_weight_norms",
     "folding",
     "load_checkpoint",

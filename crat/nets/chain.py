@@ -59,10 +59,10 @@ def is_chain(body: nn.Module) -> bool:
     flatten = cast(nn.Flatten, layers[-1])
     if (flatten.start_dim, flatten.end_dim) != (1, -1):
         return False
-    return not any(_changed(layer) for layer in (body, *layers))
+    return not any(changed(layer) for layer in (body, *layers))
 
 
-def _changed(layer: nn.Module) -> bool:
+def changed(layer: nn.Module) -> bool:
     """Whether a call of a layer does more than its class says: hooks, a forward of its own."""
     held = vars(layer)
     return "forward" in held or any(held[name] for name in held if name.endswith("_hooks"))

@@ -50,6 +50,7 @@ __all__ = [
     "SERIES",
     "SKY",
     "STYLE",
+    "brackets",
     "class_bars",
     "class_colours",
     "class_curves",
