@@ -114,7 +114,7 @@ class CSR(Defense):
             "lr",
             None,
             0.001,
-            why="with AWP 0.01; the rate falls from epoch 100 on, which two epochs do not see",
+            why="with AWP 0.01; the rate falls from epoch 100 on only",
         ),
         Row("schedule", None, "constant"),
         Row("eps_warmup", None, 0, why="two epochs leave none for smaller margins"),
