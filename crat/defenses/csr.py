@@ -110,8 +110,14 @@ class CSR(Defense):
             "trains from scratch",
         ),
         Row("epochs", Words("2 of fine-tuning, or from scratch"), 2),
-        Row("lr", None, 0.001, why="with AWP 0.01; the rate falls from epoch 100 on only"),
-        Row("schedule", None, Words("constant over the two epochs"), why="one for all"),
+        Row(
+            "lr",
+            None,
+            0.001,
+            why="with AWP 0.01; the rate falls from epoch 100 on only",
+        ),
+        Row("schedule", None, "constant"),
+        Row("eps_warmup", None, 0, why="two epochs leave none for smaller margins"),
         Row(
             "awp",
             None,

@@ -142,7 +142,14 @@ class HAM(Defense):
         """What BatchNorm sees depends on compacts."""
         compacts = bool(chosen.get("compacts", cls.compacts))
         return (
-            Row("compacts", None, True, why="False keeps the step's shape, at the price of AT"),
+            Row(
+                "compacts",
+                None,
+                True,
+                why="False keeps the step's shape. Behind `begin`, a quarter of the images hard, "
+                "small_cnn, 10 steps, one core of a CPU: a step takes 0.93 of pgd_at's time, which "
+                "crafts in train mode, with True 0.52",
+            ),
             Row(
                 "BatchNorm's batch in training",
                 None,

@@ -11,7 +11,7 @@ from torch import nn
 
 from crat import distributed
 from crat.attacks import PGD
-from crat.config import ConfigError, RunConfig
+from crat.config import ConfigError, RunConfig, profile
 from crat.defenses import ClassStats, Task, make_defense, preset
 from crat.defenses.csr import CSR, first_singular_pair, spectral_weights
 from crat.defenses.fair_tat import FairTAT
@@ -185,9 +185,11 @@ def test_csr_counts_a_step_once_whatever_asks_for_its_loss(model, batch):
 
 def test_csrs_released_preset_tunes_a_network_for_two_epochs():
     start = Run.of(RunConfig().but(defense="trades"))
-    run = Run.of(RunConfig().but(**preset("csr", "released"), start_from=start.name))
+    laptop = profile("laptop")  # which warms up for two epochs
+    run = Run.of(laptop.but(**preset("csr", "released"), start_from=start.name))
     train = run.config.train
     assert (train.epochs, train.lr, train.start_from) == (2, 0.001, start.name)
+    assert (train.schedule, train.eps_warmup) == ("constant", 0)
     assert dict(train.options) == {"released_passes": True}
 
 
