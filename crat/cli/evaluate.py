@@ -121,9 +121,9 @@ def chosen_battery(a: Namespace, dataset: str) -> tuple[Battery, list[str]]:
     from crat.corruptions import corruption_battery
     from crat.outcomes.batteries import (
         SAMPLED,
+        phase_one,
         standard_battery,
         strong_battery,
-        usual_battery,
     )
 
     standard = standard_battery(dataset)
@@ -134,19 +134,19 @@ def chosen_battery(a: Namespace, dataset: str) -> tuple[Battery, list[str]]:
     if SAMPLED not in names:
         return {name: attacks[name] for name in names}, []
     names = [name for name in names if name != SAMPLED]
-    return {name: attacks[name] for name in names} | usual_battery(dataset), [SAMPLED]
+    return {name: attacks[name] for name in names} | phase_one(dataset), [SAMPLED]
 
 
 def sampled_outcomes(run: Run, found: Outcomes, settings: dict[str, Any]) -> Sampled:
     """AutoAttack on a sample of the images; found: the outcomes on all of them."""
     from crat.analysis.two_phase import Design
     from crat.outcomes.ask import on_sample
-    from crat.outcomes.batteries import usual_battery
+    from crat.outcomes.batteries import phase_one
     from crat.outcomes.sampled import Sampled
 
-    usual = list(usual_battery(run.config.data.name))
+    first = list(phase_one(run.config.data.name))
     attack = partial(on_sample, run, settings=settings)
-    return Sampled.of(found, usual, Design(), attack)
+    return Sampled.of(found, first, Design(), attack)
 
 
 def _amount(images: int | None, spread: bool) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from crat.analysis.two_phase import Design
 from crat.config import RunConfig
-from crat.outcomes.batteries import SAMPLED, Battery, strong_battery, usual_battery
+from crat.outcomes.batteries import SAMPLED, Battery, phase_one, strong_battery
 from crat.outcomes.cache import Outcomes
 from crat.outcomes.evaluation import MissingWeights, evaluate
 from crat.outcomes.sampled import Sampled
@@ -47,7 +47,7 @@ def outcomes(
 
 
 def sampled_autoattack(run: Run, *, design: Design | None = None, **settings: Any) -> Sampled:
-    """A trained run under the usual battery, and under AutoAttack on a sample of its survivors.
+    """A trained run under `phase_one`, and under AutoAttack on a sample of the survivors.
 
     Outcomes are stored, read and continued as by `evaluate`. The places of the sample's images are
     part of the key, and the seed and shares of the design decide these places.
@@ -55,10 +55,10 @@ def sampled_autoattack(run: Run, *, design: Design | None = None, **settings: An
     Raises as `evaluate`.
     """
     dataset = run.config.data.name
-    usual = usual_battery(dataset)
-    all_images = evaluate(run, usual, **settings)
+    first = phase_one(dataset)
+    all_images = evaluate(run, first, **settings)
     return Sampled.of(
-        all_images, list(usual), design or Design(), lambda images: on_sample(run, images, settings)
+        all_images, list(first), design or Design(), lambda images: on_sample(run, images, settings)
     )
 
 
