@@ -52,7 +52,8 @@ class AutoAttack(Attack):
         untargeted ones) or "rand" (APGD-CE and -DLR on gradients averaged over 20 passes).
     hunter: whether `crat.attacks.hunter.Hunter` goes before the battery, which then meets, with the
         same random numbers, what the hunter leaves: an image may break that the battery misses,
-        and none the other way round. Not part of the reference's battery; in L1 it tries nothing.
+        and none the other way round, up to rounding by the size of a batch. Not part of the
+        reference's battery, and no saving (benchmarks/hunter.md); in L1 it tries nothing.
     judge: at call time, the model that decides in float32 where `model` is a faster copy to search
         with.
     """

@@ -17,7 +17,7 @@ from crat.outcomes.batteries import (
     HUNTER,
     SAMPLED,
     Battery,
-    phase_one,
+    hunting_battery,
     protocol_pgd,
     usual_battery,
 )
@@ -125,7 +125,7 @@ class Plan:
     @property
     def phase_one(self) -> tuple[str, ...]:
         """The attacks whose survivors AutoAttack meets where it attacks a sample."""
-        return tuple(phase_one(self.data))
+        return tuple(hunting_battery(self.data))
 
     @property
     def battery(self) -> Battery:

@@ -35,11 +35,11 @@ def usual_battery(dataset: str) -> dict[str, Attack]:
     return {name: a for name, a in standard_battery(dataset).items() if name != "FGSM"}
 
 
-def phase_one(dataset: str) -> dict[str, Attack]:
-    """The attacks whose survivors AutoAttack meets where it attacks a sample: the usual, a hunter.
+def hunting_battery(dataset: str) -> dict[str, Attack]:
+    """The usual battery and a hunter (crat.attacks.hunter), at the data set's eps.
 
-    The hunter takes half as many passes again, and leaves few images that AutoAttack breaks, so
-    that the intervals of the sample stay narrow.
+    The hunter takes half as many passes again, and leaves few images that AutoAttack breaks: so
+    AutoAttack on a sample of the survivors needs fewer of them.
     """
     return usual_battery(dataset) | {HUNTER: Hunter(protocol_pgd(dataset).eps)}
 

@@ -14,7 +14,7 @@ from crat.attacks.judge import attacked_logits
 from crat.attacks.threat import budget, size
 from crat.attacks.watched import RobustnessWarning
 from crat.keys.identity import attack_identity
-from crat.outcomes import Outcomes, Sampled, phase_one, strong_battery
+from crat.outcomes import Outcomes, Sampled, hunting_battery, strong_battery
 
 EPS = {"Linf": 0.06, "L2": 0.5}
 
@@ -255,7 +255,7 @@ def test_without_a_hunter_the_name_in_keys_is_as_it_was():
 
 
 def test_the_sample_is_of_what_the_hunter_left_and_the_battery_is_the_references():
-    first = phase_one("cifar10")
+    first = hunting_battery("cifar10")
     assert list(first) == ["PGD-20", "CW-20", "Hunter"]
     assert first["Hunter"] == Hunter(8 / 255)
     assert not strong_battery("cifar10")["AA"].hunter
