@@ -110,8 +110,8 @@ def ascend_until_circles(
 
     Steps of one length along a sign meet only so many points of the ball. An image that is back at
     a point where it was p steps ago goes the same way again, if the model answers an image always
-    the same: its last iterate is known. Every WINDOW steps such images leave the batch. Whatever
-    rounds by the size of a batch rounds as in a batch of the others.
+    the same: its last iterate is known. Every WINDOW steps the images with p up to WINDOW leave.
+    The others' passes then round as they do in a smaller batch.
     target: (N,), the classes to ascend towards.
     Source: Doldo et al. 2025, "Stop Walking in Circles!" (arXiv 2503.19347), who hash all iterates.
     """
@@ -121,21 +121,23 @@ def ascend_until_circles(
     for begin in range(0, steps, WINDOW):
         goal = objective if target is None else Toward(target, objective)
         visited = [here]
-        period = torch.zeros_like(left)
         for _ in range(min(WINDOW, steps - begin)):
             here = ascend(model, x, here, y, eps, step_size, 1, "Linf", goal)
-            back = (here == visited[0]).flatten(1).all(1) & (period == 0)
-            period = torch.where(back, len(visited), period)
             visited.append(here)
-        if begin + WINDOW >= steps:
+        to_go = steps - begin - WINDOW
+        if to_go <= 0:
             break
+        period = torch.zeros_like(left)
+        for back, point in enumerate(reversed(visited[:-1]), start=1):
+            same = (here == point).flatten(1).all(1) & (period == 0)
+            period = torch.where(same, back, period)
         circling = period.nonzero().flatten()
         if not len(circling):
             continue
-        reached = (steps - begin) % period[circling]
-        last[left[circling]] = torch.stack([point[circling] for point in visited])[
-            reached, torch.arange(len(circling), device=x.device)
-        ]
+        lengths = period[circling]
+        at = WINDOW - lengths + to_go % lengths
+        circles = torch.stack([point[circling] for point in visited])
+        last[left[circling]] = circles[at, torch.arange(len(circling), device=x.device)]
         walking = (period == 0).nonzero().flatten()
         if not len(walking):
             return last
