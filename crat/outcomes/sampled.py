@@ -87,10 +87,12 @@ class Sampled:
         """A line on the images that AutoAttack met."""
         hard = int(self.sample.hard.sum())
         drawn = len(self.sample.places) - hard
+        met = f"{SAMPLED}: AutoAttack on {hard + drawn} of {len(self.all_images.y)} images, "
+        if not hard:
+            return f"{met}drawn at random of those that {self._left_by} left"
         return (
-            f"{SAMPLED}: AutoAttack on {hard + drawn} of {len(self.all_images.y)} images, {hard} "
-            f"with the smallest margin of those that {self._left_by} left and {drawn} at random "
-            "of the rest"
+            f"{met}{hard} with the smallest margin of those that {self._left_by} left and {drawn} "
+            "at random of the rest"
         )
 
     @property

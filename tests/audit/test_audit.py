@@ -403,7 +403,7 @@ def test_of_all_images_a_sample_meets_autoattack(nets, tmp_path, monkeypatch):
     card = store.read_json(folder / "card.json")
     ran = {"PGD-20", "CW-20", "Hunter", "AA-sampled"}
     assert card["attacks"].keys() == card["seconds"].keys() == ran
-    assert card["sampled"]["design"] == {"hard": 0.05, "random": 0.05, "least": 10, "seed": 0}
+    assert card["sampled"]["design"] == {"hard": 0.0, "random": 0.05, "least": 10, "seed": 0}
     assert card["sampled"]["images"] == 2000
     assert card["sampled"]["attacked"] == n == card["sampled"]["hard"] + card["sampled"]["drawn"]
     table = pd.read_csv(folder / "estimates.csv")
@@ -416,7 +416,9 @@ def test_of_all_images_a_sample_meets_autoattack(nets, tmp_path, monkeypatch):
     assert (pd.read_csv(folder / "broken_by.csv").n.sum()) == n
     assert pd.read_csv(folder / "class_bars.csv").robust_acc.tolist() == table.robust_acc.tolist()
     shown = audit.estimate_table(sampled)
-    assert shown.startswith(f"AA-sampled: AutoAttack on {n} of 2000 images, ")
+    assert shown.startswith(
+        f"AA-sampled: AutoAttack on {n} of 2000 images, drawn at random of those"
+    )
     assert re.search(r"\nShirt +200 +\d+ +\d+\.\d \[\d+\.\d, \d+\.\d\] +\d+\.\d\n", shown)
     monkeypatch.setattr(cache, "attacked_batches", None)
     _, _, again = audit.audit(f"{nets / 'nets.py'}:linear", plan, **settings)
