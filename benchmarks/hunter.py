@@ -1,6 +1,6 @@
 """Where AutoAttack's passes go, and what a hunter before it, or a circle in PGD, saves.
 
-    python benchmarks/hunter.py --images 100                  # ten minutes of one core
+    python benchmarks/hunter.py --images 100                  # a quarter of an hour of one core
     python benchmarks/hunter.py --tables verdicts circles
 
 Published networks of Fashion-MNIST (their weights are in results/), searched and judged in
