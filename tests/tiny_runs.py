@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from crat.attacks import APGD, FAB, AutoAttack, Square
+from crat.attacks import APGD, FAB, AutoAttack, Hunter, Square
 from crat.config import RunConfig
 
 TINY = RunConfig().but(
@@ -28,11 +28,11 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def shorten_autoattack(patch, steps=10):
+def shorten_autoattack(patch, steps=10, queries=60):
     """Its parts become short: for tests of what is kept and told of them, not of their strength."""
     whole, lengths = (
         AutoAttack.attacks,
-        {APGD: {"steps": steps}, FAB: {"steps": 5}, Square: {"queries": 60}},
+        {APGD: {"steps": steps}, FAB: {"steps": 5}, Square: {"queries": queries}, Hunter: {}},
     )
 
     def short(self, n_classes):

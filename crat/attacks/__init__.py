@@ -8,6 +8,7 @@ from crat.attacks.door import Attack, Broken
 from crat.attacks.fab import FAB
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import FGSM, MIFGSM, PGD, cw, temperature_pgd
+from crat.attacks.hunter import Hunter
 from crat.attacks.minimal import CWL2, DeepFool, minimal_radius
 from crat.attacks.noise import PerImage
 from crat.attacks.objectives import (
@@ -40,6 +41,7 @@ __all__ = [
     "CrossEntropy",
     "Decision",
     "DeepFool",
+    "Hunter",
     "KLFrom",
     "LogitBias",
     "Margin",

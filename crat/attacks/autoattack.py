@@ -20,6 +20,7 @@ from crat.attacks.fab import FAB
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward
 from crat.attacks.hunt import Hunt, Hunted, pursue
+from crat.attacks.hunter import Hunter
 from crat.attacks.noise import Source, source
 from crat.attacks.objectives import DLR, CrossEntropy
 from crat.attacks.square import Square
@@ -49,6 +50,10 @@ class AutoAttack(Attack):
     norm: "Linf", "L2" or "L1".
     version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus" (all, five restarts of the
         untargeted ones) or "rand" (APGD-CE and -DLR on gradients averaged over 20 passes).
+    hunter: whether `crat.attacks.hunter.Hunter` goes before the battery, which then meets, with the
+        same random numbers, what the hunter leaves: an image may break that the battery misses,
+        and none the other way round, up to rounding by the size of a batch. Not part of the
+        reference's battery, and no saving (benchmarks/hunter.md); in L1 it tries nothing.
     judge: at call time, the model that decides in float32 where `model` is a faster copy to search
         with.
     """
@@ -56,11 +61,18 @@ class AutoAttack(Attack):
     eps: float
     norm: str = "Linf"
     version: str = "standard"
+    hunter: bool = False
 
     def __post_init__(self) -> None:
         one_of("norm", self.norm, NORMS)
         one_of("version", self.version, tuple(ORDER))
         check_radius(self.eps, self.norm)
+
+    def __repr__(self) -> str:
+        """Without a hunter as it was before there was one: it names outcomes that are kept."""
+        more = ", hunter=True" if self.hunter else ""
+        settings = f"eps={self.eps!r}, norm={self.norm!r}, version={self.version!r}"
+        return f"{type(self).__qualname__}({settings}{more})"
 
     def attacks(self, n_classes: int) -> dict[str, Hunted]:
         """Name -> attack, in the order in which they run."""
@@ -83,7 +95,8 @@ class AutoAttack(Attack):
         }
         if self.version == "rand":
             known = {name: APGD(eps, norm, name[5:], eot=20) for name in ("apgd-ce", "apgd-dlr")}
-        return {
+        before = {"hunter": Hunter(eps, norm)} if self.hunter else {}
+        return before | {
             name: known[name] for name in ORDER[self.version] if n_classes > 2 or name != "apgd-dlr"
         }
 
@@ -95,7 +108,7 @@ class AutoAttack(Attack):
     @property
     def names(self) -> tuple[str, ...]:
         """What the numbers of `broken_by` stand for."""
-        return ("clean", *ORDER[self.version])
+        return ("clean", *(["hunter"] if self.hunter else []), *ORDER[self.version])
 
     def perturb(
         self,

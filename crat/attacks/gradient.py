@@ -8,6 +8,7 @@ and records another wrong class.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,15 @@ from crat.attacks.door import Attack, check_radius, checked
 from crat.attacks.frozen import BATCH_NORM_MODES, frozen
 from crat.attacks.logits import NO_GRADIENT, AttackError
 from crat.attacks.noise import Drawing, Source, drawing
-from crat.attacks.objectives import CrossEntropy, Margin, Objective, Toward, full
+from crat.attacks.objectives import (
+    DLR,
+    CrossEntropy,
+    Margin,
+    Objective,
+    PlainCrossEntropy,
+    Toward,
+    full,
+)
 from crat.attacks.threat import (
     NORMS,
     Budget,
@@ -34,6 +43,10 @@ from crat.device import precise
 
 STARTS = ("uniform", "gaussian", "none")
 STOPS = ("never", "first")
+# steps from which on it pays to look for circles, and steps between looks, which wait for a device
+LONG, WINDOW = 40, 10
+# of these a part of the images can be taken: they hold nothing of an image
+OF_NO_IMAGE = (CrossEntropy, PlainCrossEntropy, Margin, DLR)
 
 
 def forward_backward(
@@ -80,6 +93,65 @@ def ascend(
             else stepped
         )
     return x_adv
+
+
+def ascend_until_circles(
+    model: nn.Module,
+    x: Tensor,
+    x_start: Tensor,
+    y: Tensor,
+    eps: Tensor | float,
+    step_size: Tensor | float,
+    steps: int,
+    objective: Objective,
+    target: Tensor | None = None,
+) -> Tensor:
+    """The last iterate of `ascend` in L-inf, without the passes of images that walk in a circle.
+
+    Steps of one length along a sign meet only so many points of the ball. An image that is back at
+    a point where it was p steps ago goes the same way again, if the model answers an image always
+    the same: its last iterate is known. Every WINDOW steps the images with p up to WINDOW leave.
+    The others' passes then round as they do in a smaller batch.
+    target: (N,), the classes to ascend towards.
+    Source: Doldo et al. 2025, "Stop Walking in Circles!" (arXiv 2503.19347), who hash all iterates.
+    """
+    last = x_start.clone()
+    left = torch.arange(len(x), device=x.device)
+    here = x_start
+    for begin in range(0, steps, WINDOW):
+        goal = objective if target is None else Toward(target, objective)
+        visited = [here]
+        for _ in range(min(WINDOW, steps - begin)):
+            here = ascend(model, x, here, y, eps, step_size, 1, "Linf", goal)
+            visited.append(here)
+        to_go = steps - begin - WINDOW
+        if to_go <= 0:
+            break
+        period = torch.zeros_like(left)
+        for back, point in enumerate(reversed(visited[:-1]), start=1):
+            same = (here == point).flatten(1).all(1) & (period == 0)
+            period = torch.where(same, back, period)
+        circling = period.nonzero().flatten()
+        if not len(circling):
+            continue
+        lengths = period[circling]
+        at = WINDOW - lengths + to_go % lengths
+        circles = torch.stack([point[circling] for point in visited])
+        last[left[circling]] = circles[at, torch.arange(len(circling), device=x.device)]
+        walking = (period == 0).nonzero().flatten()
+        if not len(walking):
+            return last
+        left, here = left[walking], here[walking]
+        x, y = x[walking], y[walking]
+        eps, step_size = _some(eps, walking), _some(step_size, walking)
+        target = None if target is None else target[walking]
+    last[left] = here
+    return last
+
+
+def _some(value: Tensor | float, chosen: Tensor) -> Tensor | float:
+    """A radius or step of some images; one number is that of all."""
+    return value[chosen] if isinstance(value, Tensor) and value.ndim else value
 
 
 class Ascent(Attack):
@@ -153,21 +225,34 @@ class PGD(Ascent):
         objective: Objective | None = None,
         target: Tensor | None = None,
         generator: Source = None,
+        circles: bool = False,
     ) -> Tensor:
         """Adversarial images of the shape of x.
 
         eps, step_size and objective override the attack's own.
+        circles: whether images that walk in a circle take no further passes, where that pays
+            (`ascend_until_circles`); the iterates are the same, but it waits for the device.
         """
         draws = drawing(generator, x)
         objective = objective or self.objective
-        if target is not None:
-            objective = Toward(target, objective)
         radius = per_sample(self.eps if eps is None else eps, x)
         step = per_sample(self.step_size if step_size is None else step_size, x)
-        loop = (radius, step, self.steps, self.norm, objective, self.stop)
+        towards = objective if target is None else Toward(target, objective)
+        climb = partial(ascend, norm=self.norm, objective=towards, stop=self.stop)
+        if circles and self._may_circle(objective):
+            climb = partial(ascend_until_circles, objective=objective, target=target)
+        objective = towards
         with frozen(model, self.batch_norm):
             tries = (
-                ascend(model, x, self._start(x, radius, draws), y, *loop)
+                climb(
+                    model,
+                    x,
+                    self._start(x, radius, draws),
+                    y,
+                    eps=radius,
+                    step_size=step,
+                    steps=self.steps,
+                )
                 for _ in range(self.restarts)
             )
             best = next(tries)
@@ -180,7 +265,37 @@ class PGD(Ascent):
                 worth = value.maximum(worth)
         return best
 
-    __call__ = checked(perturb)
+    def _evaluated(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Budget | None = None,
+        step_size: Budget | None = None,
+        objective: Objective | None = None,
+        target: Tensor | None = None,
+        generator: Source = None,
+    ) -> Tensor:
+        """`perturb` where an evaluation may wait for the device: 40 steps and more stop early."""
+        return self.perturb(
+            model,
+            x,
+            y,
+            eps=eps,
+            step_size=step_size,
+            objective=objective,
+            target=target,
+            generator=generator,
+            circles=True,
+        )
+
+    __call__ = checked(_evaluated)
+
+    def _may_circle(self, objective: Objective) -> bool:
+        """Whether an image's way is its own, in steps of one length, and long."""
+        alone = self.norm == "Linf" and self.stop == "never" and self.batch_norm == "eval"
+        return alone and self.steps >= LONG and type(objective) in OF_NO_IMAGE
 
     @property
     def decides(self) -> bool:

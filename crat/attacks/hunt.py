@@ -9,6 +9,7 @@ weakness.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,19 @@ class Hunt:
             return None
         claimed = found.nonzero().flatten()
         return self._settle(claimed, x_adv[claimed]) if len(claimed) else None
+
+    @contextmanager
+    def only(self, chosen: Tensor) -> Iterator[None]:
+        """Within, of the images still hunted only those at the positions `chosen` (m,) are.
+
+        The others wait, and are hunted again afterwards.
+        """
+        waits = torch.ones(len(self), dtype=torch.bool, device=self.index.device)
+        waits[chosen] = False
+        waiting = self.index[waits]
+        self.index = self.index[chosen]
+        yield
+        self.index = torch.cat([waiting, self.index]).sort().values
 
     def settle(self, x_adv: Tensor) -> None:
         """Ends a run with the verdict on the best points (n, C, H, W) of all images hunted."""

@@ -308,7 +308,8 @@ def _sampled(
         found, _ = _judged(on_part, plan.on_sample, outcomes.classes, tell)
         return found
 
-    design = Design(seed=plan.seed)
+    # the hunter has broken what is hard: taken whole, it doubled the cost and told nothing more
+    design = Design(hard=0.0, seed=plan.seed)
     sampled = Sampled.of(outcomes, plan.phase_one, design, attack)
     if sampled.warning:
         tell(f"warning: {sampled.warning}")

@@ -8,11 +8,19 @@ from typing import Any
 
 from crat.attacks.autoattack import AutoAttack
 from crat.attacks.gradient import FGSM, Attack, cw
+from crat.attacks.hunter import Hunter
 from crat.attacks.square import Square
 from crat.attacks.threat import NORMS
 from crat.config import DATASETS, DTYPES, ConfigError, as_written, dataset_named, number
 from crat.names import one_of
-from crat.outcomes.batteries import SAMPLED, Battery, protocol_pgd, usual_battery
+from crat.outcomes.batteries import (
+    HUNTER,
+    SAMPLED,
+    Battery,
+    hunting_battery,
+    protocol_pgd,
+    usual_battery,
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,7 @@ class Plan:
         attacks["AA-plus"] = AutoAttack(eps, norm, "plus")
         attacks["AA-rand"] = AutoAttack(eps, norm, "rand")
         if norm != "L1":
+            attacks[HUNTER] = Hunter(eps, norm)
             attacks[SAMPLED] = AutoAttack(eps, norm)
         return attacks
 
@@ -114,12 +123,13 @@ class Plan:
         if self.attacks:
             return self.attacks
         strong = "AA" if self.images or self.norm == "L1" else SAMPLED
-        return tuple(name for name in ("FGSM", *self.phase_one, strong) if name in self.known)
+        names = ("FGSM", *usual_battery(self.data), strong)
+        return tuple(name for name in names if name in self.known)
 
     @property
     def phase_one(self) -> tuple[str, ...]:
         """The attacks whose survivors AutoAttack meets where it attacks a sample."""
-        return tuple(usual_battery(self.data))
+        return tuple(hunting_battery(self.data))
 
     @property
     def battery(self) -> Battery:

@@ -120,33 +120,37 @@ def chosen_battery(a: Namespace, dataset: str) -> tuple[Battery, list[str]]:
     """
     from crat.corruptions import corruption_battery
     from crat.outcomes.batteries import (
+        HUNTER,
         SAMPLED,
+        hunting_battery,
         standard_battery,
         strong_battery,
         usual_battery,
     )
 
     standard = standard_battery(dataset)
-    attacks: dict[str, Any] = standard | strong_battery(dataset)
+    attacks: dict[str, Any] = standard | hunting_battery(dataset) | strong_battery(dataset)
     names = [one_of("attack", name, [*attacks, SAMPLED]) for name in a.attacks or standard]
     if a.corruptions:
         return corruption_battery(frost=a.frost), []
     if SAMPLED not in names:
         return {name: attacks[name] for name in names}, []
+    first = (hunting_battery if HUNTER in names else usual_battery)(dataset)
     names = [name for name in names if name != SAMPLED]
-    return {name: attacks[name] for name in names} | usual_battery(dataset), [SAMPLED]
+    return {name: attacks[name] for name in names} | first, [SAMPLED]
 
 
 def sampled_outcomes(run: Run, found: Outcomes, settings: dict[str, Any]) -> Sampled:
     """AutoAttack on a sample of the images; found: the outcomes on all of them."""
     from crat.analysis.two_phase import Design
     from crat.outcomes.ask import on_sample
-    from crat.outcomes.batteries import usual_battery
+    from crat.outcomes.batteries import HUNTER, hunting_battery, usual_battery
     from crat.outcomes.sampled import Sampled
 
-    usual = list(usual_battery(run.config.data.name))
+    hunts = HUNTER in found.predictions
+    first = list((hunting_battery if hunts else usual_battery)(run.config.data.name))
     attack = partial(on_sample, run, settings=settings)
-    return Sampled.of(found, usual, Design(), attack)
+    return Sampled.of(found, first, Design(), attack)
 
 
 def _amount(images: int | None, spread: bool) -> str:

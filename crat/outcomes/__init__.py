@@ -2,9 +2,11 @@
 
 from crat.outcomes.ask import on_sample, outcomes, sampled_autoattack
 from crat.outcomes.batteries import (
+    HUNTER,
     SAMPLED,
     TEMPERATURES,
     Battery,
+    hunting_battery,
     protocol_pgd,
     standard_battery,
     strong_battery,
@@ -17,6 +19,7 @@ from crat.outcomes.publishing import publish, publish_weights
 from crat.outcomes.sampled import Sampled
 
 __all__ = [
+    "HUNTER",
     "SAMPLED",
     "TEMPERATURES",
     "Battery",
@@ -28,6 +31,7 @@ __all__ = [
     "Subject",
     "evaluate",
     "evaluation",
+    "hunting_battery",
     "margins",
     "on_sample",
     "outcomes",

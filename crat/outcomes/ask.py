@@ -8,7 +8,13 @@ import numpy as np
 
 from crat.analysis.two_phase import Design
 from crat.config import RunConfig
-from crat.outcomes.batteries import SAMPLED, Battery, strong_battery, usual_battery
+from crat.outcomes.batteries import (
+    SAMPLED,
+    Battery,
+    hunting_battery,
+    strong_battery,
+    usual_battery,
+)
 from crat.outcomes.cache import Outcomes
 from crat.outcomes.evaluation import MissingWeights, evaluate
 from crat.outcomes.sampled import Sampled
@@ -46,19 +52,23 @@ def outcomes(
         return evaluate(run, battery, **settings)
 
 
-def sampled_autoattack(run: Run, *, design: Design | None = None, **settings: Any) -> Sampled:
+def sampled_autoattack(
+    run: Run, *, design: Design | None = None, hunter: bool = False, **settings: Any
+) -> Sampled:
     """A trained run under the usual battery, and under AutoAttack on a sample of its survivors.
 
     Outcomes are stored, read and continued as by `evaluate`. The places of the sample's images are
     part of the key, and the seed and shares of the design decide these places.
     design: (None: the usual `Design`). settings: of `evaluate`.
+    hunter: whether the sample is of what a hunter leaves, too (`hunting_battery`). The published
+    estimates are without.
     Raises as `evaluate`.
     """
     dataset = run.config.data.name
-    usual = usual_battery(dataset)
-    all_images = evaluate(run, usual, **settings)
+    first = (hunting_battery if hunter else usual_battery)(dataset)
+    all_images = evaluate(run, first, **settings)
     return Sampled.of(
-        all_images, list(usual), design or Design(), lambda images: on_sample(run, images, settings)
+        all_images, list(first), design or Design(), lambda images: on_sample(run, images, settings)
     )
 
 

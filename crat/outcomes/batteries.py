@@ -7,10 +7,12 @@ from typing import Any
 
 from crat.attacks.autoattack import AutoAttack
 from crat.attacks.gradient import FGSM, PGD, Attack, cw, temperature_pgd
+from crat.attacks.hunter import Hunter
 from crat.attacks.square import Square
 from crat.config import DATASETS, number
 
 SAMPLED = "AA-sampled"  # the name of AutoAttack where it attacks a sample of the images
+HUNTER = "Hunter"
 # name -> attack, or whatever is called like one, such as a corruption
 Battery = Mapping[str, Any]
 TEMPERATURES = (1 / 50, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1.0, 2.0, 5.0, 10.0)
@@ -31,6 +33,15 @@ def standard_battery(dataset: str) -> dict[str, Attack]:
 def usual_battery(dataset: str) -> dict[str, Attack]:
     """The attacks that judge in every notebook: PGD and CW at the data set's test protocol."""
     return {name: a for name, a in standard_battery(dataset).items() if name != "FGSM"}
+
+
+def hunting_battery(dataset: str) -> dict[str, Attack]:
+    """The usual battery and a hunter (crat.attacks.hunter), at the data set's eps.
+
+    The hunter takes half as many passes again, and leaves few images that AutoAttack breaks: so
+    AutoAttack on a sample of the survivors needs fewer of them.
+    """
+    return usual_battery(dataset) | {HUNTER: Hunter(protocol_pgd(dataset).eps)}
 
 
 def strong_battery(dataset: str) -> dict[str, Attack]:

@@ -80,18 +80,26 @@ class Sampled:
     @property
     def warning(self) -> str:
         """A line on the breaks in the random part; "" where there are none."""
-        return two_phase.warning(self.counts, " and ".join(self.phase_one), self.classes)
+        return two_phase.warning(self.counts, self._left_by, self.classes)
 
     @property
     def description(self) -> str:
         """A line on the images that AutoAttack met."""
         hard = int(self.sample.hard.sum())
         drawn = len(self.sample.places) - hard
-        left = " and ".join(self.phase_one)
+        met = f"{SAMPLED}: AutoAttack on {hard + drawn} of {len(self.all_images.y)} images, "
+        if not hard:
+            return f"{met}drawn at random of those that {self._left_by} left"
         return (
-            f"{SAMPLED}: AutoAttack on {hard + drawn} of {len(self.all_images.y)} images, {hard} "
-            f"with the smallest margin of those that {left} left and {drawn} at random of the rest"
+            f"{met}{hard} with the smallest margin of those that {self._left_by} left and {drawn} "
+            "at random of the rest"
         )
+
+    @property
+    def _left_by(self) -> str:
+        """The attacks of phase one in words."""
+        *others, last = self.phase_one
+        return f"{', '.join(others)} and {last}" if others else last
 
 
 def _survived(found: Outcomes, phase_one: Sequence[str]) -> np.ndarray:

@@ -19,6 +19,7 @@ from crat.attacks import (
     PGD,
     AutoAttack,
     DeepFool,
+    Hunter,
     PerImage,
     Square,
     cw,
@@ -44,7 +45,10 @@ QUICK = {
     "apgd-t": APGD(0.06, loss="dlr", targets=3, steps=10),
     **{f"fab-{norm}": FAB(eps, norm, steps=5, targets=3) for norm, eps in EPS.items()},
     **{f"square-{norm}": Square(eps, norm, queries=60) for norm, eps in EPS.items()},
+    "hunter": Hunter(0.06, steps=5),
+    "hunter-L2": Hunter(0.5, "L2", steps=5),
     "aa": AutoAttack(0.06),
+    "aa-hunter": AutoAttack(0.06, hunter=True),
 }
 
 

@@ -17,6 +17,7 @@ from tiny_runs import TINY, shorten_autoattack
 from crat import audit, cli, data, store
 from crat.analysis import metrics
 from crat.analysis.two_phase import Design
+from crat.attacks.hunter import Hunter
 from crat.attacks.logits import NO_GRADIENT
 from crat.audit import Plan, report
 from crat.audit import model as audit_model
@@ -377,12 +378,14 @@ def test_the_battery_keeps_the_protocols_ratio_of_step_to_eps():
     assert list(Plan("mnist", "10", "L1").battery) == ["AA"]
     assert list(Plan("mnist", "10", "L1", images=0).battery) == ["AA"]
     everyone = Plan("cifar10", images=0)
-    assert list(everyone.battery) == ["FGSM", "PGD-20", "CW-20"]
+    assert list(everyone.battery) == ["FGSM", "PGD-20", "CW-20", "Hunter"]
     assert everyone.on_sample == {"AA-sampled": everyone.known["AA"]}
     assert Plan("cifar10").on_sample == {}
     whole = Plan("cifar10", images=0, attacks=("pgd", "AA"))
     assert (list(whole.battery), whole.on_sample) == (["PGD-20", "AA"], {})
-    assert list(Plan("cifar10", attacks=("AA-sampled",)).battery) == ["PGD-20", "CW-20"]
+    sampled = Plan("cifar10", "0.5", "L2", attacks=("AA-sampled",)).battery
+    assert list(sampled) == ["PGD-20", "CW-20", "Hunter"]
+    assert sampled["Hunter"] == Hunter(0.5, "L2")
     with pytest.raises(ConfigError, match="unknown attack 'jsma'"):
         Plan("cifar10", attacks=("jsma",))
     assert list(Plan("cifar10", attacks=("pgd", "AutoAttack")).battery) == ["PGD-20", "AA"]
@@ -394,12 +397,13 @@ def test_of_all_images_a_sample_meets_autoattack(nets, tmp_path, monkeypatch):
     told = []
     settings = {"out": tmp_path / "out", "device": "cpu", "tell": told.append}
     folder, found, sampled = audit.audit(f"{nets / 'nets.py'}:linear", plan, **settings)
-    assert set(found.predictions) == {"clean", "PGD-20", "CW-20"}
+    assert set(found.predictions) == {"clean", "PGD-20", "CW-20", "Hunter"}
     n = len(sampled.sample.places)
     assert 0 < n < len(found.y) == 2000
     card = store.read_json(folder / "card.json")
-    assert card["attacks"].keys() == card["seconds"].keys() == {"PGD-20", "CW-20", "AA-sampled"}
-    assert card["sampled"]["design"] == {"hard": 0.05, "random": 0.05, "least": 10, "seed": 0}
+    ran = {"PGD-20", "CW-20", "Hunter", "AA-sampled"}
+    assert card["attacks"].keys() == card["seconds"].keys() == ran
+    assert card["sampled"]["design"] == {"hard": 0.0, "random": 0.05, "least": 10, "seed": 0}
     assert card["sampled"]["images"] == 2000
     assert card["sampled"]["attacked"] == n == card["sampled"]["hard"] + card["sampled"]["drawn"]
     table = pd.read_csv(folder / "estimates.csv")
@@ -412,7 +416,9 @@ def test_of_all_images_a_sample_meets_autoattack(nets, tmp_path, monkeypatch):
     assert (pd.read_csv(folder / "broken_by.csv").n.sum()) == n
     assert pd.read_csv(folder / "class_bars.csv").robust_acc.tolist() == table.robust_acc.tolist()
     shown = audit.estimate_table(sampled)
-    assert shown.startswith(f"AA-sampled: AutoAttack on {n} of 2000 images, ")
+    assert shown.startswith(
+        f"AA-sampled: AutoAttack on {n} of 2000 images, drawn at random of those"
+    )
     assert re.search(r"\nShirt +200 +\d+ +\d+\.\d \[\d+\.\d, \d+\.\d\] +\d+\.\d\n", shown)
     monkeypatch.setattr(cache, "attacked_batches", None)
     _, _, again = audit.audit(f"{nets / 'nets.py'}:linear", plan, **settings)

@@ -271,7 +271,8 @@ def test_train_evaluate_publish(runs, tmp_path, monkeypatch, capsys):
         assert len(list((run.folder / "eval").glob("*.npz"))) == 2
     assert cli.main(["evaluate", run.name, "--attacks", "PGB"]) == 2
     assert (
-        "unknown attack 'PGB'; known: FGSM, PGD-20, CW-20, Square, AA, AA-sampled; did you mean"
+        "unknown attack 'PGB'; "
+        "known: FGSM, PGD-20, CW-20, Hunter, Square, AA, AA-sampled; did you mean"
         in capsys.readouterr().err
     )
 
@@ -282,6 +283,10 @@ def test_train_evaluate_publish(runs, tmp_path, monkeypatch, capsys):
     assert re.search(r"class +n +clean +PGD-20 +CW-20 +union\n", told)
     assert re.search(r"AA-sampled: AutoAttack on \d+ of 100 images, \d+ with the smallest", told)
     assert re.search(r"\nShirt +10 +\d+ +\d+\.\d \[\d+\.\d, \d+\.\d\] +\d+\.\d\n", told)
+    assert cli.main(["evaluate", run.name, *words, "--attacks", "AA-sampled", "hunter"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"class +n +clean +Hunter +PGD-20 +CW-20 +union\n", told)
+    assert "that PGD-20, CW-20 and Hunter left" in told
 
     monkeypatch.setattr(store, "results_home", lambda: tmp_path / "results")
     assert cli.main(["publish", run.name]) == 0

@@ -63,7 +63,17 @@ def test_numbers_below_one_are_refused(numbers):
 
 @pytest.mark.parametrize(
     "name",
-    ["step", "training", "attacks", "precision", "peers", "gpu", "autoattack_estimate", "loader"],
+    [
+        "step",
+        "training",
+        "attacks",
+        "precision",
+        "peers",
+        "gpu",
+        "autoattack_estimate",
+        "loader",
+        "hunter",
+    ],
 )
 def test_each_script_explains_itself(name, monkeypatch, capsys):
     path = Path(step.__file__).with_name(f"{name}.py")

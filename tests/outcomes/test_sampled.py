@@ -50,6 +50,17 @@ def test_only_survivors_are_attacked_and_only_they_have_an_outcome(run):
     assert found.description.startswith(f"AA-sampled: AutoAttack on {len(places)} of 120 images, ")
 
 
+def test_with_a_hunter_the_sample_is_of_what_it_leaves_too(run):
+    found = sampled_autoattack(run, design=FEW, hunter=True, **ASKED)
+    everyone = found.all_images
+    assert found.phase_one == ("PGD-20", "CW-20", "Hunter")
+    survived = np.logical_and.reduce([everyone.robust(name) for name in found.phase_one])
+    assert survived[found.sample.places].all()
+    upper = np.bincount(everyone.y, survived) / np.bincount(everyone.y)
+    assert (found.table.robust_acc <= upper + 1e-12).all()
+    assert "that PGD-20, CW-20 and Hunter left" in found.description
+
+
 def test_it_is_read_again_and_another_draw_is_another_outcome(run, monkeypatch):
     first = sampled_autoattack(run, design=FEW, **ASKED)
     real = cache.attacked_batches
