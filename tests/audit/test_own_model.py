@@ -423,7 +423,7 @@ def test_autoattack_on_a_sample_from_python(undrawn, monkeypatch):
 
     shorten_autoattack(monkeypatch)
     judged = audit.audit_model(made(), photos(), CLASSES, "1/255", images=0, **QUIET)
-    assert set(judged.outcomes.predictions) == {"clean", "FGSM", "PGD-20", "CW-20"}
+    assert set(judged.outcomes.predictions) == {"clean", "FGSM", "PGD-20", "CW-20", "Hunter"}
     assert len(judged.sampled.table) == 3
     card = json.loads((judged.folder / "card.json").read_text())
     assert card["sampled"]["images"] == 18
