@@ -35,6 +35,7 @@ TRIED: dict[str, dict[str, Any]] = {
     "FRL+EMA": preset("frl") | EMA,
     "MART+EMA": preset("mart") | EMA,
     "FAT+EMA": preset("fat") | EMA,
+    "CFOL+EMA": preset("cfol") | EMA,
 }
 # runs of it that AutoAttack judged
 STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")

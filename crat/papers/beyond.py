@@ -24,6 +24,9 @@ DROPS = (0.005, 0.01, TWO_POINTS, 0.05)  # the points of its frontier
 RADII = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # shares of the protocol's eps at which AT+EMA is attacked
 FEW = 5000  # test images of that
 
+# networks whose head gets other norms; a run that is published without weights cannot be attacked
+NORMED = ("AT+EMA-s0",)
+
 # a worst-class number depends on these, too: the average of weights, and the gate on its epochs
 AVERAGED = {"AT, plain": NONE, "AT, FAWA": GATED}
 

@@ -25,6 +25,8 @@ BROWN = "#8C510A"
 PURPLE = "#5D3A9B"
 OLIVE = "#8A8B00"
 NAVY = "#1B2F6B"
+WINE = "#882255"
+SAND = "#C8AE50"
 
 # method -> its colour and matplotlib's name of its shape
 MARKS: dict[str, tuple[str, str]] = {
@@ -49,16 +51,24 @@ MARKS: dict[str, tuple[str, str]] = {
     "smoothing": (PINK, "v"),
     "WAT": (OLIVE, "P"),
     "FRL": (NAVY, "X"),
-    "BAT": (GREEN, "X"),
+    "BAT": (SAND, "X"),
     "DAFA": (PINK, "P"),
     "FAAL": (SKY, "P"),
-    "CFOL": (BROWN, "P"),
+    "CFOL": (WINE, "P"),
     "CODAT": (GREEN, "P"),
     "RoBal": (GREEN, "^"),
     "REAT": (ORANGE, "s"),
     "AT-BSL": (PURPLE, "D"),
     "universal AT": (BLUE, "h"),
     "class-wise universal AT": (ORANGE, "h"),
+    "AT+LS": (BLUE, "v"),
+    "CSR": (GREEN, "*"),
+    "FAIR-TAT": (ORANGE, "*"),
+    "HAM": (SKY, "*"),
+    "ABSLD": (PURPLE, "*"),
+    "Fair-ARD": (WINE, "*"),
+    "Fair-RSLAD": (SAND, "*"),
+    "self-distillation": (SKY, "^"),
 }
 # other names of the same methods
 ALIASES = {
