@@ -21,6 +21,8 @@ from crat.defenses.codat import CODAT
 from crat.defenses.dafa import DAFA
 from crat.defenses.faal import FAAL
 from crat.defenses.fat import FAT
+from crat.defenses.fgsm import FGSM, FGSMPGI, FGSMRS, NFGSM, GradAlign
+from crat.defenses.free_at import FreeAT
 from crat.defenses.frl import FRL
 from crat.defenses.he import HE
 from crat.defenses.label_augmentation import LabelAugmentation, LabelSmoothing
@@ -95,6 +97,12 @@ DEFENSES |= {
     "robal": RoBal,
     "reat": REAT,
     "at_bsl": ATBSL,
+    "fgsm": FGSM,
+    "fgsm_rs": FGSMRS,
+    "n_fgsm": NFGSM,
+    "grad_align": GradAlign,
+    "fgsm_pgi": FGSMPGI,
+    "free_at": FreeAT,
 }
 # the bases of policies stay crat's own, whatever a user puts into DEFENSES under their names
 METHODS.update(DEFENSES)

@@ -52,6 +52,7 @@ class Task:
     class_counts: Tensor  # training images of each class, (K,)
     image_shape: tuple[int, ...] = (1, 28, 28)  # (C, H, W)
     epochs: int = 1
+    batch_size: int = 128
 
     @property
     def n_classes(self) -> int:
@@ -91,6 +92,11 @@ class Defense:
         It waits where Python decides by the value of a tensor.
         """
         return ""
+
+    @property
+    def updates_a_batch(self) -> int:
+        """The number of updates that a batch is used for, one after another."""
+        return 1
 
     def prepare(self, task: Task) -> None:
         """Begins `state`, once before training.

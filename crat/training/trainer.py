@@ -165,7 +165,8 @@ class Trainer:
 
     def _make_defense(self) -> Defense:
         counts = self.images.y_train.bincount(minlength=self.images.n_classes).cpu()
-        task = Task(counts, self.images.image_shape, self.config.epochs)
+        settings = self.config
+        task = Task(counts, self.images.image_shape, settings.epochs, settings.batch_size)
         return make_defense(self.config, task).to(self.device)
 
     def _average_start(self) -> None:
