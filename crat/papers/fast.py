@@ -54,8 +54,8 @@ SHORT: dict[str, Any] = {
     "epochs": 16,
     "eps_warmup": 0,
 }
-# a class (or the average) has fallen at the first epoch below this share of its highest accuracy
-# so far; curves that never reached STOOD are not counted
+# a class (or the average) falls at the first epoch from which on it stays below this share of its
+# highest validation accuracy under attack; a curve that never reached STOOD is not counted
 FALLEN, STOOD = 0.5, 0.2
 
 # (b) the protocol's own radius: one step, two or ten, with and without an average over updates
