@@ -59,6 +59,15 @@ MARKS: dict[str, tuple[str, str]] = {
     "AT-BSL": (PURPLE, "D"),
     "universal AT": (BLUE, "h"),
     "class-wise universal AT": (ORANGE, "h"),
+    "FGSM": (BLACK, ">"),
+    "FGSM-RS": (ORANGE, ">"),
+    "N-FGSM": (GREEN, ">"),
+    "GradAlign": (PINK, ">"),
+    "FGSM-PGI": (BROWN, ">"),
+    "Free AT": (PURPLE, "<"),
+    "one step": (ORANGE, "p"),
+    "two steps": (SKY, "p"),
+    "ten steps": (BLUE, "p"),
 }
 # other names of the same methods
 ALIASES = {
