@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from crat import distributed
-from crat.defenses.base import Task
 
 
-def nothing_carried(task: Task) -> Tensor:
-    """Zeros for each place in a batch of the run, (B, C, H, W)."""
-    return torch.zeros(task.batch_size, *task.image_shape)
+def nothing_carried(batch_size: int, image_shape: tuple[int, ...]) -> Tensor:
+    """Zeros for each place in a batch, (B, C, H, W)."""
+    return torch.zeros(batch_size, *image_shape)
 
 
 def carried(perturbations: Tensor, y: Tensor) -> Tensor:

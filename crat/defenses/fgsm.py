@@ -275,7 +275,7 @@ class FGSMPGI(FGSM):
     def prepare(self, task: Task) -> None:
         """Begins state["prior"] with zeros. Raises ConfigError where a setting is below 0."""
         super().prepare(task)
-        self.state["prior"] = nothing_carried(task)
+        self.state["prior"] = nothing_carried(task.batch_size, task.image_shape)
 
     def craft(
         self,

@@ -56,7 +56,7 @@ class FreeAT(Defense):
     def prepare(self, task: Task) -> None:
         """Begins state["delta"] with zeros. Raises ConfigError where m is below 1."""
         checked("replays", self.replays, lambda m: m >= 1, "at least 1")
-        self.state["delta"] = nothing_carried(task)
+        self.state["delta"] = nothing_carried(task.batch_size, task.image_shape)
 
     def craft(
         self,

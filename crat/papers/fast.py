@@ -3,10 +3,10 @@
 No class-wise number of a single-step method was found in print, so most claims are questions of
 ours. The papers' claims are those of their repositories' first pages; their tables were not read.
 
-Declared on 27 November 2026 before the plan's own runs were trained. Seen before: short trainings of
-FGSM that looked for a setting in which it falls, the last of them the plan's own FGSM with seed 0;
-seed 0 of the fast methods in an earlier setting with twice the batch and four times the rate, in
-which none fell and Free AT diverged; and notebook 09's runs of AT, which are "ten steps" here.
+Declared on 27 November 2026 before the plan's own runs were trained. Seen before: short trainings
+of FGSM that looked for a setting in which it falls, the last of them the plan's own FGSM of seed 0;
+seed 0 of the fast methods in an earlier setting (twice the batch, four times the rate), in which
+none fell and Free AT diverged; and notebook 09's runs of AT, which are "ten steps" here.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
 
     Free AT has half the epochs: its four updates a batch cost two steps of FGSM.
     """
-    seeds, runs = selection.repeated(FEW_SEEDS), {}
+    seeds = selection.repeated(FEW_SEEDS)
+    runs: Runs = {}
     base = sweep(profile_name, selection)
     wide = twice(base).but(**NONE)
     if profile_name == "laptop":

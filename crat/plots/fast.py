@@ -30,8 +30,8 @@ def falls(table: pd.DataFrame, fallen: pd.DataFrame, title: str = "") -> Figure:
         for row, name in enumerate(classes):
             if np.isfinite(of_run[name]):
                 column = list(wide.columns).index(of_run[name])
-                frame = {"fill": False, "edgecolor": RED, "lw": 2}
-                ax.add_patch(plt.Rectangle((column, row), 1, 1, **frame))
+                frame = plt.Rectangle((column, row), 1, 1, fill=False, edgecolor=RED, lw=2)
+                ax.add_patch(frame)
         if "average" in classes:
             ax.axhline(classes.index("average"), color="white", lw=4)
         shown = range(0, len(wide.columns), 3)
