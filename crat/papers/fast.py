@@ -62,10 +62,9 @@ FREE_RATE = 0.2
 # highest validation accuracy under attack; a curve that never reached STOOD is not counted
 FALLEN, STOOD = 0.5, 0.2
 
-# (b) the protocol's own radius: one step, two or ten, with and without an average over updates
+# (b) the protocol's own radius: one step or ten, with and without an average over updates
 STEPS: dict[str, dict[str, Any]] = {
     "one step": preset("fgsm_rs"),
-    "two steps": preset("pgd_at") | {"steps": 2},
     "ten steps": preset("pgd_at"),
 }
 LONGER = 3  # times the epochs of one step, which still take less time than ten steps
@@ -114,10 +113,7 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
             if profile_name == "laptop":
                 run = run.but(epochs=run.train.epochs // 2)
         runs |= seeded(name, run, seeds)
-    half = number(DATASETS[base.data.name].protocol.eps) / 2
     for name, changes in STEPS.items():
-        if name == "two steps":
-            changes = changes | {"step_size": half}
         runs |= seeded(name, base.but(**changes | NONE), seeds)
         runs |= seeded(f"{name}+EMA", base.but(**changes | EMA), seeds)
     longer = LONGER * base.train.epochs

@@ -66,7 +66,6 @@ MARKS: dict[str, tuple[str, str]] = {
     "FGSM-PGI": (BROWN, ">"),
     "Free AT": (PURPLE, "<"),
     "one step": (ORANGE, "p"),
-    "two steps": (SKY, "p"),
     "ten steps": (BLUE, "p"),
 }
 # other names of the same methods
