@@ -30,7 +30,9 @@ def falls(table: pd.DataFrame, fallen: pd.DataFrame, title: str = "") -> Figure:
         for row, name in enumerate(classes):
             if np.isfinite(of_run[name]):
                 column = list(wide.columns).index(of_run[name])
-                frame = plt.Rectangle((column, row), 1, 1, fill=False, edgecolor=RED, lw=2)
+                frame = plt.Rectangle(
+                    (column, row), 1, 1, fill=False, edgecolor=RED, lw=2, zorder=4
+                )
                 ax.add_patch(frame)
         if "average" in classes:
             ax.axhline(classes.index("average"), color="white", lw=4)
@@ -53,21 +55,24 @@ def against_time(table: pd.DataFrame, title: str = "") -> Figure:
     labels = {"average": "average (%)", "worst": "worst class (%)"}
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.7))
     for ax, value in zip(axes, labels, strict=True):
-        means = []
+        means, lines = [], []
         for method in table.method.unique():
             part = table[table.method == method]
             look = mark(method)
-            ax.scatter(part.seconds, 100 * part[value], s=26, alpha=0.8, **look.points)
+            at, runs = part.seconds.mean(), 100 * part[value]
+            ax.plot((at, at), (runs.min(), runs.max()), color=look.colour, lw=1)
+            lines += [(at, height) for height in np.linspace(runs.min(), runs.max(), 12)]
+            ax.scatter(part.seconds, runs, s=26, **look.points, zorder=3)
             means.append((part.seconds.mean(), 100 * part[value].mean()))
         ax.set(xscale="log", xlabel="seconds of a training (one core)", title=labels[value])
         ax.margins(x=0.22, y=0.16)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter("")
         ax.set_xticks((10, 20, 50, 100, 200))
+        ax.set_ylim(bottom=max(ax.get_ylim()[0], -1))
         points = np.array(means)
         figure.draw_without_rendering()
-        others = table[["seconds", value]].to_numpy() * (1, 100)
-        name_points(ax, points, list(table.method.unique()), figure.dpi / 72, others)
+        name_points(ax, points, list(table.method.unique()), figure.dpi / 72, lines)
     figure.suptitle(title, fontsize="medium")
     return figure
 
