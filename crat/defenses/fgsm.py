@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crat import distributed
 from crat.attacks.frozen import frozen
 from crat.attacks.gradient import forward_backward
 from crat.attacks.noise import Source, drawing, uniform
 from crat.attacks.objectives import full
 from crat.attacks.threat import Budget, length, per_sample, project, uniform_start
+from crat.config import ConfigError
 from crat.defenses.base import Defense, Row, Task, checked
 from crat.defenses.carried import carried, carry, nothing_carried
 from crat.defenses.stats import ClassStats
@@ -200,6 +202,15 @@ class GradAlign(FGSM):
         ),
         *LIKE_PGD_AT,
     )
+
+    def prepare(self, task: Task) -> None:
+        """Raises ConfigError where a setting is below 0, and in several processes."""
+        super().prepare(task)
+        if distributed.world() > 1:
+            raise ConfigError(
+                "grad_align trains in one process: the statistics that several share have no "
+                "gradient of a gradient"
+            )
 
     def craft(
         self,

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tiny_runs import TINY
 from torch import nn
 
-from crat import data
+from crat import data, distributed
 from crat.attacks import PGD
 from crat.attacks.objectives import PlainCrossEntropy
 from crat.config import ConfigError
@@ -198,3 +198,9 @@ def test_a_setting_out_of_range_is_refused(name, options, line):
     config = TINY.but(defense=name, options=options).resolved().train
     with pytest.raises(ConfigError, match=line):
         make_defense(config, K)
+
+
+def test_grad_align_refuses_several_processes(monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    with pytest.raises(ConfigError, match="grad_align trains in one process"):
+        ready(GradAlign)
