@@ -14,12 +14,16 @@ yours, at CODE's commit; none is here.
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import itertools
 import json
 import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType, SimpleNamespace
 from unittest import mock
 
 import torch
@@ -173,6 +177,49 @@ def _uniform_in_place(x: Tensor, low: float = 0.0, high: float = 1.0, **settings
     if x.shape[1:] == (3, 32, 32):
         return x.copy_(low + (high - low) * uniform_noise()[: len(x)])
     return _uniform(x, low, high, **settings)
+
+
+def statements(file: Path, first: str, last: str) -> CodeType:
+    """The statements of a loop of a script that trains as soon as it runs.
+
+    first, last: the beginnings of the statements between which they stand, both included.
+    """
+    for node in ast.walk(ast.parse(file.read_text())):
+        if not isinstance(node, ast.For):
+            continue
+        lines = [ast.unparse(statement) for statement in node.body]
+        begins = [i for i, line in enumerate(lines) if line.startswith(first)]
+        ends = [i for i, line in enumerate(lines) if line.startswith(last)]
+        if begins and ends:
+            chosen = node.body[begins[0] : ends[0] + 1]
+            return compile(ast.Module(chosen, []), str(file), "exec")
+    raise SystemExit(f"{file} has no loop from {first!r} to {last!r}")
+
+
+@contextmanager
+def noise_by_channel() -> Iterator[None]:
+    """Within, `uniform_` of one channel of a batch (B, 32, 32) is this file's noise in its turn."""
+    channel = itertools.cycle(range(3))
+
+    def drawn(x: Tensor, low: float, high: float) -> Tensor:
+        return x.copy_(low + (high - low) * uniform_noise()[: len(x), next(channel)])
+
+    with mock.patch.object(torch.Tensor, "uniform_", drawn):
+        yield
+
+
+# apex, which scales losses in half precision, where there is nothing to scale
+AMP = SimpleNamespace(scale_loss=lambda loss, optimizer: contextlib.nullcontext(loss))
+
+
+def made(model: nn.Module, x_adv: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    """A step's images, loss and gradient, and the running statistics behind it."""
+    return {
+        "x_adv": x_adv,
+        "loss": loss,
+        "gradient": gradient(model, loss),
+        "buffers": buffers(model),
+    }
 
 
 def gradient(model: nn.Module, loss: Tensor) -> Tensor:

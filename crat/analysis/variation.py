@@ -94,6 +94,23 @@ def see_saw(a: ArrayLike, b: ArrayLike) -> SeeSaw:
     return SeeSaw(correlation, opposite, steps, cancelled)
 
 
+def fall(acc: ArrayLike, share: float = 0.5, stood: float = 0.2) -> NDArray:
+    """The epoch (from 1) from which on an accuracy stays below a share of its highest, (...).
+
+    acc: (E, ...), after each of E epochs. inf where it never falls for good; nan where its highest
+    is below `stood`, so that there is nothing to fall from. A dip that it comes back from is none.
+    Raises MetricError below two epochs.
+    """
+    acc = np.asarray(acc, float)
+    if acc.ndim < 1 or len(acc) < 2:
+        raise MetricError(f"a fall needs two epochs or more, not accuracies of shape {acc.shape}")
+    highest = acc.max(0)
+    stands = acc >= share * highest
+    last = len(acc) - np.argmax(stands[::-1], axis=0)  # the last epoch in which it stands
+    falls = np.where(last == len(acc), np.inf, last + 1)
+    return np.where(highest < stood, np.nan, falls)
+
+
 def grid_radius(robust: ArrayLike, grid: ArrayLike) -> NDArray:
     """Smallest radius of a grid that breaks each image, (..., N); inf if none does.
 

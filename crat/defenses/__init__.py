@@ -25,6 +25,8 @@ from crat.defenses.faal import FAAL
 from crat.defenses.fair_ard import FairARD
 from crat.defenses.fair_tat import FairTAT
 from crat.defenses.fat import FAT
+from crat.defenses.fgsm import FGSM, FGSMPGI, FGSMRS, NFGSM, GradAlign
+from crat.defenses.free_at import FreeAT
 from crat.defenses.frl import FRL
 from crat.defenses.ham import HAM
 from crat.defenses.he import HE
@@ -108,6 +110,12 @@ DEFENSES |= {
     "absld": ABSLD,
     "fair_ard": FairARD,
     "self_distillation": SelfDistillation,
+    "fgsm": FGSM,
+    "fgsm_rs": FGSMRS,
+    "n_fgsm": NFGSM,
+    "grad_align": GradAlign,
+    "fgsm_pgi": FGSMPGI,
+    "free_at": FreeAT,
 }
 # the bases of policies stay crat's own, whatever a user puts into DEFENSES under their names
 METHODS.update(DEFENSES)

@@ -54,6 +54,7 @@ class Task:
     epochs: int = 1
     # the network that a distillation learns from: frozen, in eval mode, on the training's device
     teacher: nn.Module | None = None
+    batch_size: int = 128
 
     @property
     def n_classes(self) -> int:
@@ -94,6 +95,11 @@ class Defense:
         It waits where Python decides by the value of a tensor.
         """
         return ""
+
+    @property
+    def updates_a_batch(self) -> int:
+        """The number of updates that a batch is used for, one after another."""
+        return 1
 
     def prepare(self, task: Task) -> None:
         """Begins `state`, once before training.

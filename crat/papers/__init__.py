@@ -17,6 +17,7 @@ from crat.papers import (
     attacks,
     beyond,
     cfa,
+    fast,
     label_augmentation,
     long_tail,
     spat,
@@ -50,6 +51,7 @@ PAPERS: dict[str, ModuleType] = {
     "07": universal,
     "08": long_tail,
     "09": beyond,
+    "10": fast,
 }
 
 # number of the notebook -> (profile, seed, selection) -> its runs

@@ -69,6 +69,14 @@ MARKS: dict[str, tuple[str, str]] = {
     "Fair-ARD": (WINE, "*"),
     "Fair-RSLAD": (SAND, "*"),
     "self-distillation": (SKY, "^"),
+    "FGSM": (BLACK, ">"),
+    "FGSM-RS": (ORANGE, ">"),
+    "N-FGSM": (GREEN, ">"),
+    "GradAlign": (PINK, ">"),
+    "FGSM-PGI": (BROWN, ">"),
+    "Free AT": (PURPLE, "<"),
+    "one step": (ORANGE, "p"),
+    "ten steps": (BLUE, "p"),
 }
 # other names of the same methods
 ALIASES = {

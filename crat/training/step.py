@@ -139,18 +139,21 @@ class Step:
     def __call__(self, x: Tensor, y: Tensor, rate: float) -> None:
         """Updates the weights by a batch: x (B, C, H, W) in [0, 1], y (B,) int64.
 
+        A method that uses a batch for several updates makes them all here.
+
         rate: the learning rate. Nothing waits for the device, but in the first steps of a shape.
         """
         batch = self._in_place(x, y)
         self.state.optimizer.param_groups[0]["lr"].fill_(rate)
-        average = self._average()
-        if average:
-            average.begin(self.state.model)
-            self.share.fill_(average.advance())
         shape = tuple(x.shape), self._moves_weights()
-        if shape not in self.steps:
-            self.steps[shape] = self._prepared(batch)
-        self.steps[shape]()
+        for _ in range(self.state.defense.updates_a_batch):
+            average = self._average()
+            if average:
+                average.begin(self.state.model)
+                self.share.fill_(average.advance())
+            if shape not in self.steps:
+                self.steps[shape] = self._prepared(batch)
+            self.steps[shape]()
 
     def _in_place(self, x: Tensor, y: Tensor) -> Batch:
         shape = tuple(x.shape)

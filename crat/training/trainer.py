@@ -172,7 +172,9 @@ class Trainer:
 
     def _make_defense(self) -> Defense:
         counts = self.images.y_train.bincount(minlength=self.images.n_classes).cpu()
-        task = Task(counts, self.images.image_shape, self.config.epochs, self.teacher)
+        settings = self.config
+        shape = self.images.image_shape
+        task = Task(counts, shape, settings.epochs, self.teacher, settings.batch_size)
         return make_defense(self.config, task).to(self.device)
 
     def _average_start(self) -> None:
@@ -223,11 +225,8 @@ class Trainer:
 
         No update waits for the device. Raises TrainingError where a loss is not finite.
         """
-        torch.manual_seed(store.seed_for(self.config.seed, epoch, "dropout"))  # inside fork_rng
-        self.step.begin(store.seed_for(self.config.seed, epoch), self.eps_scale(epoch))
-        batches = self._batches(self.step.generator)
+        batches = self.batches(epoch)
         n_batches = len(batches)
-        self.model.train()
         for i, (x, y) in enumerate(batches):
             self.rate = learning_rate(self.config, epoch * n_batches + i, n_batches)
             self.step(x, y, self.rate)
@@ -240,12 +239,16 @@ class Trainer:
         sums = list(vars(self.step.counted()).values())
         return ClassStats(*distributed.sum_over_ranks(sums))
 
-    def _batches(self, generator: torch.Generator) -> data.Batches:
+    def batches(self, epoch: int) -> data.Batches:
+        """The batches of an epoch, which begins here: its random numbers, its counts, its mode."""
+        torch.manual_seed(store.seed_for(self.config.seed, epoch, "dropout"))  # inside fork_rng
+        self.step.begin(store.seed_for(self.config.seed, epoch), self.eps_scale(epoch))
+        self.model.train()
         return data.Batches(
             self.images.x_train,
             self.images.y_train,
             self.config.batch_size,
-            generator=generator,
+            generator=self.step.generator,
             augment=self.augment,
             padding=self.run.config.data.padding,
             class_probs=self.defense.class_probs(),

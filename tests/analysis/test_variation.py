@@ -11,6 +11,7 @@ from crat.analysis.variation import (
     beyond_chance,
     crossings,
     detectable_gain,
+    fall,
     grid_radius,
     see_saw,
     seeds_needed,
@@ -101,3 +102,21 @@ def test_class_variance_beyond_chance_is_that_of_the_true_accuracies():
     )
     with pytest.raises(MetricError, match=r"accuracies of 3 classes, but sizes of shape \(2,\)"):
         beyond_chance([0.1, 0.2, 0.3], [5, 5])
+
+
+def test_a_fall_is_for_good_and_a_dip_is_none():
+    curves = np.array(
+        [
+            [0.2, 0.8, 0.7, 0.3, 0.2, 0.1],  # falls with the fourth epoch
+            [0.2, 0.8, 0.1, 0.8, 0.8, 0.7],  # a dip
+            [0.2, 0.8, 0.1, 0.4, 0.3, 0.3],  # a dip to half of it, then a fall
+            [0.0, 0.1, 0.1, 0.0, 0.0, 0.0],  # never stood
+            [0.3, 0.4, 0.5, 0.6, 0.7, 0.1],  # falls in the last epoch
+        ]
+    ).T
+    assert fall(curves).tolist() == pytest.approx([4, np.inf, 5, np.nan, 6], nan_ok=True)
+    assert float(fall(curves[:, 0])) == 4
+    assert float(fall(curves[:, 0], share=0.2)) == 6
+    assert float(fall(curves[:, 3], stood=0.05)) == 4
+    with pytest.raises(MetricError, match="two epochs or more"):
+        fall(curves[:1])

@@ -50,7 +50,9 @@ def test_crafts_within_its_budget_and_leaves_the_model_as_it_was(method, batch):
         assert not x_adv.requires_grad
         # noise, blur, contrast: operations that know no budget
         if method != "label_augmentation-la":
-            assert (x_adv - x).abs().max() <= eps + 1e-6
+            # N-FGSM's noise of 2 eps and its step of eps are not cut to the ball
+            reach = 3 if method == "n_fgsm" else 1
+            assert (x_adv - x).abs().max() <= reach * eps + 1e-6
         assert x_adv.min() >= 0
         assert x_adv.max() <= 1
     assert model.training

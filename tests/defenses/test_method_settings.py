@@ -118,10 +118,16 @@ DEFAULTS = {
         "per_output": False,
     },
     "self_distillation": {"share": 0.5, "temperature": 1.0},
+    "fgsm": {"noise": 0.0, "step": 1.0, "clipped": True},
+    "fgsm_rs": {"noise": 1.0, "step": 1.25, "clipped": True},
+    "n_fgsm": {"noise": 2.0, "step": 1.0, "clipped": False},
+    "grad_align": {"noise": 0.0, "step": 1.0, "clipped": True, "weight": 0.2},
+    "fgsm_pgi": {"noise": 0.0, "step": 1.0, "clipped": True, "weight": 10.0},
+    "free_at": {"replays": 8},
 }
 START = {
     "gaussian": "trades spat mart alp he frl wat bat dafa at_bsl csr absld self_distillation",
-    "none": "universal_at",
+    "none": "universal_at fgsm grad_align fgsm_pgi free_at",
 }
 EVAL = (
     "trades fat spat mart alp he frl wat bat cfol dafa faal universal_at robal reat at_bsl "

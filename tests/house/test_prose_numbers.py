@@ -13,6 +13,7 @@ import re
 import numpy as np
 import prose_answers as answers
 import prose_evidence as results
+import prose_fast as fast
 import pytest
 from prose_evidence import ROOT, claim, claims, csv, percent, printed, table
 
@@ -382,6 +383,7 @@ EVIDENCE = {
         ),
         ("go together", lambda: claim("09", "quarter of the protocol")[:1] / 100),
     ],
+    "10": fast.EVIDENCE,
 }
 for name in EVIDENCE.keys() - {"README"}:
     EVIDENCE[name].append((r"\brows?\b", functools.partial(results.verdicts, name)))
@@ -478,6 +480,7 @@ NO_RESULT = {
         "probability 0.8",
         "a cat is right in 20 %",
     ],
+    "10": fast.NO_RESULT,
 }
 
 

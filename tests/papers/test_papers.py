@@ -107,7 +107,7 @@ def test_the_gpu_profile_trains_every_plan_on_cifar10():
     base = profile("gpu")
     for number, plan in PLANS.items():
         for key, config in plan("gpu").items():
-            if (number, key) == ("09", "live"):  # small in every profile
+            if key == "live" and number in ("09", "10"):  # small in every profile
                 continue
             run = Run.of(config, "cpu")
             tuned = key.startswith("tuned")

@@ -62,7 +62,8 @@ def plain_epoch(trainer, generator, scale):
     state, train = trainer.state, trainer.config
     defense, model, optimizer = state.defense, state.model, state.optimizer
     total = None
-    for i, (x, y) in enumerate(batches(trainer)):
+    used = [(i, *b) for i, b in enumerate(batches(trainer)) for _ in range(defense.updates_a_batch)]
+    for i, x, y in used:
         x = x.contiguous(memory_format=torch.channels_last)
         with autocast(CPU, train.dtype):
             x_adv = defense.craft(model, x, y, scale=scale, generator=generator)
