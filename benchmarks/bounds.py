@@ -3,7 +3,7 @@
     crat train --data mnist --model small_cnn --width 4 --defense pgd_at --eps 0.1 \\
         --step-size 0.025 --steps 7 --epochs 8 --train-per-class 2000 --valid-per-class 100 \\
         --schedule one_cycle --eps-warmup 2 --trace-per-class 0 --dtype float32
-    python benchmarks/bounds.py RUN --images 100 --eps 0.1 0.15 --out benchmarks/bounds.csv
+    python benchmarks/bounds.py RUN --images 300 --eps 0.1 0.15 --out results/mnist_brackets.csv
 
 The table has the columns of `crat.analysis.brackets.bracket`, and before them the run and the
 radius, behind them the share that interval arithmetic certifies and the seconds an image took

@@ -46,7 +46,7 @@ NOTEBOOKS = {  # the paper and one question of each notebook
     "08_long_tail": ("RoBal, REAT, AT-BSL", "What does a long tail take from which class?"),
     "09_beyond_the_papers": ("ours", "Is fair training more than a shift of K biases?"),
     "10_fast_adversarial_training": (
-        "FGSM-RS, N-FGSM, GradAlign, PGI, Free AT",
+        "fast AT",
         "Which class falls first when one step trains?",
     ),
 }

@@ -12,6 +12,7 @@ import re
 
 import numpy as np
 import prose_answers as answers
+import prose_beyond as beyond
 import prose_evidence as results
 import prose_fast as fast
 import pytest
@@ -106,6 +107,8 @@ EVIDENCE = {
         ("weakest classes", results.broken_by_autoattack),
         ("takes up to", lambda: printed("02", "what AutoAttack takes")[1:2]),
         ("FAB-T", lambda: printed("02", r"\{'survived'")[2:4] / (30, 3)),
+        ("Of the 9", lambda: beyond.bracket(0.1, 9)),
+        ("zeros", beyond.proven_gap),
     ],
     "03": [
         ("loss of", lambda: printed("03", "released .* -0")[-1:]),
@@ -255,7 +258,17 @@ EVIDENCE = {
         ("doubles|the bargain", results.coefficient),
         ("ten numbers", answers.biased),
         ("three seeds confirm|CODAT lifts", lambda: claim("06", "worst distribution")[:1]),
-        ("lift the worst class|FAT is more", results.purposes),
+        ("lift the worst class|FAT is more|CFOL lifts the worst", results.purposes),
+        (
+            "CFOL's shirt",
+            lambda: results.against_ema("06", "classes", "CFOL+EMA", "Shirt", "T-shirt/top"),
+        ),
+        (
+            "CFOL's shirt",
+            lambda: [table("06", "classes", "method").loc[results.TOPS].mean()["CFOL+EMA"]],
+        ),
+        ("CFOL\\+EMA has", lambda: results.methods("average")),
+        ("CFOL lifts the worst", lambda: claim("06", "CFOL")),
     ],
     "07": [
         ("rows are supported; the", lambda: [claims("07").verdict.eq("supported").sum()]),
@@ -354,35 +367,7 @@ EVIDENCE = {
         ),
         ("tail gains", lambda: [claim("08", "AT-BSL", "in the tail")[0]]),
     ],
-    "09": [
-        ("steep line|fit spends|added to the logits", results.bias_line),
-        ("of ten", results.above_the_line),
-        (
-            "WAT lies above",
-            lambda: [printed("09", r"WAT\+EMA .* \d\d\.\d \d\.\d$")[-1], *claim("09", "WAT moves")],
-        ),
-        ("one seed WAT", results.wat_of_seed_0),
-        ("stand within", results.averaged_seeds),
-        (
-            "spread",
-            lambda: [
-                results.made_of("AT, plain, best", "average").std(),
-                results.made_of("AT, plain, last", "worst").std(),
-            ],
-        ),
-        ("other falls", lambda: results.see_saw("AT and TRADES")),
-        (
-            "gated average",
-            lambda: np.add(results.in_steps("CFA (AT)")[:2], results.in_steps("CFA (TRADES)")[:2]),
-        ),
-        ("neither way", lambda: [results.in_steps("WAT+EMA")[2], results.in_steps("FRL+EMA")[2]]),
-        ("AT alone", lambda: results.in_steps("AT")[:2]),
-        (
-            "below a bias",
-            lambda: [claim("09", "CFA moves", f"on {base}")[0] for base in ("AT", "TRADES")],
-        ),
-        ("go together", lambda: claim("09", "quarter of the protocol")[:1] / 100),
-    ],
+    "09": beyond.EVIDENCE,
     "10": fast.EVIDENCE,
 }
 for name in EVIDENCE.keys() - {"README"}:
@@ -470,16 +455,7 @@ NO_RESULT = {
         "10 and 26 points, with intervals three times",  # of three seeds at the chosen epoch
     ],
     "08": ["in 0.5, 1, 1.5"],
-    "09": [
-        "PGD-20 at 0.1",
-        "A drop of two points",
-        "five points allowed",
-        "one and a half times the protocol",
-        "until 0.15",
-        "worst at 0.2",
-        "probability 0.8",
-        "a cat is right in 20 %",
-    ],
+    "09": beyond.NO_RESULT,
     "10": fast.NO_RESULT,
 }
 

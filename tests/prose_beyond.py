@@ -1,0 +1,75 @@
+"""The values that the prose of notebook 09 may name, and the brackets of notebook 02."""
+
+import numpy as np
+import prose_evidence as results
+from prose_evidence import claim, csv, printed, table
+
+
+def ends_in_the_shirt():
+    """Shares of all errors, in percent, that each method shown has in the shirt."""
+    return table("09", "ends_in", "method", value="share_of_errors").loc["Shirt"]
+
+
+def named():
+    """Runs in which each sign names the weakest class, and all its runs."""
+    signs = ("clean accuracy", "few false positives", "attack-free score")
+    return np.concatenate([printed("09", rf"{sign} \d+ \d+$") for sign in signs])
+
+
+def bracket(eps, digit):
+    """The certified and the attacked accuracy of a digit, and the images that an attack breaks."""
+    rows = csv("02", "brackets").set_index(["eps", "class"])
+    low, high, n = rows.loc[(eps, digit), ["certified_acc", "robust_acc", "n"]]
+    return np.array([100 * low, 100 * high, (1 - high) * n])
+
+
+def proven_gap():
+    """At 0.15: what is certified of the zeros, the broken nines, and the points between the two."""
+    zeros, nines = bracket(0.15, 0), bracket(0.15, 9)
+    return [zeros[0], nines[2], zeros[0] - nines[1]]
+
+
+EVIDENCE = [
+    ("steep line|fit spends|added to the logits", results.bias_line),
+    ("of ten", results.above_the_line),
+    (
+        "WAT lies above",
+        lambda: [printed("09", r"WAT\+EMA .* \d\d\.\d \d\.\d$")[-1], *claim("09", "WAT moves")],
+    ),
+    ("one seed WAT", results.wat_of_seed_0),
+    ("stand within", results.averaged_seeds),
+    (
+        "spread",
+        lambda: [
+            results.made_of("AT, plain, best", "average").std(),
+            results.made_of("AT, plain, last", "worst").std(),
+        ],
+    ),
+    ("other falls", lambda: results.see_saw("AT and TRADES")),
+    (
+        "gated average",
+        lambda: np.add(results.in_steps("CFA (AT)")[:2], results.in_steps("CFA (TRADES)")[:2]),
+    ),
+    ("neither way", lambda: [results.in_steps("WAT+EMA")[2], results.in_steps("FRL+EMA")[2]]),
+    ("AT alone", lambda: results.in_steps("AT")[:2]),
+    (
+        "below a bias",
+        lambda: [claim("09", "CFA moves", f"on {base}")[0] for base in ("AT", "TRADES")],
+    ),
+    ("go together", lambda: claim("09", "quarter of the protocol")[:1] / 100),
+    ("rises with the weakest", lambda: claim("09", "off-diagonal")[:1] / 100),
+    ("of all errors", ends_in_the_shirt),
+    ("of its errors", ends_in_the_shirt),
+    ("names it in|is the weakest in", named),
+    ("Ten lengths", lambda: printed("09", "0 K norms|1 K biases|K norms|K biases")),
+]
+NO_RESULT = [
+    "PGD-20 at 0.1",
+    "A drop of two points",
+    "five points allowed",
+    "one and a half times the protocol",
+    "until 0.15",
+    "worst at 0.2",
+    "probability 0.8",
+    "a cat is right in 20 %",
+]
