@@ -19,6 +19,7 @@ from crat.batch.rows import Row, claims_of, counted, dataset_title, in_words, va
 from crat.config import DATASETS
 from crat.config import profile as base_run
 from crat.papers.common import evidence_profile
+from crat.papers.leaderboard import BASELINE
 from crat.text import percent
 
 KEY_PICTURE = ("01", "classes")  # notebook and name of the figure that stands first
@@ -164,9 +165,14 @@ def _of_methods(board: pd.DataFrame) -> str:
     fair = board.loc[board.worst.idxmax()]
     robust = board.loc[board.average.idxmax()]
     if fair.method == robust.method:
+        others = board[(board.method == BASELINE) & (board.method != fair.method)]
+        beside = [
+            f"; {base.method} has {percent(base.worst)} and {percent(base.average)} %"
+            for base in others.itertuples()
+        ]
         return (
             f"{fair.method} has both the best worst class ({percent(fair.worst)} %) and the best"
-            f" average ({percent(fair.average)} %) of the {len(board)} methods."
+            f" average ({percent(fair.average)} %) of the {len(board)} methods{''.join(beside)}."
         )
     return (
         f"No method is best in both: {fair.method} has the best worst class ({percent(fair.worst)}"

@@ -76,6 +76,7 @@ def codat_sweep(profile_name: str, selection: Selection = USUAL) -> Runs:
 
 FAMILY = "06"
 DAFA = "Lee et al. 2024 (DAFA), result figure"  # where the numbers of two methods were read
+REVIEW = "a review, WRN from scratch"  # the paper's table was not seen
 ALL_EMA = "(all with EMA)"
 
 # Each of these papers says that its method is better than a baseline, in one respect:
@@ -93,6 +94,20 @@ PURPOSES: dict[str, tuple[str, str, str, str, str, str, str]] = {
     "he": ("Pang et al. 2020 (HE)", "its purpose", "HE", "AT", "average", "PGD", ""),
     "alp": ("Kannan et al. 2018 (ALP)", "its purpose", "ALP", "AT", "average", "PGD", ""),
     "fat": ("Zhang et al. 2020 (FAT)", "its purpose", "FAT", "AT", "average", "clean", ""),
+    # declared before a run of this size; short runs of one seed had been seen
+    "csr": ("Jin et al. 2025 (CSR)", REVIEW, "CSR", "TRADES", "worst", "PGD", "AA 20.7 to 34.9"),
+    "fair_tat": (
+        "Medi et al. 2025 (FAIR-TAT)",
+        "its purpose",
+        "FAIR-TAT",
+        "AT",
+        "worst",
+        "PGD",
+        "",
+    ),
+    "ham": ("Lin et al. 2025 (HAM)", "its purpose", "HAM", "AT", "worst", "PGD", ""),
+    "absld": ("Zhao et al. 2024 (ABSLD)", "its purpose", "ABSLD", "AT", "worst", "PGD", ""),
+    "fair_ard": ("Yue et al. 2023 (Fair-ARD)", "its purpose", "Fair-ARD", "AT", "worst", "PGD", ""),
 }
 EIGHT = ("wat", "frl")  # trained with eight seeds
 SAYS = {

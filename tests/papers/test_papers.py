@@ -235,7 +235,7 @@ def test_the_smallest_differences_that_matter_stay_what_was_declared():
         "worst": {0.02},
         "spread": {0.005},
         "gap": {0.02, 0.05},
-        "share": {0.05, 0.1},
+        "share": {0.02, 0.05, 0.1},
         "rank correlation": {0.05, 0.1, 0.3},
     }
 

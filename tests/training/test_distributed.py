@@ -139,7 +139,10 @@ CHOICES = {
     "absld perturbed": {"defense": "absld", "awp": 0.01},
     "too fast": {"lr": 1e200, "epochs": 1},
 }
-CASES = {name: preset(name) | {"eps_warmup": 0} for name in DEFENSES} | CHOICES
+# a gradient of a gradient is none through statistics that processes share: it refuses them
+ALONE = {"grad_align"}
+TOGETHER = [name for name in DEFENSES if name not in ALONE]
+CASES = {name: preset(name) | {"eps_warmup": 0} for name in TOGETHER} | CHOICES
 IN_THREE = ("frl", "codat trades", "reat tail", "dropout in two halves")
 # Half of the digits: a rounding of 2^-52 may grow tenfold in each of 8 updates. An image more or
 # less in a mean, another sign, another draw change a weight by 1e-4 and more.
