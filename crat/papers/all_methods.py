@@ -36,6 +36,7 @@ TRIED: dict[str, dict[str, Any]] = {
     "MART+EMA": preset("mart") | EMA,
     "FAT+EMA": preset("fat") | EMA,
     "CFOL+EMA": preset("cfol") | EMA,
+    "CSR+EMA": preset("csr") | EMA,
 }
 # runs of it that AutoAttack judged
 STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")

@@ -27,6 +27,7 @@ OLIVE = "#8A8B00"
 NAVY = "#1B2F6B"
 WINE = "#882255"
 SAND = "#C8AE50"
+TEAL = "#44AA99"
 
 # method -> its colour and matplotlib's name of its shape
 MARKS: dict[str, tuple[str, str]] = {
@@ -62,7 +63,7 @@ MARKS: dict[str, tuple[str, str]] = {
     "universal AT": (BLUE, "h"),
     "class-wise universal AT": (ORANGE, "h"),
     "AT+LS": (BLUE, "v"),
-    "CSR": (GREEN, "*"),
+    "CSR": (TEAL, "*"),
     "FAIR-TAT": (ORANGE, "*"),
     "HAM": (SKY, "*"),
     "ABSLD": (PURPLE, "*"),
