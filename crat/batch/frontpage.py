@@ -18,8 +18,7 @@ from crat.batch.pages import Page
 from crat.batch.rows import Row, claims_of, counted, dataset_title, in_words, varying
 from crat.config import DATASETS
 from crat.config import profile as base_run
-from crat.papers.common import evidence_profile
-from crat.papers.leaderboard import BASELINE
+from crat.papers.common import BASELINE, evidence_profile
 from crat.text import percent
 
 KEY_PICTURE = ("01", "classes")  # notebook and name of the figure that stands first

@@ -30,6 +30,7 @@ from crat.batch.pages import Page, SiteError, annotated, exercise
 from crat.config import PROFILES
 from crat.names import one_of
 from crat.papers import PAPERS, leaderboard
+from crat.papers.common import BASELINE
 from crat.training.run import Run
 
 UNUSED = (".buildinfo", "objects.inv", "search.html")  # files of sphinx
@@ -108,14 +109,14 @@ def _board(profile: str) -> frontpage.Board:
         columns=("clean", *leaderboard.ROBUST),
         seeds=tuple(sorted({run.config.train.seed for run in runs})),
         attack=attack,
-        baseline=leaderboard.BASELINE,
+        baseline=BASELINE,
         compared={method: _compared(method, runs[0], attack) for method in methods.method},
     )
 
 
 def _compared(method: str, run: Run, attack: str) -> str:
     """The explorer's address of the first seeds of the baseline and of a method; run: of any."""
-    baseline, other = (f"{name}-s0" for name in (leaderboard.BASELINE, method))
+    baseline, other = (f"{name}-s0" for name in (BASELINE, method))
     return explorer.link(run.config.data.name, baseline, other, attack)
 
 

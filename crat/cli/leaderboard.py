@@ -23,7 +23,8 @@ def add_to(parser: ArgumentParser) -> None:
 
 def run(a: Namespace) -> None:
     """Prints the table, and writes what was asked for."""
-    from crat.papers.leaderboard import BASELINE, attack_name
+    from crat.papers.common import BASELINE
+    from crat.papers.leaderboard import attack_name
 
     profile = one_of("profile", a.profile, PROFILES)
     table, images = board(profile)
@@ -40,8 +41,9 @@ def board(profile: str) -> tuple[pd.DataFrame, str]:
     `crat.papers.leaderboard.leaderboard` that it lacks, as fractions.
     Raises StoreError where no run of the profile is published.
     """
+    from crat.papers.common import BASELINE
     from crat.papers.evidence import Evidence
-    from crat.papers.leaderboard import BASELINE, leaderboard
+    from crat.papers.leaderboard import leaderboard
     from crat.store import StoreError
 
     ranked = leaderboard(profile)

@@ -18,6 +18,9 @@ EXPLORATORY: dict[str, Any] = {"role": "exploratory"}
 # The small sets that are judged beside Fashion-MNIST, each by its own runs and verdicts.
 BESIDE = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 
+# no class-wise policy, only an average of the weights: the one to beat
+BASELINE = "AT+EMA"
+
 USUAL = Selection()  # each plan's own data sets and seeds
 
 EMA: dict[str, Any] = {"average": "ema_update"}

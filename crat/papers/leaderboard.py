@@ -17,7 +17,6 @@ from crat.papers.common import evidence_profile
 from crat.store import Store
 from crat.training.run import Run
 
-BASELINE = "AT+EMA"  # no class-wise policy, only an average of the weights: the one to beat
 ROBUST = ("average", "worst", "crossfit", "tail", "spread", "gap")  # functionals under PGD
 NUMBERS = tuple(f"{name}{suffix}" for name in ("clean", *ROBUST) for suffix in ("", "_sd"))
 

@@ -22,7 +22,7 @@ from crat import data, store
 from crat.analysis import metrics
 from crat.batch import explorer, site
 from crat.outcomes import evaluate, standard_battery, strong_battery
-from crat.papers import leaderboard
+from crat.papers import common
 from crat.papers.all_methods import evidence_runs
 from crat.training.named import find_run
 from crat.training.run import Run
@@ -113,7 +113,7 @@ def test_the_leaderboards_runs_have_its_names(numbers):
 
 def test_the_leaderboards_baseline_is_shown_unasked(numbers):
     for shown in numbers.values():
-        assert shown["default"][0] == explorer.DEFAULTS[0] == f"{leaderboard.BASELINE}-s0"
+        assert shown["default"][0] == explorer.DEFAULTS[0] == f"{common.BASELINE}-s0"
 
 
 def test_no_name_stands_for_two_runs_and_no_attack_for_one(numbers):

@@ -30,7 +30,7 @@ from crat import cli
 from crat.batch import frontpage, site
 from crat.batch.pages import Page, SiteError, alt_text
 from crat.batch.rows import VERDICTS
-from crat.papers import PAPERS, leaderboard
+from crat.papers import PAPERS, common, leaderboard
 from crat.training.run import Run
 
 home = report  # the fixture
@@ -64,7 +64,7 @@ def test_the_first_page_says_what_is_found_and_on_which_data(home):
     at = leaderboard.by_class("laptop").loc["AT"]
     assert f"{100 * at.max():.0f} of 100" in sentences[0]
     assert at.idxmin() in sentences[0]
-    assert leaderboard.BASELINE in sentences[1]
+    assert common.BASELINE in sentences[1]
     verdicts = [v for stem in CLAIMING for v in published_claims(home, stem).verdict]
     assert sentences[2].startswith(f"Of {len(verdicts)} claims")
     for verdict in VERDICTS:
@@ -130,7 +130,7 @@ def test_the_leaderboard_is_that_of_notebook_06(home):
         del numbers[2]  # the union of two attacks, which the page leaves out
         assert cells == numbers
     assert [row[0] for row in shown if "the one to beat" in row[0]] == [
-        f"{leaderboard.BASELINE} the one to beat"
+        f"{common.BASELINE} the one to beat"
     ]
 
 

@@ -12,7 +12,8 @@ from crat.cli.evaluate import corruption_files
 from crat.outcomes.cache import Outcomes
 from crat.outcomes.sampled import Sampled
 from crat.outcomes.tables import class_latex, class_summary
-from crat.papers.leaderboard import BASELINE, leaderboard
+from crat.papers.common import BASELINE
+from crat.papers.leaderboard import leaderboard
 from crat.text import Bold, aligned, booktabs
 
 WAT = "wat-s0-63a4f"
