@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from crat.papers.all_methods import TRIED
+from crat.papers.common import BASELINE
 from crat.papers.evidence import Evidence
 from crat.papers.leaderboard import (
-    BASELINE,
     NUMBERS,
     by_class,
     leaderboard,
