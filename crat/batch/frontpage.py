@@ -30,8 +30,10 @@ DARK = 0.84  # from this share on, white is more legible than black on a cell of
 
 @dataclass(frozen=True)
 class Board:
-    """The leaderboard of a profile (crat.papers.leaderboard)."""
+    """The leaderboard of a profile on a data set (crat.papers.leaderboard)."""
 
+    data: str  # name of the data set
+    file: str  # name of the tables for downloading, without their ends
     methods: pd.DataFrame  # of `leaderboard`
     classes: pd.DataFrame  # of `by_class`
     columns: tuple[str, ...]  # of methods that are shown
@@ -40,31 +42,41 @@ class Board:
     baseline: str
     compared: Mapping[str, str]  # method -> the address of its comparison with the baseline
 
+    @property
+    def title(self) -> str:
+        """The data set as it is written."""
+        return dataset_title(self.data)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The methods, a row each."""
+        return self.methods.to_dict("records")
+
+    @property
+    def heat(self) -> list[tuple[str, list[tuple[float, float]]]]:
+        """The classes of each method with their shades (`shaded`)."""
+        return shaded(self.classes)
+
 
 def first_page(
-    pages: Sequence[Page], profile: str, board: Board, folders: Mapping[str, Any]
+    pages: Sequence[Page], profile: str, boards: Sequence[Board], folders: Mapping[str, Any]
 ) -> str:
     """The first page in markdown: docs/site/index.md.jinja, filled in.
 
+    boards: that of the profile's own data set, then any others.
     folders: the other pages, by the heading under which they are listed.
     """
     papers = [paper for page in pages if (paper := _paper(page, profile))]
     rows = [row for paper in papers for row in paper["rows"]]
     return _template().render(
-        setting=setting(pages, profile, board.seeds),
+        setting=setting(pages, profile, boards[0].seeds),
         picture=key_picture(pages, profile),
         all_elsewhere=bool(rows) and {row["setting"] for row in rows} == {SETTINGS[1]},
-        findings=findings(board, rows),
+        findings=findings(boards[0], rows),
         papers=papers,
         counts=counted(rows),
-        board=board.methods.to_dict("records"),
-        columns=board.columns,
-        baseline=board.baseline,
-        compared=board.compared,
-        attack=board.attack,
+        boards=boards,
         number=_mean_sd,
-        classes=list(board.classes.columns),
-        heat=shaded(board.classes),
         percent=percent,
         dark=DARK,
         pages=pages,

@@ -33,6 +33,7 @@ from crat.papers import PAPERS, leaderboard
 from crat.papers.common import BASELINE
 from crat.training.run import Run
 
+ALSO = "cifar10"  # the data set of the second leaderboard
 UNUSED = (".buildinfo", "objects.inv", "search.html")  # files of sphinx
 
 
@@ -65,7 +66,7 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | No
         _write_sources(Path(draft, "source"), pages, profile)
         _sphinx(Path(draft))
         frontpage.write_pictures(html / "_static" / "thumbs", pages, profile)
-        _write_leaderboard(html, profile)
+        _write_leaderboards(html, profile)
         explorer.write_numbers(html)
         for name in UNUSED:
             (html / name).unlink(missing_ok=True)
@@ -95,17 +96,32 @@ def _write_sources(folder: Path, pages: Sequence[Page], profile: str) -> None:
         "guides": [f"notebooks/course/{stem}" for stem in ("README", *dict(course)) if course],
         "docs": [f"docs/{stem}" for stem, _ in docs],
     }
-    first = frontpage.first_page(pages, profile, _board(profile), listed)
+    first = frontpage.first_page(pages, profile, _boards(profile), listed)
     store.write_text(folder / "index.md", first)
 
 
-def _board(profile: str) -> frontpage.Board:
-    runs = [run for own in leaderboard.published_runs(profile).values() for run in own]
-    methods = leaderboard.leaderboard(profile)
-    attack = leaderboard.attack_name(profile)
+def _boards(profile: str) -> list[frontpage.Board]:
+    """The leaderboard of the profile's own data set, and that of CIFAR-10 where it has runs."""
+    own = leaderboard.data_of(profile)
+    also = () if own == ALSO else (ALSO,)
+    return [_board(profile, own), *(_board(profile, d) for d in also if _published(profile, d))]
+
+
+def _published(profile: str, dataset: str) -> list[Run]:
+    methods = leaderboard.published_runs(profile, dataset=dataset)
+    return [run for runs in methods.values() for run in runs]
+
+
+def _board(profile: str, dataset: str) -> frontpage.Board:
+    runs = _published(profile, dataset)
+    methods = leaderboard.leaderboard(profile, dataset=dataset)
+    attack = leaderboard.attack_name(profile, dataset)
+    classes = leaderboard.by_class(profile, dataset=dataset)
     return frontpage.Board(
+        data=dataset,
+        file=_file(profile, dataset),
         methods=methods,
-        classes=leaderboard.by_class(profile).loc[list(methods.method)],
+        classes=classes.loc[list(methods.method)],
         columns=("clean", *leaderboard.ROBUST),
         seeds=tuple(sorted({run.config.train.seed for run in runs})),
         attack=attack,
@@ -154,12 +170,20 @@ def _write_reports(pages: Sequence[Page], profile: str, folder: Path) -> list[st
     return entries
 
 
-def _write_leaderboard(folder: Path, profile: str) -> None:
-    """Writes the leaderboard's tables for downloading, by `crat leaderboard`, if it has rows."""
-    if leaderboard.published_runs(profile):
-        files = ["--csv", str(folder / "leaderboard.csv")]
-        files += ["--latex", str(folder / "leaderboard.tex")]
-        _run("crat", "leaderboard", "--profile", profile, *files)
+def _file(profile: str, dataset: str) -> str:
+    """The name of a leaderboard's files: "leaderboard", or with a data set that is not its own."""
+    own = dataset == leaderboard.data_of(profile)
+    return "leaderboard" if own else f"leaderboard-{dataset}"
+
+
+def _write_leaderboards(folder: Path, profile: str) -> None:
+    """Writes the leaderboards' tables for downloading, by `crat leaderboard`, if they have rows."""
+    for board in _boards(profile):
+        if board.rows:
+            files = ["--csv", str(folder / f"{board.file}.csv")]
+            files += ["--latex", str(folder / f"{board.file}.tex")]
+            words = ["--profile", profile, "--data", board.data]
+            _run("crat", "leaderboard", *words, *files)
 
 
 def _sphinx(draft: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crat.cli.tables import add_tables, show_methods
@@ -18,6 +19,7 @@ def add_to(parser: ArgumentParser) -> None:
     parser.set_defaults(command=run)
     add = parser.add_argument
     add("--profile", default="laptop", help=f"{' | '.join(PROFILES)} (default laptop)")
+    add("--data", default="", help="cifar10: the methods that are on it, too (default: its own)")
     add_tables(parser, "the table")
 
 
@@ -27,31 +29,33 @@ def run(a: Namespace) -> None:
     from crat.papers.leaderboard import attack_name
 
     profile = one_of("profile", a.profile, PROFILES)
-    table, images = board(profile)
-    attack = attack_name(profile)
+    table, images = board(profile, a.data)
+    attack = attack_name(profile, a.data)
     print(f"{images} under {attack}: percent, mean over seeds ± sd; a star marks the best")
     print(f"the intervals (95 %) are of the difference to {BASELINE}, the one to beat, in points\n")
     show_methods(a, table, f"{images} under {attack}", BASELINE)
 
 
-def board(profile: str) -> tuple[pd.DataFrame, str]:
+def board(profile: str, dataset: str = "") -> tuple[pd.DataFrame, str]:
     """The published methods, the best average first, and the images in words.
 
     Columns: those of `Evidence.against`, and those of
     `crat.papers.leaderboard.leaderboard` that it lacks, as fractions.
-    Raises StoreError where no run of the profile is published.
+    dataset: as in `crat.papers.all_methods.board_runs`.
+    Raises StoreError where none of these runs is published, ConfigError on another data set.
     """
-    from crat.papers.common import BASELINE
+    from crat.papers.all_methods import board_runs
+    from crat.papers.common import BASELINE, evidence_profile
     from crat.papers.evidence import Evidence
     from crat.papers.leaderboard import leaderboard
     from crat.store import StoreError
 
-    ranked = leaderboard(profile)
+    ranked = leaderboard(profile, dataset=dataset)
     if ranked.empty:
         raise StoreError(f"no run of the profile {profile} is published: crat runs lists those")
-    evidence = Evidence.of("06", profile)
-    every = evidence.planned(*ranked.method)
-    keys = [key for key in every if evidence.run(key).published]
+    runs = board_runs(evidence_profile(profile), dataset)
+    evidence = replace(Evidence.of("06", profile), asked=runs)
+    keys = [key for key in evidence.planned(*ranked.method) if evidence.run(key).published]
     attack, pgd = next(iter(evidence.battery.items()))
     test = evidence.judge({attack: pgd}, keys)
     table = test.against(BASELINE)

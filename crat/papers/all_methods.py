@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from crat.analysis.claims import Claim
-from crat.config import Selection
+from crat.config import Selection, profile
 from crat.defenses import known_name, preset
+from crat.names import one_of
 from crat.papers.common import (
     EMA,
     FEW_SEEDS,
@@ -15,6 +16,7 @@ from crat.papers.common import (
     USUAL,
     Runs,
     base_of,
+    beside,
     evidence_profile,
     on,
     seeded,
@@ -26,6 +28,7 @@ TRIED: dict[str, dict[str, Any]] = {
     "AT": preset("pgd_at"),
     "AT+EMA": preset("pgd_at") | EMA,
     "CFA (AT)": preset("cfa"),
+    "CFA (AT)+EMA": preset("cfa") | EMA,  # with the common average in the place of its own
     "TRADES": preset("trades"),
     "TRADES+EMA": preset("trades") | EMA,
     "CFA (TRADES)": preset("cfa", base="trades"),
@@ -37,6 +40,13 @@ TRIED: dict[str, dict[str, Any]] = {
     "FAT+EMA": preset("fat") | EMA,
     "CFOL+EMA": preset("cfol") | EMA,
     "CSR+EMA": preset("csr") | EMA,
+}
+# those that are trained on CIFAR-10, too, where that is not the profile's own
+ON_CIFAR10: dict[str, dict[str, Any]] = {
+    "AT+EMA": TRIED["AT+EMA"],
+    "TRADES+EMA": TRIED["TRADES+EMA"],
+    "CFA (AT)+EMA": TRIED["CFA (AT)+EMA"],
+    "WAT+EMA": TRIED["WAT+EMA"],
 }
 # runs of it that AutoAttack judged
 STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
@@ -50,7 +60,8 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
     live = shown_live(profile_name, selection).but(**preset("cfa", base="trades")).but(seed=seed)
     shown = evidence_profile(profile_name)
     swept = {f"codat {key}": run for key, run in codat_sweep(shown, selection).items()}
-    return {"live": live} | evidence_runs(shown, selection) | swept
+    runs = {"live": live} | evidence_runs(shown, selection) | swept
+    return runs | beside("cifar10", ON_CIFAR10, shown, selection)
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
@@ -63,6 +74,20 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
         further = base.but(**preset(method) | EMA)
         runs |= seeded(f"{known_name(method)}+EMA", further, selection.repeated(MAIN_SEEDS))
     return runs
+
+
+def board_runs(profile_name: str, dataset: str = "") -> Runs:
+    """The runs of a leaderboard by method and seed, as in `evidence_runs`.
+
+    dataset: the profile's own ("") or, where that is another, cifar10.
+    Raises ConfigError.
+    """
+    own = profile(profile_name).data.name
+    named = one_of("leaderboard's data set", dataset or own, (own, "cifar10"))
+    if named == own:
+        return evidence_runs(profile_name)
+    runs = beside(named, ON_CIFAR10, profile_name)
+    return {key.removeprefix(f"{named}: "): run for key, run in runs.items()}
 
 
 def codat_sweep(profile_name: str, selection: Selection = USUAL) -> Runs:

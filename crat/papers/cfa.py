@@ -20,6 +20,7 @@ from crat.papers.common import (
     USUAL,
     Runs,
     base_of,
+    beside,
     evidence_profile,
     on,
     seeded,
@@ -55,13 +56,16 @@ ON_TRADES: dict[str, dict[str, Any]] = {
 DECIDING: tuple[str, ...] = ("sweep AT", "eps 0.4", "eps 1.6", "beta 1", "beta 6")
 DECIDING += ("AT", "AT + CCM", "AT + EMA", "AT + FAWA")
 DECIDING += ("TRADES", "TRADES + CCR", "TRADES + EMA", "TRADES + FAWA")
-MAIN = ("AT", "AT+EMA", "CFA (AT)", "TRADES", "TRADES+EMA", "CFA (TRADES)")
+MAIN = ("AT", "AT+EMA", "CFA (AT)", "CFA (AT)+EMA", "TRADES", "TRADES+EMA", "CFA (TRADES)")
+ELSEWHERE = ("AT+EMA", "CFA (AT)+EMA")  # on CIFAR-10
 
 
 def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs:
     """A short live training of AT with CCM, the main table, the margins and the ablations."""
     evidence = evidence_runs(evidence_profile(profile_name), selection)
-    return {"live": live(profile_name, seed, selection)} | evidence
+    on_cifar10 = {name: all_methods.ON_CIFAR10[name] for name in ELSEWHERE}
+    elsewhere = beside("cifar10", on_cifar10, evidence_profile(profile_name), selection)
+    return {"live": live(profile_name, seed, selection)} | evidence | elsewhere
 
 
 def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from crat.config import DATASETS, DataConfig, RunConfig, Selection, TrainConfig, profile
@@ -17,6 +18,9 @@ LOOKS = 3
 EXPLORATORY: dict[str, Any] = {"role": "exploratory"}
 # The small sets that are judged beside Fashion-MNIST, each by its own runs and verdicts.
 BESIDE = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
+
+# Of MNIST, whose protocol has 40 steps in training and 100 in the test, a core trains on fewer.
+FEWER: dict[str, dict[str, Any]] = {"mnist": {"train_per_class": 600, "valid_per_class": 100}}
 
 # no class-wise policy, only an average of the weights: the one to beat
 BASELINE = "AT+EMA"
@@ -102,6 +106,30 @@ def fitted(base: RunConfig, profile_name: str, selection: Selection = USUAL) -> 
     if selection.start_from:
         own |= FROM_WEIGHTS | {"start_from": selection.start_from}
     return base.but(train_per_class=train, valid_per_class=valid, **own)
+
+
+def beside(
+    dataset: str,
+    methods: Mapping[str, Mapping[str, Any]],
+    profile_name: str,
+    selection: Selection = USUAL,
+) -> Runs:
+    """The runs "cifar10: AT+EMA-s0" ... on a data set that is shown beside the profile's own.
+
+    methods: name -> its settings, as `RunConfig.but` takes them.
+    None where the reader chose a data set or weights, or where the profile's own is this one.
+    """
+    own = profile(profile_name)
+    if selection.data or selection.start_from or own.data.name == dataset:
+        return {}
+    base = fitted(base_of(profile_name, Selection(dataset)), profile_name)
+    if profile_name == "laptop":
+        base = base.but(**FEWER.get(dataset, {}))
+    runs: Runs = {}
+    for method, changes in methods.items():
+        seeds = selection.repeated(MAIN_SEEDS)
+        runs |= seeded(f"{dataset}: {method}", base.but(**changes), seeds)
+    return runs
 
 
 def claims_file(number: str, profile_name: str) -> str:

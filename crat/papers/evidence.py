@@ -36,7 +36,7 @@ from crat.analysis import claims
 from crat.analysis.claims import Claim, Verdict
 from crat.analysis.comparisons import Estimate, compare, contrast
 from crat.analysis.metrics import Functional, class_accuracy, confusion, per_run
-from crat.config import ConfigError, RunConfig, Selection, profile
+from crat.config import DATASETS, ConfigError, RunConfig, Selection, profile
 from crat.defenses.head_norms import fit_norms
 from crat.defenses.tian2021 import fit_bias
 from crat.device import describe, pick_device
@@ -207,11 +207,11 @@ class Evidence:
         All share the list of verdicts, and what `add` was told.
 
         battery: the attacks, or a function that gives those of a key.
-        keys: the runs; without them all but the live one.
+        keys: the runs; without them all but the live one and those on data of another protocol.
         settings: as in `outcomes`.
         """
         seen = {}
-        for key in keys or self._repeated:
+        for key in keys or self._alike:
             attacks = battery(key) if callable(battery) else battery
             seen[key] = self.outcomes(key, attacks, **settings)
         return replace(self, seen=seen)
@@ -457,6 +457,12 @@ class Evidence:
     @property
     def _repeated(self) -> list[str]:
         return [key for key in self.asked if key != "live"]
+
+    @property
+    def _alike(self) -> list[str]:
+        """The repeated runs on data with the main data set's protocol, which one battery judges."""
+        protocol = DATASETS[self.dataset].protocol
+        return [k for k in self._repeated if DATASETS[self.asked[k].data.name].protocol == protocol]
 
     @property
     def _is_the_published(self) -> bool:

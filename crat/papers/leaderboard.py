@@ -1,4 +1,7 @@
-"""The leaderboard: each method of notebook 06 with published runs, clean and under PGD."""
+"""The leaderboard: each method of notebook 06 with published runs, clean and under PGD.
+
+The data set is the profile's own, or one that notebook 06 has some methods on, too.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from crat.analysis.metrics import class_accuracy, per_run
-from crat.config import DATASETS, profile
+from crat.config import DATASETS, dataset_named, profile
 from crat.outcomes.batteries import protocol_pgd
 from crat.outcomes.evaluation import evaluate
-from crat.papers.all_methods import TRIED, evidence_runs
+from crat.papers.all_methods import board_runs
 from crat.papers.common import evidence_profile
 from crat.store import Store
 from crat.training.run import Run
@@ -21,37 +24,39 @@ ROBUST = ("average", "worst", "crossfit", "tail", "spread", "gap")  # functional
 NUMBERS = tuple(f"{name}{suffix}" for name in ("clean", *ROBUST) for suffix in ("", "_sd"))
 
 
-def leaderboard(profile_name: str, store: Store | None = None) -> pd.DataFrame:
+def leaderboard(profile_name: str, store: Store | None = None, dataset: str = "") -> pd.DataFrame:
     """The table of methods: method, seeds, and mean and sd (<name>_sd) of clean and each of ROBUST.
 
     Fractions; the sd is nan for one seed. Rows are `ranked`. Only published runs are read, for
     quick the laptop's; nothing is trained or attacked. Empty where no run is published.
+    dataset: as in `crat.papers.all_methods.board_runs`. Raises ConfigError.
     """
     rows = [
         {"method": method, "seeds": len(runs)} | numbers(*correct(runs))
-        for method, runs in published_runs(profile_name, store).items()
+        for method, runs in published_runs(profile_name, store, dataset).items()
     ]
     return ranked(pd.DataFrame(rows, columns=["method", "seeds", *NUMBERS]))
 
 
-def published_runs(profile_name: str, store: Store | None = None) -> dict[str, list[Run]]:
+def published_runs(
+    profile_name: str, store: Store | None = None, dataset: str = ""
+) -> dict[str, list[Run]]:
     """The published runs of each method that has any, for quick the laptop's."""
-    shown = evidence_profile(profile_name)
-    runs = {key: Run.of(config, store=store) for key, config in evidence_runs(shown).items()}
-    published = {}
-    for method in TRIED:
-        own = [run for key, run in runs.items() if key.rpartition("-s")[0] == method]
-        published[method] = [run for run in own if run.published]
-    return {method: own for method, own in published.items() if own}
+    published: dict[str, list[Run]] = {}
+    for key, config in board_runs(evidence_profile(profile_name), dataset).items():
+        run = Run.of(config, store=store)
+        if run.published:
+            published.setdefault(key.rpartition("-s")[0], []).append(run)
+    return published
 
 
-def by_class(profile_name: str, store: Store | None = None) -> pd.DataFrame:
+def by_class(profile_name: str, store: Store | None = None, dataset: str = "") -> pd.DataFrame:
     """The robust accuracy of each class (columns) by method (index): mean over runs, a fraction.
 
     Classes from the one with the lowest mean over methods on. Empty where no run is published.
     """
     accuracies = {}
-    for method, runs in published_runs(profile_name, store).items():
+    for method, runs in published_runs(profile_name, store, dataset).items():
         y, _, attacked = correct(runs)
         classes = runs[0].card()["classes"]
         mean = class_accuracy(y, attacked, len(classes)).mean(0)
@@ -87,6 +92,11 @@ def ranked(board: pd.DataFrame) -> pd.DataFrame:
     return order.drop(columns="several")
 
 
-def attack_name(profile_name: str) -> str:
+def data_of(profile_name: str, dataset: str = "") -> str:
+    """The leaderboard's data set: the one that is named, else the profile's own."""
+    return dataset_named(dataset) if dataset else profile(evidence_profile(profile_name)).data.name
+
+
+def attack_name(profile_name: str, dataset: str = "") -> str:
     """The attack that judges, such as "PGD-20"."""
-    return f"PGD-{DATASETS[profile(evidence_profile(profile_name)).data.name].protocol.test_steps}"
+    return f"PGD-{DATASETS[data_of(profile_name, dataset)].protocol.test_steps}"

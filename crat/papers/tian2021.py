@@ -21,6 +21,7 @@ from crat.papers.common import (
     USUAL,
     Runs,
     base_of,
+    beside,
     evidence_profile,
     fitted,
     on,
@@ -32,6 +33,8 @@ from crat.papers.common import (
 TRAINED = ("standard", "pgd_at", "trades")
 # methods with flat confidences, which Temperature-PGD is made for
 FLAT = ("mart",)
+# on the data sets beside the profile's own, with the common average
+ELSEWHERE = {"AT+EMA": preset("pgd_at") | EMA, "TRADES+EMA": preset("trades") | EMA}
 FORMS = ("weight",)  # forms of the lift of the most vulnerable class in training, which is ours
 
 
@@ -49,7 +52,10 @@ def plan(profile_name: str, seed: int = 0, selection: Selection = USUAL) -> Runs
     evidence = evidence_profile(profile_name)
     if selection.data not in ("", profile(evidence).data.name):
         evidence = profile_name
-    return {"live": live} | evidence_runs(evidence, selection)
+    elsewhere: Runs = {}
+    for dataset in BESIDE:
+        elsewhere |= beside(dataset, ELSEWHERE, evidence, selection)
+    return {"live": live} | evidence_runs(evidence, selection) | elsewhere
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:

@@ -309,7 +309,7 @@ def test_without_runs_the_first_page_says_so(monkeypatch):
     assert leaderboard.leaderboard("laptop").empty
     listed = ("notebooks", "course", "extras", "reports", "guides", "docs")
     nothing = {heading: [] for heading in listed}
-    page = frontpage.first_page([], "laptop", site._board("laptop"), nothing)
+    page = frontpage.first_page([], "laptop", site._boards("laptop"), nothing)
     assert "No claims yet" in page
     assert "No run of this profile is published yet" in page
 
