@@ -8,13 +8,24 @@ network. Our temperatures must compound, and the divergence be over K, as there.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
 import torch
-from harness import CLASSES, EPS, STEP, STEPS, authors, batch, buffers, given_noise, gradient, tiny
+from harness import (
+    CLASSES,
+    EPS,
+    STEP,
+    STEPS,
+    Watching,
+    authors,
+    batch,
+    buffers,
+    double,
+    given_noise,
+    gradient,
+    teacher,
+    tiny,
+)
 from torch import Tensor, nn
 
 from crat.attacks import PGD
@@ -32,15 +43,6 @@ def balanced(number: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, T
     return batch(number, dtype, CLASSES)[0], torch.arange(CLASSES).roll(number)
 
 
-def teacher(dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Another network than the student, in eval mode."""
-    model = tiny(dtype)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(p.flip(0) * 1.5)
-    return model.requires_grad_(False).eval()
-
-
 def parts(file: Path) -> tuple[ast.Module, ast.Module]:
     """The divergence, and an epoch of the file without its test of the network."""
     tree = ast.parse(file.read_text())
@@ -48,31 +50,6 @@ def parts(file: Path) -> tuple[ast.Module, ast.Module]:
     loop = next(n for n in tree.body if isinstance(n, ast.For) and "optimizer" in ast.unparse(n))
     epoch = [node for node in loop.body if "testloader" not in ast.unparse(node)]
     return ast.Module(functions, []), ast.Module(epoch, [])
-
-
-@contextmanager
-def double() -> Iterator[None]:
-    """Within, what the authors' code makes float32 is float64."""
-    with (
-        mock.patch.object(torch, "float", torch.float64),
-        mock.patch.object(torch.Tensor, "float", lambda self: self.double()),
-    ):
-        yield
-
-
-class Watching(list):
-    """The file's optimizer, and a list of the gradients that it was given."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.SGD):
-        super().__init__()
-        self.model = model
-        self.optimizer = optimizer
-        self.param_groups = optimizer.param_groups
-        self.zero_grad = optimizer.zero_grad
-
-    def step(self) -> None:
-        self.append(torch.cat([p.grad.flatten() for p in self.model.parameters()]).clone())
-        self.optimizer.step()
 
 
 def theirs(folder: Path) -> dict[str, Tensor]:

@@ -12,18 +12,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from absld import Watching, double, teacher
 from harness import (
     CLASSES,
     EPS,
     STEP,
     STEPS,
     Tiny,
+    Watching,
     authors,
     batch,
     buffers,
+    double,
     given_noise,
     gradient,
+    teacher,
     tiny,
 )
 from torch import Tensor, nn

@@ -68,6 +68,15 @@ def tiny(dtype: torch.dtype = torch.float64, outputs: int = CLASSES) -> Tiny:
     return model.to(dtype).train()
 
 
+def teacher(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Another network than `tiny`, in eval mode: a distillation's."""
+    model = tiny(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.flip(0) * 1.5)
+    return model.requires_grad_(False).eval()
+
+
 def batch(
     number: int = 0, dtype: torch.dtype = torch.float64, size: int = BATCH
 ) -> tuple[Tensor, Tensor]:
@@ -210,6 +219,31 @@ def noise_by_channel() -> Iterator[None]:
 
 # apex, which scales losses in half precision, where there is nothing to scale
 AMP = SimpleNamespace(scale_loss=lambda loss, optimizer: contextlib.nullcontext(loss))
+
+
+@contextmanager
+def double() -> Iterator[None]:
+    """Within, what the authors' code makes float32 is float64."""
+    with (
+        mock.patch.object(torch, "float", torch.float64),
+        mock.patch.object(torch.Tensor, "float", lambda self: self.double()),
+    ):
+        yield
+
+
+class Watching(list):
+    """An optimizer of the authors' code, and a list of the gradients that it was given."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.SGD):
+        super().__init__()
+        self.model = model
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+        self.zero_grad = optimizer.zero_grad
+
+    def step(self) -> None:
+        self.append(torch.cat([p.grad.flatten() for p in self.model.parameters()]).clone())
+        self.optimizer.step()
 
 
 def made(model: nn.Module, x_adv: Tensor, loss: Tensor) -> dict[str, Tensor]:

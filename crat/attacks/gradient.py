@@ -234,14 +234,13 @@ class PGD(Ascent):
             (`ascend_until_circles`); the iterates are the same, but it waits for the device.
         """
         draws = drawing(generator, x)
-        objective = objective or self.objective
+        goal = objective or self.objective
+        towards = goal if target is None else Toward(target, goal)
         radius = per_sample(self.eps if eps is None else eps, x)
         step = per_sample(self.step_size if step_size is None else step_size, x)
-        towards = objective if target is None else Toward(target, objective)
         climb = partial(ascend, norm=self.norm, objective=towards, stop=self.stop)
-        if circles and self._may_circle(objective):
-            climb = partial(ascend_until_circles, objective=objective, target=target)
-        objective = towards
+        if circles and self._may_circle(goal):
+            climb = partial(ascend_until_circles, objective=goal, target=target)
         with frozen(model, self.batch_norm):
             tries = (
                 climb(
@@ -258,9 +257,9 @@ class PGD(Ascent):
             best = next(tries)
             if self.restarts == 1:
                 return best
-            worth = _worth(model, best, y, objective, target)
+            worth = _worth(model, best, y, towards, target)
             for x_adv in tries:
-                value = _worth(model, x_adv, y, objective, target)
+                value = _worth(model, x_adv, y, towards, target)
                 best = torch.where(over_images(value > worth, x), x_adv, best)
                 worth = value.maximum(worth)
         return best
