@@ -25,18 +25,24 @@ from crat.papers.common import (
     seeded,
     sweep,
 )
+from crat.training.run import Run
 
 # images of the largest class over those of the smallest; the authors' code writes it as 0.02
 RATIO = 50.0
 # of a live training: the largest class has as many images as in the evidence
 TAIL: dict[str, Any] = {"train_per_class": 700, "epochs": 4, "dtype": "auto"}
+DRAWN = "drawn alike"
 COMPARED: dict[str, dict[str, Any]] = {
     "AT": preset("pgd_at"),
     "TRADES": preset("trades"),
     "AT-BSL": preset("at_bsl"),
     "RoBal": preset("robal"),
     "REAT": preset("reat"),
+    "CFA": preset("cfa"),
+    # AT that draws all classes alike: a method of its own, and the teacher of the next
+    DRAWN: preset("cfol", gamma=1.0, eta=0.0),
 }
+STUDENT = "self-distillation"
 
 
 def tailed(profile_name: str, selection: Selection) -> RunConfig:
@@ -79,11 +85,18 @@ def live(profile_name: str, seed: int, selection: Selection) -> RunConfig:
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """The runs "AT-s0" ...; "balanced AT-s0" has as many images in all, the same of each class."""
+    """The runs "AT-s0" ...; "balanced AT-s0" has as many images in all, the same of each class.
+
+    A student of self-distillation learns from the run of its seed that draws all classes alike.
+    """
     base = tailed(profile_name, selection)
     runs: Runs = {}
     for name, changes in COMPARED.items():
         runs |= seeded(name, base.but(**changes | EMA), selection.repeated(FEW_SEEDS))
+    for s in selection.repeated(FEW_SEEDS):
+        teacher = Run.of(runs[f"{DRAWN}-s{s}"]).name
+        student = base.but(**preset("self_distillation") | EMA, teacher=teacher)
+        runs[f"{STUDENT}-s{s}"] = student.but(seed=s)
     # as many images without a tail: the loss by their number, apart from that by the tail
     return runs | seeded("balanced AT", even(base).but(**EMA), selection.repeated(FEW_SEEDS))
 
@@ -105,6 +118,7 @@ def _claim(
 BSL = "Yue et al. 2024 (AT-BSL)"
 ROBAL = "Wu et al. 2021 (RoBal)"
 REAT = "Li et al. 2023 (REAT)"
+STUDY = "Cho et al. 2025 (self-distillation)"
 PURPOSE = "its purpose, read as: the rare third of the classes"
 
 CLAIMS = {
@@ -143,6 +157,22 @@ CLAIMS = {
         "crat (a control)",
         "not a paper's: is a shift of the K biases enough?",
         "AT-BSL is more robust than AT whose logits are shifted by the log counts at inference",
+        **EXPLORATORY,
+    ),
+    # declared before its runs
+    "student": _claim(
+        STUDY, "abstract", "self-distillation is more robust than AT-BSL under PGD-20"
+    ),
+    "student tail": _claim(
+        STUDY,
+        "abstract, read as: the rare third of the classes",
+        "self-distillation is more robust than AT-BSL under PGD-20 in the tail",
+    ),
+    "student teacher": _claim(
+        "crat (a control)",
+        "not a paper's: is it more than its teacher?",
+        "self-distillation is more robust than its teacher, AT that draws all classes alike, under "
+        "PGD-20",
         **EXPLORATORY,
     ),
     "CFA tail": _claim(
