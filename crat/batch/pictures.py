@@ -17,7 +17,7 @@ COLOURS = 256
 
 
 class SmallPictures(Preprocessor):
-    """nbconvert's step that gives each PNG of the outputs a palette, where that makes it smaller."""
+    """nbconvert's step that gives each PNG of the outputs a palette, where it is smaller then."""
 
     def preprocess_cell(self, cell: Any, resources: Any, index: int) -> tuple[Any, Any]:
         """The cell with its pictures replaced, and nbconvert's resources as they were."""

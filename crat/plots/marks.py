@@ -28,6 +28,9 @@ NAVY = "#1B2F6B"
 WINE = "#882255"
 SAND = "#C8AE50"
 TEAL = "#44AA99"
+STEEL = "#6699CC"
+PLUM = "#AA4499"
+MAROON = "#661100"
 
 # method -> its colour and matplotlib's name of its shape
 MARKS: dict[str, tuple[str, str]] = {
@@ -62,14 +65,15 @@ MARKS: dict[str, tuple[str, str]] = {
     "AT-BSL": (PURPLE, "D"),
     "universal AT": (BLUE, "h"),
     "class-wise universal AT": (ORANGE, "h"),
-    "AT+LS": (BLUE, "v"),
+    "AT+LS": (STEEL, "v"),
     "CSR": (TEAL, "*"),
-    "FAIR-TAT": (ORANGE, "*"),
-    "HAM": (SKY, "*"),
+    "FAIR-TAT": (MAROON, "*"),
+    "HAM": (PLUM, "*"),
     "ABSLD": (PURPLE, "*"),
     "Fair-ARD": (WINE, "*"),
     "Fair-RSLAD": (SAND, "*"),
     "self-distillation": (SKY, "^"),
+    "drawn alike": (STEEL, "^"),
     "FGSM": (BLACK, ">"),
     "FGSM-RS": (ORANGE, ">"),
     "N-FGSM": (GREEN, ">"),
@@ -84,6 +88,7 @@ ALIASES = {
     "pgd_at": "AT",
     "PGD-AT": "AT",
     "balanced AT": "AT",
+    "CFA": "CFA (AT)",
     "trades": "TRADES",
     "mart": "MART",
     "base": "standard",
