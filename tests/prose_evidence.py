@@ -413,7 +413,13 @@ def fifty_to_one():
 def tail_group(method, under, group):
     """A number of the tables of sections 4 and 7 of notebook 08."""
     line = printed("08", rf"{re.escape(method)} {under} .* ± ")[under != "clean" :]
-    return line[2 * (["head", "medium", "tail", "all"].index(group))]
+    return line[2 * (["head", "medium", "tail", "all", "worst"].index(group))]
+
+
+def drawn_alike():
+    shown = {"drawn alike": ("medium", "tail", "worst"), "self-distillation": ("head", "worst")}
+    shown |= {"AT-BSL": ("worst",)}
+    return [tail_group(m, "PGD-20", g) for m, groups in shown.items() for g in groups]
 
 
 def three(under, group):

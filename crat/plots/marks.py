@@ -73,7 +73,7 @@ MARKS: dict[str, tuple[str, str]] = {
     "Fair-ARD": (WINE, "*"),
     "Fair-RSLAD": (SAND, "*"),
     "self-distillation": (SKY, "^"),
-    "drawn alike": (STEEL, "^"),
+    "drawn alike": (MAROON, "^"),
     "FGSM": (BLACK, ">"),
     "FGSM-RS": (ORANGE, ">"),
     "N-FGSM": (GREEN, ">"),
