@@ -138,7 +138,7 @@ def _besides(pages: Sequence[Page], evidence: str) -> str:
         for name in sorted({run.data.name for run in page.plan(evidence).values()} - {main}):
             numbers.setdefault(name, []).append(page.number)
     besides = [f"{dataset_title(name)} ({', '.join(of)})" for name, of in numbers.items()]
-    return f"; runs of some notebooks are on {' and '.join(besides)}" if besides else ""
+    return f"; runs of some notebooks are on {', '.join(besides)}" if besides else ""
 
 
 def findings(board: Board, rows: Sequence[Row]) -> list[str]:
