@@ -15,6 +15,7 @@ import prose_answers as answers
 import prose_beyond as beyond
 import prose_evidence as results
 import prose_fast as fast
+import prose_tail as tail
 import pytest
 from prose_evidence import ROOT, claim, claims, csv, percent, printed, table
 
@@ -321,55 +322,7 @@ EVIDENCE = {
         ),
         ("undefended network", lambda: claim("07", "three classes")[1:]),
     ],
-    "08": [
-        ("cross-entropy's border", results.fifty_to_one),
-        (
-            "of the head right|The balanced control|of the tail from",
-            lambda: [
-                results.tail_group(m, "PGD-20", g)
-                for m in ("AT", "balanced AT")
-                for g in ("head", "tail")
-            ],
-        ),
-        (
-            "three methods|of the tail from",
-            lambda: [
-                *results.three("PGD-20", "head"),
-                *results.three("PGD-20", "tail"),
-                *results.three("PGD-20", "all"),
-            ],
-        ),
-        (
-            "stand between",
-            lambda: [results.tail_group(m, "PGD-20", "all") for m in ("AT", "balanced AT")],
-        ),
-        ("below the control|boundary errors", results.lost_to_the_control),
-        ("in a class with more images", results.tail_errors),
-        ("shift is enough", lambda: [results.tail_group("AT + bias", "clean", "all")]),
-        (
-            "lifts AT's",
-            lambda: [results.tail_group(m, "PGD-20", "all") for m in ("AT", "AT + bias")],
-        ),
-        ("lifts AT's|falls short", lambda: [claim("08", "shifted by the log")[0]]),
-        (
-            "well off",
-            lambda: [results.tail_group("AT + bias", "PGD-20", g) for g in ("head", "tail")],
-        ),
-        ("warning", results.robal_by_seed),
-        ("forgets the scale", lambda: [claim("08", "unscaled")[0]]),
-        (
-            "Between PGD",
-            lambda: [*results.cw_gap("RoBal"), *results.cw_gap("AT-BSL"), *results.cw_gap("REAT")],
-        ),
-        ("RoBal's lead", lambda: results.robal_lead("CW-20")),
-        (
-            "the whole of RoBal",
-            lambda: [*results.robal_lead("PGD-20"), *np.abs(results.robal_lead("clean"))],
-        ),
-        ("lifts the tail less|Its student", results.drawn_alike),
-        ("tail gains", lambda: [claim("08", "AT-BSL is more robust than AT ", "in the tail")[0]]),
-        ("as we built it", lambda: [claim("08", "self-distillation", "in the tail")[0]]),
-    ],
+    "08": tail.EVIDENCE,
     "09": beyond.EVIDENCE,
     "10": fast.EVIDENCE,
 }
