@@ -8,6 +8,7 @@ import subprocess
 from html import unescape
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from report_pages import (
     CLAIMING,
@@ -146,6 +147,18 @@ def test_the_heat_map_has_each_class_and_legible_letters(home):
     for dark, shade in re.findall(r'<td( class="dark")? style="--shade: ([\d.]+)"', heat):
         colour = [255 + (end - 255) * float(shade) for end in (0x00, 0x62, 0x9B)]
         assert contrast(colour, (255, 255, 255) if dark else (0, 0, 0)) >= 4.5
+
+
+def test_cifar10_has_its_own_board(home):
+    page = text(home / "index.html")
+    board = leaderboard.leaderboard("laptop", dataset="cifar10")
+    shown = rows(page, "leaderboard-cifar10")
+    assert [row[0].removesuffix(" the one to beat") for row in shown] == list(board.method)
+    assert [row[1].split()[0] for row in shown] == [f"{100 * clean:.1f}" for clean in board.clean]
+    assert rows(page, "classes-cifar10")[0][0] == board.method[0]
+    written = pd.read_csv(home / "leaderboard-cifar10.csv")
+    assert list(written.method) == list(board.method)
+    assert 'href="leaderboard-cifar10.tex" download' in page
 
 
 def contrast(*colours):

@@ -180,6 +180,19 @@ def test_the_leaderboard_is_printed_and_written(crat):
         assert best == table.method[table[name].idxmax()]
 
 
+def test_the_leaderboard_of_another_data_set(crat):
+    code, out, _ = crat("leaderboard", "--data", "CIFAR-10", "--csv", "b.csv")
+    assert code == 0
+    assert "cifar10, 10000 test images under PGD-20" in out
+    table, expected = pd.read_csv("b.csv"), leaderboard("laptop", dataset="cifar10")
+    assert table.method.tolist() == expected.method.tolist()
+    for name in ("clean", "average", "worst", "tail"):
+        assert np.allclose(table[name], expected[name]), name
+    code, _, error = crat("leaderboard", "--data", "mnist")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "leaderboard's data set" in error
+
+
 def test_a_leaderboard_without_runs_is_one_line(crat):
     code, _, error = crat("leaderboard", "--profile", "paper")
     assert (code, error.count("\n")) == (1, 1)

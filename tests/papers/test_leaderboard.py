@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crat.papers.all_methods import TRIED
+from crat.outcomes import usual_battery
+from crat.papers.all_methods import ON_CIFAR10, TRIED
 from crat.papers.common import BASELINE
 from crat.papers.evidence import Evidence
 from crat.papers.leaderboard import (
     NUMBERS,
+    attack_name,
     by_class,
     leaderboard,
     numbers,
@@ -47,6 +49,18 @@ def test_every_tried_method_is_published_and_read_as_a_notebook_reads_it():
     test = evidence.judge(evidence.battery, [f"{BASELINE}-s{s}" for s in evidence.seeds])
     assert board.loc[BASELINE, "worst"] == pytest.approx(test.each(BASELINE, "worst").mean())
     assert board.loc[BASELINE, "seeds"] == 3
+
+
+def test_cifar10_has_its_own_board():
+    board = leaderboard("laptop", dataset="CIFAR-10").set_index("method")
+    assert set(board.index) == set(ON_CIFAR10)
+    assert set(board.seeds) == {3}
+    evidence = Evidence.of("06", "quick")
+    test = evidence.judge(usual_battery("cifar10"), evidence.planned(f"cifar10: {BASELINE}"))
+    worst = test.each(f"cifar10: {BASELINE}", "worst", "PGD-20")
+    assert board.loc[BASELINE, "worst"] == pytest.approx(worst.mean())
+    assert set(by_class("laptop", dataset="cifar10").columns) == set(test.classes)
+    assert attack_name("laptop", "cifar10") == "PGD-20"
 
 
 def test_recomputed_runs_are_not_on_it():
