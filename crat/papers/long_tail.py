@@ -118,7 +118,7 @@ def _claim(
 BSL = "Yue et al. 2024 (AT-BSL)"
 ROBAL = "Wu et al. 2021 (RoBal)"
 REAT = "Li et al. 2023 (REAT)"
-STUDY = "Cho et al. 2025 (self-distillation)"
+CHO = "Cho et al. 2025 (self-distillation)"
 PURPOSE = "its purpose, read as: the rare third of the classes"
 
 CLAIMS = {
@@ -161,10 +161,10 @@ CLAIMS = {
     ),
     # declared before its runs
     "student": _claim(
-        STUDY, "abstract", "self-distillation is more robust than AT-BSL under PGD-20"
+        CHO, "abstract", "self-distillation is more robust than AT-BSL under PGD-20"
     ),
     "student tail": _claim(
-        STUDY,
+        CHO,
         "abstract, read as: the rare third of the classes",
         "self-distillation is more robust than AT-BSL under PGD-20 in the tail",
     ),
