@@ -13,6 +13,7 @@ import re
 import numpy as np
 import prose_answers as answers
 import prose_beyond as beyond
+import prose_data_sets as data_sets
 import prose_evidence as results
 import prose_fast as fast
 import prose_tail as tail
@@ -103,6 +104,7 @@ EVIDENCE = {
         ("lifted by", lambda: claim("01", "lifts the most", "training")[:2]),
         ("end in the two classes", results.in_two_classes),
         ("superclass", results.in_superclass),
+        *data_sets.TIAN,
     ],
     "02": [
         ("weakest classes", results.broken_by_autoattack),
