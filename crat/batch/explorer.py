@@ -226,9 +226,10 @@ def _read(run: Path, place: Place, meta: dict[str, Any]) -> tuple[NDArray, Answe
 
 def _names(configs: Mapping[Path, RunConfig]) -> dict[Path, Name]:
     """The names of the runs of a data set, no two alike."""
+    networks = Counter(config.model.name for config in configs.values())
     lengths = Counter(config.train.epochs for config in configs.values())
-    usual = max(lengths, key=lambda epochs: lengths[epochs], default=0)
-    names = {run: _name(config, usual) for run, config in configs.items()}
+    usual = _most(networks, ""), _most(lengths, 0)
+    names = {run: _name(config, *usual) for run, config in configs.items()}
     times = Counter(names.values())
     for run, name in names.items():
         if times[name] > 1:
@@ -236,12 +237,19 @@ def _names(configs: Mapping[Path, RunConfig]) -> dict[Path, Name]:
     return names
 
 
-def _name(config: RunConfig, usual_epochs: int) -> Name:
+def _most(counts: Counter[Any], none: Any) -> Any:
+    """What is there most often; none: where nothing is."""
+    return max(counts, key=lambda value: counts[value], default=none)
+
+
+def _name(config: RunConfig, usual_network: str, usual_epochs: int) -> Name:
     head, *settings = label(config).split(", ")
     method, plus, _ = head.partition(" + ")
     settings = [re.sub(r"^start_from \S+-(\w+)-s\d+-\w+$", r"from \1", s) for s in settings]
     settings = [re.sub(r"^teacher \S+-(\w+)-s\d+-\w+$", r"teacher \1", s) for s in settings]
     settings = [setting for setting in settings if not setting.startswith("average_decay")]
+    if config.model.name != usual_network:
+        settings.append(config.model.name)
     if config.train.epochs != usual_epochs:
         settings.append(f"{config.train.epochs} epochs")
     average = AVERAGES.get(config.train.average, config.train.average)

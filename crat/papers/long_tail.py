@@ -160,9 +160,7 @@ CLAIMS = {
         **EXPLORATORY,
     ),
     # declared before its runs
-    "student": _claim(
-        CHO, "abstract", "self-distillation is more robust than AT-BSL under PGD-20"
-    ),
+    "student": _claim(CHO, "abstract", "self-distillation is more robust than AT-BSL under PGD-20"),
     "student tail": _claim(
         CHO,
         "abstract, read as: the rare third of the classes",
