@@ -35,7 +35,7 @@ lab: $(VENV)/.ready ## JupyterLab on the notebooks
 notebooks: $(VENV)/.ready ## run the committed notebooks anew and keep their outputs in them
 	@cd notebooks && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False \
-		--NotebookExporter.preprocessors=crat.batch.pictures.SmallPictures $(or $(ARGS),*.ipynb)
+		--NotebookExporter.preprocessors=crat.batch.pictures.small_pictures $(or $(ARGS),*.ipynb)
 
 readme: $(VENV)/.ready ## write the README's blocks of results anew, from results/ and figures/laptop
 	@$(BIN)/python docs/readme_block.py

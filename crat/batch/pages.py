@@ -16,7 +16,6 @@ from typing import Any
 from crat import store
 from crat.analysis.claims import Claim
 from crat.batch.notebook import ROOT
-from crat.config import Selection
 from crat.papers.common import Runs, evidence_profile
 
 Cell = dict[str, Any]
@@ -67,14 +66,11 @@ class Page:
         """The claims that its paper declares, by key."""
         return getattr(self.paper, "CLAIMS", {})
 
-    def plan(self, profile: str, data: str = "") -> Runs:
-        """The runs that figures and claims are drawn from, by key; none for an exercise.
-
-        data: another data set than the paper's plan has.
-        """
+    def plan(self, profile: str) -> Runs:
+        """The runs that figures and claims are drawn from, by key; none for an exercise."""
         if self.paper is None:
             return {}
-        asked: Runs = self.paper.plan(evidence_profile(profile), selection=Selection(data=data))
+        asked: Runs = self.paper.plan(evidence_profile(profile))
         return {key: run for key, run in asked.items() if key != "live"}
 
     @property

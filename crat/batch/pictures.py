@@ -10,22 +10,19 @@ from base64 import b64decode, b64encode
 from io import BytesIO
 from typing import Any
 
-from nbconvert.preprocessors import Preprocessor
 from PIL import Image
 
 COLOURS = 256
 
 
-class SmallPictures(Preprocessor):
+def small_pictures(notebook: Any, resources: Any) -> tuple[Any, Any]:
     """nbconvert's step that gives each PNG of the outputs a palette, where it is smaller then."""
-
-    def preprocess_cell(self, cell: Any, resources: Any, index: int) -> tuple[Any, Any]:
-        """The cell with its pictures replaced, and nbconvert's resources as they were."""
+    for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             pictures = output.get("data", {})
             if "image/png" in pictures:
                 pictures["image/png"] = smaller(pictures["image/png"])
-        return cell, resources
+    return notebook, resources
 
 
 def smaller(png: str) -> str:

@@ -130,9 +130,7 @@ def _command(page: Page, runs: dict[str, Run], dataset: str, profile: str) -> st
     dataset: the one that decides them, where it is not that of the notebook's main runs.
     """
     own = [run for run in runs.values() if not dataset or run.config.data.name == dataset]
-    data = "" if own else f" --data {dataset}"
-    own = own or [Run.of(config) for config in page.plan(profile, dataset).values()]
-    line = f"`crat reproduce {page.number} --profile {evidence_profile(profile)}{data} --recompute`"
+    line = f"`crat reproduce {page.number} --profile {evidence_profile(profile)} --recompute`"
     cost = Cost.of(own)
     if not cost.published:
         unknown = "so neither minutes nor hardware are known"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from crat import plots
-from crat.batch.pictures import SmallPictures, smaller
+from crat.batch.pictures import small_pictures, smaller
 
 
 @pytest.fixture
@@ -49,5 +49,5 @@ def test_only_pictures_of_a_notebook_are_changed(figure):
     code = nbformat.v4.new_code_cell("1", outputs=[shown, told], metadata={"tags": ["some"]})
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# words"), code])
     before = nbformat.writes(book)
-    after, _ = SmallPictures().preprocess(book, {})
+    after, _ = small_pictures(book, {})
     assert nbformat.writes(after) == before.replace(figure, smaller(figure))
