@@ -31,7 +31,14 @@ def proven_gap():
 
 EVIDENCE = [
     ("steep line|fit spends|added to the logits", results.bias_line),
-    ("of eleven", results.above_the_line),
+    ("of twelve", results.above_the_line),
+    (
+        "has the same average",
+        lambda: [
+            printed("09", r"CFA \(AT\)\+EMA .* -\d+\.\d$")[-1],
+            *claim("09", "both with the common average"),
+        ],
+    ),
     (
         "WAT lies above",
         lambda: [printed("09", r"WAT\+EMA .* \d\d\.\d \d\.\d$")[-1], *claim("09", "WAT moves")],

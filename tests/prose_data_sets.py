@@ -29,3 +29,39 @@ TIAN = [
     ("breaks? 4|on CIFAR-10 4", lambda: claim("01", "Temperature-PGD breaks", ", on CIFAR-10")[:1]),
     ("at our scale", lambda: claim("01", "apart under attack", ", on CIFAR-10")[:1]),
 ]
+
+
+def cifar10_cells(under):
+    """Average and worst class of AT+EMA and of CFA (AT)+EMA, notebook 04."""
+    found = []
+    for method in (r"AT\+EMA", r"CFA \(AT\)\+EMA"):
+        line = printed("04", f"cifar10: {method}")[1:]  # without the name's number
+        found.append(line[4 * ("clean", "PGD-20").index(under) :][[0, 2]])
+    return found
+
+
+def clean_gains():
+    """What CFA adds to AT+EMA there on clean images, on average and in the worst class."""
+    theirs, ours = cifar10_cells("clean")
+    return ours - theirs
+
+
+WEI = [
+    (
+        "its own, CFA's worst|both networks have the same",
+        lambda: [
+            claim("04", "common average", f"AT+EMA {how}")[0]
+            for how in ("on average", "in the worst class")
+        ],
+    ),
+    ("the cat", lambda: [cells[1] for cells in cifar10_cells("PGD-20")]),
+    ("clean images, 3", clean_gains),
+    ("clean ones are right", lambda: cifar10_cells("clean")[0][1:]),
+    (
+        "with the same average over updates|the cat",
+        lambda: [
+            claim("04", f"AT+EMA {how}", ", on CIFAR-10")[0]
+            for how in ("on average", "in the worst class")
+        ],
+    ),
+]

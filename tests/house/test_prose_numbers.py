@@ -187,6 +187,7 @@ EVIDENCE = {
         ("moves|smooths", results.swings),
         ("plain AT|CCR's", results.parts),
         ("On three seeds|weight of the regulariser", results.of_three_seeds),
+        *data_sets.WEI,
         ("mean margin", results.lambda_1),
         ("β of its own", results.lambda_2),
         ("weaker one", lambda: printed("04", "Shirt 0")[:1]),
