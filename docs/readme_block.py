@@ -61,7 +61,7 @@ def result() -> str:
     attack = attack_name(PROFILE)
     sentences = [
         f"**{len(claims)} claims: {counted(claims.verdict)}.**",
-        "Data: Fashion-MNIST. Network: a small CNN. No run has a paper's own scale yet,",
+        "Data: mostly Fashion-MNIST. Network: a small CNN. No run has a paper's own scale yet,",
         "so a verdict is one on the idea, not on the paper's number.",
         f"Under {attack} an adversarially trained network (AT) keeps {100 * at[best]:.0f} of 100",
         f"images of its best class ({best}) and {100 * at[worst]:.0f} of its worst ({worst}).",

@@ -1,6 +1,6 @@
 """The values that the prose of notebooks 01, 04 and 06 may name of MNIST and CIFAR-10."""
 
-from prose_evidence import claim, csv, printed
+from prose_evidence import claim, csv, printed, table
 
 
 def gaps(network, *places):
@@ -64,4 +64,23 @@ WEI = [
             for how in ("on average", "in the worst class")
         ],
     ),
+]
+
+
+def on_cifar10(place):
+    """A column of notebook 06's table of CIFAR-10, by method: clean, PGD-20, union, worst ..."""
+    methods = ("AT", "TRADES", "WAT")
+    return {m: printed("06", rf"cifar10: {m}\+EMA")[1 + 2 * place] for m in methods}
+
+
+ALL = [
+    ("of the cats", lambda: [*on_cifar10(3).values()]),
+    (
+        "the frog falls",
+        lambda: [
+            *table("06", "classes_cifar10_small", "method").loc["frog", ["AT+EMA", "WAT+EMA"]],
+            *(on_cifar10(1)[m] for m in ("AT", "WAT")),
+        ],
+    ),
+    ("our small network", lambda: claim("06", "WAT", ", on CIFAR-10")[:1]),
 ]

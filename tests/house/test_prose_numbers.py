@@ -274,6 +274,7 @@ EVIDENCE = {
         ("CFOL\\+EMA has", lambda: results.methods("average")),
         ("CFOL lifts the worst", lambda: claim("06", "CFOL")),
         ("CSR lifts", lambda: claim("06", "CSR")),
+        *data_sets.ALL,
     ],
     "07": [
         ("rows are supported; the", lambda: [claims("07").verdict.eq("supported").sum()]),
