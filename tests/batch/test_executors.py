@@ -146,11 +146,12 @@ def test_ctrl_c_leaves_nothing_running(script, heeded_ctrl_c, tmp_path):
     def interrupt():
         try:
             wait_until(lambda: all(path.exists() for path in sleeping), "the tasks do not begin")
-            family.extend(psutil.Process().children(recursive=True))
+            family.extend(set(psutil.Process().children(recursive=True)) - others)
         finally:  # else the test would never end
             os.kill(os.getpid(), signal.SIGINT)
 
     family = []
+    others = set(psutil.Process().children(recursive=True))  # of tests before this one
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
