@@ -63,10 +63,11 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | No
     store.must_be_writable(home, "CRAT_FIGURES")
     with tempfile.TemporaryDirectory(prefix=".site-", dir=home) as draft:  # on the same disk
         html = Path(draft, "html")
-        _write_sources(Path(draft, "source"), pages, profile)
+        boards = _boards(profile)
+        _write_sources(Path(draft, "source"), pages, profile, boards)
         _sphinx(Path(draft))
         frontpage.write_pictures(html / "_static" / "thumbs", pages, profile)
-        _write_leaderboards(html, profile)
+        _write_leaderboards(html, profile, boards)
         explorer.write_numbers(html)
         for name in UNUSED:
             (html / name).unlink(missing_ok=True)
@@ -76,7 +77,9 @@ def build(profile: str, notebooks: Path = ROOT / "notebooks", figures: Path | No
     return index_of(home)
 
 
-def _write_sources(folder: Path, pages: Sequence[Page], profile: str) -> None:
+def _write_sources(
+    folder: Path, pages: Sequence[Page], profile: str, boards: Sequence[frontpage.Board]
+) -> None:
     """Writes the sources for sphinx: the first page, and all others, which it lists.
 
     Their folders are the repository's, so that their links to each other lead where they do there.
@@ -96,7 +99,7 @@ def _write_sources(folder: Path, pages: Sequence[Page], profile: str) -> None:
         "guides": [f"notebooks/course/{stem}" for stem in ("README", *dict(course)) if course],
         "docs": [f"docs/{stem}" for stem, _ in docs],
     }
-    first = frontpage.first_page(pages, profile, _boards(profile), listed)
+    first = frontpage.first_page(pages, profile, boards, listed)
     store.write_text(folder / "index.md", first)
 
 
@@ -176,9 +179,9 @@ def _file(profile: str, dataset: str) -> str:
     return "leaderboard" if own else f"leaderboard-{dataset}"
 
 
-def _write_leaderboards(folder: Path, profile: str) -> None:
+def _write_leaderboards(folder: Path, profile: str, boards: Sequence[frontpage.Board]) -> None:
     """Writes the leaderboards' tables for downloading, by `crat leaderboard`, if they have rows."""
-    for board in _boards(profile):
+    for board in boards:
         if board.rows:
             files = ["--csv", str(folder / f"{board.file}.csv")]
             files += ["--latex", str(folder / f"{board.file}.tex")]

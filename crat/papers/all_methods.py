@@ -42,12 +42,7 @@ TRIED: dict[str, dict[str, Any]] = {
     "CSR+EMA": preset("csr") | EMA,
 }
 # those that are trained on CIFAR-10, too, where that is not the profile's own
-ON_CIFAR10: dict[str, dict[str, Any]] = {
-    "AT+EMA": TRIED["AT+EMA"],
-    "TRADES+EMA": TRIED["TRADES+EMA"],
-    "CFA (AT)+EMA": TRIED["CFA (AT)+EMA"],
-    "WAT+EMA": TRIED["WAT+EMA"],
-}
+ON_CIFAR10 = {name: TRIED[name] for name in ("AT+EMA", "TRADES+EMA", "CFA (AT)+EMA", "WAT+EMA")}
 # runs of it that AutoAttack judged
 STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
 # judged by AutoAttack on a sample of the images, for an estimate of each class
