@@ -31,6 +31,12 @@ TEAL = "#44AA99"
 STEEL = "#6699CC"
 PLUM = "#AA4499"
 MAROON = "#661100"
+SLATE = "#4F6367"
+CYAN = "#00B7C7"
+ROSE = "#F4A6B7"
+LIME = "#A6C832"
+TAN = "#A67B5B"
+MOSS = "#4B5320"
 
 # method -> its colour and matplotlib's name of its shape
 MARKS: dict[str, tuple[str, str]] = {
@@ -38,10 +44,10 @@ MARKS: dict[str, tuple[str, str]] = {
     "AT": (BLUE, "o"),
     "TRADES": (GREEN, "s"),
     "MART": (SKY, "s"),
-    "HE": (BLACK, "s"),
+    "HE": (SLATE, "s"),
     "ALP": (GREY, "s"),
     "FAT": (BLACK, "o"),
-    "AWP": (NAVY, "o"),
+    "AWP": (CYAN, "o"),
     "TRADES-AWP": (NAVY, "s"),
     "MART-AWP": (NAVY, "D"),
     "CFA (AT)": (ORANGE, "D"),
@@ -56,8 +62,8 @@ MARKS: dict[str, tuple[str, str]] = {
     "WAT": (OLIVE, "P"),
     "FRL": (NAVY, "X"),
     "BAT": (SAND, "X"),
-    "DAFA": (PINK, "P"),
-    "FAAL": (SKY, "P"),
+    "DAFA": (ROSE, "P"),
+    "FAAL": (LIME, "P"),
     "CFOL": (WINE, "P"),
     "CODAT": (GREEN, "P"),
     "RoBal": (GREEN, "^"),
@@ -69,8 +75,8 @@ MARKS: dict[str, tuple[str, str]] = {
     "CSR": (TEAL, "*"),
     "FAIR-TAT": (MAROON, "*"),
     "HAM": (PLUM, "*"),
-    "ABSLD": (PURPLE, "*"),
-    "Fair-ARD": (WINE, "*"),
+    "ABSLD": (TAN, "*"),
+    "Fair-ARD": (MOSS, "*"),
     "Fair-RSLAD": (SAND, "*"),
     "self-distillation": (SKY, "^"),
     "drawn alike": (MAROON, "^"),
