@@ -11,6 +11,7 @@ from crat.names import one_of
 from crat.papers.common import (
     BASELINE,
     EMA,
+    EXPLORATORY,
     FEW_SEEDS,
     LOOKS,
     MAIN_SEEDS,
@@ -146,11 +147,12 @@ PURPOSES: dict[str, tuple[str, str, str, str, str, str, str]] = {
     ),
     "ham": ("Lin et al. 2025 (HAM)", "its purpose", "HAM", "AT", "worst", "PGD", ""),
     # declared before its runs; the benchmark prints no AT with its average and hard labels
-    "at_ls": ("Pan and Yao 2026 (AT+LS)", "its setting", "AT+LS", "AT", "average", "PGD", ""),
+    "at_ls": ("Pan and Yao 2026 (AT+LS)", "a control of ours", "AT+LS", "AT", "average", "PGD", ""),
     "absld": ("Zhao et al. 2024 (ABSLD)", "its purpose", "ABSLD", "AT", "worst", "PGD", ""),
     "fair_ard": ("Yue et al. 2023 (Fair-ARD)", "its purpose", "Fair-ARD", "AT", "worst", "PGD", ""),
 }
 EIGHT = ("wat", "frl")  # trained with eight seeds
+OURS = ("at_ls",)  # a benchmark's setting; it does not say what the smoothing is worth
 SAYS = {
     ("average", "PGD"): "is more robust than {} on average",
     ("average", "clean"): "is more accurate than {} on clean images",
@@ -173,6 +175,7 @@ def _purpose(key: str, dataset: str = "") -> Claim:
         number=numbers,
         looks=looks,
         dataset=dataset,
+        **EXPLORATORY if key in OURS else {},
     )
 
 

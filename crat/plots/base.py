@@ -374,7 +374,7 @@ def name_points(
         box = measured.get_window_extent()
         measured.remove()
         half = np.array([box.width, box.height]) / 2
-        ways = product((taken + crossed, taken), (0, 6, 12, 18, 26, 36, 50), directions)
+        ways = product((taken + crossed, taken), (0, 6, 12, 18, 26, 36, 50, 70), directions)
         for occupied, further, direction in ways:
             shift = direction * (half + (radius + further) * unit)
             moved = box.translated(*shift)

@@ -100,7 +100,8 @@ def frontier(
     offers: name -> columns seed, `x`, `y`: what one network offers without another training, such
         as a bias; a black line, named at its middle; crosses are seeds but the first.
     """
-    figure, ax = plt.subplots(figsize=(7.2, 4.8))
+    grown = max(1.0, table.method.nunique() / 16) ** 0.5  # the names of more need more room
+    figure, ax = plt.subplots(figsize=(7.2 * grown, 4.8 * grown))
     means, drawn = {}, []
     for method in table.method.unique():
         runs = 100 * table[table.method == method][[x, y]].to_numpy()

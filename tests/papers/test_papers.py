@@ -15,6 +15,7 @@ from crat.analysis.metrics import per_run
 from crat.batch.estimates import images
 from crat.config import PROFILES, ConfigError, Selection, profile
 from crat.papers import LIVE, PAPERS, PLANS, all_claims, common
+from crat.papers.all_methods import evidence_runs
 from crat.papers.label_augmentation import FINE_TUNING
 from crat.training.run import Run
 
@@ -95,6 +96,13 @@ def test_a_plan_has_the_runs_that_others_start_from(number):
         runs = PLANS[number](name).values()
         starts = {name for config in runs for name in config.train.earlier}
         assert not starts or starts <= {Run.of(config).name for config in runs}
+
+
+def test_all_that_learn_from_a_teacher_have_the_baselines_first_run():
+    runs = evidence_runs("laptop", Selection(seeds=(0, 5)))
+    taught = {key: run.train.teacher for key, run in runs.items() if run.train.teacher}
+    assert set(taught) == {f"{m}+EMA-s{s}" for m in ("ABSLD", "Fair-ARD") for s in (0, 5)}
+    assert set(taught.values()) == {Run.of(runs["AT+EMA-s0"]).name}
 
 
 def test_one_seed_is_too_few_for_the_hazard_and_the_class_removal():

@@ -187,10 +187,17 @@ def extents(ax):
     return [text.get_window_extent() for text in ax.texts]
 
 
-def test_no_name_is_left_out_or_lies_on_another():
-    close = np.linspace(0.70, 0.72, 12)
-    names = [f"method {i}" for i in range(len(close))]
-    table = pd.DataFrame({"method": names, "average": close, "worst": close[::-1] - 0.4})
+LINE = np.linspace(0.70, 0.72, 12)
+PLACES = {"a line": (LINE, LINE[::-1] - 0.4)} | {
+    f"scattered {i}": np.random.default_rng(i).random((2, 26)) for i in range(3)
+}
+
+
+@pytest.mark.parametrize("places", PLACES.values(), ids=PLACES)
+def test_no_name_is_left_out_or_lies_on_another(places):
+    average, worst = places
+    names = [f"method {i}" for i in range(len(average))]
+    table = pd.DataFrame({"method": names, "average": average, "worst": worst})
     ax = plots_methods.frontier(table).axes[0]
     assert len(ax.texts) == len(names)
     assert not any(a.overlaps(b) for a, b in combinations(extents(ax), 2))
