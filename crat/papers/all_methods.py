@@ -43,12 +43,9 @@ TRIED: dict[str, dict[str, Any]] = {
     "FAT+EMA": preset("fat") | EMA,
     "ALP+EMA": preset("alp") | EMA,
     "HE+EMA": preset("he") | EMA,
-    "AWP+EMA": preset("pgd_at") | EMA | {"awp": 0.01},  # Wu et al. 2020's gamma for AT
     "AT+LS+EMA": preset("label_smoothing", clean_share=0.0) | EMA,
     "BAT+EMA": preset("bat") | EMA,
     "CFOL+EMA": preset("cfol") | EMA,
-    "DAFA+EMA": preset("dafa") | EMA,
-    "FAAL+EMA": preset("faal") | EMA,
     "FAIR-TAT+EMA": preset("fair_tat") | EMA,
     "HAM+EMA": preset("ham") | EMA,
     "CSR+EMA": preset("csr") | EMA,
@@ -60,7 +57,7 @@ ON_CIFAR10 = {name: TRIED[name] for name in ("AT+EMA", "TRADES+EMA", "CFA (AT)+E
 # runs of it that AutoAttack judged
 STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
 # judged by AutoAttack on a sample of the images, for an estimate of each class
-ESTIMATED = ("AT+EMA-s0", "TRADES+EMA-s0", "CFA (AT)-s0", "WAT+EMA-s0")
+ESTIMATED = ("AT+EMA-s0", "TRADES+EMA-s0", "CFA (AT)-s0", "WAT+EMA-s0", "CFOL+EMA-s0", "HAM+EMA-s0")
 RADII = (0.25, 1.0)  # rho of CODAT's ball of class distributions
 
 
