@@ -57,7 +57,15 @@ ON_CIFAR10 = {name: TRIED[name] for name in ("AT+EMA", "TRADES+EMA", "CFA (AT)+E
 # runs of it that AutoAttack judged
 STRONG = ("AT-s0", "SPAT+EMA-s0", "Adv+ +EMA-s0")
 # judged by AutoAttack on a sample of the images, for an estimate of each class
-ESTIMATED = ("AT+EMA-s0", "TRADES+EMA-s0", "CFA (AT)-s0", "WAT+EMA-s0", "CFOL+EMA-s0", "HAM+EMA-s0")
+ESTIMATED = (
+    "AT+EMA-s0",
+    "TRADES+EMA-s0",
+    "CFA (AT)-s0",
+    "HE+EMA-s0",
+    "WAT+EMA-s0",
+    "CFOL+EMA-s0",
+    "HAM+EMA-s0",
+)
 RADII = (0.25, 1.0)  # rho of CODAT's ball of class distributions
 
 

@@ -16,6 +16,7 @@ import prose_beyond as beyond
 import prose_data_sets as data_sets
 import prose_evidence as results
 import prose_fast as fast
+import prose_methods as since
 import prose_tail as tail
 import pytest
 from prose_evidence import ROOT, claim, claims, csv, percent, printed, table
@@ -274,6 +275,7 @@ EVIDENCE = {
         ("CFOL\\+EMA has", lambda: results.methods("average")),
         ("CFOL lifts the worst", lambda: claim("06", "CFOL")),
         ("CSR lifts", lambda: claim("06", "CSR")),
+        *since.SINCE,
         *data_sets.ALL,
     ],
     "07": [

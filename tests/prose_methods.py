@@ -1,0 +1,45 @@
+"""The values that the prose of notebook 06 may name of the methods since 2023, and of HE."""
+
+from prose_evidence import claim, printed
+
+# columns of the leaderboard, each a mean and a deviation
+CLEAN, PGD, UNION, WORST, UNION_WORST = 0, 2, 4, 6, -2
+
+
+def row(method):
+    """A method's row of the leaderboard, in percent."""
+    return printed("06", rf"{method} \d\d\.\d ± ")
+
+
+def by_both(method):
+    """The worst class under PGD, and what PGD and CW leave of it."""
+    return row(method)[[WORST, UNION_WORST]]
+
+
+def broken_by_cw(method):
+    """The points that CW breaks beyond PGD, on average."""
+    found = row(method)
+    return [found[PGD] - found[UNION]]
+
+
+def estimated(method):
+    """What AutoAttack leaves of seed 0, estimated: on average, and in the worst class."""
+    return printed("06", rf"{method}\+EMA \d{{3}} \d\d\.\d \[")[[1, 4]]
+
+
+SINCE = [
+    ("HAM's gain does", lambda: [*estimated("HAM"), *estimated("AT")]),
+    ("under PGD HAM lifts|HAM\\+EMA, which", lambda: by_both(r"HAM\+EMA")),
+    ("PGD and CW together", lambda: [*by_both(r"HAM\+EMA"), *by_both(r"AT\+EMA")]),
+    ("FAIR-TAT\\+EMA trains", lambda: row(r"FAIR-TAT\+EMA")[[CLEAN, PGD]]),
+    ("ABSLD\\+EMA and", lambda: [row(rf"{m}\+EMA")[WORST] for m in ("ABSLD", "Fair-ARD")]),
+    ("AT\\+LS\\+EMA, with", lambda: [*broken_by_cw(r"AT\+LS\+EMA"), *broken_by_cw(r"AT\+EMA")]),
+    ("HE\\+EMA, AT on", lambda: row(r"HE\+EMA")[[PGD, WORST]]),
+    ("HAM lifts the worst", lambda: claim("06", "HAM is more robust")),
+    ("and HE more", lambda: claim("06", "HE is more robust")),
+    (
+        "ALP is less",
+        lambda: [claim("06", f"{of} is more robust than AT")[0] for of in ("ALP", "BAT")],
+    ),
+    ("Smoothed labels add", lambda: [1.0]),
+]
