@@ -175,20 +175,20 @@ def _of_methods(board: pd.DataFrame) -> str:
     """A sentence on the method of the best worst class, and that of the best average."""
     fair = board.loc[board.worst.idxmax()]
     robust = board.loc[board.average.idxmax()]
+    others = board[(board.method == BASELINE) & ~board.method.isin((fair.method, robust.method))]
+    beside = "".join(
+        f"; {base.method} has {percent(base.worst)} and {percent(base.average)} %"
+        for base in others.itertuples()
+    )
     if fair.method == robust.method:
-        others = board[(board.method == BASELINE) & (board.method != fair.method)]
-        beside = [
-            f"; {base.method} has {percent(base.worst)} and {percent(base.average)} %"
-            for base in others.itertuples()
-        ]
         return (
             f"{fair.method} has both the best worst class ({percent(fair.worst)} %) and the best"
-            f" average ({percent(fair.average)} %) of the {len(board)} methods{''.join(beside)}."
+            f" average ({percent(fair.average)} %) of the {len(board)} methods{beside}."
         )
     return (
         f"No method is best in both: {fair.method} has the best worst class ({percent(fair.worst)}"
         f" %, average {percent(fair.average)} %), {robust.method} the best average"
-        f" ({percent(robust.average)} %, worst class {percent(robust.worst)} %)."
+        f" ({percent(robust.average)} %, worst class {percent(robust.worst)} %){beside}."
     )
 
 
