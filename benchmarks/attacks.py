@@ -33,8 +33,9 @@ from training import Flops, matrix_rate
 
 from crat import data
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import PGD, forward_backward
+from crat.attacks.gradient import PGD
 from crat.attacks.judge import attacked_logits
+from crat.attacks.logits import forward_backward
 from crat.attacks.objectives import CrossEntropy
 from crat.config import MODELS, ModelConfig
 from crat.device import describe, pick_device, pick_dtype

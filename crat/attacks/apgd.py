@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from crat.attacks.door import check_radius
-from crat.attacks.gradient import forward_backward
 from crat.attacks.hunt import Hunt, Hunted, Run, State
+from crat.attacks.logits import forward_backward
 from crat.attacks.noise import PerImage, normal, uniform
 from crat.attacks.objectives import (
     DLR,

@@ -18,9 +18,9 @@ from crat.attacks.door import (
 )
 from crat.attacks.fab import FAB
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward
 from crat.attacks.hunt import Hunt, Hunted, pursue
 from crat.attacks.hunter import Hunter
+from crat.attacks.logits import forward_backward
 from crat.attacks.noise import Source, source
 from crat.attacks.objectives import DLR, CrossEntropy
 from crat.attacks.square import Square

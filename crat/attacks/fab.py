@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from crat.attacks.door import check_radius, checked
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward
 from crat.attacks.hunt import Hunt, Hunted, Run, State
 from crat.attacks.hyperplane import to_hyperplane
-from crat.attacks.logits import finite_logits
+from crat.attacks.logits import finite_logits, forward_backward
 from crat.attacks.noise import PerImage, Source, source
 from crat.attacks.objectives import Margin, Toward, full, other_logits, true_logit
 from crat.attacks.precision import exact

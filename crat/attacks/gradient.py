@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from crat.attacks.door import Attack, check_radius, checked
 from crat.attacks.frozen import BATCH_NORM_MODES, frozen
-from crat.attacks.logits import NO_GRADIENT, AttackError
+from crat.attacks.logits import forward_backward
 from crat.attacks.noise import Drawing, Source, drawing
 from crat.attacks.objectives import (
     DLR,
@@ -47,24 +47,6 @@ STOPS = ("never", "first")
 LONG, WINDOW = 40, 10
 # of these a part of the images can be taken: they hold nothing of an image
 OF_NO_IMAGE = (CrossEntropy, PlainCrossEntropy, Margin, DLR)
-
-
-def forward_backward(
-    model: nn.Module, x: Tensor, y: Tensor, objective: Objective
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Each sample's gradient at x, objective (N,) and logits (N, K), in one pass each way.
-
-    Raises AttackError where the logits have no gradient by the images.
-    """
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = full(model(x))
-        values = objective(logits, y)
-        total = values.sum()
-    gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
-    if gradient is None:
-        raise AttackError(NO_GRADIENT)
-    return gradient, values.detach(), logits.detach()
 
 
 def ascend(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from crat.attacks.door import check_radius
-from crat.attacks.gradient import forward_backward
 from crat.attacks.hunt import Hunt, Hunted, Run, State
+from crat.attacks.logits import forward_backward
 from crat.attacks.noise import PerImage
 from crat.attacks.objectives import Margin, Objective, Toward, full, other_logits, true_logit
 from crat.attacks.threat import NORMS, ascent_direction, one_of, over_images, project

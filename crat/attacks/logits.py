@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crat.attacks.objectives import full
+from crat.attacks.objectives import Objective, full
 from crat.attacks.precision import exact
 
 NO_GRADIENT = (
@@ -103,3 +103,21 @@ def finite_logits(model: nn.Module, x: Tensor) -> Tensor:
             not_finite(images, len(x), "NaN" if logits.isnan().any() else "infinite or huge")
         )
     return logits
+
+
+def forward_backward(
+    model: nn.Module, x: Tensor, y: Tensor, objective: Objective
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each sample's gradient at x, objective (N,) and logits (N, K), in one pass each way.
+
+    Raises AttackError where the logits have no gradient by the images.
+    """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = full(model(x))
+        values = objective(logits, y)
+        total = values.sum()
+    gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
+    if gradient is None:
+        raise AttackError(NO_GRADIENT)
+    return gradient, values.detach(), logits.detach()

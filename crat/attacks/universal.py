@@ -24,8 +24,7 @@ from crat.attacks.door import (
     check_radius,
 )
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward
-from crat.attacks.logits import finite_logits
+from crat.attacks.logits import finite_logits, forward_backward
 from crat.attacks.noise import Source, source
 from crat.attacks.objectives import CrossEntropy, Objective
 from crat.attacks.threat import (

@@ -22,9 +22,8 @@ from crat import data
 from crat.analysis import metrics
 from crat.attacks import Decision, frozen
 from crat.attacks.door import as_images, check_model
-from crat.attacks.gradient import forward_backward
 from crat.attacks.judge import attacked_logits
-from crat.attacks.logits import AttackError, finite_logits, logits_of
+from crat.attacks.logits import AttackError, finite_logits, forward_backward, logits_of
 from crat.attacks.objectives import Margin
 from crat.attacks.watched import RobustnessWarning, check_gradients, check_outputs
 from crat.config import MODELS, ConfigError, ModelConfig

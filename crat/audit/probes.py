@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from crat import store
 from crat.attacks import frozen
 from crat.attacks.door import as_images
-from crat.attacks.gradient import forward_backward
+from crat.attacks.logits import forward_backward
 from crat.attacks.noise import PerImage
 from crat.attacks.objectives import Margin
 from crat.attacks.threat import over_images, size

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import PGD
 from crat.attacks.noise import Source
 from crat.attacks.objectives import KLFrom, Objective, PlainCrossEntropy, full
 from crat.attacks.threat import Budget
 from crat.config import ConfigError
 from crat.defenses.stats import ClassStats
 from crat.device import moved
+
+if TYPE_CHECKING:
+    from crat.attacks.gradient import PGD
 
 
 class Words(str):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward
+from crat.attacks.logits import forward_backward
 from crat.attacks.noise import Source, drawing
 from crat.attacks.objectives import full, kl_divergence
 from crat.attacks.threat import Budget, gaussian_start, over_images, per_sample, project

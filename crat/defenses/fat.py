@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward
+from crat.attacks.logits import forward_backward
 from crat.attacks.noise import Drawing, Source, drawing, normal
 from crat.attacks.objectives import full
 from crat.attacks.threat import Budget, over_images, per_sample, project, uniform_start

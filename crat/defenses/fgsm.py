@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from crat import distributed
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import forward_backward
+from crat.attacks.logits import forward_backward
 from crat.attacks.noise import Source, drawing, uniform
 from crat.attacks.objectives import full
 from crat.attacks.threat import Budget, length, per_sample, project, uniform_start
