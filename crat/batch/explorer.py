@@ -246,22 +246,26 @@ def _name(config: RunConfig, usual_network: str, usual_epochs: int) -> Name:
     head, *settings = label(config).split(", ")
     method, plus, _ = head.partition(" + ")
     settings = [re.sub(r"^start_from \S+-(\w+)-s\d+-\w+$", r"from \1", s) for s in settings]
-    settings = [re.sub(r"^teacher \S+-(\w+)-s\d+-\w+$", r"teacher \1", s) for s in settings]
-    settings = [setting for setting in settings if not setting.startswith("average_decay")]
+    settings = [s for s in settings if not s.startswith(("average_decay", "teacher"))]
+    known = _papers_names()
+    whole = known.get((method, *settings))
+    parts = [whole] if whole else [known.get((method,), method), *settings]
     if config.model.name != usual_network:
-        settings.append(config.model.name)
+        parts.append(config.model.name)
     if config.train.epochs != usual_epochs:
-        settings.append(f"{config.train.epochs} epochs")
+        parts.append(f"{config.train.epochs} epochs")
     average = AVERAGES.get(config.train.average, config.train.average)
-    shown = ", ".join([_papers_names().get(method, method), *settings])
-    return Name(shown, average, config.train.seed, own_average=not plus)
+    return Name(", ".join(parts), average, config.train.seed, own_average=not plus)
 
 
 @cache
-def _papers_names() -> dict[str, str]:
-    """The leaderboard's names of methods, without averages: crat's words for one -> name."""
-    heads = {label(RunConfig().but(**changes)): name for name, changes in TRIED.items()}
-    return {head.partition(" + ")[0]: re.sub(r" ?\+EMA$", "", name) for head, name in heads.items()}
+def _papers_names() -> dict[tuple[str, ...], str]:
+    """The leaderboard's names, without averages: crat's words for a method and settings -> name."""
+    names = {}
+    for name, changes in TRIED.items():
+        head, *settings = label(RunConfig().but(**changes)).split(", ")
+        names[head.partition(" + ")[0], *settings] = re.sub(r" ?\+EMA$", "", name)
+    return names
 
 
 def _order(name: Name) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from tiny_teacher import taught
 from crat import cli, store
 from crat.batch.plan import Entry, share
 from crat.config import ConfigError, different_from_default
+from crat.defenses import DEFENSES
 from crat.papers import PAPERS
 from crat.papers.evidence import Evidence
 from crat.store import Store
@@ -43,7 +44,7 @@ def test_no_teacher_leaves_the_names_of_all_published_runs():
     assert len(cards) > 100
     for path in cards:
         config = card_config(store.read_json(path), path.parent)
-        taught = config.train.defense == "self_distillation"
+        taught = DEFENSES[config.train.defense].taught
         assert bool(config.train.teacher) == taught
         assert ("train.teacher" in different_from_default(config)) == taught
         assert Run.of(config, "cpu").name == path.parent.name
