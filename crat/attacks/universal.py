@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from crat import data, store
+from crat import store
 from crat.attacks.door import (
     Attack,
     admitted,
@@ -36,13 +36,15 @@ from crat.attacks.threat import (
     per_sample,
 )
 from crat.attacks.watched import Watched
+from crat.data.images import load
+from crat.data.streamed import Streamed
 
 COUNTED = ("all", "correct")
 
 
 def fit_universal(
     model: nn.Module,
-    x_train: Tensor | data.Streamed,
+    x_train: Tensor | Streamed,
     y_train: Tensor,
     *,
     eps: Budget,
@@ -131,7 +133,7 @@ class Universal(Attack):
         """A model's perturbations, (1, C, H, W) or class-wise (K, C, H, W), fitted at first use."""
         state = store.fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))
         if model not in self._fitted or self._fitted[model][0] != state:
-            of = data.load(self.images).to(device)
+            of = load(self.images).to(device)
             delta = fit_universal(
                 model,
                 of.x_train,

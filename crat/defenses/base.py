@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,6 @@ from crat.attacks.threat import Budget
 from crat.config import ConfigError
 from crat.defenses.stats import ClassStats
 from crat.device import moved
-
-if TYPE_CHECKING:
-    from crat.attacks.gradient import PGD
 
 
 class Words(str):
@@ -64,6 +61,45 @@ class Task:
         return len(self.class_counts)
 
 
+class Crafting(Protocol):
+    """What a method asks of the attack that crafts its images, a crat.attacks.gradient.PGD."""
+
+    @property
+    def eps(self) -> float:
+        """The radius, in units of [0, 1]."""
+        ...
+
+    @property
+    def step_size(self) -> float:
+        """The length of a step, in units of [0, 1]."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """How many steps it takes."""
+        ...
+
+    @property
+    def norm(self) -> str:
+        """The norm of its ball."""
+        ...
+
+    @property
+    def batch_norm(self) -> str:
+        """BatchNorm's mode while it crafts."""
+        ...
+
+    @property
+    def objective(self) -> Objective:
+        """What it ascends."""
+        ...
+
+    @property
+    def perturb(self) -> Callable[..., Tensor]:
+        """The loop without the door's checks: model, x, y -> x_adv."""
+        ...
+
+
 @dataclass
 class Defense:
     """A training method.
@@ -72,7 +108,7 @@ class Defense:
     """
 
     # eps, step_size and steps are the run's; the start and BatchNorm's mode are the method's own
-    attack: PGD
+    attack: Crafting
 
     revision: ClassVar[int] = 1
     paper: ClassVar[str] = ""

@@ -85,19 +85,6 @@ def of_crat(path):
     return [found for found in imports(path, MODULES[path]) if found[0].split(".")[0] == "crat"]
 
 
-def only_named(tree):
-    """The lines of imports that never run: a type checker alone reads them."""
-    branches = (node for node in ast.walk(tree) if isinstance(node, ast.If))
-    unread = [node for node in branches if ast.unparse(node.test) == "TYPE_CHECKING"]
-    return {node.lineno for branch in unread for node in ast.walk(branch) if hasattr(node, "names")}
-
-
-def run_time(path):
-    """The modules of crat that a file imports when it runs."""
-    unread = only_named(MODULES[path])
-    return {module for module, _, line in of_crat(path) if line not in unread}
-
-
 def functions(tree):
     return [
         node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
@@ -136,7 +123,7 @@ def test_a_room_is_used_through_its_face(path):
 
 
 def test_no_chain_of_imports_is_long_and_none_is_a_circle():
-    graph = {module_name(path): run_time(path) for path in MODULES}
+    graph = {module_name(path): {m for m, _, _ in of_crat(path)} for path in MODULES}
     chains = {}
 
     def chain(module, above=()):
