@@ -80,15 +80,6 @@ class Counts(NamedTuple):
     broken: NDArray  # broken in the random part, b
 
 
-def attacked_margin(logits: ArrayLike, y: ArrayLike) -> NDArray:
-    """The logit of the label minus the largest other one: (N, K) -> (N,) float64."""
-    logits = np.array(logits, float)
-    (y,) = checked(y, n_classes=logits.shape[-1])
-    label = logits[np.arange(y.size), y]
-    logits[np.arange(y.size), y] = -np.inf
-    return label - logits.max(-1)
-
-
 def choose(
     y: ArrayLike, survived: ArrayLike, margin: ArrayLike, design: Design | None = None
 ) -> Sample:

@@ -46,11 +46,9 @@ class Sampled:
 
         attack: the outcomes under SAMPLED of the images at the places (n,).
         """
-        margins = [
-            two_phase.attacked_margin(all_images.logits[name], all_images.y) for name in phase_one
-        ]
+        margins = np.min([all_images.margins[name] for name in phase_one], axis=0)
         survived = _survived(all_images, phase_one)
-        sample = two_phase.choose(all_images.y, survived, np.min(margins, axis=0), design)
+        sample = two_phase.choose(all_images.y, survived, margins, design)
         attacked = attack(sample.places) if len(sample.places) else None
         return cls(all_images, tuple(phase_one), design, sample, attacked)
 

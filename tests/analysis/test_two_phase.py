@@ -181,11 +181,6 @@ def test_without_survivors_all_is_known():
     np.testing.assert_allclose(table.high, wilson(0, 10)[1])
 
 
-def test_margins():
-    logits = [[3.0, 1.0, 2.5], [0.0, 4.0, 6.0]]
-    assert two_phase.attacked_margin(logits, [0, 1]).tolist() == [0.5, -2.0]
-
-
 def test_jeffreys_by_its_quantiles():
     low, high = two_phase.jeffreys([0, 5, 35], 35)
     assert (low[0], high[2]) == (0, 1)

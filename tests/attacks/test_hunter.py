@@ -14,7 +14,7 @@ from crat.attacks.judge import attacked_logits
 from crat.attacks.threat import budget, size
 from crat.attacks.watched import RobustnessWarning
 from crat.keys.identity import attack_identity
-from crat.outcomes import Outcomes, Sampled, hunting_battery, strong_battery
+from crat.outcomes import Outcomes, Sampled, hunting_battery, margins, strong_battery
 
 EPS = {"Linf": 0.06, "L2": 0.5}
 
@@ -127,7 +127,8 @@ def test_a_sample_still_tells_of_a_masked_network(monkeypatch):
     def outcomes(logits, labels):
         answers = {name: z.argmax(1).numpy() for name, z in logits.items()}
         arrays = {name: z.detach().numpy() for name, z in logits.items()}
-        return Outcomes("test", classes, labels.numpy(), arrays, answers, {})
+        by = {name: margins.of(z, labels.numpy()) for name, z in arrays.items()}
+        return Outcomes("test", classes, labels.numpy(), arrays, answers, {}, by)
 
     def attack(places):
         chosen, labels = x[places], y[places]

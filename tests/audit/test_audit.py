@@ -431,6 +431,7 @@ def test_breaks_in_the_random_part_are_a_warning(tmp_path, monkeypatch):
     logits = np.stack([1.0 - y, y], 1)
     right = dict.fromkeys(("clean", "PGD-20", "CW-20"), y)
     found = cache.Outcomes("test", ("a", "b"), y, dict.fromkeys(right, logits), right, {})
+    found.margins.update(dict.fromkeys(right, np.ones(2000)))
 
     def attack(places):
         predictions = {"clean": y[places], "AA-sampled": 1 - y[places]}

@@ -58,7 +58,8 @@ def outcomes(names, n=20):
     attacked = np.where(place < y, (y + 1) % len(names), y)
     logits = {name: np.eye(len(names))[y] for name in ("clean", "PGD-20")}
     predictions = {"clean": y, "PGD-20": attacked}
-    return Outcomes("test", tuple(names), y, logits, predictions, {})
+    right_by = {"clean": np.ones(len(y)), "PGD-20": np.where(attacked == y, 1.0, -1.0)}
+    return Outcomes("test", tuple(names), y, logits, predictions, {}, right_by)
 
 
 def test_odd_names_of_classes_are_printed_as_they_are():

@@ -1,5 +1,7 @@
 """AutoAttack on a sample: who is attacked, what is stored, and that it is read again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_runs import TINY, shorten_autoattack
@@ -94,6 +96,14 @@ def test_some_places_are_a_question_of_their_own(run):
         evaluate(run, {}, images=[], **asked)
 
 
+def test_outcomes_without_logits_have_the_same_sample(run):
+    found = sampled_autoattack(run, design=FEW, **ASKED)
+    compact = replace(found.all_images, logits={})
+    again = type(found).of(compact, found.phase_one, FEW, lambda _: found.attacked)
+    assert np.array_equal(again.sample.places, found.sample.places)
+    assert again.table.equals(found.table)
+
+
 def test_a_network_without_survivors_is_attacked_no_further(run):
     found = sampled_autoattack(run, **ASKED)
     everyone = found.all_images
@@ -105,6 +115,7 @@ def test_a_network_without_survivors_is_attacked_no_further(run):
         everyone.logits,
         dict.fromkeys(everyone.predictions, wrong),
         {},
+        everyone.margins,
     )
     of_nobody = type(found).of(nobody, found.phase_one, Design(), attack=None)
     assert of_nobody.attacked is None
