@@ -342,6 +342,8 @@ def over_seeds(values: ArrayLike) -> Estimate:
     variance is not counted. With one seed nothing can be said, and kind is "checkpoints".
     """
     values = np.asarray(values, float)
+    if not values.size:
+        return Estimate(nan, nan, nan, nan, note="no run to count")
     if values.size == 1:
         value = float(values[0])
         return Estimate(value, nan, nan, nan, "checkpoints", note="one seed", seeds=1)

@@ -383,3 +383,4 @@ def test_a_mean_over_seeds_is_students():
     assert found.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
     assert (found.seeds, found.df) == (3, 2)
     assert c.over_seeds([0.5]).kind == "checkpoints"
+    assert c.over_seeds([]).note == "no run to count"
