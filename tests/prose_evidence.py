@@ -429,8 +429,9 @@ def wat_of_seed_0():
 
 
 def above_the_line():
-    rows = printed("09", r"\S+( \(?\S+)? \d\d\.\d \d\d\.\d -").reshape(-1, 3)
-    return [len(rows), len(rows) + 1, rows[:, 2].min()]
+    numbers = r"\S+( \(?\S+)? \d\d\.\d \d\d\.\d "
+    below, above = (printed("09", numbers + end).reshape(-1, 3) for end in ("-", r"\d\.\d$"))
+    return [len(below), len(below) + len(above), below[:, 2].min()]
 
 
 def made_of(bar, functional):
