@@ -31,7 +31,7 @@ from crat.papers.common import (
 )
 
 TRAINED = ("standard", "pgd_at", "trades")
-# methods with flat confidences, which Temperature-PGD is made for
+# declared for their flat confidences, which Temperature-PGD is made for; HE's turned out sure
 FLAT = ("mart", "he")
 # on the data sets beside the profile's own, with the common average
 ELSEWHERE = {"AT+EMA": preset("pgd_at") | EMA, "TRADES+EMA": preset("trades") | EMA}
