@@ -48,7 +48,7 @@ def clean_gains():
 
 WEI = [
     (
-        "its own, CFA's worst|both networks have the same",
+        "its own, CFA's worst|points below AT\\+EMA",
         lambda: [
             claim("04", "common average", f"AT+EMA {how}")[0]
             for how in ("on average", "in the worst class")

@@ -181,7 +181,7 @@ EVIDENCE = {
         ("beyond the border", lambda: printed("04", r"0\.2 \d")[1:2]),
         ("stronger attack", results.toy_under_attack),
         ("feature from", lambda: printed("04", "infinite from")),
-        ("on average|four points", results.main_table),
+        ("on average|five points", results.main_table),
         ("fourfold", results.groups_and_shirt),
         ("judging margin", results.beyond),
         ("from 1 to|never leaves", results.by_beta),
