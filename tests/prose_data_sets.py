@@ -26,7 +26,10 @@ TIAN = [
         "validation names more",
         lambda: [claim("01", "few classes", f", on {d}")[0] for d in ("MNIST", "CIFAR-10")],
     ),
-    ("breaks? 4|CIFAR-10 it is 4", lambda: claim("01", "Temperature-PGD breaks", ", on CIFAR-10")[:1]),
+    (
+        "breaks? 4|CIFAR-10 it is 4",
+        lambda: claim("01", "Temperature-PGD breaks", ", on CIFAR-10")[:1],
+    ),
     ("at our scale", lambda: claim("01", "apart under attack", ", on CIFAR-10")[:1]),
 ]
 

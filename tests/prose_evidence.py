@@ -218,8 +218,9 @@ def of_three_seeds():
 
 
 def purposes():
-    """What notebook 06 decides of WAT, FRL and FAT."""
-    worst = [claim("06", f"{name} is more robust", "worst")[0] for name in ("WAT", "FRL")]
+    """What notebook 06 decides of the methods that weigh or draw classes, and of FAT."""
+    names = ("WAT", "FRL", "DAFA", "FAAL", "CFOL")
+    worst = [claim("06", f"{name} is more robust", "worst")[0] for name in names]
     return [*worst, claim("06", "FAT is more accurate")[0]]
 
 

@@ -24,10 +24,22 @@ def broken_by_cw(method):
 
 def estimated(method):
     """What AutoAttack leaves of seed 0, estimated: on average, and in the worst class."""
-    return printed("06", rf"{method}\+EMA \d{{3}} \d\d\.\d \[")[[1, 4]]
+    return printed("06", rf"{method}\+EMA \d{{3}} \d+ \d\d\.\d \[")[[2, 5]]
+
+
+def by_square(method):
+    """The images of the sample that only Square breaks."""
+    return printed("06", rf"{method}\+EMA \d{{3}} \d+ \d\d\.\d \[")[[1]]
 
 
 SINCE = [
+    ("by how alike", lambda: row(r"DAFA\+EMA")[[WORST]]),
+    ("AWP\\+EMA, AT", lambda: row(r"AWP\+EMA")[[PGD, WORST]]),
+    ("in a ball", lambda: [row(r"AT\+EMA")[PGD] - row(r"FAAL\+EMA")[PGD]]),
+    ("of the shirts", lambda: [estimated(m)[1] for m in ("CFOL", "WAT", "FAAL", "DAFA")]),
+    ("CSR's lead", lambda: [estimated(m)[1] for m in ("CSR", "TRADES")]),
+    ("are the lowest", lambda: [estimated(m)[0] for m in ("HAM", "FAIR-TAT")]),
+    ("Square broke", lambda: by_square("ABSLD")),
     ("HAM's gain does", lambda: [*estimated("HAM"), *estimated("AT")]),
     ("under PGD HAM lifts|HAM\\+EMA, which", lambda: by_both(r"HAM\+EMA")),
     ("PGD and CW together", lambda: [*by_both(r"HAM\+EMA"), *by_both(r"AT\+EMA")]),

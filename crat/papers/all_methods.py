@@ -65,9 +65,16 @@ ESTIMATED = (
     "TRADES+EMA-s0",
     "CFA (AT)-s0",
     "HE+EMA-s0",
+    "AT+LS+EMA-s0",
     "WAT+EMA-s0",
+    "DAFA+EMA-s0",
+    "FAAL+EMA-s0",
     "CFOL+EMA-s0",
+    "FAIR-TAT+EMA-s0",
     "HAM+EMA-s0",
+    "CSR+EMA-s0",
+    "ABSLD+EMA-s0",
+    "Fair-ARD+EMA-s0",
 )
 RADII = (0.25, 1.0)  # rho of CODAT's ball of class distributions
 
