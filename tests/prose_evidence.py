@@ -93,7 +93,8 @@ def jumps():
 
 def removed():
     bars = csv("01", "class_removal")
-    return [*bars[bars.part == "keeps its class"].n, *bars.groupby("bar").n.sum()]
+    of_each_seed = 100 * printed("01", r"(Shirt|Pullover) pgd_at-s\d ")
+    return [*bars[bars.part == "keeps its class"].n, *bars.groupby("bar").n.sum(), *of_each_seed]
 
 
 def who_pays():

@@ -27,7 +27,13 @@ from crat.names import one_of
 from crat.plots.marks import BLUE, GREEN, GREY, ORANGE, PINK, RED, SERIES, SKY, colours, mark
 from crat.store import root, written_whole
 
-METHOD_NAMES = {"standard": "standard", "pgd_at": "PGD-AT", "trades": "TRADES", "mart": "MART"}
+METHOD_NAMES = {
+    "standard": "standard",
+    "pgd_at": "PGD-AT",
+    "trades": "TRADES",
+    "mart": "MART",
+    "he": "HE",
+}
 
 POINTS = 11  # "small" is 9.2 of these points: no text of a figure is smaller
 STYLE = {

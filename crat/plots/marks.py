@@ -97,6 +97,7 @@ ALIASES = {
     "CFA": "CFA (AT)",
     "trades": "TRADES",
     "mart": "MART",
+    "he": "HE",
     "base": "standard",
     "undefended": "standard",
     "AT-AWP": "AWP",
