@@ -54,7 +54,7 @@ def test_time_grows_with_epochs_and_images(published):
         {"model": "resnet18"},
         {"steps": 7},
         {"dtype": "float32"},
-        {"awp": 0.01},
+        {"defense": "trades", "awp": 0.01},
         {"batch_size": 512},
     ],
 )

@@ -73,7 +73,7 @@ def decoded(shown, key, attack):
     at, n = place["at"], place["n"]
     y = arrays[:n].astype(int)
     codes = arrays[at : at + n].astype(int)
-    levels = arrays[at + n : at + 2 * n].view(np.int8).astype(float)
+    levels = arrays[at + shown["margins_after"] :][:n].view(np.int8).astype(float)
     margin = np.sign(levels) * (levels / shown["levels"]) ** 2 * place["largest"]
     return run, y, np.where(codes == 0, y, codes - 1), margin
 

@@ -46,7 +46,8 @@ def test():
 
 
 def test_each_paper_is_asked_by_its_number_and_parameters():
-    repeated = {"00": (3,), "07": tuple(range(8))}  # 00 has the live run's relatives only
+    # 00 has the live run's relatives only
+    repeated = {"00": (3,), "04": tuple(range(5)), "07": tuple(range(8))}
     for number in PAPERS:
         evidence = Evidence.of(number, "quick", seed=3)
         assert evidence.asked == PLANS[number]("quick", 3)

@@ -37,7 +37,7 @@ window.CRAT_EXPLORER = (() => {
     const { at, n, largest } = run.outcomes[attack];
     const all = decoded[set.name];
     const codes = all.subarray(at, at + n);
-    const levels = new Int8Array(all.buffer, at + n, n);
+    const levels = new Int8Array(all.buffer, at + set.margins_after, n);
     return {
       prediction: (i) => (codes[i] ? codes[i] - 1 : all[i]),
       right: (i) => codes[i] === 0,
