@@ -145,7 +145,7 @@ def compare(
     """Mean over seeds of the functional, method A - method B, on the same images.
 
     a, b: (S_A, N) and (S_B, N) bool; a[s] and b[s] have one seed, and the first seeds that both
-        have are compared.
+        have are compared. Or (M, S, N): the mean over M methods, each with S seeds.
     like_a, like_b: runs of further methods in A's and in B's stratum (averaged over updates, or
         not); None: B is in A's, whose methods stand in like_a.
     A run is method + seed + rest, the seed being a block: one seed means the same first weights and
@@ -153,26 +153,29 @@ def compare(
     the images is a class-stratified paired bootstrap's, with any minimum inside.
     "worst" must hold for the plug-in minimum and for the cross-fit one: the interval is the hull of
     both.
-    With one seed, kind is "checkpoints", the interval covers images, and p is McNemar's. Where both
-    lie below FLOOR, kind is "floor".
+    With one seed, kind is "checkpoints", the interval covers images, and p is McNemar's (nan of
+    several methods). Where both lie below FLOOR, kind is "floor".
     """
-    y, a = checked(y, np.atleast_2d(a))
-    _, b = checked(y, np.atleast_2d(b))
-    n_seeds = min(len(a), len(b))
+    y, a, b = checked(y, *(np.array(runs, ndmin=3) for runs in (a, b)))
+    n_seeds = min(a.shape[1], b.shape[1])
+    share_a, share_b = (1 / (n_seeds * len(methods)) for methods in (a, b))  # of a mean
     like = [_lenders(y, runs, functional) for runs in (like_a, like_b or ())]
 
     def noise(in_a: NDArray, in_b: NDArray, f: Functional) -> Noise:
         if n_seeds == 1:
             return Noise(0.0)
-        own_a, own_b = per_run(y, a, f), per_run(y, b, f)
-        with_a, with_b = ([per_run(y, runs, f) for runs in group] for group in like)
+        groups: list[list[NDArray]] = [[*a], [*b], *like]
+        own_a, own_b, with_a, with_b = ([per_run(y, runs, f) for runs in g] for g in groups)
         if like_b is None:
-            rest = residual([own_a, own_b, *with_a])
-            return Noise(2 * rest.variance / n_seeds, rest.df)
-        rests = (residual([own_a, *with_a]), residual([own_b, *with_b]))
-        return together(*(Noise(rest.variance / n_seeds, rest.df) for rest in rests))
+            rest = residual([*own_a, *own_b, *with_a])
+            return Noise((share_a + share_b) * rest.variance, rest.df)
+        rest_a, rest_b = residual([*own_a, *with_a]), residual([*own_b, *with_b])
+        return together(
+            Noise(share_a * rest_a.variance, rest_a.df), Noise(share_b * rest_b.variance, rest_b.df)
+        )
 
-    return _paired(y, a[:n_seeds], b[:n_seeds], functional, noise, draws, seed)
+    first_a, first_b = (runs[:, :n_seeds].reshape(-1, y.size) for runs in (a, b))
+    return _paired(y, first_a, first_b, functional, noise, n_seeds, draws, seed)
 
 
 def contrast(
@@ -204,7 +207,7 @@ def contrast(
         spread = pooled([in_a - in_b, *lent])
         return Noise(spread.variance / len(a), spread.df)
 
-    return _paired(y, a, b, functional, noise, draws, seed)
+    return _paired(y, a, b, functional, noise, len(a), draws, seed)
 
 
 def _paired(
@@ -213,10 +216,14 @@ def _paired(
     b: NDArray,
     functional: Functional,
     noise: Callable[[NDArray, NDArray, Functional], Noise],
+    n_seeds: int,
     draws: int,
     seed: int,
 ) -> Estimate:
-    """The estimate of A - B; noise: of the values (S,) of both, what the seeds give the mean."""
+    """The estimate of A - B, over n_seeds runs of a method.
+
+    noise: of the values of all runs of A and of B, what the seeds give the mean.
+    """
     counts, sizes = resample(y, np.vstack([a, b]), draws, seed)
 
     def estimate(f: Functional) -> Estimate:
@@ -224,7 +231,7 @@ def _paired(
         in_a, in_b = np.split(values, [len(a)], axis=1)
         difference = in_a.mean(1) - in_b.mean(1)
         images = difference[1:].var(ddof=1)
-        found = _by_t(difference[0], noise(in_a[0], in_b[0], f), images, len(a))
+        found = _by_t(difference[0], noise(in_a[0], in_b[0], f), images, n_seeds)
         level = max(in_a[0].mean(), in_b[0].mean()) if f in LEVELS else max(a.mean(), b.mean())
         return replace(found, kind="floor", note="floor") if level < FLOOR else found
 
@@ -232,9 +239,10 @@ def _paired(
         result = _both(estimate("worst"), estimate("crossfit"))
     else:
         result = estimate(functional)
-    if len(a) > 1:
+    if n_seeds > 1:
         return result
-    return replace(result, p=mcnemar(a[0], b[0]), kind="checkpoints", note="one seed")
+    p = mcnemar(a[0], b[0]) if len(a) == len(b) == 1 else nan
+    return replace(result, p=p, kind="checkpoints", note="one seed")
 
 
 def _lenders(y: NDArray, methods: Sequence[ArrayLike], functional: Functional) -> list[NDArray]:

@@ -21,7 +21,7 @@ The name of a method is that of its runs without the seed: "main AT" means "main
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -319,27 +319,29 @@ class Evidence:
 
     def compare(
         self,
-        a: str,
-        b: str,
+        a: str | Sequence[str],
+        b: str | Sequence[str],
         functional: Functional = "average",
         under: str | tuple[str, ...] = (),
         only: Any = slice(None),
     ) -> Estimate:
         """The difference of methods a minus b, with its interval (`crat.analysis.comparisons`).
 
+        a, b: a method, or several of one stratum with as many seeds each, for their mean.
         functional: as in `each`.
         under: an attack, or several of which each must leave the answer right; () is PGD.
         only: a mask or slice of the images.
         The variance over seeds is pooled with the judged methods of a's stratum and of b's.
         """
         attacks = (under,) if isinstance(under, str) else under
-        same = self._stratum(a) == self._stratum(b)
-        lent_a = self._lenders(a, attacks, without=(a, b))
-        lent_b = None if same else self._lenders(b, attacks, without=(a, b))
+        of_a, of_b = ([m] if isinstance(m, str) else list(m) for m in (a, b))
+        same = self._stratum(of_a[0]) == self._stratum(of_b[0])
+        lent_a = self._lenders(of_a[0], attacks, without=(*of_a, *of_b))
+        lent_b = None if same else self._lenders(of_b[0], attacks, without=(*of_a, *of_b))
         return compare(
-            self.labels(a)[only],
-            self.runs(a, *attacks)[:, only],
-            self.runs(b, *attacks)[:, only],
+            self.labels(of_a[0])[only],
+            np.stack([self.runs(m, *attacks)[:, only] for m in of_a]),
+            np.stack([self.runs(m, *attacks)[:, only] for m in of_b]),
             functional,
             like_a=[runs[:, only] for runs in lent_a],
             like_b=None if lent_b is None else [runs[:, only] for runs in lent_b],

@@ -75,6 +75,38 @@ def test_the_first_seeds_that_both_have_are_compared():
     assert found.seed_df == 1  # six runs, less two methods and three more seeds
 
 
+def test_several_methods_are_compared_by_their_mean():
+    """Seeds count once, and each method adds as many runs as it has."""
+    y, a, b = pair(1, SLOPE, SLOPE - 0.05, seeds=3, seed_sd=0.02)
+    _, c_, d = pair(2, SLOPE, SLOPE - 0.1, seeds=3, seed_sd=0.02)
+    found = c.compare(y, [a, c_], [b, d], "average", draws=400)
+    assert found.value == pytest.approx((a.mean() + c_.mean() - b.mean() - d.mean()) / 2)
+    rest = c.residual([runs.mean(1) for runs in (a, c_, b, d)])
+    assert found.seed_variance == pytest.approx(2 * rest.variance / 6)
+    assert (found.seed_df, found.seeds) == (rest.df, 3)
+    assert found.image_variance < c.compare(y, a, b, "average", draws=400).image_variance
+    strata = c.compare(y, [a, c_], [b, d], "average", like_b=[], draws=400)
+    rests = [c.residual([runs.mean(1) for runs in group]) for group in ((a, c_), (b, d))]
+    assert strata.seed_variance == pytest.approx(sum(r.variance for r in rests) / 6)
+    alone = c.compare(y, [a[:1], c_[:1]], [b[:1], d[:1]], "average", draws=400)
+    assert alone.kind == "checkpoints"
+    assert np.isnan(alone.p)
+
+
+@pytest.mark.parametrize("functional", ["average", "worst"])
+def test_a_mean_over_methods_decides_at_most_five_percent(functional):
+    """Six methods with and six without: seeds and rest vary, nothing else does."""
+    rng = np.random.default_rng(7)
+    decided = 0
+    for _ in range(200):
+        block = 0.02 * rng.standard_normal(3)
+        y = images(100)
+        p = SLOPE[y] + block[:, None] + 0.02 * rng.standard_normal((12, 3, 1))
+        runs = rng.random((12, 3, y.size)) < p
+        decided += c.compare(y, runs[:6], runs[6:], functional, draws=100).p < 0.05
+    assert decided <= 16  # 5 % of 200, and two standard deviations
+
+
 def test_methods_of_the_stratum_lend_their_variance():
     y, a, b = pair(1, SLOPE, SLOPE - 0.05, seeds=3, seed_sd=0.02)
     _, third, fourth = pair(2, SLOPE, SLOPE - 0.1, seeds=3, seed_sd=0.02)
