@@ -7,7 +7,15 @@ from crat.attacks.decision import Decision, LogitBias
 from crat.attacks.door import Attack, Broken
 from crat.attacks.fab import FAB
 from crat.attacks.frozen import frozen
-from crat.attacks.gradient import FGSM, MIFGSM, PGD, cw, temperature_pgd
+from crat.attacks.gradient import (
+    FGSM,
+    MIFGSM,
+    PGD,
+    FallingTemperature,
+    cw,
+    falling_temperature,
+    temperature_pgd,
+)
 from crat.attacks.hunter import Hunter
 from crat.attacks.minimal import CWL2, DeepFool, minimal_radius
 from crat.attacks.noise import PerImage
@@ -41,6 +49,7 @@ __all__ = [
     "CrossEntropy",
     "Decision",
     "DeepFool",
+    "FallingTemperature",
     "Hunter",
     "KLFrom",
     "LogitBias",
@@ -59,6 +68,7 @@ __all__ = [
     "bounds",
     "cw",
     "door",
+    "falling_temperature",
     "fit_universal",
     "fooling_rates",
     "frozen",

@@ -7,10 +7,12 @@ and records another wrong class.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -220,9 +222,7 @@ class PGD(Ascent):
         towards = goal if target is None else Toward(target, goal)
         radius = per_sample(self.eps if eps is None else eps, x)
         step = per_sample(self.step_size if step_size is None else step_size, x)
-        climb = partial(ascend, norm=self.norm, objective=towards, stop=self.stop)
-        if circles and self._may_circle(goal):
-            climb = partial(ascend_until_circles, objective=goal, target=target)
+        climb = self._climb(goal, target, circles)
         with frozen(model, self.batch_norm):
             tries = (
                 climb(
@@ -273,6 +273,15 @@ class PGD(Ascent):
 
     __call__ = checked(_evaluated)
 
+    def _climb(
+        self, goal: Objective, target: Tensor | None, circles: bool
+    ) -> Callable[..., Tensor]:
+        """The way from a start to the last iterate: `ascend`, or without circles."""
+        if circles and self._may_circle(goal):
+            return partial(ascend_until_circles, objective=goal, target=target)
+        towards = goal if target is None else Toward(target, goal)
+        return partial(ascend, norm=self.norm, objective=towards, stop=self.stop)
+
     def _may_circle(self, objective: Objective) -> bool:
         """Whether an image's way is its own, in steps of one length, and long."""
         alone = self.norm == "Linf" and self.stop == "never" and self.batch_norm == "eval"
@@ -294,6 +303,58 @@ class PGD(Ascent):
             # Not clipped to the ball, as in the TRADES code; the first step projects.
             return gaussian_start(x, 0.001, generator) if self.steps else x
         return x
+
+
+@dataclass(frozen=True)
+class FallingTemperature(PGD):
+    """Temperature-PGD whose temperature falls from step to step, geometrically.
+
+    The first steps push towards every class, the last ones towards the runner-up.
+    first, last: the temperatures of the first and of the last step. All else as in PGD; among
+        restarts the cross-entropy chooses.
+    Source: ours; Tian et al. 2021 have one temperature.
+    """
+
+    first: float = 10.0
+    last: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.first >= self.last > 0 or self.objective != CrossEntropy():
+            raise ValueError(
+                "a falling temperature is that of the cross-entropy, from first to a last above 0: "
+                f"not from {self.first!r} to {self.last!r} in {self.objective!r}"
+            )
+
+    def towards_the_nearest(self, n_classes: int) -> FallingTemperature:
+        """This attack: its last steps push towards the runner-up."""
+        return self
+
+    def _climb(
+        self, goal: Objective, target: Tensor | None, circles: bool
+    ) -> Callable[..., Tensor]:
+        if goal != self.objective:
+            raise ValueError(f"a falling temperature is that of the cross-entropy, not {goal!r}")
+        return partial(self._fall, target=target)
+
+    def _fall(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_start: Tensor,
+        y: Tensor,
+        eps: Tensor | float,
+        step_size: Tensor | float,
+        steps: int,
+        target: Tensor | None,
+    ) -> Tensor:
+        """The last iterate of one step of `ascend` at each temperature."""
+        x_adv = x_start
+        for temperature in np.geomspace(self.first, self.last, steps).tolist():
+            goal: Objective = CrossEntropy(temperature)
+            goal = goal if target is None else Toward(target, goal)
+            x_adv = ascend(model, x, x_adv, y, eps, step_size, 1, self.norm, goal, stop=self.stop)
+        return x_adv
 
 
 @torch.no_grad()
@@ -406,6 +467,12 @@ class MIFGSM(Ascent):
 def temperature_pgd(pgd: PGD, temperature: float) -> PGD:
     """Temperature-PGD (Tian et al. 2021): PGD on the cross-entropy of softmax(z / temperature)."""
     return replace(pgd, objective=CrossEntropy(temperature))
+
+
+def falling_temperature(pgd: PGD, first: float, last: float) -> FallingTemperature:
+    """The same attack at temperatures that fall from `first` to `last`."""
+    own = {f.name: getattr(pgd, f.name) for f in fields(pgd)}
+    return FallingTemperature(**own, first=first, last=last)
 
 
 def cw(pgd: PGD) -> PGD:

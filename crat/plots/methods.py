@@ -119,9 +119,7 @@ def frontier(
         means[name], lines = _draw_offer(ax, offer, (x, y))
         drawn += lines
     if averaged is None:
-        ax.scatter([], [], color=GREY, label="weights averaged")
-        ax.scatter([], [], facecolor="white", edgecolor=GREY, label="not averaged")
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 0.99), ncols=2, borderpad=0)
+        _say_averaged(ax)
     ax.set(xlabel=f"{x} robust accuracy (%)", ylabel=f"{y} class (%)")
     ax.set_title(title, pad=22)
     ax.margins(0.12)
@@ -142,6 +140,41 @@ def _draw_offer(
     steps = np.linspace(0, len(line) - 1, 12 * len(line))
     along = [np.interp(steps, range(len(line)), values) for values in line.T]
     return line[len(line) // 2], [others, np.transpose(along)]
+
+
+def average_moves(pairs: Mapping[str, tuple[str, str]], table: pd.DataFrame) -> Figure:
+    """An arrow for each method from its place without an average of the weights to that with one.
+
+    pairs: the method's name -> its names in the table without and with the average.
+    table: columns method, average, worst (fractions), a row for each run; places are their means.
+    """
+    means = 100 * table.groupby("method")[["average", "worst"]].mean()
+    figure, ax = plt.subplots(figsize=(7.2, 4.8))
+    heads, along = [], []
+    for without, with_average in pairs.values():
+        line = means.loc[[without, with_average]].to_numpy()
+        look = mark(with_average)
+        arrow = {"arrowstyle": "->", "color": look.colour, "shrinkA": 4, "shrinkB": 4}
+        ax.annotate("", line[1], line[0], arrowprops=arrow)
+        for place, averaged in zip(line, (False, True), strict=True):
+            ax.scatter(
+                place[0], place[1], s=64, zorder=3, **replace(look, averaged=averaged).points
+            )
+        heads.append(line[1])
+        along.append(np.linspace(line[0], line[1], 17))
+    _say_averaged(ax)
+    ax.set(xlabel="average robust accuracy (%)", ylabel="worst class (%)")
+    ax.margins(0.12)
+    figure.draw_without_rendering()
+    name_points(ax, np.array(heads), list(pairs), figure.dpi / 72, np.concatenate(along), 7)
+    return figure
+
+
+def _say_averaged(ax: Axes) -> None:
+    """The legend of filled and of open marks, above the panel."""
+    ax.scatter([], [], color=GREY, label="weights averaged")
+    ax.scatter([], [], facecolor="white", edgecolor=GREY, label="not averaged")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 0.99), ncols=2, borderpad=0)
 
 
 def class_heat(table: pd.DataFrame, base: str, title: str = "") -> Figure:

@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from crat.attacks import FGSM, PGD, CrossEntropy, KLFrom, Margin, cw, frozen, temperature_pgd
+from crat.attacks import (
+    FGSM,
+    PGD,
+    CrossEntropy,
+    KLFrom,
+    Margin,
+    cw,
+    falling_temperature,
+    frozen,
+    temperature_pgd,
+)
 from crat.attacks.objectives import kl_divergence
 from crat.attacks.threat import length, project, uniform_start
 
@@ -31,6 +41,7 @@ ATTACKS = {
     "pgd-l2-restarts": replace(L2, restarts=2),
     "temperature-low": temperature_pgd(LINF, 0.02),
     "temperature-high": temperature_pgd(LINF, 10.0),
+    "temperature-falling": falling_temperature(LINF, 10.0, 0.1),
     "cw": cw(LINF),
     "cw-l2": cw(L2),
 }
@@ -187,6 +198,35 @@ def test_temperature_one_is_pgd_and_scaled_logits_are_pgd_on_logits():
 
     scaled = temperature_pgd(LINF, 16.0)(Scaled(), x, y, generator=generator())
     assert torch.equal(scaled, LINF(net, x, y, generator=generator()))
+
+
+def test_a_falling_temperature_has_one_for_each_step():
+    net, (x, y) = batch_norm_net().double().eval(), batch()
+    x = x.double()
+    still = falling_temperature(LINF, 0.5, 0.5)
+    fixed = temperature_pgd(LINF, 0.5)(net, x, y, generator=generator())
+    assert torch.equal(still(net, x, y, generator=generator()), fixed)
+
+    by_hand = uniform_start(x, EPS, "Linf", generator())
+    for temperature in (8.0, 4.0, 2.0, 1.0, 0.5):
+        leaf = by_hand.detach().requires_grad_()
+        loss = F.cross_entropy(net(leaf) / temperature, y, reduction="sum")
+        step = LINF.step_size * torch.autograd.grad(loss, leaf)[0].sign()
+        by_hand = project(leaf.detach() + step, x, EPS, "Linf")
+    fallen = falling_temperature(LINF, 8.0, 0.5)(net, x, y, generator=generator())
+    torch.testing.assert_close(fallen, by_hand, rtol=0, atol=1e-12)
+    assert falling_temperature(LINF, 8.0, 0.5).towards_the_nearest(3).last == 0.5
+
+
+@pytest.mark.parametrize(
+    "fault", [{"first": 0.1, "last": 1.0}, {"last": 0.0}, {"objective": Margin()}]
+)
+def test_a_temperature_falls_above_zero_and_in_the_cross_entropy(fault):
+    with pytest.raises(ValueError, match="a falling temperature is that of the cross-entropy"):
+        replace(falling_temperature(LINF, 10.0, 0.1), **fault)
+    attack, (x, y) = falling_temperature(LINF, 10.0, 0.1), batch()
+    with pytest.raises(ValueError, match="not Margin"):
+        attack(batch_norm_net(), x, y, objective=Margin())
 
 
 @given(st.floats(0.05, 20.0), st.integers(0, 10_000))

@@ -146,6 +146,26 @@ def test_classes_with_the_same_least_value_are_counted():
     assert {text.get_text() for text in ax.texts} == {"cat", "2 classes"}
 
 
+def test_an_arrow_leads_from_a_method_without_an_average_to_that_with_one():
+    runs = pd.DataFrame(
+        {
+            "method": ["AT", "AT", "AT+EMA", "CSR", "CSR+EMA"],
+            "average": [0.70, 0.72, 0.75, 0.73, 0.74],
+            "worst": [0.30, 0.34, 0.31, 0.36, 0.40],
+        }
+    )
+    pairs = {"AT": ("AT", "AT+EMA"), "CSR": ("CSR", "CSR+EMA")}
+    ax = plots_methods.average_moves(pairs, runs).axes[0]
+    arrows = [text for text in ax.texts if not text.get_text()]
+    tails = [arrow.xyann for arrow in arrows]
+    assert np.allclose(tails, [(71, 32), (73, 36)]), "the mean of the runs without the average"
+    assert np.allclose([arrow.xy for arrow in arrows], [(75, 31), (74, 40)])
+    assert {"AT", "CSR"} <= {text.get_text() for text in ax.texts}
+    faces = [points.get_facecolor()[0] for points in ax.collections[:4]]
+    white = [np.allclose(face, 1) for face in faces]
+    assert white == [True, False, True, False], "an open mark, then a filled one"
+
+
 def test_the_frontier_has_a_dot_a_run_and_a_mark_a_method():
     table = pd.DataFrame(
         {"method": ["A", "A", "B"], "average": [0.6, 0.8, 0.5], "worst": [0.2, 0.4, 0.1]}
