@@ -16,6 +16,7 @@ from crat.attacks import (
     FGSM,
     PGD,
     CrossEntropy,
+    FallingTemperature,
     KLFrom,
     Margin,
     cw,
@@ -204,6 +205,7 @@ def test_a_falling_temperature_has_one_for_each_step():
     net, (x, y) = batch_norm_net().double().eval(), batch()
     x = x.double()
     still = falling_temperature(LINF, 0.5, 0.5)
+    assert isinstance(still, FallingTemperature)
     fixed = temperature_pgd(LINF, 0.5)(net, x, y, generator=generator())
     assert torch.equal(still(net, x, y, generator=generator()), fixed)
 
