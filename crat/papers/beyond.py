@@ -6,14 +6,17 @@ from crat.analysis.claims import Claim
 from crat.config import RunConfig, Selection
 from crat.papers import all_methods
 from crat.papers.common import (
+    BASELINE,
     EXPLORATORY,
     FEW_SEEDS,
     GATED,
+    LATER,
     LOOKS,
     NONE,
     USUAL,
     Runs,
     evidence_profile,
+    seeded,
     shown_live,
     sweep,
 )
@@ -23,9 +26,6 @@ TWO_POINTS = 0.02
 DROPS = (0.005, 0.01, TWO_POINTS, 0.05)  # the points of its frontier
 RADII = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # shares of the protocol's eps at which AT+EMA is attacked
 FEW = 5000  # test images of that
-
-# networks whose head gets other norms; a run that is published without weights cannot be attacked
-NORMED = ("AT+EMA-s0",)
 
 # a worst-class number depends on these, too: the average of weights, and the gate on its epochs
 AVERAGED = {"AT, plain": NONE, "AT, FAWA": GATED}
@@ -43,10 +43,13 @@ def live(seed: int, selection: Selection) -> RunConfig:
 
 
 def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
-    """The runs of notebook 06, and "short AT+EMA-s0", "short AT, plain-s0", "short AT, FAWA-s0"."""
+    """The runs of notebook 06, "later AT-s3" ..., "short AT+EMA-s0", "short AT, plain-s0" ..."""
     base = sweep(profile_name, selection)
     runs = all_methods.evidence_runs(profile_name, selection)
-    for s in selection.repeated(FEW_SEEDS):
+    usual = selection.repeated(FEW_SEEDS)
+    for m in ("AT", BASELINE):  # of AT a bias
+        runs |= seeded(f"later {m}", runs[f"{m}-s{usual[0]}"], selection.seeds or LATER)
+    for s in usual:
         runs[f"short AT+EMA-s{s}"] = base.but(seed=s)
         for name, changes in AVERAGED.items():
             runs[f"short {name}-s{s}"] = base.but(**changes).but(seed=s)

@@ -12,6 +12,8 @@ Runs = dict[str, RunConfig]
 # The seeds of a profile's main runs, of the ablations and sweeps, and of the methods beside them.
 MAIN_SEEDS = 3
 FEW_SEEDS = 3
+# The first networks of plain AT were not kept, so what attacks it anew has these seeds.
+LATER = (3, 4, 5)
 # How often the claims on a profile's main runs are decided: with three, five and eight seeds.
 LOOKS = 3
 # the role of a claim that no abstract or table makes: a control, a question of ours

@@ -16,6 +16,7 @@ from crat.papers.common import (
     EMA,
     EXPLORATORY,
     FEW_SEEDS,
+    LATER,
     LOOKS,
     MAIN_SEEDS,
     USUAL,
@@ -65,6 +66,8 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     runs: Runs = {}
     for method in TRAINED:
         runs |= seeded(method, base.but(defense=method), selection.repeated(MAIN_SEEDS))
+    attackable = base.but(defense="pgd_at")  # a falling temperature
+    runs |= seeded("later pgd_at", attackable, selection.seeds or LATER)
     for method in FLAT:
         flat = base.but(**preset(method) | EMA)
         runs |= seeded(method, flat, selection.repeated(MAIN_SEEDS))
