@@ -299,24 +299,28 @@ def packed(shown: Collection) -> dict[str, Any]:
 
     Its arrays are one string: gzip, in base64, of uint8 labels (N,), then the n predictions of each
     outcome (uint8: 0 where right, else the class + 1), then the n margins of each (int8 q, which
-    stands for sign(q) (q / LEVELS)^2 times the outcome's largest margin). Like stands beside like,
-    because that compresses better.
+    stands for sign(q) (q / LEVELS)^2 times the run's largest margin; less those of the run's last
+    outcome of n images, modulo 256). Like stands beside like, because that compresses better.
     """
     predictions, levels = [], []
     runs = []
     at = len(shown.y)
     for run in shown.runs:
         outcomes = {}
+        largest = max(float(np.abs(a.margin).max()) for a in run.answers.values()) or 1.0
+        before: dict[int, NDArray] = {}  # n -> the margins of the run's last outcome of n images
         for attack, answers in run.answers.items():
             n = len(answers.prediction)
-            largest = float(np.abs(answers.margin.astype(float)).max()) or 1.0
-            outcomes[attack] = {"at": at, "n": n, "largest": largest, "dtype": answers.dtype}
+            outcomes[attack] = {"at": at, "n": n, "dtype": answers.dtype}
             predictions.append(_coded(answers.prediction, shown.y[:n]))
-            levels.append(_quantised(answers.margin, largest))
+            quantised = _quantised(answers.margin, largest)
+            levels.append(quantised - before.get(n, np.int8(0)))
+            before[n] = quantised
             at += n
         name = run.name
         row = {"key": name.key, "method": name.method, "average": name.average}
-        runs.append(row | {"seed": name.seed, "run": run.run, "outcomes": outcomes})
+        row |= {"seed": name.seed, "run": run.run, "largest": largest}
+        runs.append(row | {"outcomes": outcomes})
     arrays = [shown.y.astype(np.uint8), *predictions, *levels]
     text = base64.b64encode(gzip.compress(b"".join(a.tobytes() for a in arrays), mtime=0))
     return {

@@ -30,18 +30,30 @@ window.CRAT_EXPLORER = (() => {
     const packed = Uint8Array.from(atob(sets[name].arrays), (c) => c.charCodeAt(0));
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     decoded[name] = new Uint8Array(await new Response(stream).arrayBuffer());
+    for (const run of sets[name].runs) addUp(sets[name], decoded[name].buffer, run);
+  }
+
+  // the margins of a run are stored less those of its last outcome of as many images
+  function addUp(set, buffer, run) {
+    const before = {};
+    for (const { at, n } of Object.values(run.outcomes)) {
+      const levels = new Int8Array(buffer, at + set.margins_after, n);
+      const last = before[n];
+      if (last) for (let i = 0; i < n; i += 1) levels[i] += last[i];
+      before[n] = levels;
+    }
   }
 
   // the answers of a run under an attack: prediction(i), margin(i), right(i)
   function answers(set, run, attack) {
-    const { at, n, largest } = run.outcomes[attack];
+    const { at, n } = run.outcomes[attack];
     const all = decoded[set.name];
     const codes = all.subarray(at, at + n);
     const levels = new Int8Array(all.buffer, at + set.margins_after, n);
     return {
       prediction: (i) => (codes[i] ? codes[i] - 1 : all[i]),
       right: (i) => codes[i] === 0,
-      margin: (i) => Math.sign(levels[i]) * (levels[i] / set.levels) ** 2 * largest,
+      margin: (i) => Math.sign(levels[i]) * (levels[i] / set.levels) ** 2 * run.largest,
     };
   }
 
