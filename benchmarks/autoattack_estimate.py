@@ -59,7 +59,7 @@ def published() -> Iterator[Population]:
         if not judged(run, strong, **asked):
             continue
         found = evaluate(run, usual, first=1000, tell=None)
-        margins = [two_phase.attacked_margin(found.logits[name], found.y) for name in usual]
+        margins = [found.margins[name] for name in usual]
         survived = np.logical_and.reduce([found.robust(name) for name in usual])
         withstood = evaluate(run, strong, tell=None, **asked).robust("AA")
         name = f"{config.train.defense}, seed {config.train.seed}"

@@ -19,7 +19,6 @@ from measuring import at_least_one, markdown, measured, parser
 from torch import Tensor, nn
 
 from crat import data
-from crat.analysis import two_phase
 from crat.analysis.two_phase import Design
 from crat.attacks import AutoAttack, CrossEntropy, Hunter, PerImage
 from crat.attacks.frozen import frozen
@@ -27,7 +26,7 @@ from crat.attacks.gradient import ascend, ascend_until_circles
 from crat.attacks.hunt import Hunt, Hunted, pursue
 from crat.attacks.logits import finite_logits
 from crat.attacks.threat import budget, uniform_start
-from crat.outcomes import evaluate, strong_battery, usual_battery
+from crat.outcomes import evaluate, margins, strong_battery, usual_battery
 from crat.training import Run
 from crat.training.named import find_run
 
@@ -173,7 +172,7 @@ def verdicts_of(name: str, images: int = 1000) -> Verdicts:
     asked: dict[str, Any] = {"first": images, "dtype": "bfloat16", "tell": None}
     autoattack = evaluate(it.run, battery, **asked).robust("AA")
     first = np.logical_and.reduce([usual.robust(attack) for attack in attacks])
-    margins = [two_phase.attacked_margin(usual.logits[attack], usual.y) for attack in attacks]
+    of_attacks = [usual.margins[attack] for attack in attacks]
     (_, hunted), broken, logits = spent(it, {"hunter": Hunter(EPS)}, EPS)
     left = ~broken.numpy()
     row = {
@@ -188,11 +187,11 @@ def verdicts_of(name: str, images: int = 1000) -> Verdicts:
         "forwards an image": round(hunted.forwards / images, 1),
         "backwards an image": round(hunted.backwards / images, 1),
     }
-    margins_with = [*margins, two_phase.attacked_margin(logits, usual.y)]
+    with_hunter = [*of_attacks, margins.of(logits.numpy(), usual.y)]
     populations = {
-        "PGD, CW": Population(name, usual.y, first, np.min(margins, axis=0), 1.0 - autoattack),
+        "PGD, CW": Population(name, usual.y, first, np.min(of_attacks, axis=0), 1.0 - autoattack),
         "PGD, CW, hunter": Population(
-            name, usual.y, first & left, np.min(margins_with, axis=0), 1.0 - autoattack
+            name, usual.y, first & left, np.min(with_hunter, axis=0), 1.0 - autoattack
         ),
     }
     return Verdicts(row, populations)
