@@ -46,8 +46,9 @@ def test():
 
 
 def test_each_paper_is_asked_by_its_number_and_parameters():
-    # 00 has the live run's relatives only
+    # 00 has the live run's relatives only; 01 and 09 attack networks of later seeds anew
     repeated = {"00": (3,), "04": tuple(range(5)), "07": tuple(range(8))}
+    repeated |= dict.fromkeys(("01", "09"), tuple(range(6)))
     for number in PAPERS:
         evidence = Evidence.of(number, "quick", seed=3)
         assert evidence.asked == PLANS[number]("quick", 3)
@@ -142,6 +143,15 @@ def test_a_comparison_pools_the_judged_methods_of_a_stratum(test):
         Y[some], a[:, some], b[:, some], like_a=[third[:, some]]
     )
     assert test.compare("beta 6", "AT", "gap", "clean").kind == "checkpoints"
+
+
+def test_several_methods_are_compared_by_their_mean(test):
+    at, cfa, trades = (test.runs(f"main {m}") for m in ("AT", "CFA (AT)", "TRADES"))
+    found = test.compare(["main AT", "main CFA (AT)"], ["main TRADES"], "worst")
+    assert found == compare(Y, [at, cfa], [trades], "worst")
+    assert found.seeds == 3
+    alone = test.compare(["main AT"], "main CFA (AT)")
+    assert alone == test.compare("main AT", "main CFA (AT)")
 
 
 def test_an_averaged_method_is_of_another_stratum(test):
