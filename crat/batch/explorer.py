@@ -318,7 +318,7 @@ def packed(shown: Collection) -> dict[str, Any]:
             before[n] = quantised
             at += n
         name = run.name
-        row = {"key": name.key, "method": name.method, "average": name.average}
+        row: dict[str, Any] = {"key": name.key, "method": name.method, "average": name.average}
         row |= {"seed": name.seed, "run": run.run, "largest": largest}
         runs.append(row | {"outcomes": outcomes})
     arrays = [shown.y.astype(np.uint8), *predictions, *levels]
