@@ -274,7 +274,7 @@ EVIDENCE = {
         ),
         ("CFOL\\+EMA has", lambda: results.methods("average")),
         ("CFOL lifts the worst", lambda: claim("06", "CFOL")),
-        ("CSR lifts", lambda: claim("06", "CSR")),
+        ("CSR lifts", lambda: claim("06", "CSR is more robust")),
         *since.SINCE,
         *data_sets.ALL,
     ],
