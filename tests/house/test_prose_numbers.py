@@ -404,6 +404,7 @@ NO_RESULT = {
         "three rows on the extra",
     ],
     "06": [
+        "constant rate of 0.001",
         "seven times smaller than",
         "weight above 2.5",
         "at most two points",
