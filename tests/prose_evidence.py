@@ -275,7 +275,8 @@ def swings():
     lines = [printed("04", re.escape(name) + ": second half")[-2:] for name in names]
     ratios = [worst / average for average, worst in lines[:2]]
     steps = printed("04", "AT and TRADES: the worst class moved")
-    shares = [100 * steps[:6].sum() / steps[6:].sum(), printed("04", "control: any")[0], 100]
+    moved, of = np.split(steps, 2)
+    shares = [100 * moved.sum() / of.sum(), printed("04", "control: any")[0], 100]
     return [*ratios, *(worst for _, worst in lines), *shares]
 
 

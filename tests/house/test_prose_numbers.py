@@ -196,6 +196,10 @@ EVIDENCE = {
             "over updates lowers",
             lambda: [claim("04", f"lifts {m} in the worst")[0] for m in ("AT", "TRADES")],
         ),
+        (
+            "better worst class than its base|on average CFA on AT",
+            lambda: [claim("04", "CFA on AT is above AT+EMA", f)[0] for f in ("worst", "average")],
+        ),
         ("gains", lambda: results.against_ema("04", "classes", "CFA (AT)", "Shirt")),
         ("gains", lambda: results.against_ema("04", "classes", "CFA (TRADES)", "Shirt", "Sandal")),
     ],
