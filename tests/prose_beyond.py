@@ -16,6 +16,18 @@ def named():
     return np.concatenate([printed("09", rf"{sign} \d+ \d+$") for sign in signs])
 
 
+def later(what):
+    """Average, its deviation, the worst class and its deviation of what has later seeds."""
+    return printed("09", rf"later {what} \{{'average'")[:4]
+
+
+def a_bias_of_at():
+    """Worst classes of AT, AT+EMA and AT with a bias, the bias's lead, and what it costs."""
+    at, average, biased = map(later, ("AT", r"AT\+EMA", "AT with a bias"))
+    worst = [row[2] for row in (at, average, biased)]
+    return [*worst, claim("09", "a bias lifts the worst class further")[0], average[0] - biased[0]]
+
+
 def bracket(eps, digit):
     """The certified and the attacked accuracy of a digit, and the images that an attack breaks."""
     rows = csv("02", "brackets").set_index(["eps", "class"])
@@ -43,6 +55,8 @@ EVIDENCE = [
         "WAT lies above",
         lambda: [printed("09", r"WAT\+EMA .* \d\d\.\d \d\.\d$")[-1], *claim("09", "WAT moves")],
     ),
+    ("On these seeds|bias of plain AT lifts", a_bias_of_at),
+    ("The seeds of plain AT", lambda: [later("AT")[3], later("AT with a bias")[3]]),
     ("FAAL and DAFA", lambda: printed("09", r"(FAAL|DAFA)\+EMA .* \d\d\.\d \d\.\d$")),
     ("one seed WAT", results.wat_of_seed_0),
     ("stand within", results.averaged_seeds),

@@ -99,6 +99,10 @@ EVIDENCE = {
         ("survives? PGD", lambda: percent("01", "stronger_attack", "hazard", panel="PGD-AT")[6:7]),
         ("lift the shirt", lambda: table("01", "lifts", "method").loc["Shirt"]),
         ("lose", results.who_pays),
+        (
+            "weaker one: it leaves",
+            lambda: [printed("01", rf"{a} \d\d\.\d ±")[-2] for a in ("PGD-20", "T-PGD", "falling")],
+        ),
         ("confidences are flat", lambda: claim("01", "breaks more", "MART")[:1]),
         ("weight grows", results.lift_weights),
         ("average falls", results.lifted_average),
