@@ -15,7 +15,7 @@ from crat.analysis.metrics import per_run
 from crat.batch.estimates import images
 from crat.config import PROFILES, ConfigError, Selection, profile
 from crat.papers import LIVE, PAPERS, PLANS, all_claims, common
-from crat.papers.all_methods import evidence_runs
+from crat.papers.all_methods import TWO_EPOCHS, evidence_runs
 from crat.papers.label_augmentation import FINE_TUNING
 from crat.training.run import Run
 
@@ -118,10 +118,10 @@ def test_the_gpu_profile_trains_every_plan_on_cifar10():
             if key == "live" and number in ("09", "10"):  # small in every profile
                 continue
             run = Run.of(config, "cpu")
-            tuned = key.startswith("tuned")
-            epochs, schedule = (FINE_TUNING["epochs"],), FINE_TUNING["schedule"]
-            if not tuned:
-                epochs, schedule = (30, common.HALF), "one_cycle"
+            epochs, schedule = (30, common.HALF), "one_cycle"
+            for fine_tuned, settings in (("tuned", FINE_TUNING), ("two epochs", TWO_EPOCHS)):
+                if fine_tuned in key:
+                    epochs, schedule = (settings["epochs"],), settings["schedule"]
             assert run.config.train.epochs in epochs, (number, key)
             assert run.config.train.schedule == schedule
             assert run.config.train.dtype == "bfloat16"
