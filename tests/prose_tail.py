@@ -19,7 +19,7 @@ def tail_group(method, under, group):
 
 def drawn_alike():
     shown = {"drawn alike": ("medium", "tail", "worst"), "self-distillation": ("head", "worst")}
-    shown |= {"AT-BSL": ("worst",)}
+    shown |= {"AT-BSL": ("worst",), "self-distillation, not averaged": ("worst",)}
     return [tail_group(m, "PGD-20", g) for m, groups in shown.items() for g in groups]
 
 

@@ -17,6 +17,7 @@ from crat.papers.common import (
     EMA,
     EXPLORATORY,
     FEW_SEEDS,
+    NONE,
     SMALL,
     USUAL,
     Runs,
@@ -43,6 +44,7 @@ COMPARED: dict[str, dict[str, Any]] = {
     DRAWN: preset("cfol", gamma=1.0, eta=0.0),
 }
 STUDENT = "self-distillation"
+PLAIN = f"{STUDENT}, not averaged"
 
 
 def tailed(profile_name: str, selection: Selection) -> RunConfig:
@@ -97,6 +99,7 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
         teacher = Run.of(runs[f"{DRAWN}-s{s}"]).name
         student = base.but(**preset("self_distillation") | EMA, teacher=teacher)
         runs[f"{STUDENT}-s{s}"] = student.but(seed=s)
+        runs[f"{PLAIN}-s{s}"] = student.but(**NONE).but(seed=s)
     # as many images without a tail: the loss by their number, apart from that by the tail
     return runs | seeded("balanced AT", even(base).but(**EMA), selection.repeated(FEW_SEEDS))
 
