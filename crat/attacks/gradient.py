@@ -335,26 +335,17 @@ class FallingTemperature(PGD):
     ) -> Callable[..., Tensor]:
         if goal != self.objective:
             raise ValueError(f"a falling temperature is that of the cross-entropy, not {goal!r}")
-        return partial(self._fall, target=target)
+        at = super()._climb
 
-    def _fall(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        x_start: Tensor,
-        y: Tensor,
-        eps: Tensor | float,
-        step_size: Tensor | float,
-        steps: int,
-        target: Tensor | None,
-    ) -> Tensor:
-        """The last iterate of one step of `ascend` at each temperature."""
-        x_adv = x_start
-        for temperature in np.geomspace(self.first, self.last, steps).tolist():
-            goal: Objective = CrossEntropy(temperature)
-            goal = goal if target is None else Toward(target, goal)
-            x_adv = ascend(model, x, x_adv, y, eps, step_size, 1, self.norm, goal, stop=self.stop)
-        return x_adv
+        def fall(
+            model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, steps: int, **budget: Any
+        ) -> Tensor:
+            for temperature in np.geomspace(self.first, self.last, steps).tolist():
+                step = at(CrossEntropy(temperature), target, circles=False)
+                x_adv = step(model, x, x_adv, y, steps=1, **budget)
+            return x_adv
+
+        return fall
 
 
 @torch.no_grad()
