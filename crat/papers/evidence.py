@@ -327,7 +327,7 @@ class Evidence:
     ) -> Estimate:
         """The difference of methods a minus b, with its interval (`crat.analysis.comparisons`).
 
-        a, b: a method, or several of one stratum with as many seeds each, for their mean.
+        a, b: a method, or several of one stratum, for their mean over the seeds that all have.
         functional: as in `each`.
         under: an attack, or several of which each must leave the answer right; () is PGD.
         only: a mask or slice of the images.
@@ -340,12 +340,18 @@ class Evidence:
         lent_b = None if same else self._lenders(of_b[0], attacks, without=(*of_a, *of_b))
         return compare(
             self.labels(of_a[0])[only],
-            np.stack([self.runs(m, *attacks)[:, only] for m in of_a]),
-            np.stack([self.runs(m, *attacks)[:, only] for m in of_b]),
+            self._stacked(of_a, attacks)[..., only],
+            self._stacked(of_b, attacks)[..., only],
             functional,
             like_a=[runs[:, only] for runs in lent_a],
             like_b=None if lent_b is None else [runs[:, only] for runs in lent_b],
         )
+
+    def _stacked(self, methods: Sequence[str], attacks: tuple[str, ...]) -> NDArray:
+        """The right answers (M, S, N) of methods on their first seeds, as many as all have."""
+        of_each = [self.runs(m, *attacks) for m in methods]
+        fewest = min(map(len, of_each))
+        return np.stack([runs[:fewest] for runs in of_each])
 
     def against(self, base: str) -> pd.DataFrame:
         """A row for each judged method: means and sds, and differences to the base under PGD.

@@ -105,7 +105,7 @@ def epoch_jumps(table: pd.DataFrame) -> Figure:
         below.set_xlabel("epoch")
     axes[0][0].set_ylabel("robust accuracy (%)")
     axes[1][0].set_ylabel("|change| to the epoch\nbefore (points)")
-    axes[0][-1].legend(loc="lower right")
+    _legend_outside(figure, axes[0][0], len(FUNCTIONALS))
     return figure
 
 

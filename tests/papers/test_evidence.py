@@ -152,6 +152,9 @@ def test_several_methods_are_compared_by_their_mean(test):
     assert found.seeds == 3
     alone = test.compare(["main AT"], "main CFA (AT)")
     assert alone == test.compare("main AT", "main CFA (AT)")
+    two = {key: o for key, o in test.seen.items() if key != "main CFA (AT)-s2"}
+    of_two = replace(test, seen=two).compare(["main AT", "main CFA (AT)"], "main TRADES")
+    assert of_two == compare(Y, [at[:2], cfa[:2]], [trades])
 
 
 def test_an_averaged_method_is_of_another_stratum(test):
