@@ -15,6 +15,7 @@ from crat.papers.common import (
     NONE,
     USUAL,
     Runs,
+    at_length,
     evidence_profile,
     seeded,
     shown_live,
@@ -52,7 +53,8 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
     for s in usual:
         runs[f"short AT+EMA-s{s}"] = base.but(seed=s)
         for name, changes in AVERAGED.items():
-            runs[f"short {name}-s{s}"] = base.but(**changes).but(seed=s)
+            config = at_length(profile_name, base.but(**changes))
+            runs[f"short {name}-s{s}"] = config.but(seed=s)
     return runs
 
 

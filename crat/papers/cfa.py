@@ -19,6 +19,7 @@ from crat.papers.common import (
     NONE,
     USUAL,
     Runs,
+    at_length,
     base_of,
     beside,
     evidence_profile,
@@ -62,14 +63,11 @@ MAIN = ("AT", "AT+EMA", "CFA (AT)", "CFA (AT)+EMA", "TRADES", "TRADES+EMA", "CFA
 SEEDS = dict.fromkeys(MAIN, 5) | {"AT+EMA": 8}
 # CFA's base value at which the classes' mean margin is eps: on these images t_k is near 0.75
 NEUTRAL = 0.25
-# few images, many epochs and the paper's steps of the rate: a training that overfits
-OVERFITS = {"train_per_class": 500, "valid_per_class": 100, "epochs": 60, "schedule": "piecewise"}
-OVERFITTED: dict[str, dict[str, Any]] = {
-    "AT": preset("pgd_at") | NONE,
-    "AT+EMA": preset("pgd_at") | EMA,
-    "AT+FAWA": preset("pgd_at") | {"average": "fawa", "average_decay": None},
-    "CFA (AT)": preset("cfa"),
-}
+# AT on so few images of a class, for long and with the paper's steps of the rate: does it overfit?
+FEW = {50: {"batch_size": 32}, 100: {"batch_size": 32}, 500: {}}
+LONG = {"valid_per_class": 100, "epochs": 60, "schedule": "piecewise"}
+# what the last epochs of 200 are compared of; FAWA is a setting of the sweeps
+OVERFITTED = ("main AT", "main AT+EMA", "AT + FAWA", "main CFA (AT)")
 ELSEWHERE = ("AT+EMA", "CFA (AT)+EMA")  # on CIFAR-10
 
 
@@ -95,15 +93,22 @@ def evidence_runs(profile_name: str, selection: Selection = USUAL) -> Runs:
         runs |= seeded(f"main {m}", main[f"{m}-s{first}"], selection.repeated(SEEDS[m]))
     standard = base_of(profile_name, selection).but(defense="standard")  # no margin
     runs |= seeded("main standard", standard, usual)
-    if profile_name == "laptop" and not selection.data:  # the longer ones overfit in the main runs
-        base = base_of(profile_name, selection)
-        neutral = base.but(**preset("cfa", lambda_1=NEUTRAL) | EMA)
-        runs |= seeded("main CFA (AT)+EMA, mean margin", neutral, usual)
-        for m, changes in OVERFITTED.items():
-            runs |= seeded(f"overfit {m}", base.but(**OVERFITS | changes), usual)
+    if profile_name == "laptop" and not selection.data:
+        runs |= at_our_scale(base_of(profile_name, selection), usual)
     for name, config in swept(sweep(profile_name, selection)).items():
         several = selection.repeated(BEYOND_SEEDS if name in BEYOND else FEW_SEEDS)
-        runs |= seeded(name, config, several if name in DECIDING else several[:1])
+        repeated = several if name in DECIDING else several[:1]
+        runs |= seeded(name, at_length(profile_name, config), repeated)
+    return runs
+
+
+def at_our_scale(base: RunConfig, seeds: tuple[int, ...]) -> Runs:
+    """What only the laptop's images ask: a lambda_1 that is neutral there, and AT on few images."""
+    neutral = base.but(**preset("cfa", lambda_1=NEUTRAL) | EMA)
+    runs = seeded("main CFA (AT)+EMA, mean margin", neutral, seeds)
+    plain = base.but(**preset("pgd_at") | NONE | LONG)
+    for n, changes in FEW.items():
+        runs[f"AT, {n} of a class"] = plain.but(train_per_class=n, **changes)
     return runs
 
 
@@ -244,7 +249,7 @@ for _on in ("AT", "TRADES"):
             **EXPLORATORY,
         )
 COMMON = "CFA with the common average (over updates)"
-OVERFIT = "where training overfits (5,000 images, 60 epochs)"
+OVERFIT = "where training overfits (the last of 200 epochs)"
 CLAIMS |= {
     "common average": _claim(
         OURS, f"{COMMON} is above AT+EMA on average", "average", 0.01, looks=LOOKS, **EXPLORATORY

@@ -90,6 +90,11 @@ def sweep(profile_name: str, selection: Selection = USUAL) -> RunConfig:
     return selection.on_data(RunConfig(DataConfig("fashion_mnist_mini"), train=short))
 
 
+def at_length(profile_name: str, config: RunConfig) -> RunConfig:
+    """A sweep's run whose average has the decay of its length: 0.85 in the paper's 200 epochs."""
+    return config.but(average_decay=None) if profile_name == "paper" else config
+
+
 def fitted(base: RunConfig, profile_name: str, selection: Selection = USUAL) -> RunConfig:
     """The run with its data set's schedule, and at most as many images of a class as there are.
 
