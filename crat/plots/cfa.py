@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -106,6 +107,25 @@ def epoch_jumps(table: pd.DataFrame) -> Figure:
     axes[0][0].set_ylabel("robust accuracy (%)")
     axes[1][0].set_ylabel("|change| to the epoch\nbefore (points)")
     _legend_outside(figure, axes[0][0], len(FUNCTIONALS))
+    return figure
+
+
+def learning_curves(table: pd.DataFrame, steps: Sequence[float] = ()) -> Figure:
+    """Robust accuracy on training and on validation images; where they part, a training overfits.
+
+    table: columns panel, split, epoch, accuracy. steps: the epochs after which the rate falls.
+    """
+    panels = list(table.panel.unique())
+    figure, axes = panel_row(len(panels), 2.9, 0.5, 2.9)
+    for ax, panel in zip(axes, panels, strict=True):
+        for split, colour in {"train": GREY, "valid": BLACK}.items():
+            part = table[(table.panel == panel) & (table.split == split)]
+            ax.plot(part.epoch, 100 * part.accuracy, color=colour, label=split)
+        for step in steps:
+            ax.axvline(step, color=GREY, lw=0.8, ls=":")
+        ax.set(title=panel, xlabel="epoch", ylim=(0, 100))
+    axes[0].set_ylabel("robust accuracy (%)")
+    axes[0].legend(loc="lower right")
     return figure
 
 

@@ -73,6 +73,15 @@ def test_jumps_are_the_mean_over_seeds_of_the_absolute_change():
     assert np.nan_to_num(heights).tolist() == pytest.approx([0, 10, 10, 0, 20, 20])
 
 
+def test_learning_curves_draw_both_splits_and_where_the_rate_falls():
+    columns = {"panel": "AT", "epoch": [1, 2, 1, 2], "split": ["train", "train", "valid", "valid"]}
+    table = pd.DataFrame(columns | {"accuracy": [0.5, 0.7, 0.4, 0.3]})
+    (ax,) = plots_cfa.learning_curves(table, steps=[1.5]).axes
+    assert line(ax, "train").get_ydata() == pytest.approx([50, 70])
+    assert line(ax, "valid").get_ydata() == pytest.approx([40, 30])
+    assert ax.lines[-1].get_xdata() == [1.5, 1.5]
+
+
 def test_a_method_goes_from_its_first_row_to_a_hollow_last_one_on_axes_with_room():
     table = pd.DataFrame(
         {
