@@ -53,7 +53,7 @@ WEI = [
     (
         "its own, CFA's worst|points below AT\\+EMA",
         lambda: [
-            claim("04", "common average", f"AT+EMA {how}")[0]
+            claim("04", "the common average", f"AT+EMA {how}")[0]
             for how in ("on average", "in the worst class")
         ],
     ),

@@ -225,6 +225,22 @@ def purposes():
     return [*worst, claim("06", "FAT is more accurate")[0]]
 
 
+def few_images():
+    """What AT on 500 images has more on training images, and what each loses on new ones."""
+    late = csv("04", "overfitting").query("epoch > 30").groupby(["split", "panel"], sort=False)
+    train, valid = (100 * late.accuracy.agg(["max", "last"]).loc[s] for s in ("train", "valid"))
+    return [(train["last"] - valid["last"]).iloc[0], *(valid["max"] - valid["last"])]
+
+
+def cfa_on_trades():
+    """CFA on TRADES beside TRADES+EMA in the worst class, and beside both on average."""
+    worst = claim("04", "CFA on TRADES is above TRADES+EMA", "worst")[0]
+    averages = [
+        claim("04", f"CFA on TRADES is above {m} on average")[0] for m in ("TRADES", "TRADES+EMA")
+    ]
+    return [worst, *averages]
+
+
 def cfa(name, column):
     """A mean of the main table of notebook 04: clean, worst, then PGD-20's (columns 4 and 6)."""
     return printed("04", rf"{re.escape(name)} [\d.]+ ± .* / ")[column]

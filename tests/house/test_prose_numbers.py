@@ -194,6 +194,7 @@ EVIDENCE = {
         ("On three seeds|weight of the regulariser", results.of_three_seeds),
         *data_sets.WEI,
         ("mean margin", results.lambda_1),
+        ("where the mean margin", lambda: claim("04", "mean margin")[:1]),
         ("β of its own", results.lambda_2),
         ("weaker one", lambda: printed("04", "Shirt 0")[:1]),
         (
@@ -204,6 +205,9 @@ EVIDENCE = {
             "better worst class than its base|on average CFA on AT",
             lambda: [claim("04", "CFA on AT is above AT+EMA", f)[0] for f in ("worst", "average")],
         ),
+        ("gap under attack|it parts them", lambda: claim("04", "beyond the judging one")[:1]),
+        ("the curves part|first step to the last", results.few_images),
+        ("as a whole|below TRADES", results.cfa_on_trades),
         ("gains", lambda: results.against_ema("04", "classes", "CFA (AT)", "Shirt")),
         ("gains", lambda: results.against_ema("04", "classes", "CFA (TRADES)", "Shirt", "Sandal")),
     ],
