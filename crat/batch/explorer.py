@@ -53,6 +53,7 @@ FREE = {"name", "attack", "dtype", "first"}
 AVERAGES = {"none": "none", "ema_update": "EMA", "ema_epoch": "EMA of epochs", "fawa": "FAWA"}
 # shown unasked, where they are: the leaderboard's baseline, and methods for fairness
 DEFAULTS = ("AT+EMA-s0", "WAT+EMA-s0", "CFA (AT)+EMA-s0", "CFA (AT)-s0")
+SEEDS = 5  # the first ones of a method are shown; the page says nothing of a mean over seeds
 COLUMNS = 40  # images in a row of a sprite
 # The images that may be shipped: data set -> (where they are from, those that crat ships). The
 # shipped ones are the first of each class, in the same order.
@@ -170,7 +171,8 @@ def _collection(folder: Path) -> Collection:
     cards = {card.parent: _card(card.parent) for card in sorted(folder.glob("*/card.json"))}
     configs = {run: card_config(card, run) for run, card in cards.items()}
     classes = DATASETS[folder.name].classes
-    kept = {run: c for run, c in configs.items() if tuple(cards[run]["classes"]) == classes}
+    whole = {run: c for run, c in configs.items() if tuple(cards[run]["classes"]) == classes}
+    kept = {run: config for run, config in whole.items() if config.train.seed < SEEDS}
     attacks = offered(folder.name)
     y = np.zeros(0, int)
     runs = []
@@ -228,7 +230,8 @@ def _names(configs: Mapping[Path, RunConfig]) -> dict[Path, Name]:
     """The names of the runs of a data set, no two alike."""
     networks = Counter(config.model.name for config in configs.values())
     lengths = Counter(config.train.epochs for config in configs.values())
-    usual = _most(networks, ""), _most(lengths, 0)
+    sizes = Counter(config.data.train_per_class for config in configs.values())
+    usual = _most(networks, ""), _most(lengths, 0), _most(sizes, None)
     names = {run: _name(config, *usual) for run, config in configs.items()}
     times = Counter(names.values())
     for run, name in names.items():
@@ -242,7 +245,7 @@ def _most(counts: Counter[Any], none: Any) -> Any:
     return max(counts, key=lambda value: counts[value], default=none)
 
 
-def _name(config: RunConfig, usual_network: str, usual_epochs: int) -> Name:
+def _name(config: RunConfig, usual_network: str, usual_epochs: int, usual_size: int | None) -> Name:
     head, *settings = label(config).split(", ")
     method, plus, _ = head.partition(" + ")
     settings = [re.sub(r"^start_from \S+-(\w+)-s\d+-\w+$", r"from \1", s) for s in settings]
@@ -252,6 +255,9 @@ def _name(config: RunConfig, usual_network: str, usual_epochs: int) -> Name:
     parts = [whole] if whole else [known.get((method,), method), *settings]
     if config.model.name != usual_network:
         parts.append(config.model.name)
+    size = config.data.train_per_class
+    if size and size != usual_size:
+        parts.append(f"{size} images of a class")
     if config.train.epochs != usual_epochs:
         parts.append(f"{config.train.epochs} epochs")
     average = AVERAGES.get(config.train.average, config.train.average)
