@@ -60,6 +60,7 @@ DECIDING += ("TRADES", "TRADES + CCR", "TRADES + EMA", "TRADES + FAWA")
 BEYOND = ("eps 1.6", "sweep AT")  # a margin beyond the judging one, and that one
 BEYOND_SEEDS = 5
 MAIN = ("AT", "AT+EMA", "CFA (AT)", "CFA (AT)+EMA", "TRADES", "TRADES+EMA", "CFA (TRADES)")
+# how many seeds each of them has: as many as its claims have had looks for
 SEEDS = dict.fromkeys(MAIN, 5) | {"AT+EMA": 8, "CFA (AT)+EMA": 8}
 # CFA's base value at which the classes' mean margin is eps: on these images t_k is near 0.75
 NEUTRAL = 0.25
